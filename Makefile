@@ -1,0 +1,64 @@
+# make run    start Brain on an embedded PostgreSQL     make test      every test, with coverage
+# make check  lint, types, import order                 make contract  the two regression contracts
+# make lock   pin the dependencies again                make clean     remove what the others made
+
+.DELETE_ON_ERROR:
+.PHONY: run test check contract bench lock clean
+
+VENV := .venv
+BIN  := $(VENV)/bin
+
+# The newest Python that is at least 3.11, or what PYTHON= names.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+run: $(VENV)/run.done
+	@$(BIN)/brain serve
+
+test: $(VENV)/dev.done $(VENV)/node.done
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
+contract: $(VENV)/dev.done $(VENV)/node.done
+	$(BIN)/pytest -m contract
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-timeout 2>/dev/null || $(BIN)/lint-imports
+
+# The virtual environment: made once, and again when a lock changes. dev is a superset of run.
+$(VENV)/run.done: requirements.lock pyproject.toml
+	@$(call install,requirements.lock)
+	@touch $@
+
+$(VENV)/dev.done: requirements-dev.lock pyproject.toml
+	@$(call install,requirements-dev.lock)
+	@touch $(VENV)/run.done $@
+
+# wscat and tsc, where there is Node; the tests that need them say why they are skipped where there is none.
+$(VENV)/node.done: tests/node/package-lock.json | $(VENV)/dev.done
+	@if command -v npm >/dev/null; then cd tests/node && npm ci --silent --no-audit --no-fund; \
+	else echo "npm not found: the tests with wscat and tsc will be skipped"; fi
+	@touch $@
+
+define install
+set -e; \
+test -n "$(PYTHON)" || { echo "Brain needs Python 3.11 or newer. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
+test -x $(BIN)/pip || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); } || \
+	{ rm -rf $(VENV); echo "python3 -m venv failed: on Debian and Ubuntu, apt install python3-venv"; exit 1; }; \
+echo "installing $(1) (a minute, once)"; \
+$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(1); \
+$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endef
+
+lock: $(VENV)/dev.done
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade --no-emit-index-url \
+		--no-header --no-annotate --group run -o requirements.lock pyproject.toml --extra embedded
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade --no-emit-index-url \
+		--no-header --no-annotate --group dev -o requirements-dev.lock pyproject.toml --extra embedded
+
+clean:
+	rm -rf $(VENV) node_modules tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
