@@ -7,7 +7,7 @@ A change is encoded once and framed once, for every client: a server's frames ar
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,7 +30,10 @@ A plain tuple of atoms: Python's collector stops tracking those, and a board hol
 """
 
 FIELDS = ("id", "status", "progress", "task_id", "agent", "started_at", "completed_at", "error")
-ID, STATUS, PROGRESS, TASK_ID, AGENT, STARTED_AT, COMPLETED_AT, ERROR = range(8)
+ID: Final = 0
+STATUS: Final = 1
+TASK_ID: Final = 3
+AGENT: Final = 4
 
 UNCHANGED = "\0"
 """Stands in a field whose value PostgreSQL did not send, as it did not change (TOAST). No text of PostgreSQL's holds a NUL."""
@@ -85,7 +88,7 @@ def body(run: Run) -> str:
 
 def message(run: Run, time: Micros) -> bytes:
     """The message about `run` as of `time`, in the frame that goes to every client."""
-    payload = f'{{"type":"{TYPES[run[STATUS]]}","data":{body(run)},"timestamp":"{iso(time)}"}}'
+    payload = f'{{"type":"{TYPES[run[1]]}","data":{body(run)},"timestamp":"{iso(time)}"}}'
     return text_frame(payload.encode("ascii"))
 
 

@@ -1,0 +1,119 @@
+"""Connecting to PostgreSQL: what a URL may say, the session that Brain needs, and its errors in plain words."""
+
+import re
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import AsyncConnection, conninfo
+from psycopg.adapt import AdaptersMap
+from psycopg.types.string import TextLoader
+
+Text: TypeAlias = tuple[str | None, ...]
+Conn: TypeAlias = AsyncConnection[Text]
+"""A connection on which every column arrives as the text that its type prints."""
+
+SESSION = {
+    "datestyle": "ISO,MDY",
+    "timezone": "UTC",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""The text form of a value is the session's, and a role or a database may have set another (seen: `21/11/2026 06:32:03 IST`
+and `3e+01` for 30). Start-up options win over both."""
+
+_OURS = {
+    "schema",
+    "pgbouncer",
+    "connection_limit",
+    "pool_timeout",
+    "sslaccept",
+    "statement_cache_size",
+    "prepared_statements",
+}
+"""Parameters of other tools' URLs (Prisma, SQLAlchemy) that libpq would refuse and that say nothing to Brain."""
+
+
+class DatabaseURLError(ValueError):
+    """A URL that names no PostgreSQL database. The text names the rule; it never repeats a password."""
+
+
+def parse_url(url: str) -> str:
+    """A libpq connection string from what people paste: `postgres://`, `postgresql+asyncpg://`, `?schema=public`.
+
+    Raises DatabaseURLError.
+    """
+    if "://" in url:
+        parts = urlsplit(url)
+        scheme = parts.scheme.partition("+")[0]
+        if scheme not in ("postgres", "postgresql"):
+            raise DatabaseURLError(f"the database URL begins with {parts.scheme}://, not with postgresql://")
+        query = [(key, value) for key, value in parse_qsl(parts.query) if key not in _OURS]
+        url = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query), ""))
+    try:
+        conninfo.conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise DatabaseURLError(
+            f"the database URL cannot be read ({_first_line(error)}): "
+            "write postgresql://user:password@host:5432/database, with %40 for an @ in the password"
+        ) from None
+    return url
+
+
+def masked(url: str) -> str:
+    """The URL for a log line: without its password, and without parameters, which may hold one."""
+    info = conninfo.conninfo_to_dict(url)
+    host, port = info.get("host") or "localhost", info.get("port") or 5432
+    return f"postgresql://{info.get('user', '')}@{host}:{port}/{info.get('dbname', '')}"
+
+
+def parameters(url: str, application: str, **settings: str) -> dict[str, Any]:
+    """Keyword arguments of connect(): the URL's, with Brain's session settings behind whatever options the URL has."""
+    given = conninfo.conninfo_to_dict(url)
+    options = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
+    return {
+        "connect_timeout": 5,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,  # ms: a database whose packets vanish is noticed within 15 s
+        "application_name": application,
+        **given,
+        "client_encoding": "UTF8",
+        "options": f"{given.get('options') or ''} {options}".strip(),
+    }
+
+
+async def connect(url: str, application: str = "brain", **settings: str) -> Conn:
+    """An autocommit connection with text on every column. Raises psycopg.Error; `why` puts it into words."""
+    conn: Conn = await AsyncConnection.connect(**parameters(url, application, **settings), autocommit=True)
+    await configure(conn)
+    return conn
+
+
+async def configure(conn: AsyncConnection[Any]) -> None:
+    """Reads every type as text, so that one decoder serves a query and the stream: two would make equal rows differ."""
+    conn.prepare_threshold = None  # a pooler between may hand each statement to another session
+    for oid in _oids(conn.adapters):
+        conn.adapters.register_loader(oid, TextLoader)
+
+
+def _oids(adapters: AdaptersMap) -> list[int]:
+    return [oid for info in adapters.types for oid in (info.oid, info.array_oid) if oid]
+
+
+def why(error: BaseException) -> str:
+    """One line for a log or a person: what PostgreSQL said, and its SQLSTATE."""
+    code = getattr(error, "sqlstate", None)
+    text = _first_line(error) or type(error).__name__
+    return f"{text} ({code})" if code else text
+
+
+def _first_line(error: BaseException) -> str:
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    # libpq repeats the connection string of a URL that it cannot read, password and all.
+    return re.sub(r"://[^@\s]*@", "://…@", text.removeprefix("ERROR: ")).strip()

@@ -1,0 +1,222 @@
+"""The table `runs`: its place, its columns, how its rows are read, and which changes of status are allowed."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from psycopg import sql
+
+from brain.database import Conn
+from brain.messages import ACTIVE, FIELDS, STATUSES, UNCHANGED, Run, Status
+
+log = structlog.get_logger()
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"queued", "running", "failed"}),
+    "running": frozenset({"running", "completed", "failed"}),
+    "completed": frozenset({"completed"}),
+    "failed": frozenset({"failed"}),
+}
+"""What the HTTP API lets a status become. A status may stay as it is (progress); an end is final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Table":
+        """`schema.name`, or `name` in the schema public. Raises ValueError."""
+        schema, dot, name = text.partition(".")
+        if not dot:
+            schema, name = "public", schema
+        if not schema or not name or "." in name:
+            raise ValueError(f"{text!r} is not the name of a table: schema.name, such as public.runs")
+        return cls(schema, name)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def publication(self) -> str:
+        """The name of the publication that Brain follows. PostgreSQL cuts names at 63 bytes, so Brain does first."""
+        return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    type: str
+    """The type's name, quoted and with its schema, fit for a cast."""
+    generated: bool
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the catalog says of the table, as far as following it depends on it."""
+
+    oid: int
+    kind: str
+    """pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign."""
+    logged: bool
+    replica_identity: str
+    """pg_class.relreplident: d primary key, f all columns, i an index, n nothing."""
+    primary_key: tuple[str, ...]
+    columns: Mapping[str, Column]
+
+    def select(self, alias: str, max_text: int) -> sql.Composable:
+        """The fields of the contract as a select list; NULL for a column that the table lacks.
+
+        No cast: a type's own output is what the stream carries too, and a cast differs from it (bool, char(n)).
+        """
+        return sql.SQL(", ").join(
+            sql.SQL("NULL")
+            if field not in self.columns
+            # One more than the bound, so that the reader sees that there was more.
+            else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, field), max_text + 1)
+            if field == "error"
+            else sql.Identifier(alias, field)
+            for field in FIELDS
+        )
+
+
+_DESCRIBE = """
+SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
+       (SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_index i
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+         WHERE i.indrelid = c.oid AND i.indisprimary),
+       (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
+                                         a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
+          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+WHERE s.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+
+
+class TableError(Exception):
+    """The table cannot be followed as it is. The text says what to do; it is for the database's owner to do."""
+
+
+async def describe(conn: Conn, table: Table) -> Description:
+    """Raises TableError if there is no such table, or if it lacks `id` or `status`."""
+    row = await (await conn.execute(_DESCRIBE, (table.schema, table.name))).fetchone()
+    if row is None:
+        raise TableError(
+            f"there is no table {table} in database {conn.info.dbname!r}: "
+            "make it with `brain init-db`, or name another with BRAIN_TABLE"
+        )
+    oid, kind, persistence, identity, key, columns = (value or "" for value in row)
+    found = {
+        name: Column(name, f'"{schema}"."{type_}"', generated, default)
+        for name, schema, type_, generated, default in json.loads(columns or "[]")
+    }
+    missing = [field for field in ("id", "status") if field not in found]
+    if missing:
+        raise TableError(
+            f"the table {table} has no column {' and no column '.join(missing)}: "
+            "Brain needs id and status; its other columns are optional"
+        )
+    return Description(
+        oid=int(oid),
+        kind=kind,
+        logged=persistence == "p",
+        replica_identity=identity,
+        primary_key=tuple(json.loads(key or "[]")),
+        columns=found,
+    )
+
+
+CUT = "… [cut]"
+"""Ends a text that was longer than the bound."""
+
+
+class Decoder:
+    """Rows as PostgreSQL prints them → runs in the words of the contract.
+
+    `statuses` maps the table's own words to the contract's. A row that cannot be said in the contract (no id, an unknown
+    status) is refused: counted, and logged once per word. A value that cannot (NaN, a year 10000) is left out of its run, and
+    a progress out of range is brought to the nearer end; both are counted as corrected.
+    """
+
+    def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
+        self._statuses: dict[str | None, str] = {status: status for status in (*STATUSES, UNCHANGED)}
+        self._statuses.update(statuses)
+        self.max_text = max_text
+        self.refused = 0
+        self.corrected = 0
+        self._words: Counter[str] = Counter()
+
+    @property
+    def active_words(self) -> list[str]:
+        """The table's words for queued and running."""
+        return [word for word, status in self._statuses.items() if word is not None and status in ACTIVE]
+
+    def __call__(self, row: Sequence[str | None]) -> Run | None:
+        """`row` holds the fields of the contract in their order. None: the row was refused."""
+        run_id, word, progress, task_id, agent, started_at, completed_at, error = row
+        status = self._statuses.get(word)
+        if status is None or not run_id or len(run_id) > self.max_text:
+            self._refuse(run_id, word)
+            return None
+        return (
+            run_id,
+            status,
+            None if progress is None else self._progress(progress),
+            task_id if task_id is None or len(task_id) <= self.max_text else self._cut(task_id),
+            agent if agent is None or len(agent) <= self.max_text else self._cut(agent),
+            None if started_at is None else self._time(started_at),
+            None if completed_at is None else self._time(completed_at),
+            error if error is None or len(error) <= self.max_text else self._cut(error),
+        )
+
+    def _refuse(self, run_id: str | None, word: str | None) -> None:
+        self.refused += 1
+        what = (
+            "id is empty or too long"
+            if not run_id or len(run_id) > self.max_text
+            else f"status {str(word)[:40]!r}"
+        )
+        self._words[what] += 1
+        if self._words[what] == 1 and len(self._words) <= 100:
+            log.warning(
+                "row refused",
+                why=f"{what} has no place in the contract",
+                id=str(run_id)[:40],
+                cure="map the table's own words with BRAIN_STATUS_MAP",
+            )
+
+    def _cut(self, text: str) -> str:
+        return text[: self.max_text] + CUT
+
+    def _progress(self, text: str) -> float | None:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if 0 <= value <= 100:
+            return int(value) if value.is_integer() else value
+        self.corrected += 1
+        return None if math.isnan(value) else 0 if value < 0 else 100
+
+    def _time(self, text: str) -> str | None:
+        """ISO 8601 in UTC, with Z. A timestamp without a zone is taken as UTC: the contract has no other."""
+        if text[-3:] == "+00" and text[10:11] == " " and len(text) <= 29:
+            return f"{text[:10]}T{text[11:-3]}Z"
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            self.corrected += 1
+            return None
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment.isoformat().replace("+00:00", "Z")
