@@ -87,6 +87,10 @@ class Board:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def differs(self, run: Run) -> bool:
+        known = self._runs.get(run[ID])
+        return known is None or known[RUN] != run
+
     def get(self, run_id: str) -> Entry | None:
         return self._runs.get(run_id)
 
@@ -147,7 +151,9 @@ class Board:
             elif run != known[RUN] and (event.unless_after is None or known[SEQ] <= event.unless_after):
                 pushes.append(self._put(run, 0, known, ()))
         for run_id in event.gone:
-            self._forget(self._runs.get(run_id))
+            known = self._runs.get(run_id)
+            if known is not None and (event.unless_after is None or known[SEQ] <= event.unless_after):
+                self._forget(known)
         if event.unless_after is not None:
             self.corrections += len(pushes)
         if not self.begun:

@@ -71,7 +71,7 @@ def masked(url: str) -> str:
     return f"postgresql://{info.get('user', '')}@{host}:{port}/{info.get('dbname', '')}"
 
 
-def parameters(url: str, application: str, **settings: str) -> dict[str, Any]:
+def parameters(url: str, application: str, *, replication: bool = False, **settings: str) -> dict[str, Any]:
     """Keyword arguments of connect(): the URL's, with Brain's session settings behind whatever options the URL has."""
     given = conninfo.conninfo_to_dict(url)
     options = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
@@ -84,13 +84,15 @@ def parameters(url: str, application: str, **settings: str) -> dict[str, Any]:
         "application_name": application,
         **given,
         "client_encoding": "UTF8",
+        **({"replication": "database"} if replication else {}),
         "options": f"{given.get('options') or ''} {options}".strip(),
     }
 
 
-async def connect(url: str, application: str = "brain", **settings: str) -> Conn:
+async def connect(url: str, application: str, *, replication: bool = False, **settings: str) -> Conn:
     """An autocommit connection with text on every column. Raises psycopg.Error; `why` puts it into words."""
-    conn: Conn = await AsyncConnection.connect(**parameters(url, application, **settings), autocommit=True)
+    given = parameters(url, application, replication=replication, **settings)
+    conn: Conn = await AsyncConnection.connect(**given, autocommit=True)
     await configure(conn)
     return conn
 

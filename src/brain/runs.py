@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 
 import structlog
 from psycopg import sql
@@ -52,6 +53,20 @@ class Table:
         return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
 
 
+def init_sql(table: Table) -> str:
+    """The SQL that makes the table and its publication, where they are missing; `schema.sql` says what it leaves alone."""
+    names = {
+        "table": table.sql,
+        "table_text": sql.Literal(table.sql.as_string()),
+        "schema": sql.Identifier(table.schema),
+        "schema_text": sql.Literal(sql.Identifier(table.schema).as_string()),
+        "publication": sql.Identifier(table.publication),
+        "publication_text": sql.Literal(table.publication),
+    }
+    template = files("brain").joinpath("schema.sql").read_text("utf-8")
+    return sql.SQL(template).format(**names).as_string()
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     name: str
@@ -72,6 +87,8 @@ class Description:
     replica_identity: str
     """pg_class.relreplident: d primary key, f all columns, i an index, n nothing."""
     primary_key: tuple[str, ...]
+    identity: tuple[str, ...]
+    """The columns that the stream carries of a row's old version: those of its replica identity."""
     columns: Mapping[str, Column]
 
     def select(self, alias: str, max_text: int) -> sql.Composable:
@@ -95,6 +112,10 @@ SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
        (SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_index i
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
          WHERE i.indrelid = c.oid AND i.indisprimary),
+       (SELECT json_agg(a.attname ORDER BY a.attnum)
+          FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           AND CASE c.relreplident WHEN 'f' THEN true WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END),
        (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
                                          a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
@@ -116,7 +137,7 @@ async def describe(conn: Conn, table: Table) -> Description:
             f"there is no table {table} in database {conn.info.dbname!r}: "
             "make it with `brain init-db`, or name another with BRAIN_TABLE"
         )
-    oid, kind, persistence, identity, key, columns = (value or "" for value in row)
+    oid, kind, persistence, replica, key, identity, columns = (value or "" for value in row)
     found = {
         name: Column(name, f'"{schema}"."{type_}"', generated, default)
         for name, schema, type_, generated, default in json.loads(columns or "[]")
@@ -131,8 +152,9 @@ async def describe(conn: Conn, table: Table) -> Description:
         oid=int(oid),
         kind=kind,
         logged=persistence == "p",
-        replica_identity=identity,
+        replica_identity=replica,
         primary_key=tuple(json.loads(key or "[]")),
+        identity=tuple(dict.fromkeys(json.loads(identity or "[]"))),
         columns=found,
     )
 

@@ -66,6 +66,10 @@ class Known(Protocol):
         """The ids of the runs held as queued or running."""
         ...
 
+    def differs(self, run: Run) -> bool:
+        """Whether the run is unknown, or held in another state."""
+        ...
+
     def __contains__(self, run_id: str) -> bool: ...
 
 

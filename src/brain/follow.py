@@ -1,0 +1,321 @@
+"""Following the table for ever: choosing a source, falling back, climbing back, joining, watching, reconnecting.
+
+    connect ──► poll ──────────► slot made ──► one more poll ──► stream ──► …
+       ▲         ▲  │ (a task tries to climb,                      │
+       │         │  │  and says why it cannot)                     │ lost, or changed under us
+       │         └──┴──────────────────────────────────────────────┘
+       └── the connection is gone: back-off with jitter
+
+Whatever happens, what was true at the last good moment is known, and the next poll brings what has changed since.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+import psycopg
+import structlog
+from psycopg import conninfo
+
+from brain.database import Conn, connect, why
+from brain.messages import ID, UNCHANGED, Run
+from brain.pgoutput import LSN
+from brain.poll import Moment, Poll
+from brain.publication import Facts, Refused, SlotWaits, ensure, facts, refusal
+from brain.replication import LostError, Stream
+from brain.runs import Decoder, Table, TableError
+from brain.source import Event, Known, Op, Snapshot
+
+log = structlog.get_logger()
+
+Mode: TypeAlias = Literal["auto", "replication", "poll"]
+
+BACK_OFF_FIRST, BACK_OFF_MOST = 0.1, 1.5
+"""Seconds. The longest keeps the promise that a database which is back is followed within 2 s."""
+
+CLIMB_EVERY = 10.0
+"""Seconds until a refused stream is asked for again."""
+
+SLOT_WAITS = (5.0, 30.0, 300.0)
+"""Seconds that making a slot may wait for the open writing transactions, try by try."""
+
+WATCH_EVERY = 10.0
+COMPARE_EVERY = 60.0
+
+MOST_WAL = 1024**3
+"""Bytes of log that our slot may hold back before it is given up: an open transaction anywhere pins them."""
+
+
+@dataclass(slots=True)
+class State:
+    """Which source is in use, and why it is not a better one: for /readyz, /metrics and the log."""
+
+    source: Literal["none", "poll", "replication"] = "none"
+    reason: str = "connecting"
+    """Why the source is not a better one; "" if there is none better."""
+    cure: str = ""
+    """What to run or set for a better one."""
+    heard: float = float("-inf")
+    """When, by the loop's clock, the database was last known to have been read to its end."""
+    connects: int = 0
+    streams: int = 0
+    losses: int = 0
+    slow: bool = False
+    """A scan takes so long that polling is late by more than half a second."""
+
+    def change(
+        self, source: Literal["none", "poll", "replication"], reason: str = "", cure: str = ""
+    ) -> None:
+        """One log line per change of state, not per try."""
+        if (source, reason) == (self.source, self.reason):
+            return
+        self.source, self.reason, self.cure = source, reason, cure
+        level = log.warning if source == "none" else log.info
+        level("source", now=source, **({"why": reason} if reason else {}), **({"cure": cure} if cure else {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a watch found: once the stream has passed `lsn`, everything before `moment` is known."""
+
+    moment: Moment
+    lsn: LSN
+    differing: list[Snapshot] = field(default_factory=list)
+
+
+class Follow:
+    """The Source of a running Brain. `application` names its connections, and must not be a synchronous standby's name."""
+
+    def __init__(
+        self,
+        url: str,
+        table: Table,
+        decoder: Decoder,
+        known: Known,
+        *,
+        mode: Mode,
+        interval: float,
+        application: str,
+    ) -> None:
+        self.state = State()
+        self._url = url
+        self._table = table
+        self._decoder = decoder
+        self._known = known
+        self._mode = mode
+        self._interval = interval
+        self._application = application
+        self._user = str(conninfo.conninfo_to_dict(url).get("user") or "")
+        self._moment: Moment | None = None
+        self._slot_tries = 0
+        self._next_climb = 0.0
+
+    async def events(self) -> AsyncIterator[Event]:
+        failures = 0
+        while True:
+            try:
+                conn = await connect(self._url, self._application)
+                async with conn:
+                    self.state.connects += 1
+                    poll = Poll(conn, self._table, self._decoder, self._known, self._moment)
+                    await poll.look()
+                    self._next_climb = 0.0
+                    async with aclosing(self._follow(poll)) as events:
+                        async for event in events:
+                            failures = 0
+                            yield event
+            except (psycopg.Error, TableError, OSError, TimeoutError) as error:
+                self.state.change("none", why(error))
+            failures += 1
+            longest = min(BACK_OFF_MOST, BACK_OFF_FIRST * 2 ** min(failures, 10))
+            await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - jitter
+
+    async def _follow(self, poll: Poll) -> AsyncGenerator[Event]:
+        """Poll, and stream while that can be had. Ends by raising what the ordinary connection raised."""
+        loop = asyncio.get_running_loop()
+        climb: asyncio.Task[tuple[Stream, Facts]] | None = None
+        try:
+            while True:
+                async with aclosing(poll.read()) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                self._good(poll.moment)
+                if climb is not None and climb.done():
+                    finished, climb = climb, None
+                    opened = self._climbed(finished)
+                    if opened is not None:
+                        async with aclosing(self._stream(poll, *opened)) as events:
+                            async for event in events:
+                                yield event
+                        continue
+                elif self.state.source != "poll":
+                    self.state.change("poll", "" if self._mode == "poll" else "the stream is being prepared")
+                if climb is None and self._mode != "poll" and loop.time() >= self._next_climb:
+                    climb = asyncio.create_task(self._climb(), name="climb")
+                self._warn_if_slow(poll.pause)
+                pause = max(self._interval, poll.pause)
+                if climb is None:
+                    await asyncio.sleep(pause)
+                else:
+                    await asyncio.wait([climb], timeout=pause)
+        finally:
+            if climb is not None:
+                climb.cancel()
+                with suppress(asyncio.CancelledError, psycopg.Error, Refused, TableError, OSError):
+                    stream, _ = await climb
+                    await stream.close()
+
+    def _good(self, moment: Moment | None) -> None:
+        self._moment = moment
+        self.state.heard = asyncio.get_running_loop().time()
+
+    def _warn_if_slow(self, pause: float) -> None:
+        if self.state.slow != (pause > 0.5):
+            self.state.slow = not self.state.slow
+            log.info("poll pace", slow=self.state.slow, seconds_between_scans=round(pause, 2))
+
+    # Climbing.
+
+    async def _climb(self) -> tuple[Stream, Facts]:
+        """Look whether the table can be streamed, and make a slot. Raises Refused, TableError or psycopg.Error."""
+        try:
+            conn = await connect(self._url, self._application)
+            async with conn:
+                found = await ensure(conn, self._table, self._application)
+            patience = SLOT_WAITS[min(self._slot_tries, len(SLOT_WAITS) - 1)]
+            stream = await Stream.open(
+                self._url,
+                self._table,
+                found.description,
+                self._decoder,
+                application=self._application,
+                patience=patience,
+            )
+        except psycopg.Error as error:
+            raise refusal(error, self._user) from error
+        return stream, found
+
+    def _climbed(self, climb: asyncio.Task[tuple[Stream, Facts]]) -> tuple[Stream, Facts] | None:
+        """What a finished climb brought: a stream, or the reason why there is none."""
+        now = asyncio.get_running_loop().time()
+        try:
+            opened = climb.result()
+        except SlotWaits as refused:
+            self._slot_tries += 1
+            self.state.change("poll", refused.reason, refused.cure)
+            self._next_climb = now
+        except Refused as refused:
+            self.state.change("poll", refused.reason, refused.cure)
+            self._next_climb = now + CLIMB_EVERY
+        except (TableError, OSError, TimeoutError) as error:
+            self.state.change("poll", why(error))
+            self._next_climb = now + CLIMB_EVERY
+        else:
+            self._slot_tries = 0
+            return opened
+        return None
+
+    # Streaming.
+
+    async def _stream(self, poll: Poll, stream: Stream, found: Facts) -> AsyncGenerator[Event]:
+        """Join the stream and follow it until it is lost, which is said, or the ordinary connection is, which is raised."""
+        loop = asyncio.get_running_loop()
+        watch: asyncio.Task[Mark] | None = None
+        mark: Mark | None = None
+        try:
+            # The slot first, then one more poll, then the insert position, then the stream less what that poll has seen.
+            await poll.look()
+            async with aclosing(poll.read(always=True)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            assert poll.moment is not None
+            self._good(poll.moment)
+            await stream.start(poll.moment.visible, await poll.insert_lsn())
+            self.state.streams += 1
+            self.state.change("replication")
+            next_watch, next_compare = loop.time(), loop.time() + COMPARE_EVERY
+            while True:
+                for changes in await stream.read():
+                    if stream.holes:
+                        await self._fill(poll, changes.rows)
+                    yield changes
+                self.state.heard = stream.heard
+                now = loop.time()
+                if mark is not None and stream.position >= mark.lsn:
+                    for snapshot in mark.differing:
+                        log.warning(
+                            "stream differed from the table", rows=len(snapshot.rows), gone=len(snapshot.gone)
+                        )
+                        yield snapshot
+                    poll.moment = self._moment = mark.moment
+                    mark = None
+                if watch is not None and watch.done():
+                    mark, watch = watch.result(), None
+                elif watch is None and mark is None and now >= next_watch:
+                    compare = now >= next_compare
+                    watch = asyncio.create_task(
+                        self._watch(poll, found, stream.slot, compare=compare), name="watch"
+                    )
+                    next_watch, next_compare = (
+                        now + WATCH_EVERY,
+                        now + COMPARE_EVERY if compare else next_compare,
+                    )
+        except LostError as error:
+            self.state.losses += 1
+            self.state.change("poll", f"the stream was lost: {error}")
+            self._next_climb = loop.time() + random.uniform(0, 0.5)  # noqa: S311 - jitter
+        except Refused as refused:
+            self.state.change("poll", refused.reason, refused.cure)
+            self._next_climb = loop.time() + CLIMB_EVERY
+        finally:
+            if watch is not None:
+                watch.cancel()
+                with suppress(asyncio.CancelledError, psycopg.Error, LostError, Refused, TableError):
+                    await watch
+            await stream.close()
+
+    async def _watch(self, poll: Poll, before: Facts, slot: str, *, compare: bool) -> Mark:
+        """Look for what would silence the stream without an error. Raises LostError, Refused, TableError, psycopg.Error."""
+        found = await facts(poll.conn, self._table)
+        if found != before:
+            raise LostError("the table or its publication has changed")
+        retained = await _retained(poll.conn, slot)
+        if retained > MOST_WAL:
+            raise Refused(
+                f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",
+                "end the oldest transaction of pg_stat_activity",
+            )
+        differing: list[Snapshot] = []
+        seq = self._known.seq
+        moment, scanned = poll.moment, poll.moment
+        if compare:
+            # A scan that leaves the moment where it is until the stream has passed the position read behind it; what it
+            # finds changed since `seq` is the stream's own business.
+            async with aclosing(poll.scan(self._known.differs)) as pieces:
+                differing = [replace(p, unless_after=seq) async for p in pieces if p.rows or p.gone]
+            scanned, poll.moment = poll.moment, moment
+        else:
+            assert moment is not None
+            scanned = Moment(moment.identity, await poll.visible())
+        assert scanned is not None
+        return Mark(scanned, await poll.insert_lsn(), differing)
+
+    async def _fill(self, poll: Poll, rows: list[tuple[Op, Run]]) -> None:
+        """Ask for values that PostgreSQL did not send (unchanged TOAST) of runs that nobody here knows."""
+        wanted = [run[ID] for _, run in rows if UNCHANGED in run and run[ID] not in self._known]
+        if not wanted:
+            return
+        now = await poll.fetch(wanted)
+        for i, (op, run) in enumerate(rows):
+            if UNCHANGED in run and run[ID] in now:
+                current = now[run[ID]]
+                rows[i] = (op, tuple(c if v == UNCHANGED else v for v, c in zip(run, current, strict=True)))  # type: ignore[assignment]
+
+
+async def _retained(conn: Conn, slot: str) -> int:
+    query = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = %s"
+    row = await (await conn.execute(query, (slot,))).fetchone()
+    return int(row[0]) if row is not None and row[0] is not None else 0

@@ -1,0 +1,203 @@
+"""The source that needs no privilege: one query finds what changed since the last good moment, in any table, by `xmin`.
+
+`xmin` is the id of the transaction that wrote a row's version (PostgreSQL documentation, 5.6 "System Columns"). Ids have no
+order and no index, so the query is a sequential scan: about 30 ms per million rows. It runs only if
+something was committed at all since (an unchanged `pg_current_snapshot()` means that nothing was), and no sooner than 20
+times its own duration after the last.
+
+The horizon is the *xmin* of the last snapshot, the oldest transaction still open then: its xmax, a row's own visibility
+(subtransactions) or a comparison of the numbers (wraparound) each lose rows.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import NewType, TypeAlias, cast
+
+import psycopg
+from psycopg import sql
+
+from brain.database import Conn, Text
+from brain.messages import ID, Run
+from brain.pgoutput import LSN
+from brain.runs import Decoder, Description, Table, describe
+from brain.source import Known, Snapshot
+
+Identity: TypeAlias = tuple[str | None, ...]
+"""System identifier, timeline, database and table: when one of them changes, what was known of the table is void."""
+
+Xid = NewType("Xid", int)
+"""A transaction id of 64 bits, whose upper half counts the wraparounds of the 32 that rows and the stream carry."""
+
+PIECE = 1000
+SHARE = 20
+"""A scan is followed by a pause of so many times its duration: it takes 5 % of a core at the most."""
+
+_IDENTITY = """
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint())
+            ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+       (SELECT oid FROM pg_database WHERE datname = current_database()), %s::oid
+"""
+
+
+def widen(xid: int, near: int) -> Xid:
+    """The 64-bit id of a 32-bit one that is less than 2^31 transactions away from `near`."""
+    return Xid(near + (xid - near + 2**31) % 2**32 - 2**31)
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """A value of pg_current_snapshot(): which transactions a query has seen."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> "Visible":
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
+
+    def sees(self, xid: Xid) -> bool:
+        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """As of when everything is known: the last good moment."""
+
+    identity: Identity
+    visible: Visible
+    versions: frozenset[tuple[str, str | None]] = frozenset()
+    """Id and xmin of the row versions that are known though they lie beyond the horizon, which an open transaction holds:
+    the next answer will contain them again."""
+
+
+class Poll:
+    """Reads the table over an ordinary connection. `moment` outlives connections; it is the caller's to hand on."""
+
+    def __init__(
+        self, conn: Conn, table: Table, decoder: Decoder, known: Known, moment: Moment | None
+    ) -> None:
+        self.conn = conn
+        self.moment = moment
+        self.pause = 0.0
+        """Seconds for which the next scan is to wait, after what the last one cost."""
+        self.description: Description
+        self._table = table
+        self._decoder = decoder
+        self._known = known
+        self._identity: Identity
+
+    async def look(self) -> None:
+        """Read what the catalog says. Raises TableError."""
+        self.description = await describe(self.conn, self._table)
+        self._identity = await self.identify(self.description)
+
+    async def identify(self, description: Description) -> Identity:
+        try:
+            row = await (await self.conn.execute(_IDENTITY, (description.oid,))).fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            return (None, None, None, str(description.oid))
+        assert row is not None
+        return row
+
+    async def visible(self) -> Visible:
+        row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
+        assert row is not None
+        return Visible.parse(str(row[0]))
+
+    async def insert_lsn(self) -> LSN:
+        row = await (await self.conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")).fetchone()
+        assert row is not None
+        return LSN(int(str(row[0])))
+
+    async def read(self, *, always: bool = False) -> AsyncGenerator[Snapshot]:
+        """What changed since the last good moment, in pieces. Nothing, and no scan, if nothing was committed anywhere."""
+        heap = self.description.kind in "rpm"
+        if not always and heap and self.moment is not None and (await self.visible()) == self.moment.visible:
+            return
+        begun = time.perf_counter()
+        async with aclosing(self.scan()) as pieces:
+            async for piece in pieces:
+                yield piece
+        self.pause = SHARE * (time.perf_counter() - begun)
+
+    async def scan(self, keep: Callable[[Run], bool] | None = None) -> AsyncGenerator[Snapshot]:
+        """Read, and move `moment` on when the last piece has been taken. `keep` may leave rows out."""
+        moment = self.moment
+        here = await self.visible()
+        new = moment is not None and (
+            moment.identity != self._identity
+            or here.xmax < moment.visible.xmax  # an older state of this very database was put back
+            or here.xmax - moment.visible.xmin >= 2**31  # further away than 32 bits can tell
+        )
+        query, parameters = self._first() if moment is None or new else self._since(moment.visible)
+        missing = set(self._known.unfinished())
+        seen = moment.versions if moment is not None and not new else frozenset()
+        versions: set[tuple[str, str | None]] = set()
+        rows: list[Run] = []
+        visible, at = here, 0
+        async with self.conn.cursor() as cursor:
+            answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
+            async with aclosing(answer):
+                async for snapshot, clock, xmin, *values in answer:
+                    if not at:
+                        visible, at = Visible.parse(str(snapshot)), int(str(clock))
+                    run_id = values[ID]
+                    if run_id is None:
+                        continue
+                    missing.discard(run_id)
+                    if xmin is not None and widen(int(xmin), visible.xmax) >= visible.xmin:
+                        versions.add((run_id, xmin))
+                        if (run_id, xmin) in seen:
+                            continue
+                    run = self._decoder(values)
+                    if run is not None and (keep is None or keep(run)):
+                        rows.append(run)
+                        if len(rows) == PIECE:
+                            yield Snapshot(rows, at, complete=False, new=new)
+                            rows, new = [], False
+        gone = await self._gone(missing)
+        yield Snapshot(rows, at, gone, new=new)
+        self.moment = Moment(self._identity, visible, frozenset(versions))
+
+    def _first(self) -> tuple[sql.Composed, list[object]]:
+        """Nothing is known, or nothing that holds: what is queued and running, and what is held as such."""
+        words = sql.SQL(", ").join(map(sql.Literal, self._decoder.active_words))
+        condition = sql.SQL("(r.status::text IN ({}) OR {})").format(words, self._by_id())
+        return self._query(sql.SQL("NULL"), condition), [list(self._known.unfinished())]
+
+    def _since(self, visible: Visible) -> tuple[sql.Composed, list[object]]:
+        if self.description.kind not in "rpm":
+            return self._first()  # a view's rows have no xmin
+        condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))")
+        return self._query(sql.SQL("r.xmin"), condition), [str(visible.xmin % 2**32)]
+
+    def _query(self, xmin: sql.Composable, condition: sql.Composable) -> sql.Composed:
+        return sql.SQL(
+            "WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS visible,"
+            " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS at)"
+            " SELECT s.visible::text, s.at, {}, {} FROM s LEFT JOIN {} r ON {}"
+        ).format(xmin, self.description.select("r", self._decoder.max_text), self._table.sql, condition)
+
+    def _by_id(self) -> sql.Composed:
+        return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(sql.SQL(self.description.columns["id"].type))
+
+    async def _gone(self, ids: set[str]) -> list[str]:
+        """Those of the ids that the table no longer has."""
+        if not ids:
+            return []
+        query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.sql, self._by_id())
+        found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
+        return [run_id for run_id in ids if run_id not in found]
+
+    async def fetch(self, ids: list[str]) -> dict[str, Run]:
+        """The rows as they are now."""
+        query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
+            self.description.select("r", self._decoder.max_text), self._table.sql, self._by_id()
+        )
+        runs = [self._decoder(row) async for row in await self.conn.execute(query, [ids])]
+        return {run[ID]: run for run in runs if run is not None}
