@@ -84,7 +84,8 @@ class Poll:
         self.conn = conn
         self.moment = moment
         self.pause = 0.0
-        """Seconds for which the next scan is to wait, after what the last one cost."""
+        """Seconds for which the next scan is to wait, after what the last ones cost."""
+        self._took = 0.0
         self.description: Description
         self._table = table
         self._decoder = decoder
@@ -123,7 +124,9 @@ class Poll:
         async with aclosing(self.scan()) as pieces:
             async for piece in pieces:
                 yield piece
-        self.pause = SHARE * (time.perf_counter() - begun)
+        # The lesser of two: one slow scan, as the first is and any may be on a busy machine, says nothing of the next.
+        last, self._took = self._took, time.perf_counter() - begun
+        self.pause = SHARE * min(last, self._took)
 
     async def scan(self, keep: Callable[[Run], bool] | None = None) -> AsyncGenerator[Snapshot]:
         """Read, and move `moment` on when the last piece has been taken. `keep` may leave rows out."""

@@ -1,0 +1,184 @@
+"""The only module that wires the others: settings in, a running Brain out."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import structlog
+from fastapi import FastAPI, Request, Response
+
+from brain.api import create_api
+from brain.board import Board
+from brain.config import Settings
+from brain.database import connect, masked
+from brain.embedded import embedded
+from brain.follow import Follow
+from brain.guard import Doors, Policy
+from brain.hub import Hub
+from brain.metrics import Metrics, Parts
+from brain.rows import open_runs
+from brain.runs import Decoder, init_sql
+from brain.seam import Gate, http_answer
+from brain.server import Server, listen
+from brain.websocket import Connections
+
+log = structlog.get_logger()
+
+PENDING = 4 * 1024 * 1024
+"""Bytes waiting for the next flush above which the source waits: a transaction of a million rows must not outrun the board."""
+
+DRAIN = 0.005
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a person wants to know who has just started Brain."""
+
+    port: int
+    database: str
+    """Without the password."""
+    embedded_port: int | None
+
+
+async def serve(settings: Settings, announce: Callable[[Running], None]) -> None:
+    """Run until SIGTERM or SIGINT. `announce` is called once connections are taken and the table is read, or cannot be.
+
+    Raises EmbeddedError, ListenError.
+    """
+    sockets = listen(settings.host, settings.port)
+    with contextlib.ExitStack() as closing:
+        for each in sockets:
+            closing.enter_context(each)
+        async with _database(settings) as (url, embedded_port):
+            port = sockets[0].getsockname()[1]
+            running = Running(port, masked(url), embedded_port)
+            await _serve(settings, url, sockets, lambda: announce(running))
+    log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[tuple[str, int | None]]:
+    """The URL of the database, and the port of the embedded one if it is that."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value(), None
+        return
+    async with embedded(settings.data_dir, settings.postgres_port) as server:
+        async with await connect(server.url, "brain-init") as conn:
+            await conn.execute(init_sql(settings.table).encode())
+        yield server.url, server.port
+
+
+async def _serve(
+    settings: Settings, url: str, sockets: list[socket.socket], announce: Callable[[], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+    decoder = Decoder(settings.status_map, settings.max_text)
+    board = Board(settings.board_memory, push_unchanged=settings.push_unchanged)
+    metrics = Metrics(time.time)
+    hub = Hub(
+        board,
+        interval=settings.flush_interval,
+        clock=loop.time,
+        call_later=loop.call_later,
+        observe=metrics.observe,
+    )
+    follow = Follow(
+        url,
+        settings.table,
+        decoder,
+        board,
+        mode=settings.source,
+        interval=settings.poll_interval,
+        application="brain",
+    )
+    policy = Policy(
+        networks=settings.allowed_networks,
+        origins=settings.allowed_origins,
+        hosts=settings.allowed_hosts,
+        trusted_proxies=settings.trusted_proxies,
+        machine=socket.gethostname(),
+    )
+    doors = Doors(
+        policy,
+        max_connections=settings.max_connections,
+        max_connections_per_ip=settings.max_connections_per_ip,
+    )
+    gate = Gate(policy, doors, Connections(hub, loop, settings.ping_timeout))
+    parts = Parts(board, hub, follow.state, doors, decoder, gate.refused, loop.time)
+    metrics.read(parts)
+    async with open_runs(url, settings.table, decoder, board) as runs:
+        api = create_api(runs)
+        _operations(api, parts, gate, metrics)
+        server = Server(api, gate, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(_pump(follow, board, hub), name="follow")
+            announcing = tasks.create_task(_announce(server, parts, announce), name="announce")
+            await server.serve(sockets)
+            following.cancel()
+            announcing.cancel()
+
+
+async def _pump(follow: Follow, board: Board, hub: Hub) -> None:
+    """From the source over the board to the hub: the one way through."""
+    async with contextlib.aclosing(follow.events()) as events:
+        async for event in events:
+            begun = board.begun
+            hub.push(board.apply(event))
+            if board.begun and not begun:
+                # What the first Snapshot made stays: the collector need not look at it again. The thresholds keep a full
+                # collection from falling into a storm of connections (its longest pause was 53 ms, and so 4.5).
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(20_000, 20, 100)
+            while hub.pending_bytes > PENDING:
+                await asyncio.sleep(DRAIN)
+
+
+async def _announce(server: Server, parts: Parts, announce: Callable[[], None]) -> None:
+    while not (server.started and (parts.board.begun or parts.state.reason != "connecting")):
+        await asyncio.sleep(0.01)
+    announce()
+
+
+def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> None:
+    """The routes for who runs Brain, and the plain GET of /ws."""
+
+    @app.get("/healthz", tags=["operations"], summary="Alive: the process answers")
+    async def healthz() -> Response:
+        return Response('{"status":"alive"}', media_type="application/json")
+
+    @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
+    async def readyz() -> Response:
+        state = parts.state
+        ready = parts.board.begun and state.source != "none" and not gate.closing
+        document = {
+            "ready": ready,
+            "source": state.source,
+            "reason": "the server is going down" if gate.closing else state.reason or None,
+            "cure": state.cure or None,
+            "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
+            "clients": parts.hub.clients,
+            "lagging": parts.hub.lagging,
+            "runs": len(parts.board),
+        }
+        return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
+
+    @app.get("/metrics", tags=["operations"], summary="For Prometheus")
+    async def read_metrics() -> Response:
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    @app.get("/ws", include_in_schema=False)
+    async def plain_get(_: Request) -> Response:
+        headers, body = http_answer(
+            426, "this is a WebSocket: connect to it with ws://", Upgrade="websocket", Connection="Upgrade"
+        )
+        fields = {name.decode(): value.decode() for name, value in headers} | {"Sec-WebSocket-Version": "13"}
+        return Response(body, 426, headers=fields)

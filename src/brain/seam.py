@@ -1,0 +1,291 @@
+"""The seam: HTTP on one connection, up to where it becomes a WebSocket.
+
+uvicorn parses and serves HTTP. A subclass of its protocol class asks the guard about every request before anything else is
+done with it, bounds a request in size and in time (httptools has no limit, uvicorn no deadline for receiving), and
+answers the upgrade from the request that was parsed already. Only the override of the upgrade does it right: uvicorn's `ws=`
+hook loses a frame that came in the request's own segment, accepts HTTP/1.0 and leaves a GET with a body unanswered.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from brain.guard import Doors, Policy, Refusal, Visit
+from brain.hub import FilterError, Subscription, parse_subscription
+from brain.websocket import Connection, Connections
+
+log = structlog.get_logger()
+
+PATH = "/ws"
+MOST_HEAD = 16 * 1024
+MOST_URL = 8 * 1024
+REQUEST_DEADLINE = 5.0
+"""Seconds from accept, or from a request's first byte, until the request is complete."""
+
+
+@dataclass(slots=True, eq=False)
+class Gate:
+    """What the seam of every connection shares."""
+
+    policy: Policy
+    doors: Doors
+    connections: Connections
+    closing: bool = False
+    waiting: dict["Seam", float] = field(default_factory=dict)
+    """Connections that owe a complete request → when it is due; the earliest first."""
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def expire(self) -> None:
+        now = self.connections.loop.time()
+        while self.waiting:
+            seam, due = next(iter(self.waiting.items()))
+            if due > now:
+                return
+            del self.waiting[seam]
+            seam.expire()
+
+
+def http_answer(status: int, detail: str, **headers: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """A problem document (RFC 9457), as headers and body."""
+    title = HTTPStatus(status).phrase
+    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()
+    fields = {"Content-Type": "application/problem+json", "Content-Length": str(len(body)), **headers}
+    return [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()], body
+
+
+class Seam(HttpToolsProtocol):
+    """HTTP on one connection, up to its upgrade."""
+
+    def __init__(self, gate: Gate, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._gate = gate
+        self._visit: Visit | None = None
+        self._unwelcome: Refusal | None = None
+        self._head = 0
+        """Bytes of the present head; -1 behind it."""
+        self._answer = (400, "the request is not HTTP")
+
+    # From the transport.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        entered = self._gate.doors.enter(self.client[0] if self.client else "")
+        if isinstance(entered, Visit):
+            self._visit = entered
+        else:
+            self._unwelcome = entered
+        self._owe()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gate.waiting.pop(self, None)
+        self._leave()
+        super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        if self._visit is not None:
+            self._gate.doors.leave(self._visit)
+
+    def _owe(self) -> None:
+        """A complete request is due. Put at the end, where the latest belongs."""
+        self._gate.waiting.pop(self, None)
+        self._gate.waiting[self] = self.loop.time() + REQUEST_DEADLINE
+
+    def _unanswered(self) -> bool:
+        """An earlier request on this connection has not been answered yet."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def expire(self) -> None:
+        if self._head != 0:
+            self._refuse(408, f"a request has to be complete within {REQUEST_DEADLINE:.0f} s")
+        else:
+            self.transport.abort()  # it has said nothing, and is owed nothing
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data and not self.transport.is_closing():
+            # A head is fed no further than its bound; what is behind a head is bounded by who reads it.
+            room = MOST_HEAD - self._head if self._head >= 0 else len(data)
+            if room <= 0:
+                self._refuse(431, f"the head of a request has at most {MOST_HEAD} bytes")
+                return
+            part, data = data[:room], data[room:]
+            if self._head >= 0:
+                self._head += len(part)
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._upgrade(part[upgrade.args[0] :] + data)
+                return
+            except httptools.HttpParserError:
+                self._refuse(*self._answer)
+                return
+
+    # From the parser.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head = max(self._head, 0)  # another request on this connection begins at 0 again
+        self._owe()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MOST_URL:
+            self._answer = (414, f"a URL has at most {MOST_URL} bytes")
+            raise ValueError(self._answer)
+
+    def on_headers_complete(self) -> None:
+        self._head = -1
+        if not self._should_upgrade():
+            refusal = self._check()
+            self.app = partial(_refused, refusal) if refusal is not None else self.config.loaded_app
+        super().on_headers_complete()
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self.cycle.keep_alive = False  # h2c and the like: answered in HTTP/1.1, and that is the end
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._gate.waiting.pop(self, None)
+
+    def _should_upgrade(self) -> bool:
+        return self._get_upgrade() == b"websocket"
+
+    def _check(self) -> Refusal | None:
+        peer = self.client[0] if self.client else ""
+        refusal = self._unwelcome or self._gate.policy.check(peer, self.headers, self.url)
+        if refusal is not None:
+            self._gate.refused[refusal.kind] += 1
+            log.info("refused", peer=peer, status=refusal.status, why=refusal.reason)
+        return refusal
+
+    # The upgrade.
+
+    def _upgrade(self, rest: bytes) -> None:
+        """The request is an upgrade, and complete; `rest` came behind it."""
+        self._gate.waiting.pop(self, None)
+        if not self._should_upgrade():
+            return
+        if self._unanswered():
+            self.transport.abort()  # the answer to an earlier request would land in the WebSocket's stream
+            return
+        refusal = self._check()
+        if refusal is not None:
+            self._refuse(refusal.status, refusal.reason, refusal.retry_after)
+            return
+        try:
+            url = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse(400, "the target of the request is not a URL")
+            return
+        if unquote((url.path or b"/").decode("latin-1")) != PATH:
+            self._refuse(404, f"WebSockets are spoken at {PATH}")
+            return
+        names = {name for name, _ in self.headers}
+        if b"transfer-encoding" in names or dict(self.headers).get(b"content-length", b"0") != b"0":
+            self._refuse(400, "an upgrade has no body")
+            return
+        try:
+            query = (url.query or b"").decode("ascii")
+            wish = parse_subscription(parse_qsl(query, keep_blank_values=True, errors="strict"))
+        except FilterError as error:
+            self._refuse(400, str(error))
+            return
+        except ValueError:
+            self._refuse(400, "the query is not percent-encoded UTF-8")
+            return
+        self._switch(wish, rest)
+
+    def _switch(self, wish: Subscription, rest: bytes) -> None:
+        request = Request(
+            self.url.decode("latin-1"),
+            Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]),
+            self.scope["method"],
+            f"HTTP/{self.parser.get_http_version()}",
+        )
+        response = ServerProtocol().accept(request)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            version = request.headers.get_all("Sec-WebSocket-Version")
+            if response.status_code == HTTPStatus.BAD_REQUEST and version != ["13"]:
+                self._refuse(426, "this server speaks WebSocket version 13")
+            else:
+                self._refuse(response.status_code, bytes(response.body).decode().strip())
+            return
+        peer = self.client[0] if self.client else ""
+        client = self._gate.policy.client_address(peer, self.headers)
+        assert self._visit is not None, "who was not let in is refused by now"
+        if self._gate.closing:
+            refusal: Refusal | None = Refusal(503, "the server is going down: come back", "connections", 1)
+        else:
+            refusal = self._gate.doors.upgrade(self._visit, client)
+        if refusal is not None:
+            self._gate.refused[refusal.kind] += 1
+            self._refuse(refusal.status, refusal.reason, refusal.retry_after)
+            return
+        self.transport.write(response.serialize())
+        connection = Connection(
+            self._gate.connections,
+            self.transport,
+            str(client),
+            partial(self._gate.doors.leave, self._visit),
+        )
+        self.connections.discard(self)  # uvicorn's shutdown must not wait for it
+        self.parser = (
+            None  # it refers to us: without this, every upgrade would leave a cycle to the collector
+        )
+        self.transport.set_protocol(connection)
+        log.info("client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None)
+        connection.start(wish)
+        if rest:
+            connection.data_received(rest)
+
+    def _refuse(self, status: int, detail: str, retry_after: int | None = None) -> None:
+        """Answer, and close. Where an earlier request is not answered yet, an answer to this one would be taken for its."""
+        if self._unanswered():
+            self.transport.abort()
+            return
+        headers: dict[str, str] = {"Connection": "close"}
+        if retry_after is not None:
+            headers["Retry-After"] = str(retry_after)
+        if status == HTTPStatus.UPGRADE_REQUIRED:
+            headers |= {"Upgrade": "websocket", "Connection": "Upgrade, close", "Sec-WebSocket-Version": "13"}
+        fields, body = http_answer(status, detail, **headers)
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+        lines += [name + b": " + value for name, value in fields]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        # Closed only when the client has closed or the deadline has passed: a reset, which unread bytes would
+        # cause, may overtake the answer.
+        self.transport.write_eof()
+        self.transport.set_protocol(_Deaf(self))
+
+
+class _Deaf(asyncio.Protocol):
+    """Behind a refusal: nothing that comes is read, and the end is near."""
+
+    def __init__(self, seam: Seam) -> None:
+        self._seam = seam
+        self._deadline = seam.loop.call_later(1.0, seam.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        self._seam.connection_lost(exc)
+
+
+async def _refused(refusal: Refusal, scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that answers one refusal. Through uvicorn, so that pipelined answers keep their order."""
+    del scope, receive
+    retry = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    headers, body = http_answer(refusal.status, refusal.reason, Connection="close", **retry)
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,163 @@
+"""The listener: sockets, uvicorn, the rounds of pings and deadlines, and the shutdown."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+import uvicorn
+from websockets.frames import CloseCode
+
+from brain.seam import Gate, Seam
+
+log = structlog.get_logger()
+
+SEND_BUFFER = 128 * 1024
+"""SO_SNDBUF. By default a stalled client costs 4 MB of the kernel's memory; so, 333 KB."""
+
+SPREAD, ABORT_AFTER = 1.0, 3.0
+"""Seconds of the shutdown: over which the close frames are sent, and after which connections are cut."""
+
+
+class ListenError(Exception):
+    """The address cannot be listened on. The text says what to do."""
+
+
+ALL = ("0.0.0.0", "::")  # noqa: S104 - the guard decides who may come in
+
+
+def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Sockets on these addresses, or on all interfaces, by IPv4 and IPv6, if none is given. Port 0 takes a free one, for all.
+
+    Raises ListenError.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for name in hosts or ALL:
+            try:
+                sockets.append(_listener(name, port))
+            except OSError as error:
+                if name == "::" and not hosts and error.errno in _NO_IPV6:
+                    continue
+                raise ListenError(
+                    f"port {port} of {name} cannot be listened on ({error.strerror}): stop what uses it, "
+                    "or set BRAIN_PORT to another (0 takes a free one), or BRAIN_HOST to an address of this machine"
+                ) from error
+            port = sockets[-1].getsockname()[1]
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
+
+
+_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a shutdown of its own. `stop` ends it; a second `stop` hurries."""
+
+    def __init__(self, app: Any, gate: Gate, *, timeout: float, ping_interval: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(Seam, gate),  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=1,
+                backlog=4096,
+            )
+        )
+        self._gate = gate
+        self._timeout = timeout
+        self._ping_interval = ping_interval
+
+    def stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            for connection in (*self._gate.connections.everyone(), *self._gate.connections.closing):
+                connection.abort("the server was told twice to stop")
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals are the caller's: uvicorn raises them again behind serve(), and nothing after it would run."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for each in sockets or []:
+            each.listen(self.config.backlog)
+            # Accepted connections inherit it: a client that takes nothing in for so long is gone, acknowledged or not.
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._timeout * 1000))
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            rounds = [
+                tasks.create_task(self._ping(), name="pings"),
+                tasks.create_task(self._expire(), name="expire"),
+            ]
+            await super().main_loop()
+            for task in rounds:
+                task.cancel()
+
+    async def _ping(self) -> None:
+        connections, share = self._gate.connections, 0
+        while True:
+            await asyncio.sleep(self._ping_interval / len(connections.shares))
+            connections.sweep(share)
+            share = (share + 1) % len(connections.shares)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._gate.expire()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """docs/operations.md lists the steps: this is 1 to 4, and uvicorn's own is 5."""
+        connections = self._gate.connections
+        self._gate.closing = True
+        for each in self.servers:
+            each.close()
+        began = connections.loop.time()
+        everyone = connections.everyone()
+        log.info("stopping", clients=len(everyone))
+        for i, connection in enumerate(everyone):
+            connection.end(CloseCode.SERVICE_RESTART, "the server is going down: come back")
+            if i % 100 == 99:
+                # Spread, so that they do not all come back in the same instant.
+                await asyncio.sleep(began + SPREAD * (i + 1) / len(everyone) - connections.loop.time())
+        while connections.closing and not self.force_exit and connections.loop.time() < began + ABORT_AFTER:
+            await asyncio.sleep(0.02)
+        if connections.closing:
+            log.warning("cut off", clients=len(connections.closing), why="they did not close in time")
+            for connection in list(connections.closing):
+                connection.abort("the server went down")
+        await super().shutdown(sockets)

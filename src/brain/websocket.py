@@ -1,0 +1,286 @@
+"""One connection, from the moment when it has been upgraded: frames in, a close handshake, and life by pings.
+
+RFC 6455 comes from the sans-I/O core of `websockets`: made when a client sends its first frame that is not the pong to our
+ping, for most clients never send one. What goes out was framed once, for all, and is handed to the transport by the hub.
+
+`write` is the one way out of a connection. It is replaced by a no-op before a close frame goes out, at EOF and on loss, so a
+close frame is the last frame, and a sweep that still knows the connection does no harm. Each of these starts the deadline
+after which the connection is aborted: `transport.close()` alone waits for a flush that may never come (seen: 150 s).
+"""
+
+import asyncio
+import codecs
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import structlog
+from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.protocol import Protocol, Side, State
+
+from brain.hub import Client, Hub, Subscription
+from brain.messages import text_frame
+
+log = structlog.get_logger()
+
+PING = Frame(Opcode.PING, b"").serialize(mask=False)
+PONG_TO_IT = b"\x8a\x80"
+"""How the pong to our empty ping begins; a mask of four bytes follows, and nothing (RFC 6455, section 5.5.3)."""
+
+HELLO, ANSWER = b"ping", text_frame(b"pong")
+"""A browser cannot send a ping of the protocol: it says so in text."""
+
+MOST_BYTES = 4096
+"""Of a client's message. Nothing that a client may say is longer."""
+
+BURST, RATE = 100, 20.0
+"""Frames that a client may send at once, and per second in the long run."""
+
+STRIDE = 1024
+"""Bytes that are parsed between two looks at the allowance: a flood of small frames must not hold the event loop."""
+
+GRACE = 3.0
+"""Seconds that a closing connection may take to flush and to say goodbye."""
+
+SHARES = 100
+"""Parts of the round of pings: 10 000 pings in one go would hold the event loop for 20 ms and more."""
+
+_quiet = logging.getLogger("brain.websocket.protocol")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
+
+
+@lru_cache(64)
+def close_frame(code: int, reason: str) -> bytes:
+    """RFC 6455, section 5.5.1."""
+    return Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False)
+
+
+@dataclass(slots=True)
+class Connections:
+    """All connections of a server, and what they share. `lost` is called once for each, when it is gone."""
+
+    hub: Hub
+    loop: asyncio.AbstractEventLoop
+    timeout: float
+    """Seconds without any byte from a client after which it is taken for dead."""
+    shares: list[set["Connection"]] = field(default_factory=lambda: [set() for _ in range(SHARES)])
+    closing: set["Connection"] = field(default_factory=set)
+    """Left the hub, and not yet gone."""
+    _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
+
+    def place(self) -> int:
+        return next(self._next)
+
+    def sweep(self, share: int) -> None:
+        """Ping one share of the clients, and drop those that have not been heard. To be called SHARES times per interval."""
+        oldest = self.loop.time() - self.timeout
+        for connection in list(self.shares[share]):
+            if connection.heard < oldest:
+                connection.abort(f"nothing was heard for {self.timeout:.0f} s")
+            elif not connection.paused:
+                connection.write(PING)
+
+    def everyone(self) -> list["Connection"]:
+        return [connection for share in self.shares for connection in share]
+
+
+class Connection(Client, asyncio.Protocol):
+    """Made when the answer to the upgrade has been written; `start` makes it known to the hub."""
+
+    __slots__ = (
+        "_all",
+        "_allowance",
+        "_code",
+        "_deadline",
+        "_lost",
+        "_message",
+        "_opened",
+        "_protocol",
+        "_reason",
+        "_refilled",
+        "_share",
+        "_transport",
+        "heard",
+        "peer",
+    )
+
+    def __init__(
+        self, all_: Connections, transport: asyncio.Transport, peer: str, lost: Callable[[], None]
+    ) -> None:
+        self._all = all_
+        self._transport = transport
+        self._lost = lost
+        self._protocol: Protocol | None = None
+        self._message: Message | None = None
+        self._allowance = float(BURST)
+        self._refilled = self._opened = self.heard = all_.loop.time()
+        self._code, self._reason = int(CloseCode.ABNORMAL_CLOSURE), ""
+        self._deadline: asyncio.TimerHandle | None = None
+        self._share = all_.place()
+        self.peer = peer
+        self.paused = False
+        self.cohort = None
+        self.write = transport.write
+
+    def start(self, wish: Subscription) -> None:
+        self._all.shares[self._share].add(self)
+        self._all.hub.join(self, wish)
+
+    # From the transport.
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self._all.loop.time()
+        if self._protocol is None and len(data) == 6 and data.startswith(PONG_TO_IT):
+            return
+        if self.write is _nowhere:
+            return  # after a close frame nothing matters but the end
+        try:
+            self._parse(data)
+        except Exception as error:  # noqa: BLE001 - whatever one client sends ends that client alone
+            self.drop(error)
+
+    def eof_received(self) -> None:
+        """The client will say nothing more. Returning None closes the transport, once it has flushed."""
+        self._leave(self._code, self._reason)
+
+    def pause_writing(self) -> None:
+        self._all.hub.pause(self)
+
+    def resume_writing(self) -> None:
+        self.heard = self._all.loop.time()  # what drained was acknowledged by somebody
+        self._all.hub.resume(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave(self._code, self._reason or (str(exc) if exc else ""))
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._all.closing.discard(self)
+        self._protocol = None
+        self._lost()
+        log.info(
+            "client left",
+            peer=self.peer,
+            code=self._code,
+            **({"why": self._reason} if self._reason else {}),
+            seconds=round(self._all.loop.time() - self._opened, 1),
+        )
+
+    # From the hub and the server.
+
+    def end(self, code: int, reason: str) -> None:
+        write = self.write
+        if write is _nowhere:
+            return
+        self._leave(code, reason)
+        write(close_frame(code, reason))
+        # A half-close: the client reads the close frame and the end, answers, and closes. To close both ways at once
+        # would answer what it still has under way by a reset, which may overtake the close frame.
+        self._transport.write_eof()
+
+    def drop(self, error: Exception) -> None:
+        log.error("client failed", peer=self.peer, error=repr(error), exc_info=error)
+        try:
+            self.end(CloseCode.INTERNAL_ERROR, "an error of the server's")
+        except Exception:  # noqa: BLE001 - its transport is broken
+            self.abort("its transport failed")
+
+    def abort(self, reason: str) -> None:
+        self._leave(CloseCode.ABNORMAL_CLOSURE, reason)
+        self._transport.abort()
+
+    def _leave(self, code: int, reason: str) -> None:
+        """No more is written. What is left is to be gone, within GRACE."""
+        if self.write is _nowhere:
+            return
+        self.write = _nowhere
+        self._code, self._reason = code, reason
+        self._all.hub.leave(self)
+        self._all.shares[self._share].discard(self)
+        self._all.closing.add(self)
+        self._deadline = self._all.loop.call_later(GRACE, self._transport.abort)
+
+    # What the client says.
+
+    def _parse(self, data: bytes) -> None:
+        protocol = self._protocol
+        if protocol is None:
+            protocol = self._protocol = Protocol(
+                Side.SERVER, state=State.OPEN, max_size=MOST_BYTES, logger=_quiet
+            )
+        for at in range(0, len(data), STRIDE):
+            protocol.receive_data(data[at : at + STRIDE])
+            for event in protocol.events_received():
+                assert isinstance(event, Frame)
+                if not self._allowed():
+                    protocol.fail(CloseCode.POLICY_VIOLATION, f"more than {RATE:.0f} frames a second")
+                    break
+                self._frame(event, protocol)
+            answer = b"".join(protocol.data_to_send())
+            if protocol.state is not State.OPEN:
+                self._finish(protocol, answer)
+                return
+            if answer and not self.paused:
+                self.write(answer)
+
+    def _finish(self, protocol: Protocol, farewell: bytes) -> None:
+        """The client has closed, or broken a rule: the close frame that answers it is the last."""
+        write = self.write
+        close = protocol.close_rcvd or protocol.close_sent
+        if close is not None:
+            self._leave(int(close.code), close.reason)
+        else:
+            self._leave(CloseCode.ABNORMAL_CLOSURE, "")
+        write(farewell)
+        self._transport.write_eof()
+
+    def _frame(self, frame: Frame, protocol: Protocol) -> None:
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._message = Message(text=frame.opcode is Opcode.TEXT)
+        elif frame.opcode is not Opcode.CONT:
+            return
+        message = self._message
+        assert message is not None, "a continuation without a beginning is refused by the protocol"
+        try:
+            message.add(bytes(frame.data), last=frame.fin)
+        except UnicodeDecodeError:
+            protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+            return
+        if frame.fin:
+            self._message = None
+            self.received(message)
+
+    def received(self, message: "Message") -> None:
+        """A whole message. Brain listens to none but this one."""
+        if message.text and message.data == HELLO and not self.paused:
+            self.write(ANSWER)
+
+    def _allowed(self) -> bool:
+        """A token bucket: one token a frame."""
+        now = self.heard
+        self._allowance = min(BURST, self._allowance + RATE * (now - self._refilled)) - 1
+        self._refilled = now
+        return self._allowance >= 0
+
+
+class Message:
+    """A message as its fragments come in; a text is checked as it comes (RFC 6455, section 8.1)."""
+
+    __slots__ = ("_check", "data", "text")
+
+    def __init__(self, *, text: bool) -> None:
+        self.text = text
+        self.data = b""
+        self._check = codecs.getincrementaldecoder("utf-8")() if text else None
+
+    def add(self, data: bytes, *, last: bool) -> None:
+        """Raises UnicodeDecodeError."""
+        if self._check is not None:
+            self._check.decode(data, last)
+        self.data += data
+
+
+def _nowhere(_: bytes) -> None:
+    """The write of a connection that writes nothing more."""
