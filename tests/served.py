@@ -1,0 +1,165 @@
+"""A running Brain, as its own process, and what a test wants of it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from websockets.asyncio.client import ClientConnection, connect
+
+Message: TypeAlias = dict[str, Any]
+
+BRAIN = [sys.executable, "-m", "brain"]
+
+
+class Brain:
+    """`brain serve` with these settings. Ready when the constructor returns, unless `wait` is false."""
+
+    def __init__(self, *, wait: bool = True, folder: Path | None = None, **settings: object) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
+        self.log_file = self.folder / "log"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+        environment.pop("DATABASE_URL", None)
+        environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
+        environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*BRAIN, "serve"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=self.folder,
+            )
+        self.port = 0
+        if wait:
+            self.wait_for("on port (\\d+)\\. Paste")
+            self.port = int(re.findall(r"on port (\d+)\. Paste", self.log())[-1])
+            self.wait_ready()
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, seconds: float = 20.0) -> None:
+        until = time.monotonic() + seconds
+        while not re.search(pattern, self.log()):
+            if self.process.poll() is not None:
+                raise AssertionError(f"brain serve exited with {self.process.returncode}:\n{self.log()}")
+            if time.monotonic() > until:
+                raise AssertionError(f"no {pattern!r} in {seconds} s:\n{self.log()}")
+            time.sleep(0.02)
+
+    def wait_ready(self, source: str = "", seconds: float = 20.0) -> None:
+        """Until /readyz says so, of this source if one is named."""
+        until = time.monotonic() + seconds
+        while True:
+            status, document = self.get("/readyz")
+            if status == 200 and source in ("", document["source"]):
+                return
+            if time.monotonic() > until:
+                raise AssertionError(f"not ready in {seconds} s: {document}\n{self.log()}")
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 10.0) -> int:
+        """End it, and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    # HTTP
+
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={} if body is None else {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, _decoded(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, _decoded(error)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.request("GET", path)
+
+    def metric(self, name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        assert found, f"no metric {name}"
+        return float(found[1])
+
+    # WebSocket
+
+    def url(self, query: str = "", host: str = "127.0.0.1") -> str:
+        return f"ws://{host}:{self.port}/ws{query}"
+
+    def connect(self, query: str = "", **options: Any) -> connect:
+        return connect(self.url(query), **{"compression": None, "proxy": None} | options)
+
+
+def _decoded(answer: Any) -> Any:
+    body = answer.read().decode()
+    return json.loads(body) if "json" in answer.headers.get("Content-Type", "") else body
+
+
+@contextmanager
+def served(**settings: Any) -> Iterator[Brain]:
+    """A Brain that is stopped at the end, and must have ended well."""
+    brain = Brain(**settings)
+    try:
+        yield brain
+        assert brain.stop() == 0, brain.log()
+        assert "Traceback" not in brain.log(), brain.log()
+    finally:
+        if brain.process.poll() is None:
+            brain.process.kill()
+            brain.process.wait()
+
+
+async def messages(client: ClientConnection, count: int, seconds: float = 5.0) -> list[Message]:
+    """The next messages, decoded."""
+    return [await message(client, seconds) for _ in range(count)]
+
+
+async def message(client: ClientConnection, seconds: float = 5.0) -> Message:
+    text = await asyncio.wait_for(client.recv(), seconds)
+    decoded: Message = json.loads(text)
+    return decoded
+
+
+async def silent(client: ClientConnection, seconds: float = 0.3) -> bool:
+    """Whether nothing comes for so long."""
+    try:
+        await asyncio.wait_for(client.recv(), seconds)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def until(client: ClientConnection, run_id: str, status: str, seconds: float = 10.0) -> list[Message]:
+    """Messages up to the one that says that this run has this status."""
+    seen: list[Message] = []
+    async with asyncio.timeout(seconds):
+        async for text in client:
+            seen.append(json.loads(text))
+            if seen[-1]["data"]["id"] == run_id and seen[-1]["data"]["status"] == status:
+                break
+    return seen
+
+
+async def stream(client: ClientConnection) -> AsyncIterator[Message]:
+    async for text in client:
+        yield json.loads(text)
