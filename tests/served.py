@@ -24,9 +24,18 @@ BRAIN = [sys.executable, "-m", "brain"]
 
 
 class Brain:
-    """`brain serve` with these settings. Ready when the constructor returns, unless `wait` is false."""
+    """`brain serve` with these settings. When the constructor returns it follows the database by the source named, or, if
+    that is "", by any; unless `wait` is false.
+    """
 
-    def __init__(self, *, wait: bool = True, folder: Path | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        *,
+        wait: bool = True,
+        follows: str = "replication",
+        folder: Path | None = None,
+        **settings: object,
+    ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
         self.log_file = self.folder / "log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
@@ -46,7 +55,7 @@ class Brain:
         if wait:
             self.wait_for("on port (\\d+)\\. Paste")
             self.port = int(re.findall(r"on port (\d+)\. Paste", self.log())[-1])
-            self.wait_ready()
+            self.wait_ready(follows)
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")

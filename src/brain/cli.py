@@ -55,10 +55,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _settings(**given: object) -> Settings:
-    try:
-        settings = Settings.load(**given)
-    except SettingsError as error:
-        fail(error)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -68,10 +64,13 @@ def _settings(**given: object) -> Settings:
                 key_order=["timestamp", "level", "event"], bool_as_flag=False
             ),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
+    try:
+        settings = Settings.load(**given)
+    except SettingsError as error:
+        fail(error)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
     return settings
 
 

@@ -7,9 +7,12 @@ A change is encoded once and framed once, for every client: a server's frames ar
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+T = TypeVar("T")
 
 Status = Literal["queued", "running", "completed", "failed"]
 Type = Literal["run_update", "run_complete", "run_failed"]
@@ -42,6 +45,14 @@ Micros = int
 """A moment, as microseconds since 1970-01-01T00:00:00Z: PostgreSQL's own resolution."""
 
 
+def _left_out(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_left_out)]
+"""A field that is left out, and never null, where the row has NULL."""
+
+
 class RunData(BaseModel):
     """A run as clients see it. What is NULL in the row is left out."""
 
@@ -49,12 +60,12 @@ class RunData(BaseModel):
 
     id: str
     status: Status
-    progress: Annotated[float | None, Field(ge=0, le=100, description="percent")] = None
-    task_id: str | None = None
-    agent: str | None = None
-    started_at: Annotated[datetime | None, Field(description="ISO 8601, UTC")] = None
-    completed_at: Annotated[datetime | None, Field(description="ISO 8601, UTC")] = None
-    error: str | None = None
+    progress: Optional[Annotated[float, Field(ge=0, le=100, description="percent")]] = None
+    task_id: Optional[str] = None
+    agent: Optional[str] = None
+    started_at: Optional[Annotated[datetime, Field(description="ISO 8601, UTC")]] = None
+    completed_at: Optional[Annotated[datetime, Field(description="ISO 8601, UTC")]] = None
+    error: Optional[str] = None
 
 
 class WSMessage(BaseModel):

@@ -156,7 +156,6 @@ class Stream:
         """What has arrived, up to SLICE rows; waits up to a second for it. Raises LostError."""
         try:
             await self._readable()
-            self._pg.consume_input()
             return self._take()
         except psycopg.Error as error:
             raise LostError(why(error)) from error
@@ -183,12 +182,18 @@ class Stream:
     def _take(self) -> list[Changes]:
         taken: list[Changes] = []
         rows = 0
-        heard = False
+        heard = fresh = False
         self.holes = self._more = False
         while rows < SLICE:
             size, data = self._pg.get_copy_data(1)
+            if size == 0 and not fresh:
+                # libpq reads some 16 KB at a time: a gulp goes on until the socket is empty, or it would cap the stream there.
+                self._pg.consume_input()
+                fresh = True
+                continue
             if size <= 0:
                 break
+            fresh = False
             heard = True
             if data[0] == _XLOG_DATA:
                 self.position = max(self.position, LSN(_lsn(data, 1)[0]))

@@ -1,0 +1,64 @@
+"""One PostgreSQL for the session, and for each test a fresh copy of a database that holds an empty table `runs`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from psycopg import conninfo
+
+from brain.runs import Table, init_sql
+from postgres import VERSIONS, Postgres, available, execute, running
+
+TEMPLATE = "brain_template"
+ROLE = "cecelia"
+"""An ordinary role with REPLICATION, which owns the database and its table. Not a superuser: no user of Brain's is one."""
+
+
+def with_template(server: Postgres) -> Postgres:
+    """Give a server the role, and the template that `create_database(TEMPLATE, ROLE)` copies."""
+    execute(server.url(), f"CREATE ROLE {ROLE} LOGIN REPLICATION")
+    execute(server.url(), f"CREATE DATABASE {TEMPLATE} OWNER {ROLE}")
+    execute(server.url(TEMPLATE, ROLE), init_sql(Table("public", "runs")))
+    return server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The server that tests share. Who stops it or changes its settings takes one of their own, with `running()`."""
+    with running() as server:
+        yield with_template(server)
+
+
+@pytest.fixture(scope="session", params=VERSIONS, ids=lambda version: f"pg{version}")
+def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """The same on every version that is there: whatever runs on this runs once on each."""
+    version: int = request.param
+    if not available(version):
+        pytest.skip(f"PostgreSQL {version} is not installed")
+    with ExitStack() as stack:
+        if version == VERSIONS[0]:
+            yield request.getfixturevalue("postgres")
+        else:
+            yield with_template(stack.enter_context(running(version)))
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """The URL, for the role cecelia, of a database with an empty table `runs`."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    yield postgres.url(name, ROLE)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def any_database(any_postgres: Postgres) -> Iterator[str]:
+    """`database`, once on each version of PostgreSQL."""
+    name = any_postgres.create_database(TEMPLATE, ROLE)
+    yield any_postgres.url(name, ROLE)
+    any_postgres.drop_database(name)
+
+
+@pytest.fixture
+def superuser_url(postgres: Postgres, database: str) -> str:
+    """The same database as `database`, for who may do anything."""
+    return postgres.url(str(conninfo.conninfo_to_dict(database)["dbname"]))
