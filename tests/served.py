@@ -37,6 +37,7 @@ class Brain:
         **settings: object,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
+        self.folder.chmod(0o755)  # run by root, the embedded PostgreSQL is nobody's
         self.log_file = self.folder / "log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
         environment.pop("DATABASE_URL", None)

@@ -30,6 +30,7 @@ FINISHED: tuple[Facet, ...] = (("completed", ANY, ANY), ("failed", ANY, ANY))
 
 ANYTHING: tuple[Facet, ...] = tuple((status, ANY, ANY) for status in STATUSES)
 MOST_FACETS = 32
+MOST_DELETED = 1024
 
 Entry: TypeAlias = tuple[int, Micros, Run, bytes, tuple[Facet, ...], int]
 """seq, time on the wire, run, its framed message, all it has been since the board knows it, the id of its transaction or 0."""
@@ -47,8 +48,8 @@ Push: TypeAlias = tuple[Entry, tuple[Facet, ...], bool]
 PIECE = 64 * 1024
 """Bytes of a catch-up piece, at the most (a single larger frame excepted)."""
 
-OVERHEAD = 1100
-"""Bytes that an entry costs beside its texts: tests/test_board.py measures it."""
+OVERHEAD = 1500
+"""Bytes that an entry costs beside its texts, its share of the stale ones in the log included: tests/test_board.py measures it."""
 
 
 def facet(run: Run) -> Facet:
@@ -80,6 +81,9 @@ class Board:
         self._done: deque[Entry] = deque()
         """Finished runs in the order of their change; like the log, with stale ones in between."""
         self._unfinished: set[str] = set()
+        self._deleted: dict[str, int] = {}
+        """Run id → the board's seq at its delete, and `_emptied` for all others: see `_is_news`."""
+        self._emptied = 0
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._runs
@@ -121,9 +125,14 @@ class Board:
             known = self._runs.get(run[ID])
             if op == "delete":
                 self._forget(known)
+                self.seq += 1
+                self._deleted[run[ID]] = self.seq
             elif op == "truncate":
                 for entry in list(self._runs.values()):
                     self._forget(entry)
+                self.seq += 1
+                self._deleted.clear()
+                self._emptied = self.seq
             elif known is None:
                 if UNCHANGED in run:
                     run = _filled(run, None)
@@ -133,6 +142,9 @@ class Board:
                     run = _filled(run, known[RUN])
                 if self._push_unchanged or op == "insert" or run != known[RUN]:
                     pushes.append(self._put(run, event.xid, known, ()))
+        if len(self._deleted) > MOST_DELETED:
+            self._deleted.clear()
+            self._emptied = self.seq
         return pushes
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
@@ -144,12 +156,11 @@ class Board:
         pushes: list[Push] = []
         for run in event.rows:
             known = self._runs.get(run[ID])
-            if known is None:
+            if self._is_news(run, known, event.unless_after):
                 # An active run that the board does not hold is taken for a new one: a query cannot tell it from
                 # a finished one that was opened again, and who filters would otherwise be sent every new run.
-                pushes.append(self._put(run, 0, None, () if run[STATUS] in ACTIVE else FINISHED))
-            elif run != known[RUN] and (event.unless_after is None or known[SEQ] <= event.unless_after):
-                pushes.append(self._put(run, 0, known, ()))
+                was = () if known is not None or run[STATUS] in ACTIVE else FINISHED
+                pushes.append(self._put(run, 0, known, was))
         for run_id in event.gone:
             known = self._runs.get(run_id)
             if known is not None and (event.unless_after is None or known[SEQ] <= event.unless_after):
@@ -162,6 +173,15 @@ class Board:
                 self.begun = True
                 self.floor_time = max(self.floor_time, event.at - 1)
         return pushes
+
+    def _is_news(self, run: Run, known: Entry | None, unless_after: int | None) -> bool:
+        """Whether a row of a Snapshot tells something new, and not something that the stream has overtaken."""
+        if known is not None:
+            return run != known[RUN] and (unless_after is None or known[SEQ] <= unless_after)
+        # A run that is not held may have been deleted since the question was asked, or have changed and been evicted.
+        return (
+            unless_after is None or max(self.floor, self._deleted.get(run[ID], self._emptied)) <= unless_after
+        )
 
     def _put(self, run: Run, xid: int, known: Entry | None, was: tuple[Facet, ...]) -> Push:
         self.seq += 1
@@ -223,12 +243,13 @@ class Board:
     def piece(self, after: int, upto: int, wanted: Callable[[Entry], bool] | None) -> tuple[bytes, int]:
         """Frames of the runs whose last change lies in (after, upto], oldest first, and the seq they reach.
 
-        Pieces end at multiples of 256 where they can, so that clients who were cut off at different places soon
-        share them.
+        A piece that is full ends before the roundest seq in its second half, so that clients who were cut off at
+        different places soon share them, whatever the size of the frames.
         """
         current = self._runs.get
         frames: list[bytes] = []
-        size, reached, block = 0, after, (after + 1) >> 8
+        size, reached = 0, after
+        cut = end = roundness = 0
         for i in range(bisect_right(self._seqs, after), len(self._log)):
             entry = self._log[i]
             seq, _, run, frame, _, _ = entry
@@ -236,16 +257,22 @@ class Board:
                 break
             if current(run[0]) is not entry or (wanted is not None and not wanted(entry)):
                 continue
-            if seq >> 8 != block:
-                block = seq >> 8
-                if size > PIECE // 2:
-                    return b"".join(frames), (block << 8) - 1
             if frames and size + len(frame) > PIECE:
-                return b"".join(frames), reached
+                return (b"".join(frames[:cut]), end) if cut else (b"".join(frames), reached)
+            if size > PIECE // 2:
+                common = _roundest(reached, seq)
+                if common & -common >= roundness:
+                    cut, end, roundness = len(frames), common - 1, common & -common
             frames.append(frame)
             size += len(frame)
             reached = seq
         return b"".join(frames), upto
+
+
+def _roundest(low: int, high: int) -> int:
+    """The number in (low, high] that is divisible by the highest power of two."""
+    shift = (low ^ high).bit_length() - 1
+    return high >> shift << shift
 
 
 def _cost(entry: Entry) -> int:

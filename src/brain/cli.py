@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
@@ -14,7 +16,7 @@ import structlog
 import typer
 import uvloop
 from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from brain import __version__
 from brain.app import Running, serve
@@ -90,7 +92,7 @@ def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
 def welcome(running: Running, settings: Settings) -> str:
     """What to paste next: true for the ports in use."""
     at = f"localhost:{running.port}"
-    change = f"UPDATE {settings.table.name} SET status='running' WHERE id='test-run-1'"
+    change = f"UPDATE {_named(settings)} SET status='running' WHERE id='test-run-1'"
     if running.embedded_port is None:
         psql = f'psql "{running.database}" -c "{change}"'
     else:
@@ -107,6 +109,15 @@ def welcome(running: Running, settings: Settings) -> str:
     if running.embedded_port is not None:
         lines.append('              (no psql? .venv/bin/brain psql has one: brain psql -c "…")')
     return "\n".join([*lines, ""])
+
+
+def _named(settings: Settings) -> str:
+    """The table as it is typed: quoted only where it must be."""
+    table = settings.table
+    names = (table.name,) if table.schema == "public" else (table.schema, table.name)
+    if all(re.fullmatch("[a-z_][a-z0-9_]*", name) for name in names):
+        return ".".join(names)
+    return table.sql.as_string().replace('"', '\\"')
 
 
 @app.command()
@@ -130,6 +141,8 @@ async def _watch(url: str, first: str) -> None:
             async with connect_websocket(
                 f"{url}{separator}{wish}" if wish else url, compression=None
             ) as client:
+                if failures:
+                    print("brain: and back", file=sys.stderr)
                 failures = 0
                 async for text in client:
                     print(text if isinstance(text, str) else text.decode(), flush=True)
@@ -137,14 +150,17 @@ async def _watch(url: str, first: str) -> None:
         except ConnectionClosed as closed:
             if closed.rcvd is not None and closed.rcvd.code == COME_BACK:
                 wish = "snapshot=true"
-        except InvalidHandshake as refused:
-            fail(f"{url}: {refused}")
-        except OSError:
+                continue
+        except InvalidStatus as refused:
+            if refused.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                said = (refused.response.body or b"").decode(errors="replace")
+                fail(f"{url} refuses with {refused.response.status_code}: {said}")
+        except (OSError, InvalidHandshake):
             pass
         failures += 1
         if failures == 1:
             print(f"brain: {url} is away; trying again", file=sys.stderr)
-        await asyncio.sleep(random.uniform(0, min(5.0, 0.1 * 2 ** min(failures, 10))))
+        await asyncio.sleep(random.uniform(0, min(5.0, 0.1 * 2 ** min(failures, 10))))  # full jitter
 
 
 @app.command("init-db")

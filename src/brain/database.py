@@ -2,7 +2,6 @@
 
 import re
 from typing import Any, TypeAlias
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import AsyncConnection, conninfo
@@ -45,30 +44,54 @@ class DatabaseURLError(ValueError):
 def parse_url(url: str) -> str:
     """A libpq connection string from what people paste: `postgres://`, `postgresql+asyncpg://`, `?schema=public`.
 
-    Raises DatabaseURLError.
+    Nothing is decoded and encoded again on the way: libpq takes a `+` for a plus. Raises DatabaseURLError.
     """
-    if "://" in url:
-        parts = urlsplit(url)
-        scheme = parts.scheme.partition("+")[0]
-        if scheme not in ("postgres", "postgresql"):
-            raise DatabaseURLError(f"the database URL begins with {parts.scheme}://, not with postgresql://")
-        query = [(key, value) for key, value in parse_qsl(parts.query) if key not in _OURS]
-        url = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query), ""))
+    url = url.strip()
+    if match := re.match(r"([a-z][a-z0-9.:-]*)(\+\w+)?://", url, re.IGNORECASE):
+        if match[1].lower() not in ("postgres", "postgresql"):
+            raise DatabaseURLError(f"the database URL begins with {match[1]}://, not with postgresql://")
+        head, mark, query = url[match.end() :].partition("?")
+        authority, _, name = head.partition("/")
+        if authority.count("@") > 1 or "@" in name or ("@" in query and "@" not in head):
+            raise DatabaseURLError("the database URL has an @, a / or a ? inside its password" + _CURE)
+        kept = [pair for pair in query.split("&") if pair.partition("=")[0] not in _OURS]
+        url = f"postgresql://{head}{mark if any(kept) else ''}{'&'.join(kept)}"
     try:
-        conninfo.conninfo_to_dict(url)
+        info = conninfo.conninfo_to_dict(url)
     except psycopg.Error as error:
-        raise DatabaseURLError(
-            f"the database URL cannot be read ({_first_line(error)}): "
-            "write postgresql://user:password@host:5432/database, with %40 for an @ in the password"
-        ) from None
+        raise DatabaseURLError(f"the database URL cannot be read ({_safe(error)})" + _CURE) from None
+    for port in str(info.get("port") or 5432).split(","):
+        if port and not (port.isdecimal() and 0 < int(port) < 65536):
+            raise DatabaseURLError("the port in the database URL is not a number from 1 to 65535" + _CURE)
     return url
+
+
+_CURE = (
+    ": write postgresql://user:password@host:5432/database, and in the password %40 for @, %2F for /, "
+    "%3F for ?, %25 for % and %20 for a space"
+)
+
+
+def _safe(error: psycopg.Error) -> str:
+    """What libpq says of a string that it cannot read, without the pieces of it that may be a password's."""
+    text = _first_line(error)
+    named = text.startswith(("invalid URI query parameter", "invalid connection option"))
+    return text if named else re.sub(r'"[^"]*"?', "…", text)
 
 
 def masked(url: str) -> str:
     """The URL for a log line: without its password, and without parameters, which may hold one."""
     info = conninfo.conninfo_to_dict(url)
-    host, port = info.get("host") or "localhost", info.get("port") or 5432
-    return f"postgresql://{info.get('user', '')}@{host}:{port}/{info.get('dbname', '')}"
+    hosts = str(info.get("host") or info.get("hostaddr") or "localhost").split(",")
+    ports = [port or "5432" for port in str(info.get("port") or "").split(",")]
+    if len(ports) < len(hosts):  # one port for all
+        ports *= len(hosts)
+    places = [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+    user = f"{info['user']}@" if info.get("user") else ""
+    return f"postgresql://{user}{','.join(places)}/{info.get('dbname') or ''}"
 
 
 def parameters(url: str, application: str, *, replication: bool = False, **settings: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Whatever happens, what was true at the last good moment is known, and the next p
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -35,6 +35,9 @@ Mode: TypeAlias = Literal["auto", "replication", "poll"]
 
 BACK_OFF_FIRST, BACK_OFF_MOST = 0.1, 1.5
 """Seconds. The longest keeps the promise that a database which is back is followed within 2 s."""
+
+STEADY = 5.0
+"""Seconds after which a connection that is lost is no failure to back off from."""
 
 CLIMB_EVERY = 10.0
 """Seconds until a refused stream is asked for again."""
@@ -83,6 +86,7 @@ class Mark:
 
     moment: Moment
     lsn: LSN
+    compared: bool = False
     differing: list[Snapshot] = field(default_factory=list)
 
 
@@ -113,9 +117,11 @@ class Follow:
         self._slot_tries = 0
         self._next_climb = 0.0
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
+        loop = asyncio.get_running_loop()
         failures = 0
         while True:
+            began = loop.time()
             try:
                 conn = await connect(self._url, self._application)
                 async with conn:
@@ -125,20 +131,28 @@ class Follow:
                     self._next_climb = 0.0
                     async with aclosing(self._follow(poll)) as events:
                         async for event in events:
-                            failures = 0
                             yield event
             except (psycopg.Error, TableError, OSError, TimeoutError) as error:
                 self.state.change("none", why(error))
-            failures += 1
+            except Exception as error:
+                # A fault of ours. To begin again, with a poll, is still the way back to the truth; clients stay.
+                log.exception("following failed")
+                self.state.change("none", f"a fault of Brain's: {error!r}")
+            failures = 1 if loop.time() - began > STEADY else failures + 1
             longest = min(BACK_OFF_MOST, BACK_OFF_FIRST * 2 ** min(failures, 10))
-            await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - jitter
+            await asyncio.sleep(random.uniform(longest / 2, longest))
 
     async def _follow(self, poll: Poll) -> AsyncGenerator[Event]:
         """Poll, and stream while that can be had. Ends by raising what the ordinary connection raised."""
         loop = asyncio.get_running_loop()
         climb: asyncio.Task[tuple[Stream, Facts]] | None = None
+        next_look = loop.time() + WATCH_EVERY
         try:
             while True:
+                if loop.time() >= next_look:
+                    # Another table may have taken the name, with rows older than any horizon, or a column have been added.
+                    await poll.look()
+                    next_look = loop.time() + WATCH_EVERY
                 async with aclosing(poll.read()) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -150,6 +164,7 @@ class Follow:
                         async with aclosing(self._stream(poll, *opened)) as events:
                             async for event in events:
                                 yield event
+                        next_look = 0.0
                         continue
                 elif self.state.source != "poll":
                     self.state.change("poll", "" if self._mode == "poll" else "the stream is being prepared")
@@ -236,6 +251,7 @@ class Follow:
             await stream.start(poll.moment.visible, await poll.insert_lsn())
             self.state.streams += 1
             self.state.change("replication")
+            compared = poll.moment
             next_watch, next_compare = loop.time(), loop.time() + COMPARE_EVERY
             while True:
                 for changes in await stream.read():
@@ -251,13 +267,14 @@ class Follow:
                         )
                         yield snapshot
                     poll.moment = self._moment = mark.moment
+                    compared = mark.moment if mark.compared else compared
                     mark = None
                 if watch is not None and watch.done():
                     mark, watch = watch.result(), None
                 elif watch is None and mark is None and now >= next_watch:
                     compare = now >= next_compare
                     watch = asyncio.create_task(
-                        self._watch(poll, found, stream.slot, compare=compare), name="watch"
+                        self._watch(poll, found, stream.slot, compared if compare else None), name="watch"
                     )
                     next_watch, next_compare = (
                         now + WATCH_EVERY,
@@ -266,7 +283,7 @@ class Follow:
         except LostError as error:
             self.state.losses += 1
             self.state.change("poll", f"the stream was lost: {error}")
-            self._next_climb = loop.time() + random.uniform(0, 0.5)  # noqa: S311 - jitter
+            self._next_climb = loop.time() + random.uniform(0, 0.5)
         except Refused as refused:
             self.state.change("poll", refused.reason, refused.cure)
             self._next_climb = loop.time() + CLIMB_EVERY
@@ -277,8 +294,26 @@ class Follow:
                     await watch
             await stream.close()
 
-    async def _watch(self, poll: Poll, before: Facts, slot: str, *, compare: bool) -> Mark:
-        """Look for what would silence the stream without an error. Raises LostError, Refused, TableError, psycopg.Error."""
+    async def _watch(self, poll: Poll, before: Facts, slot: str, compared: Moment | None) -> Mark:
+        """Look for what would silence the stream without an error; `compared`: and for what changed since that moment
+        without being told. Raises LostError, Refused, TableError, psycopg.Error.
+        """
+        differing: list[Snapshot] = []
+        seq = self._known.seq
+        moment = poll.moment
+        assert moment is not None
+        if compared is not None:
+            # A scan that leaves the moment where it is until the stream has passed the position read behind it; what it
+            # finds changed since `seq` is the stream's own business.
+            poll.moment = compared
+            try:
+                async with aclosing(poll.scan(self._known.differs)) as pieces:
+                    differing = [replace(p, unless_after=seq) async for p in pieces if p.rows or p.gone]
+            finally:
+                scanned, poll.moment = poll.moment, moment
+        else:
+            scanned = Moment(moment.identity, await poll.visible())
+        # Behind the snapshot: a publication that is found whole was so for all that the snapshot has seen.
         found = await facts(poll.conn, self._table)
         if found != before:
             raise LostError("the table or its publication has changed")
@@ -288,20 +323,7 @@ class Follow:
                 f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",
                 "end the oldest transaction of pg_stat_activity",
             )
-        differing: list[Snapshot] = []
-        seq = self._known.seq
-        moment, scanned = poll.moment, poll.moment
-        if compare:
-            # A scan that leaves the moment where it is until the stream has passed the position read behind it; what it
-            # finds changed since `seq` is the stream's own business.
-            async with aclosing(poll.scan(self._known.differs)) as pieces:
-                differing = [replace(p, unless_after=seq) async for p in pieces if p.rows or p.gone]
-            scanned, poll.moment = poll.moment, moment
-        else:
-            assert moment is not None
-            scanned = Moment(moment.identity, await poll.visible())
-        assert scanned is not None
-        return Mark(scanned, await poll.insert_lsn(), differing)
+        return Mark(scanned, await poll.insert_lsn(), compared is not None, differing)
 
     async def _fill(self, poll: Poll, rows: list[tuple[Op, Run]]) -> None:
         """Ask for values that PostgreSQL did not send (unchanged TOAST) of runs that nobody here knows."""

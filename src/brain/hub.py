@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import structlog
 
@@ -193,6 +193,10 @@ class Batch:
     data: bytes
     end: int
     count: int
+
+
+Step: TypeAlias = tuple[list[Client | None], list[Batch]]
+"""Who is to receive which batches; None in the place of who has been cut off meanwhile."""
 
 
 class Hub:
@@ -368,10 +372,11 @@ class Hub:
             self.tick()
         elif pending:
             self._arm(self._last_flush + self._interval - self._clock())
-        elif self._ready or self.flushed != self.board.seq:
-            # Nothing to push: only a first Snapshot moves the board's seq so, and whoever waits for it is served now.
+        else:
+            # Nothing to push, though a first Snapshot and a delete move the board's seq. Who waits for the first is served now.
             self.flushed = self.board.seq
-            self._arm(0)
+            if self._ready:
+                self._arm(0)
 
     def _flush_is_due(self) -> bool:
         """(R6) No flush begins before the last one's sweep has ended."""
@@ -419,7 +424,7 @@ class Hub:
         self.flushed = self.board.seq
         self._last_flush = self._clock()
         self.counts.flushes += 1
-        steps: list[tuple[list[Client], list[Batch]]] = []
+        steps: list[Step] = []
         everyone = self._cohorts.get(ALL)
         if everyone is not None and everyone.live:
             steps.append((list(everyone.live), _batches(pushes, self.flushed)))
@@ -485,17 +490,22 @@ class Hub:
                 self._ready.append(client)
         return behind
 
-    def _sweeping(self, steps: list[tuple[list[Client], list[Batch]]], oldest: Micros) -> Iterator[None]:
+    def _sweeping(self, steps: list[Step], oldest: Micros) -> Iterator[None]:
         """Hand over the batches; yields when the budget is spent, and is resumed by the next tick."""
+        turn = 0
         for receivers, batches in steps:
             for batch in batches:
                 self._serving = batch.end
                 served = 0
-                for i, client in enumerate(receivers, 1):
-                    if client.seq is None:
+                for i, client in enumerate(receivers):
+                    if client is not None and client.cohort is not None:
                         self._write(client, batch.data)
                         served += 1
-                    if not i % STRIDE and self._clock() > self._deadline:
+                        if client.seq is not None:
+                            # Cut off in this write. It may have caught up, and be live, before the next batch of this sweep.
+                            receivers[i] = None
+                    turn += 1
+                    if not turn % STRIDE and self._clock() > self._deadline:
                         self._serving = None
                         yield
                         self._serving = batch.end
@@ -506,8 +516,8 @@ class Hub:
     def _settle(self) -> None:
         """Behind a sweep: take out who filled up while it was suspended."""
         for client in self._late:
-            if client.cohort is not None:
-                self._cut_off(client, client.cohort, self.flushed)
+            assert client.cohort is not None, "who leaves is taken out of the late ones"
+            self._cut_off(client, client.cohort, self.flushed)
         self._late.clear()
 
 

@@ -19,13 +19,13 @@ import psycopg
 from psycopg import sql
 
 from brain.database import Conn, Text
-from brain.messages import ID, Run
+from brain.messages import FIELDS, ID, Run
 from brain.pgoutput import LSN
 from brain.runs import Decoder, Description, Table, describe
 from brain.source import Known, Snapshot
 
 Identity: TypeAlias = tuple[str | None, ...]
-"""System identifier, timeline, database and table: when one of them changes, what was known of the table is void."""
+"""System identifier, timeline, database, table and its columns: when one of them changes, what was known of the table is void."""
 
 Xid = NewType("Xid", int)
 """A transaction id of 64 bits, whose upper half counts the wraparounds of the 32 that rows and the stream carry."""
@@ -62,6 +62,11 @@ class Visible:
 
     def sees(self, xid: Xid) -> bool:
         return xid < self.xmin or (xid < self.xmax and xid not in self.running)
+
+    @property
+    def whole(self) -> bool:
+        """A read replica's says that something is running, but not what: equal ones need not mean that nothing was committed."""
+        return self.xmin == self.xmax or bool(self.running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,11 @@ class Poll:
         try:
             row = await (await self.conn.execute(_IDENTITY, (description.oid,))).fetchone()
         except psycopg.errors.InsufficientPrivilege:
-            return (None, None, None, str(description.oid))
+            row = (None, None, None, str(description.oid))
         assert row is not None
-        return row
+        # Another type prints another id, and a column that is added has its default in rows that nobody wrote again.
+        columns = (description.columns.get(name) for name in FIELDS)
+        return (*row, *(column and column.type for column in columns))
 
     async def visible(self) -> Visible:
         row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
@@ -118,8 +125,10 @@ class Poll:
     async def read(self, *, always: bool = False) -> AsyncGenerator[Snapshot]:
         """What changed since the last good moment, in pieces. Nothing, and no scan, if nothing was committed anywhere."""
         heap = self.description.kind in "rpm"
-        if not always and heap and self.moment is not None and (await self.visible()) == self.moment.visible:
-            return
+        if not always and heap and self.moment is not None and self.moment.identity == self._identity:
+            visible = await self.visible()
+            if visible == self.moment.visible and visible.whole:
+                return
         begun = time.perf_counter()
         async with aclosing(self.scan()) as pieces:
             async for piece in pieces:
@@ -137,7 +146,10 @@ class Poll:
             or here.xmax < moment.visible.xmax  # an older state of this very database was put back
             or here.xmax - moment.visible.xmin >= 2**31  # further away than 32 bits can tell
         )
-        query, parameters = self._first() if moment is None or new else self._since(moment.visible)
+        began = moment is None or new
+        query, parameters = (
+            self._first(self._by_text()) if moment is None or new else self._since(moment.visible)
+        )
         missing = set(self._known.unfinished())
         seen = moment.versions if moment is not None and not new else frozenset()
         versions: set[tuple[str, str | None]] = set()
@@ -163,19 +175,19 @@ class Poll:
                         if len(rows) == PIECE:
                             yield Snapshot(rows, at, complete=False, new=new)
                             rows, new = [], False
-        gone = await self._gone(missing)
+        gone = await self._gone(missing, self._by_text() if began else self._by_id())
         yield Snapshot(rows, at, gone, new=new)
         self.moment = Moment(self._identity, visible, frozenset(versions))
 
-    def _first(self) -> tuple[sql.Composed, list[object]]:
+    def _first(self, by_id: sql.Composable) -> tuple[sql.Composed, list[object]]:
         """Nothing is known, or nothing that holds: what is queued and running, and what is held as such."""
         words = sql.SQL(", ").join(map(sql.Literal, self._decoder.active_words))
-        condition = sql.SQL("(r.status::text IN ({}) OR {})").format(words, self._by_id())
+        condition = sql.SQL("(r.status::text IN ({}) OR {})").format(words, by_id)
         return self._query(sql.SQL("NULL"), condition), [list(self._known.unfinished())]
 
     def _since(self, visible: Visible) -> tuple[sql.Composed, list[object]]:
         if self.description.kind not in "rpm":
-            return self._first()  # a view's rows have no xmin
+            return self._first(self._by_id())  # a view's rows have no xmin
         condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))")
         return self._query(sql.SQL("r.xmin"), condition), [str(visible.xmin % 2**32)]
 
@@ -189,11 +201,15 @@ class Poll:
     def _by_id(self) -> sql.Composed:
         return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(sql.SQL(self.description.columns["id"].type))
 
-    async def _gone(self, ids: set[str]) -> list[str]:
+    def _by_text(self) -> sql.Composable:
+        """Without an index, for ids of what may have been another table: its id may have been of another type."""
+        return sql.SQL("format('%%s', r.id) = ANY (%s::text[])")
+
+    async def _gone(self, ids: set[str], by_id: sql.Composable) -> list[str]:
         """Those of the ids that the table no longer has."""
         if not ids:
             return []
-        query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.sql, self._by_id())
+        query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.sql, by_id)
         found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
         return [run_id for run_id in ids if run_id not in found]
 

@@ -43,12 +43,22 @@ _REFUSALS: dict[str, tuple[str, str]] = {
     "0A000": ("this server has no logical replication", ""),
 }
 
+_SAID = {
+    "max_wal_senders": "53300",
+    "pg_hba.conf": "28000",
+    "startup parameter": "08P01",
+    "WAL": "42501",
+    "walsender": "42501",
+}
+"""What stands in an error that ends the start of a connection, in any language: libpq keeps its SQLSTATE to itself."""
+
 
 def refusal(error: psycopg.Error, user: str) -> Refused:
     """What an error on the way to a stream means, and its cure."""
     if error.sqlstate == "55P03":
         return SlotWaits("a writing transaction is open, and a slot waits for it to end")
-    reason, cure = _REFUSALS.get(error.sqlstate or "", ("replication was refused", ""))
+    code = error.sqlstate or next((code for word, code in _SAID.items() if word in str(error)), "")
+    reason, cure = _REFUSALS.get(code, ("replication was refused", ""))
     return Refused(f"{reason}: {why(error)}", cure.format(user=f'"{user}"'))
 
 
@@ -64,23 +74,42 @@ class Facts:
     standby: bool
     synchronous: str
     version: int
+    helpless: tuple[str, str] | None
+    """A table that holds rows, the table itself or a partition, whose UPDATEs a publication would make fail, and its relreplident."""
+    virtual: str | None
+    """A column of the contract that is computed when it is read: no log contains it."""
 
 
 _FACTS = """
 SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication)s)::text,
        (SELECT to_jsonb(t) FROM pg_publication_tables t
          WHERE t.pubname = %(publication)s AND t.schemaname = %(schema)s AND t.tablename = %(name)s)::text,
-       pg_is_in_recovery(), current_setting('synchronous_standby_names'), current_setting('server_version_num')
+       pg_is_in_recovery(), current_setting('synchronous_standby_names'), current_setting('server_version_num'),
+       (SELECT json_build_array(leaf.oid::regclass, leaf.relreplident) FROM pg_class leaf
+         WHERE leaf.relkind = 'r' AND (leaf.oid = %(oid)s OR leaf.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s)))
+           AND leaf.relreplident <> 'f'
+           AND NOT EXISTS (
+               SELECT FROM pg_index i WHERE i.indrelid = leaf.oid AND i.indisvalid AND i.indimmediate
+                  AND CASE leaf.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+         LIMIT 1)::text,
+       (SELECT a.attname FROM pg_attribute a
+         WHERE a.attrelid = %(oid)s AND a.attgenerated = 'v' AND a.attname = ANY (%(fields)s) LIMIT 1)
 """
 
 
 async def facts(conn: Conn, table: Table) -> Facts:
     """Raises TableError."""
     description = await describe(conn, table)
-    names = {"publication": table.publication, "schema": table.schema, "name": table.name}
+    names = {
+        "publication": table.publication,
+        "schema": table.schema,
+        "name": table.name,
+        "oid": description.oid,
+        "fields": list(FIELDS),
+    }
     row = await (await conn.execute(_FACTS, names)).fetchone()
     assert row is not None
-    publication, member, standby, synchronous, version = row
+    publication, member, standby, synchronous, version, helpless, virtual = row
     return Facts(
         description,
         json.loads(publication) if publication else None,
@@ -88,20 +117,22 @@ async def facts(conn: Conn, table: Table) -> Facts:
         standby == "t",
         str(synchronous),
         int(str(version)),
+        tuple(json.loads(helpless)) if helpless else None,
+        virtual,
     )
 
 
 async def ensure(conn: Conn, table: Table, application: str) -> Facts:
     """The facts, with the publication made if it was missing. Raises Refused, TableError, psycopg.Error."""
     found = await facts(conn, table)
-    if reason := _unfit(found, application):
+    if reason := _unfit(found, table, application):
         raise reason
     if found.publication is None or found.member is None:
         for statement in statements(table, found):
             try:
                 await conn.execute(statement)
-            except psycopg.errors.DuplicateObject:
-                pass  # another Brain was quicker
+            except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                pass  # another Brain was quicker, or as quick
             except psycopg.errors.InsufficientPrivilege as error:
                 cure = "; ".join(each.as_string(conn) for each in statements(table, found))
                 raise Refused(
@@ -127,27 +158,38 @@ def statements(table: Table, found: Facts) -> list[sql.Composed]:
     return [sql.SQL("CREATE PUBLICATION {} FOR TABLE {}" + text).format(name, table.sql)]
 
 
-def _unfit(found: Facts, application: str) -> Refused | None:
+def _unfit(found: Facts, table: Table, application: str) -> Refused | None:
     """Why the server or the table rules out a stream, whatever the publication."""
     description = found.description
     generated = [c.name for c in description.columns.values() if c.generated and c.name in FIELDS]
-    names = [name.strip(' "()') for name in found.synchronous.replace("(", ",").split(",")]
+    # PostgreSQL compares these names without regard to case.
+    names = [name.strip(' "()').lower() for name in found.synchronous.replace("(", ",").split(",")]
+    alter = f"ALTER TABLE {table.sql.as_string()}"
     if found.standby:
         return Refused("this server is a read replica", "name the primary in BRAIN_DATABASE_URL")
     if description.kind not in "rp":
         return Refused("what is followed is a view or a foreign table, which has no log of its own")
     if not description.logged:
-        return Refused("the table is UNLOGGED or temporary", "ALTER TABLE … SET LOGGED")
-    if "id" not in description.identity:
+        return Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED")
+    if "id" not in description.identity or found.helpless:
+        name, identity = found.helpless or ("", description.replica_identity)
+        if identity == "d" and not description.primary_key:
+            cure = f"{alter} ADD PRIMARY KEY (id)"
+        elif identity == "n" and "id" in description.primary_key:
+            cure = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT"
+        else:
+            cure = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL"
         return Refused(
-            "the table's replica identity does not contain id, and a publication could make the application's own UPDATEs fail",
-            "ALTER TABLE … ADD PRIMARY KEY (id)",
+            "the table has no replica identity that contains id, and a publication could make the application's own UPDATEs fail",
+            cure,
         )
+    if found.virtual:
+        return Refused(f"the column {found.virtual} is computed when it is read, and stands in no log")
     if generated and found.version < 180000:
         return Refused(
             f"the column {generated[0]} is generated, which the stream leaves out before PostgreSQL 18"
         )
-    if "*" in names or application in names:
+    if "*" in names or application.lower() in names:
         return Refused(
             "synchronous_standby_names would make every commit wait for Brain",
             "list your standbys by name in synchronous_standby_names",
@@ -157,14 +199,16 @@ def _unfit(found: Facts, application: str) -> Refused | None:
 
 def _unpublished(found: Facts, table: Table) -> Refused | None:
     """Why the publication, as somebody made it, would not tell us everything."""
-    if found.publication is None or found.member is None:
-        return Refused(f"the publication {table.publication} does not contain {table}")
-    drop = f"DROP PUBLICATION {table.publication}; Brain makes it anew"
+    drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; Brain makes it anew"
+    if found.publication is None or (found.member is None and found.description.kind != "p"):
+        return Refused(f"the publication {table.publication} does not contain {table}", drop)
     for operation in ("insert", "update", "delete", "truncate"):
         if not found.publication[f"pub{operation}"]:
             return Refused(f"the publication {table.publication} leaves out every {operation}", drop)
     if found.description.kind == "p" and not found.publication.get("pubviaroot"):
         return Refused(f"the publication {table.publication} tells of partitions, not of {table}", drop)
+    if found.member is None:
+        return Refused(f"the publication {table.publication} does not contain {table}", drop)
     if found.member.get("rowfilter"):
         return Refused(f"the publication {table.publication} filters rows", drop)
     published = found.member.get("attnames")

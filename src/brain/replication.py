@@ -44,6 +44,9 @@ SLICE = 1000
 GULP = 0.005
 """Seconds between two reads under load: half the CPU of reading at once, and writers keep 0.88 of their rate instead of 0.82."""
 
+IDLE = 1.0
+"""Seconds that a read waits for something to arrive."""
+
 STATUS_EVERY = 1.0
 ASK_EVERY = 5.0
 DEAD_AFTER = 15.0
@@ -90,6 +93,7 @@ class Stream:
         self._joining = True
         self._skip = False
         self._more = False
+        self._end = ""
         self._gulped = 0.0
         self.heard = 0.0
         """When, by the loop's clock, the database last said anything."""
@@ -133,12 +137,16 @@ class Stream:
         after `upto`, the insert position read behind it.
         """
         self._visible, self._joined_at = visible, upto
-        publication = sql.Literal(self._publication).as_string(self._conn)
+        name = sql.Identifier(self._publication).as_string(self._conn)  # a list of identifiers, in a literal
+        publication = sql.Literal(name).as_string(self._conn)
         options = f"proto_version '1', publication_names {publication}"
-        self._pg.send_query(f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode())
-        results = await self._conn.wait(generators.execute(self._pg))
-        if results[-1].status != pq.ExecStatus.COPY_BOTH:
-            raise psycopg.errors.error_from_result(results[-1])
+        try:
+            self._pg.send_query(f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode())
+            results = await self._conn.wait(generators.execute(self._pg))
+            if results[-1].status != pq.ExecStatus.COPY_BOTH:
+                raise psycopg.errors.error_from_result(results[-1])
+        except psycopg.Error as error:
+            raise LostError(why(error)) from error
         self.heard = self._loop.time()
         self._heartbeat()
 
@@ -153,7 +161,7 @@ class Stream:
     # Reading.
 
     async def read(self) -> list[Changes]:
-        """What has arrived, up to SLICE rows; waits up to a second for it. Raises LostError."""
+        """What has arrived, up to SLICE rows; waits up to IDLE for it. Raises LostError."""
         try:
             await self._readable()
             return self._take()
@@ -172,7 +180,7 @@ class Stream:
         ready: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pg.socket, _wake, ready)
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(IDLE):
                 await ready
         except TimeoutError:
             pass
@@ -183,6 +191,8 @@ class Stream:
         taken: list[Changes] = []
         rows = 0
         heard = fresh = False
+        if self._end:
+            raise LostError(self._end)
         self.holes = self._more = False
         while rows < SLICE:
             size, data = self._pg.get_copy_data(1)
@@ -205,12 +215,13 @@ class Stream:
         else:
             self._more = True
         now = self._loop.time()
+        if size < 0:
+            self._end = self._ended()  # what came before it is handed on first
+            self._more = True
         if heard:
             self.heard = now
             if taken:
                 self._gulped = now
-        elif size < 0:
-            raise LostError(self._ended())
         elif now - self.heard > DEAD_AFTER:
             raise LostError(f"nothing was heard from the database for {DEAD_AFTER:.0f} s")
         return taken
@@ -270,6 +281,8 @@ class Stream:
         values = self._pick(message.new)
         if isinstance(message, Update) and message.old is not None:
             old = self._pick(message.old)
+            if values[ID] == UNCHANGED:
+                values[ID] = old[ID]  # so long that it is stored out of line
             if old[ID] is not None and old[ID] != values[ID]:
                 changes.rows.append(("delete", only_id(old[ID])))
             if message.full:

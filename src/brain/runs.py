@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.resources import files
 
 import structlog
@@ -139,7 +141,7 @@ async def describe(conn: Conn, table: Table) -> Description:
         )
     oid, kind, persistence, replica, key, identity, columns = (value or "" for value in row)
     found = {
-        name: Column(name, f'"{schema}"."{type_}"', generated, default)
+        name: Column(name, sql.Identifier(schema, type_).as_string(), generated, default)
         for name, schema, type_, generated, default in json.loads(columns or "[]")
     }
     missing = [field for field in ("id", "status") if field not in found]
@@ -172,6 +174,7 @@ class Decoder:
     """
 
     def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
+        self._map = dict(statuses)
         self._statuses: dict[str | None, str] = {status: status for status in (*STATUSES, UNCHANGED)}
         self._statuses.update(statuses)
         self.max_text = max_text
@@ -182,7 +185,19 @@ class Decoder:
     @property
     def active_words(self) -> list[str]:
         """The table's words for queued and running."""
-        return [word for word, status in self._statuses.items() if word is not None and status in ACTIVE]
+        return self.words(*ACTIVE)
+
+    def words(self, *statuses: str) -> list[str]:
+        """Every word of the table that means one of these."""
+        return [word for word, status in self._statuses.items() if word is not None and status in statuses]
+
+    def word(self, status: Status) -> str:
+        """What is written for `status`: the first word that the map gives it, else itself."""
+        return next((word for word, mapped in self._map.items() if mapped == status), status)
+
+    def status(self, word: str | None) -> str | None:
+        """None: the word has no place in the contract."""
+        return self._statuses.get(word)
 
     def __call__(self, row: Sequence[str | None]) -> Run | None:
         """`row` holds the fields of the contract in their order. None: the row was refused."""
@@ -232,13 +247,26 @@ class Decoder:
         return None if math.isnan(value) else 0 if value < 0 else 100
 
     def _time(self, text: str) -> str | None:
-        """ISO 8601 in UTC, with Z. A timestamp without a zone is taken as UTC: the contract has no other."""
-        if text[-3:] == "+00" and text[10:11] == " " and len(text) <= 29:
-            return f"{text[:10]}T{text[11:-3]}Z"
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
+        moment = _utc(text)
+        if moment is None:
             self.corrected += 1
-            return None
+        return moment
+
+
+_printed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?\+00", re.ASCII).fullmatch
+
+
+@lru_cache(maxsize=4096)  # each change of a run repeats its started_at
+def _utc(text: str) -> str | None:
+    """ISO 8601 in UTC, with Z. A timestamp without a zone is taken as UTC: the contract has no other.
+
+    None: no time, or none that ISO 8601 and Python hold. A column of any type may stand here, so nothing is trusted.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        if _printed(text):
+            return f"{text[:10]}T{text[11:-3]}Z"
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-        return moment.isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        return None
+    return moment.isoformat().replace("+00:00", "Z")

@@ -24,6 +24,7 @@ from websockets.server import ServerProtocol
 
 from brain.guard import Doors, Policy, Refusal, Visit
 from brain.hub import FilterError, Subscription, parse_subscription
+from brain.problems import MAX_BODY
 from brain.websocket import Connection, Connections
 
 log = structlog.get_logger()
@@ -31,6 +32,10 @@ log = structlog.get_logger()
 PATH = "/ws"
 MOST_HEAD = 16 * 1024
 MOST_URL = 8 * 1024
+MOST_BEHIND = 2 * MAX_BODY
+"""Bytes behind a head: the body, how it is cut into chunks, and trailers. The API itself answers 413 to more than MAX_BODY."""
+MOST_PIPELINED = 32
+"""Requests on one connection that wait for their answers (20 000 in one go held everybody up for 2 s)."""
 REQUEST_DEADLINE = 5.0
 """Seconds from accept, or from a request's first byte, until the request is complete."""
 
@@ -54,7 +59,11 @@ class Gate:
             if due > now:
                 return
             del self.waiting[seam]
-            seam.expire()
+            try:
+                seam.expire()
+            except Exception as error:
+                log.error("connection failed", error=repr(error), exc_info=error)
+                seam.transport.abort()
 
 
 def http_answer(status: int, detail: str, **headers: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -73,8 +82,15 @@ class Seam(HttpToolsProtocol):
         self._gate = gate
         self._visit: Visit | None = None
         self._unwelcome: Refusal | None = None
-        self._head = 0
-        """Bytes of the present head; -1 behind it."""
+        self._begun = False
+        """The first byte of a request has come, and its last has not."""
+        self._in_head = True
+        self._room = MOST_HEAD
+        """Bytes that what is coming, a head or what is behind one, may still have."""
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests that were handed to the application, all that are unanswered among them."""
+        self._present: RequestResponseCycle | None = None
+        """That of them whose body is still coming."""
         self._answer = (400, "the request is not HTTP")
 
     # From the transport.
@@ -92,6 +108,10 @@ class Seam(HttpToolsProtocol):
         self._gate.waiting.pop(self, None)
         self._leave()
         super().connection_lost(exc)
+        for cycle in self._cycles:
+            # uvicorn tells the last one only, and an earlier one would write to a transport that is gone.
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _leave(self) -> None:
         if self._visit is not None:
@@ -102,28 +122,30 @@ class Seam(HttpToolsProtocol):
         self._gate.waiting.pop(self, None)
         self._gate.waiting[self] = self.loop.time() + REQUEST_DEADLINE
 
-    def _unanswered(self) -> bool:
-        """An earlier request on this connection has not been answered yet."""
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not cycle.response_complete
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
 
     def expire(self) -> None:
-        if self._head != 0:
+        if self._begun:
             self._refuse(408, f"a request has to be complete within {REQUEST_DEADLINE:.0f} s")
         else:
             self.transport.abort()  # it has said nothing, and is owed nothing
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self not in self._gate.waiting and not self._unanswered():
+            self._owe()  # before the parser sees a request begin: an empty line before one begins none
         while data and not self.transport.is_closing():
-            # A head is fed no further than its bound; what is behind a head is bounded by who reads it.
-            room = MOST_HEAD - self._head if self._head >= 0 else len(data)
-            if room <= 0:
-                self._refuse(431, f"the head of a request has at most {MOST_HEAD} bytes")
+            if self._room <= 0:
+                if self._in_head:
+                    self._refuse(431, f"the head of a request has at most {MOST_HEAD} bytes")
+                else:
+                    self._refuse(413, f"a request has at most {MOST_BEHIND} bytes behind its head")
                 return
-            part, data = data[:room], data[room:]
-            if self._head >= 0:
-                self._head += len(part)
+            # Fed by no more than a head may have, so that a bound that is set in the middle is not overrun by far.
+            size = min(self._room, MOST_HEAD)
+            part, data = data[:size], data[size:]
+            self._room -= len(part)
             try:
                 self.parser.feed_data(part)
             except httptools.HttpParserUpgrade as upgrade:
@@ -137,7 +159,7 @@ class Seam(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head = max(self._head, 0)  # another request on this connection begins at 0 again
+        self._begun = True
         self._owe()
 
     def on_url(self, url: bytes) -> None:
@@ -146,21 +168,36 @@ class Seam(HttpToolsProtocol):
             self._answer = (414, f"a URL has at most {MOST_URL} bytes")
             raise ValueError(self._answer)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        # A trailer is dropped (RFC 9110, section 6.5.1): it must not change what has been judged, nor has it a bound of its own.
+
     def on_headers_complete(self) -> None:
-        self._head = -1
-        if not self._should_upgrade():
-            refusal = self._check()
-            self.app = partial(_refused, refusal) if refusal is not None else self.config.loaded_app
+        self._in_head, self._room = False, MOST_BEHIND
+        if self._should_upgrade():
+            return
+        self._cycles = self._unanswered()
+        if len(self._cycles) >= MOST_PIPELINED:
+            raise ValueError(MOST_PIPELINED)
+        refusal = self._check()
+        self.app = partial(_refused, refusal) if refusal is not None else self.config.loaded_app
         super().on_headers_complete()
-        if self.parser.should_upgrade() and not self._should_upgrade():
+        self._present = self.cycle
+        self._cycles.append(self.cycle)
+        if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # h2c and the like: answered in HTTP/1.1, and that is the end
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._begun, self._in_head, self._room, self._present = False, True, MOST_HEAD, None
         self._gate.waiting.pop(self, None)
 
     def _should_upgrade(self) -> bool:
-        return self._get_upgrade() == b"websocket"
+        """The parser has seen `upgrade` in one of the Connection headers; uvicorn would look at the last of them alone."""
+        if not self.parser.should_upgrade():
+            return False
+        return [value.lower() for name, value in self.headers if name == b"upgrade"] == [b"websocket"]
 
     def _check(self) -> Refusal | None:
         peer = self.client[0] if self.client else ""
@@ -211,7 +248,7 @@ class Seam(HttpToolsProtocol):
         request = Request(
             self.url.decode("latin-1"),
             Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]),
-            self.scope["method"],
+            self.parser.get_method().decode(),
             f"HTTP/{self.parser.get_http_version()}",
         )
         response = ServerProtocol().accept(request)
@@ -246,13 +283,14 @@ class Seam(HttpToolsProtocol):
         )
         self.transport.set_protocol(connection)
         log.info("client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None)
-        connection.start(wish)
+        connection.start(wish, full=self.flow.write_paused)
         if rest:
             connection.data_received(rest)
 
     def _refuse(self, status: int, detail: str, retry_after: int | None = None) -> None:
-        """Answer, and close. Where an earlier request is not answered yet, an answer to this one would be taken for its."""
-        if self._unanswered():
+        """Answer, and close. Where the answer would be taken for that to another request, just close."""
+        self._gate.waiting.pop(self, None)
+        if self.transport.is_closing() or not self._is_next():
             self.transport.abort()
             return
         headers: dict[str, str] = {"Connection": "close"}
@@ -260,6 +298,8 @@ class Seam(HttpToolsProtocol):
             headers["Retry-After"] = str(retry_after)
         if status == HTTPStatus.UPGRADE_REQUIRED:
             headers |= {"Upgrade": "websocket", "Connection": "Upgrade, close", "Sec-WebSocket-Version": "13"}
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = "GET"
         fields, body = http_answer(status, detail, **headers)
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         lines += [name + b": " + value for name, value in fields]
@@ -268,6 +308,17 @@ class Seam(HttpToolsProtocol):
         # cause, may overtake the answer.
         self.transport.write_eof()
         self.transport.set_protocol(_Deaf(self))
+
+    def _is_next(self) -> bool:
+        """Whether the next answer on this connection is that to the present request; it is taken from the application then."""
+        present = self._present
+        if present is None:
+            return not self._unanswered()
+        if self._unanswered() != [present] or present.response_started:
+            return False
+        present.disconnected = True
+        present.message_event.set()
+        return True
 
 
 class _Deaf(asyncio.Protocol):

@@ -19,6 +19,9 @@ log = structlog.get_logger()
 SEND_BUFFER = 128 * 1024
 """SO_SNDBUF. By default a stalled client costs 4 MB of the kernel's memory; so, 333 KB."""
 
+BACKLOG = 4096
+"""Connections that wait to be accepted, at the most: a crowd that comes back at once (the kernel may allow fewer)."""
+
 SPREAD, ABORT_AFTER = 1.0, 3.0
 """Seconds of the shutdown: over which the close frames are sent, and after which connections are cut."""
 
@@ -69,6 +72,8 @@ def _listener(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
+        # At once: SO_REUSEADDR lets two processes bind, as long as neither listens. Who comes early waits in the backlog.
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()
@@ -92,7 +97,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=1,
-                backlog=4096,
+                backlog=BACKLOG,
             )
         )
         self._gate = gate

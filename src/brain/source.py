@@ -3,7 +3,7 @@
 Whatever follows the table yields these two kinds of event in the order in which they are to be applied.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -51,7 +51,7 @@ Event: TypeAlias = Snapshot | Changes
 class Source(Protocol):
     """Follows the table for ever, whatever happens to the database; ends only when it is cancelled."""
 
-    def events(self) -> AsyncIterator[Event]: ...
+    def events(self) -> AsyncGenerator[Event]: ...
 
 
 class Known(Protocol):

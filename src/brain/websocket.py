@@ -81,7 +81,10 @@ class Connections:
             if connection.heard < oldest:
                 connection.abort(f"nothing was heard for {self.timeout:.0f} s")
             elif not connection.paused:
-                connection.write(PING)
+                try:
+                    connection.write(PING)
+                except Exception as error:  # noqa: BLE001 - one client's failure must never end the round
+                    connection.drop(error)
 
     def everyone(self) -> list["Connection"]:
         return [connection for share in self.shares for connection in share]
@@ -125,9 +128,12 @@ class Connection(Client, asyncio.Protocol):
         self.cohort = None
         self.write = transport.write
 
-    def start(self, wish: Subscription) -> None:
+    def start(self, wish: Subscription, *, full: bool = False) -> None:
+        """`full`: the transport is, of the answer to an earlier request, and has said so to who sent that."""
         self._all.shares[self._share].add(self)
         self._all.hub.join(self, wish)
+        if full:
+            self._all.hub.pause(self)
 
     # From the transport.
 
@@ -175,17 +181,17 @@ class Connection(Client, asyncio.Protocol):
         if write is _nowhere:
             return
         self._leave(code, reason)
-        write(close_frame(code, reason))
-        # A half-close: the client reads the close frame and the end, answers, and closes. To close both ways at once
-        # would answer what it still has under way by a reset, which may overtake the close frame.
-        self._transport.write_eof()
+        try:
+            write(close_frame(code, reason))
+            # A half-close: the client reads the close frame and the end, answers, and closes. To close both ways at once
+            # would answer what it still has under way by a reset, which may overtake the close frame.
+            self._transport.write_eof()
+        except Exception:  # noqa: BLE001 - its transport is broken, and that must not end who ends many
+            self._transport.abort()
 
     def drop(self, error: Exception) -> None:
         log.error("client failed", peer=self.peer, error=repr(error), exc_info=error)
-        try:
-            self.end(CloseCode.INTERNAL_ERROR, "an error of the server's")
-        except Exception:  # noqa: BLE001 - its transport is broken
-            self.abort("its transport failed")
+        self.end(CloseCode.INTERNAL_ERROR, "an error of the server's")
 
     def abort(self, reason: str) -> None:
         self._leave(CloseCode.ABNORMAL_CLOSURE, reason)
@@ -230,7 +236,9 @@ class Connection(Client, asyncio.Protocol):
         write = self.write
         close = protocol.close_rcvd or protocol.close_sent
         if close is not None:
-            self._leave(int(close.code), close.reason)
+            self._leave(
+                int(close.code), ascii(close.reason)[1:-1]
+            )  # it may be the client's, and will be logged
         else:
             self._leave(CloseCode.ABNORMAL_CLOSURE, "")
         write(farewell)

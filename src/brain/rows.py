@@ -1,0 +1,371 @@
+"""The table's rows, read and written for the HTTP API in the words of the contract.
+
+A value goes to PostgreSQL as text without a type, and PostgreSQL takes it for its column's: a table's columns may be
+of any type. What the board knows and a query does not see yet is answered from the board.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from dataclasses import field as default
+from http import HTTPStatus
+from typing import TypeAlias, cast
+
+import psycopg
+from psycopg import errors, sql
+from psycopg_pool import AsyncConnectionPool
+
+from brain.board import RUN, TIME, XID, Board, Entry
+from brain.database import Conn, configure, parameters
+from brain.messages import AGENT, ID, STATUS, TASK_ID, Micros, Run, Status
+from brain.poll import Visible, Xid
+from brain.problems import Problem, said
+from brain.runs import TRANSITIONS, Decoder, Description, Table, describe
+
+RECENT = 4096
+"""Entries of the board among which a list looks for what its query could not see yet. That window is microseconds long
+without a synchronous standby, and with one that does not answer all commits stand still together."""
+
+STALE = 10.0
+"""Seconds after which the table's columns are looked up again."""
+
+TIMES: Mapping[str, str] = {"running": "started_at", "completed": "completed_at", "failed": "completed_at"}
+
+Statement: TypeAlias = tuple[sql.Composed, list[object]]
+ByFields: TypeAlias = Mapping[str, Sequence[str]]
+
+
+@dataclass(slots=True)
+class Runs:
+    """The table's rows, as the contract words them. Raises Problem, TableError, psycopg.Error."""
+
+    pool: AsyncConnectionPool[Conn]
+    table: Table
+    decoder: Decoder
+    board: Board
+    _described: Description | None = default(default=None, init=False)
+    _until: float = default(default=0.0, init=False)
+
+    async def get(self, run_id: str) -> Run:
+        async with self._connection() as (conn, described):
+            try:
+                rows = await _rows(conn, select_one(self.table, described, self.decoder.max_text, run_id))
+            except psycopg.DataError:  # not a value of the column's type, so no row has it
+                raise _unknown(run_id) from None
+        seen, *fields = rows[0]
+        entry = self.board.get(run_id)
+        if entry and _unseen(entry, Visible.parse(str(seen))):
+            return entry[RUN]
+        if fields[ID] is None:
+            raise _unknown(run_id)
+        return self._decoded(fields, HTTPStatus.NOT_FOUND)
+
+    async def page(
+        self, wanted: ByFields, after: str | None, limit: int
+    ) -> tuple[list[Run], str | None, Micros | None]:
+        """Runs, the id after which the next page begins, and a moment from which on `/ws?since=` misses nothing.
+
+        That moment is the board's before the query, or that of the first change that the query did not see yet.
+        """
+        moment = self.board.time if self.board.begun else None
+        texts = {**wanted, "status": self.decoder.words(*wanted["status"])}
+        async with self._connection() as (conn, described):
+            query = select_page(
+                self.table, described, self.decoder.max_text, wanted=texts, after=after, limit=limit + 1
+            )
+            try:
+                rows = await _rows(conn, query)
+            except psycopg.DataError as error:
+                if after is None:
+                    raise
+                raise Problem(422, "cursor is not one that a page gave", ("cursor", said(error))) from error
+        unseen = self._unseen(Visible.parse(str(rows[0][0])))
+        if moment is not None:
+            moment = min([moment, *(entry[TIME] for entry in unseen.values())])
+        found: list[Run] = []
+        for _, *fields in rows[:limit]:
+            run = self.decoder(fields) if fields[ID] is not None else None
+            if run and run[ID] in unseen:
+                run = unseen[run[ID]][RUN]
+                if not _matches(run, wanted):
+                    continue
+            if run:
+                found.append(run)
+        return found, rows[limit - 1][1] if len(rows) > limit else None, moment
+
+    async def create(self, status: Status, values: Mapping[str, str]) -> Run:
+        async with self._connection() as (conn, described):
+            self._refuse_missing(described, values)
+            row = {**values, "status": self.decoder.word(status)}
+            made = "id" not in row and not described.columns["id"].default
+            if made:
+                row["id"] = str(uuid.uuid4())
+            query = insert(self.table, described, self.decoder.max_text, row, TIMES.get(status))
+            try:
+                rows = await _rows(conn, query)
+            except errors.UniqueViolation as error:
+                if "(id)=" in (error.diag.message_detail or ""):
+                    raise Problem(
+                        409,
+                        f"there is a run {row.get('id')!r} already: change it with PATCH /api/runs/{{id}}",
+                    ) from error
+                raise
+            except psycopg.DataError as error:
+                if made:
+                    raise Problem(
+                        422, f"give an id, as the table has none of its own to give: {said(error)}"
+                    ) from error
+                raise
+        if not rows:
+            raise Problem(409, "the table took no row: a trigger or a rule of its own has refused it")
+        return self._decoded(rows[0], HTTPStatus.CONFLICT)
+
+    async def change(self, run_id: str, status: Status | None, values: Mapping[str, str | None]) -> Run:
+        async with self._connection() as (conn, described):
+            self._refuse_missing(described, values)
+            for _ in range(3):
+                try:
+                    rows = await _rows(
+                        conn,
+                        update(
+                            self.table, described, self.decoder, run_id=run_id, status=status, values=values
+                        ),
+                    )
+                except psycopg.DataError:
+                    await self._present(conn, described, run_id)
+                    raise
+                if rows:
+                    return self._decoded(rows[0], HTTPStatus.CONFLICT)
+                word = await self._present(conn, described, run_id)
+                present = self.decoder.status(word)
+                if present is None:
+                    raise Problem(
+                        409,
+                        f"run {run_id!r} has the status {word!r}, which Brain does not know and does not change",
+                    )
+                allowed = TRANSITIONS[cast("Status", present)]
+                if status is None or status in allowed:
+                    continue  # it has changed between the two statements
+                others = " or ".join(sorted(allowed - {present}))
+                raise Problem(
+                    409,
+                    f"run {run_id!r} is {present} and cannot become {status}: "
+                    + (f"from {present} it can become {others}" if others else f"{present} is final"),
+                )
+        raise Problem(409, f"run {run_id!r} could not be changed, or is being changed by others: try again")
+
+    async def _present(self, conn: Conn, described: Description, run_id: str) -> str | None:
+        """The table's word for the run's status."""
+        try:
+            rows = await _rows(conn, select_one(self.table, described, self.decoder.max_text, run_id))
+        except psycopg.DataError:
+            raise _unknown(run_id) from None
+        _, *fields = rows[0]
+        if fields[ID] is None:
+            raise _unknown(run_id)
+        return fields[STATUS]
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[tuple[Conn, Description]]:
+        async with self.pool.connection() as conn:
+            if self._described is None or time.monotonic() > self._until:
+                self._described = await describe(conn, self.table)
+                self._until = time.monotonic() + STALE
+            try:
+                yield conn, self._described
+            except psycopg.ProgrammingError:  # the table is not as it was described
+                self._described = None
+                raise
+
+    def _refuse_missing(self, described: Description, values: Mapping[str, object]) -> None:
+        wrong = [
+            (name, f"the table {self.table} has no such column")
+            if name not in described.columns
+            else (name, f"the table {self.table} computes this column itself")
+            for name in values
+            if name not in described.columns or described.columns[name].generated
+        ]
+        if wrong:
+            raise Problem(422, f"{wrong[0][0]} cannot be set: {wrong[0][1]}", *wrong)
+
+    def _decoded(self, row: Sequence[str | None], otherwise: HTTPStatus) -> Run:
+        run = self.decoder(row)
+        if run is None:
+            raise Problem(
+                otherwise,
+                f"the row has the status {row[STATUS]!r} or an id that has no place in the contract: "
+                "map the table's own words with BRAIN_STATUS_MAP",
+            )
+        return run
+
+    def _unseen(self, visible: Visible) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+
+        def look(entry: Entry) -> bool:
+            if _unseen(entry, visible):
+                found[entry[RUN][ID]] = entry
+            return False
+
+        self.board.piece(max(0, self.board.seq - RECENT), self.board.seq, look)
+        return found
+
+
+@asynccontextmanager
+async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> AsyncIterator[Runs]:
+    """Opens at once, whether or not the database answers, and holds no connection until the first request.
+
+    `url` is one that database.parse_url has returned.
+    """
+    # It warns at every try. What is wrong with the database is said once, by who follows it.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    pool: AsyncConnectionPool[Conn] = AsyncConnectionPool(
+        # A writer that holds a row for minutes must not use up the pool.
+        kwargs={
+            **parameters(url, "brain-api", statement_timeout="10s", lock_timeout="3s"),
+            "autocommit": True,
+        },
+        configure=configure,
+        check=AsyncConnectionPool.check_connection,
+        min_size=0,
+        max_size=8,
+        open=False,
+        timeout=2.0,
+        # Then it gives up, and the next request tries again: with the default, pauses grow to minutes.
+        reconnect_timeout=2.0,
+    )
+    await pool.open()
+    try:
+        yield Runs(pool, table, decoder, board)
+    finally:
+        await pool.close(timeout=1.0)
+
+
+async def _rows(conn: Conn, statement: Statement) -> list[tuple[str | None, ...]]:
+    query, values = statement
+    return await (await conn.execute(query, values)).fetchall()
+
+
+def _unseen(entry: Entry, visible: Visible) -> bool:
+    """Committed and on the board, but not yet in what that query saw: a synchronous standby may hold that up for long."""
+    return entry[XID] != 0 and not visible.sees(Xid(entry[XID]))
+
+
+def _matches(run: Run, wanted: ByFields) -> bool:
+    values = {"status": run[STATUS], "agent": run[AGENT], "task_id": run[TASK_ID]}
+    return all(not texts or values[name] in texts for name, texts in wanted.items())
+
+
+def _unknown(run_id: str) -> Problem:
+    return Problem(404, f"there is no run {run_id!r}")
+
+
+# Statements
+
+_SELECT = """
+SELECT s.seen, {fields}
+FROM (SELECT pg_current_snapshot()::text) AS s(seen)
+LEFT JOIN (SELECT r.* FROM {table} AS r WHERE {conditions} ORDER BY r.id LIMIT %s) AS r ON true
+ORDER BY r.id
+"""
+
+
+def select_one(table: Table, described: Description, max_text: int, run_id: str) -> Statement:
+    """The snapshot that the query saw, and the run's fields: all NULL if there is none."""
+    query = sql.SQL(_SELECT).format(
+        fields=described.select("r", max_text), table=table.sql, conditions=sql.SQL("r.id = %s")
+    )
+    return query, [run_id, 1]
+
+
+def select_page(
+    table: Table,
+    described: Description,
+    max_text: int,
+    *,
+    wanted: Mapping[str, Sequence[str]],
+    after: str | None,
+    limit: int,
+) -> Statement:
+    """Likewise, the first `limit` runs behind the id `after` whose fields have one of the `wanted` texts."""
+    conditions: list[sql.Composable] = [sql.SQL("true")]
+    values: list[object] = []
+    for field, texts in wanted.items():
+        if field not in described.columns:
+            conditions.append(sql.SQL("false"))
+        elif texts:
+            # As text: a word that an enum or a uuid could not hold is met by no row, and is no error.
+            conditions.append(sql.SQL("{}::text = ANY (%s::text[])").format(sql.Identifier("r", field)))
+            values.append(list(texts))
+    if after is not None:
+        conditions.append(sql.SQL("r.id > %s"))
+        values.append(after)
+    query = sql.SQL(_SELECT).format(
+        fields=described.select("r", max_text), table=table.sql, conditions=sql.SQL(" AND ").join(conditions)
+    )
+    return query, [*values, limit]
+
+
+def insert(
+    table: Table, described: Description, max_text: int, values: Mapping[str, str], now: str | None
+) -> Statement:
+    """A new run. `now` names the field that is given the present moment, if the table has such a column."""
+    columns: list[sql.Composable] = [sql.Identifier(field) for field in values]
+    places: list[sql.Composable] = [sql.Placeholder()] * len(values)
+    if now is not None and now not in values and (moment := _now(described, now)):
+        columns.append(sql.Identifier(now))
+        places.append(moment)
+    query = sql.SQL("INSERT INTO {} AS r ({}) VALUES ({}) RETURNING {}").format(
+        table.sql, sql.SQL(", ").join(columns), sql.SQL(", ").join(places), described.select("r", max_text)
+    )
+    return query, list(values.values())
+
+
+def update(
+    table: Table,
+    described: Description,
+    decoder: Decoder,
+    *,
+    run_id: str,
+    status: Status | None,
+    values: Mapping[str, str | None],
+) -> Statement:
+    """A change, if the run's present status allows it: one statement, so that of two at once the second sees the first.
+
+    A run that begins is given started_at unless it has one; a run that ends is given completed_at.
+    """
+    changes: list[sql.Composable] = [sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values]
+    sent: list[object] = list(values.values())
+    conditions = [sql.SQL("r.id = %s")]
+    where: list[object] = [run_id]
+    if status is not None:
+        changes.append(sql.SQL("status = %s"))
+        sent.append(decoder.word(status))
+        field = TIMES.get(status)
+        if field and (moment := _now(described, field)):
+            change = (
+                "{field} = CASE WHEN r.status::text = ANY (%s::text[]) THEN {old} ELSE coalesce({old}, {now}) END"
+                if status == "running"
+                else "{field} = CASE WHEN r.status::text = ANY (%s::text[]) THEN {old} ELSE {now} END"
+            )
+            names = {"field": sql.Identifier(field), "old": sql.Identifier("r", field), "now": moment}
+            changes.append(sql.SQL(change).format(**names))
+            sent.append(decoder.words(status))
+        conditions.append(sql.SQL("r.status::text = ANY (%s::text[])"))
+        where.append(decoder.words(*(old for old, allowed in TRANSITIONS.items() if status in allowed)))
+    query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}").format(
+        table.sql,
+        sql.SQL(", ").join(changes),
+        sql.SQL(" AND ").join(conditions),
+        described.select("r", decoder.max_text),
+    )
+    return query, [*sent, *where]
+
+
+def _now(described: Description, field: str) -> sql.Composable | None:
+    column = described.columns.get(field)
+    if column is None or column.generated:
+        return None
+    return sql.SQL(f"now()::{column.type}")  # quoted by describe()
