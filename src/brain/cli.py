@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import psycopg
@@ -19,13 +19,14 @@ from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from brain import __version__
-from brain.app import Running, serve
 from brain.config import Settings, SettingsError
 from brain.database import connect, masked, why
 from brain.embedded import EmbeddedError, program, running
 from brain.hub import COME_BACK
 from brain.runs import TableError, describe, init_sql
-from brain.server import ListenError
+
+if TYPE_CHECKING:
+    from brain.app import Running
 
 app = typer.Typer(
     help="Pushes every change of a PostgreSQL table of runs to every WebSocket client. Settings: BRAIN_*, see docs/settings.md.",
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-EXPECTED = (SettingsError, EmbeddedError, ListenError, TableError, psycopg.Error, OSError)
+EXPECTED = (SettingsError, EmbeddedError, TableError, psycopg.Error, OSError)
 
 
 def main() -> None:
@@ -85,11 +86,13 @@ DatabaseURL = Annotated[str | None, typer.Option(help="The PostgreSQL to follow.
 @app.command("serve")
 def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
     """Follow the table, and serve /ws and /api."""
+    from brain.app import serve  # noqa: PLC0415 - half of the time of every other command would go into importing FastAPI
+
     settings = _settings(port=port, database_url=database_url)
     _run(serve(settings, lambda running: print(welcome(running, settings), flush=True)))
 
 
-def welcome(running: Running, settings: Settings) -> str:
+def welcome(running: "Running", settings: Settings) -> str:
     """What to paste next: true for the ports in use."""
     at = f"localhost:{running.port}"
     change = f"UPDATE {_named(settings)} SET status='running' WHERE id='test-run-1'"

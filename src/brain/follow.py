@@ -23,7 +23,7 @@ from psycopg import conninfo
 from brain.database import Conn, connect, why
 from brain.messages import ID, UNCHANGED, Run
 from brain.pgoutput import LSN
-from brain.poll import Moment, Poll
+from brain.poll import Moment, Poll, Xid
 from brain.publication import Facts, Refused, SlotWaits, ensure, facts, refusal
 from brain.replication import LostError, Stream
 from brain.runs import Decoder, Table, TableError
@@ -116,6 +116,8 @@ class Follow:
         self._moment: Moment | None = None
         self._slot_tries = 0
         self._next_climb = 0.0
+        self._streamed: set[int] = set()
+        """Transactions that the stream has told of since the last watch, and that a query may not see yet."""
 
     async def events(self) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()
@@ -153,6 +155,8 @@ class Follow:
                     # Another table may have taken the name, with rows older than any horizon, or a column have been added.
                     await poll.look()
                     next_look = loop.time() + WATCH_EVERY
+                if self._streamed:
+                    await self._seen(poll)
                 async with aclosing(poll.read()) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -182,6 +186,20 @@ class Follow:
                 with suppress(asyncio.CancelledError, psycopg.Error, Refused, TableError, OSError):
                     stream, _ = await climb
                     await stream.close()
+
+    async def _seen(self, poll: Poll) -> None:
+        """Wait until a query sees what the stream has told, or the next poll would take runs back to what they were.
+
+        A commit is in the log a little before it is visible. Behind a synchronous standby that does not answer it can be for
+        ever: then a second is enough, and what SELECT says is what is told.
+        """
+        for _ in range(100):
+            visible = await poll.visible()
+            self._streamed = {xid for xid in self._streamed if not visible.sees(Xid(xid))}
+            if not self._streamed:
+                return
+            await asyncio.sleep(0.01)
+        self._streamed.clear()
 
     def _good(self, moment: Moment | None) -> None:
         self._moment = moment
@@ -257,15 +275,18 @@ class Follow:
                 for changes in await stream.read():
                     if stream.holes:
                         await self._fill(poll, changes.rows)
+                    self._streamed.add(changes.xid)
                     yield changes
                 self.state.heard = stream.heard
                 now = loop.time()
                 if mark is not None and stream.position >= mark.lsn:
                     for snapshot in mark.differing:
-                        log.warning(
-                            "stream differed from the table", rows=len(snapshot.rows), gone=len(snapshot.gone)
-                        )
+                        seq, held = self._known.seq, [i for i in snapshot.gone if i in self._known]
                         yield snapshot
+                        # Most of it the stream has brought meanwhile.
+                        rows, gone = self._known.seq - seq, sum(i not in self._known for i in held)
+                        if rows or gone:
+                            log.warning("stream differed from the table", rows=rows, gone=gone)
                     poll.moment = self._moment = mark.moment
                     compared = mark.moment if mark.compared else compared
                     mark = None
@@ -299,7 +320,7 @@ class Follow:
         without being told. Raises LostError, Refused, TableError, psycopg.Error.
         """
         differing: list[Snapshot] = []
-        seq = self._known.seq
+        seq, streamed = self._known.seq, self._streamed.copy()
         moment = poll.moment
         assert moment is not None
         if compared is not None:
@@ -313,6 +334,10 @@ class Follow:
                 scanned, poll.moment = poll.moment, moment
         else:
             scanned = Moment(moment.identity, await poll.visible())
+        unseen = {xid for xid in streamed if not scanned.visible.sees(Xid(xid))}
+        self._streamed -= streamed - unseen
+        if unseen:
+            differing, compared = [], None  # the stream knows more than the query
         # Behind the snapshot: a publication that is found whole was so for all that the snapshot has seen.
         found = await facts(poll.conn, self._table)
         if found != before:

@@ -6,7 +6,7 @@ No label names a client, a run or an agent: their number has no bound.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -44,6 +44,7 @@ class Metrics:
 
     def __init__(self, now: Callable[[], float]) -> None:
         """`now` is the wall clock, in seconds: what a commit's time is compared with. The database's may differ."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._now = now
         self._registry = CollectorRegistry()
         self._latency = Histogram(

@@ -109,8 +109,8 @@ class Poll:
             row = (None, None, None, str(description.oid))
         assert row is not None
         # Another type prints another id, and a column that is added has its default in rows that nobody wrote again.
-        columns = (description.columns.get(name) for name in FIELDS)
-        return (*row, *(column and column.type for column in columns))
+        columns = description.columns
+        return (*row, *(columns[name].type if name in columns else None for name in FIELDS))
 
     async def visible(self) -> Visible:
         row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
@@ -129,12 +129,14 @@ class Poll:
             visible = await self.visible()
             if visible == self.moment.visible and visible.whole:
                 return
-        begun = time.perf_counter()
+        took, begun = 0.0, time.perf_counter()
         async with aclosing(self.scan()) as pieces:
             async for piece in pieces:
+                took += time.perf_counter() - begun
                 yield piece
+                begun = time.perf_counter()  # what was done with the piece is no cost of the scan
         # The lesser of two: one slow scan, as the first is and any may be on a busy machine, says nothing of the next.
-        last, self._took = self._took, time.perf_counter() - begun
+        last, self._took = self._took, took + time.perf_counter() - begun
         self.pause = SHARE * min(last, self._took)
 
     async def scan(self, keep: Callable[[Run], bool] | None = None) -> AsyncGenerator[Snapshot]:
@@ -146,10 +148,12 @@ class Poll:
             or here.xmax < moment.visible.xmax  # an older state of this very database was put back
             or here.xmax - moment.visible.xmin >= 2**31  # further away than 32 bits can tell
         )
-        began = moment is None or new
-        query, parameters = (
-            self._first(self._by_text()) if moment is None or new else self._since(moment.visible)
-        )
+        if moment is None or new:
+            by_id = self._by_text()
+            query, parameters = self._first(by_id)
+        else:
+            by_id = self._by_id()
+            query, parameters = self._since(moment.visible)
         missing = set(self._known.unfinished())
         seen = moment.versions if moment is not None and not new else frozenset()
         versions: set[tuple[str, str | None]] = set()
@@ -167,15 +171,15 @@ class Poll:
                     missing.discard(run_id)
                     if xmin is not None and widen(int(xmin), visible.xmax) >= visible.xmin:
                         versions.add((run_id, xmin))
-                        if (run_id, xmin) in seen:
-                            continue
+                    if (run_id, xmin) in seen:
+                        continue
                     run = self._decoder(values)
                     if run is not None and (keep is None or keep(run)):
                         rows.append(run)
                         if len(rows) == PIECE:
                             yield Snapshot(rows, at, complete=False, new=new)
                             rows, new = [], False
-        gone = await self._gone(missing, self._by_text() if began else self._by_id())
+        gone = await self._gone(missing, by_id)
         yield Snapshot(rows, at, gone, new=new)
         self.moment = Moment(self._identity, visible, frozenset(versions))
 
@@ -201,9 +205,9 @@ class Poll:
     def _by_id(self) -> sql.Composed:
         return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(sql.SQL(self.description.columns["id"].type))
 
-    def _by_text(self) -> sql.Composable:
+    def _by_text(self) -> sql.Composed:
         """Without an index, for ids of what may have been another table: its id may have been of another type."""
-        return sql.SQL("format('%%s', r.id) = ANY (%s::text[])")
+        return sql.SQL("format('%%s', r.id) = ANY (%s::text[])").format()
 
     async def _gone(self, ids: set[str], by_id: sql.Composable) -> list[str]:
         """Those of the ids that the table no longer has."""

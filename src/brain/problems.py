@@ -1,6 +1,5 @@
 """Problem documents (RFC 9457): what a client of the HTTP API is told when things go wrong, and of what."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +8,7 @@ from urllib.parse import quote
 import psycopg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel
@@ -78,10 +78,7 @@ def _answer(request: Request, problem: Problem, headers: Mapping[str, str] | Non
     if problem.wrong:
         document["errors"] = [{"field": name, "message": message} for name, message in problem.wrong]
     more = {"Retry-After": "1"} if problem.status == 503 else {}
-    # In ASCII: a field's name comes from the client, and may hold half a surrogate pair.
-    return Response(
-        json.dumps(document), problem.status, {**(headers or {}), **more}, "application/problem+json"
-    )
+    return JSONResponse(document, problem.status, {**(headers or {}), **more}, "application/problem+json")
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

@@ -130,7 +130,11 @@ async def ensure(conn: Conn, table: Table, application: str) -> Facts:
     if found.publication is None or found.member is None:
         for statement in statements(table, found):
             try:
-                await conn.execute(statement)
+                async with conn.transaction():
+                    await conn.execute(statement)
+                    # It holds the table's lock now, for which it may have waited until the table was another.
+                    if reason := _unfit(await facts(conn, table), table, application):
+                        raise reason
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 pass  # another Brain was quicker, or as quick
             except psycopg.errors.InsufficientPrivilege as error:
@@ -200,15 +204,13 @@ def _unfit(found: Facts, table: Table, application: str) -> Refused | None:
 def _unpublished(found: Facts, table: Table) -> Refused | None:
     """Why the publication, as somebody made it, would not tell us everything."""
     drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; Brain makes it anew"
-    if found.publication is None or (found.member is None and found.description.kind != "p"):
+    if found.publication and found.description.kind == "p" and not found.publication.get("pubviaroot"):
+        return Refused(f"the publication {table.publication} tells of partitions, not of {table}", drop)
+    if found.publication is None or found.member is None:
         return Refused(f"the publication {table.publication} does not contain {table}", drop)
     for operation in ("insert", "update", "delete", "truncate"):
         if not found.publication[f"pub{operation}"]:
             return Refused(f"the publication {table.publication} leaves out every {operation}", drop)
-    if found.description.kind == "p" and not found.publication.get("pubviaroot"):
-        return Refused(f"the publication {table.publication} tells of partitions, not of {table}", drop)
-    if found.member is None:
-        return Refused(f"the publication {table.publication} does not contain {table}", drop)
     if found.member.get("rowfilter"):
         return Refused(f"the publication {table.publication} filters rows", drop)
     published = found.member.get("attnames")

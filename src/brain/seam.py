@@ -62,7 +62,7 @@ class Gate:
             try:
                 seam.expire()
             except Exception as error:
-                log.error("connection failed", error=repr(error), exc_info=error)
+                log.exception("connection failed", error=repr(error))
                 seam.transport.abort()
 
 
@@ -108,6 +108,7 @@ class Seam(HttpToolsProtocol):
         self._gate.waiting.pop(self, None)
         self._leave()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn does so behind an orderly end alone, and the timer would hold us for 5 s
         for cycle in self._cycles:
             # uvicorn tells the last one only, and an earlier one would write to a transport that is gone.
             cycle.disconnected = True
@@ -278,9 +279,8 @@ class Seam(HttpToolsProtocol):
             partial(self._gate.doors.leave, self._visit),
         )
         self.connections.discard(self)  # uvicorn's shutdown must not wait for it
-        self.parser = (
-            None  # it refers to us: without this, every upgrade would leave a cycle to the collector
-        )
+        # It refers to us: without this, every upgrade would leave a cycle to the collector.
+        self.parser = None  # type: ignore[assignment]
         self.transport.set_protocol(connection)
         log.info("client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None)
         connection.start(wish, full=self.flow.write_paused)

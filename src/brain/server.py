@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import errno
+import logging
+import resource
 import socket
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -22,11 +24,17 @@ SEND_BUFFER = 128 * 1024
 BACKLOG = 4096
 """Connections that wait to be accepted, at the most: a crowd that comes back at once (the kernel may allow fewer)."""
 
-SPREAD, ABORT_AFTER = 1.0, 3.0
-"""Seconds of the shutdown: over which the close frames are sent, and after which connections are cut."""
+CANCEL_WITHIN = 0.5
+"""Seconds for requests that are given up: their queries are cancelled at the database first."""
+
+DESCRIPTORS = 65_536
+"""File descriptors that are asked for; the hard limit of the process may be lower."""
+
+SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
+"""Seconds of the shutdown: over which the close frames are sent, and after which HTTP requests and WebSockets are cut off."""
 
 
-class ListenError(Exception):
+class ListenError(OSError):
     """The address cannot be listened on. The text says what to do."""
 
 
@@ -81,6 +89,14 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
+def raise_descriptors() -> None:
+    """Each connection is a file descriptor, and 1 024, nearly everywhere what a process gets if it does not ask, are soon gone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 class Server(uvicorn.Server):
     """uvicorn's server with a shutdown of its own. `stop` ends it; a second `stop` hurries."""
 
@@ -117,8 +133,8 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        raise_descriptors()
         for each in sockets or []:
-            each.listen(self.config.backlog)
             # Accepted connections inherit it: a client that takes nothing in for so long is gone, acknowledged or not.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._timeout * 1000))
         await super().startup(sockets)
@@ -146,23 +162,42 @@ class Server(uvicorn.Server):
             self._gate.expire()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """docs/operations.md lists the steps: this is 1 to 4, and uvicorn's own is 5."""
-        connections = self._gate.connections
+        """docs/operations.md lists the steps: this is 1 to 5, and nothing is left for uvicorn's own to wait for."""
+        connections, http, requests = (
+            self._gate.connections,
+            self.server_state.connections,
+            self.server_state.tasks,
+        )
         self._gate.closing = True
         for each in self.servers:
             each.close()
         began = connections.loop.time()
         everyone = connections.everyone()
         log.info("stopping", clients=len(everyone))
+        for seam in list(http):
+            seam.shutdown()  # closes what is idle; what is under way ends with its answer
         for i, connection in enumerate(everyone):
             connection.end(CloseCode.SERVICE_RESTART, "the server is going down: come back")
             if i % 100 == 99:
                 # Spread, so that they do not all come back in the same instant.
                 await asyncio.sleep(began + SPREAD * (i + 1) / len(everyone) - connections.loop.time())
-        while connections.closing and not self.force_exit and connections.loop.time() < began + ABORT_AFTER:
+        while (connections.closing or http or requests) and not self.force_exit:
+            now = connections.loop.time() - began
+            if now >= REQUESTS_AFTER:
+                for seam in list(http):
+                    seam.transport.abort()
+            if now >= ABORT_AFTER:
+                break
             await asyncio.sleep(0.02)
         if connections.closing:
             log.warning("cut off", clients=len(connections.closing), why="they did not close in time")
             for connection in list(connections.closing):
                 connection.abort("the server went down")
+        if requests:
+            log.warning("given up", requests=len(requests), why="they did not end in time")
+            # uvicorn would print a traceback for each.
+            logging.getLogger("uvicorn.error").disabled = True
+            for request in list(requests):
+                request.cancel()
+            await asyncio.wait(requests, timeout=CANCEL_WITHIN)
         await super().shutdown(sockets)
