@@ -27,7 +27,7 @@ check: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-timeout 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
 # The virtual environment: made once, and again when a lock changes. dev is a superset of run.
 $(VENV)/run.done: requirements.lock pyproject.toml
@@ -55,9 +55,9 @@ $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isol
 endef
 
 lock: $(VENV)/dev.done
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade --no-emit-index-url \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --group run -o requirements.lock pyproject.toml --extra embedded
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade --no-emit-index-url \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --group dev -o requirements-dev.lock pyproject.toml --extra embedded
 
 clean:
