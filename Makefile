@@ -17,7 +17,7 @@ run: $(VENV)/run.done
 
 test: $(VENV)/dev.done $(VENV)/node.done
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 contract: $(VENV)/dev.done $(VENV)/node.done

@@ -203,7 +203,6 @@ BROKEN_URLS = [
     f"mysql://u:{PASSWORD}@h/d",
     f"postgresql://u:p%zz{PASSWORD}@h/d",
     f"postgresql://u:a {PASSWORD}@h/d",
-    f"postgresql://u:\u2100{PASSWORD}@h/d",
     f"postgresql://u:{PASSWORD}@[::1/d",
     f"host=h password=a {PASSWORD}",
     PASSWORD,
