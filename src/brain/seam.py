@@ -23,8 +23,8 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from brain.guard import Doors, Policy, Refusal, Visit
-from brain.hub import FilterError, Subscription, parse_subscription
 from brain.problems import MAX_BODY
+from brain.subscription import FilterError, Subscription, parse_subscription
 from brain.websocket import Connection, Connections
 
 log = structlog.get_logger()

@@ -20,8 +20,9 @@ import structlog
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
-from brain.hub import Client, Hub, Subscription
+from brain.hub import Client, Hub
 from brain.messages import text_frame
+from brain.subscription import Subscription
 
 log = structlog.get_logger()
 
