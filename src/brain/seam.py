@@ -18,14 +18,11 @@ from urllib.parse import parse_qsl, unquote
 import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from websockets.datastructures import Headers
-from websockets.http11 import Request
-from websockets.server import ServerProtocol
 
 from brain.guard import Doors, Policy, Refusal, Visit
 from brain.problems import MAX_BODY
 from brain.subscription import FilterError, Subscription, parse_subscription
-from brain.websocket import Connection, Connections
+from brain.websocket import Connection, Connections, HandshakeError, VersionError, handshake
 
 log = structlog.get_logger()
 
@@ -246,19 +243,16 @@ class Seam(HttpToolsProtocol):
         self._switch(wish, rest)
 
     def _switch(self, wish: Subscription, rest: bytes) -> None:
-        request = Request(
-            self.url.decode("latin-1"),
-            Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]),
-            self.parser.get_method().decode(),
-            f"HTTP/{self.parser.get_http_version()}",
-        )
-        response = ServerProtocol().accept(request)
-        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            version = request.headers.get_all("Sec-WebSocket-Version")
-            if response.status_code == HTTPStatus.BAD_REQUEST and version != ["13"]:
-                self._refuse(426, "this server speaks WebSocket version 13")
-            else:
-                self._refuse(response.status_code, bytes(response.body).decode().strip())
+        if self.parser.get_method() != b"GET":
+            self._refuse(405, "an upgrade is a GET")
+            return
+        if self.parser.get_http_version() != "1.1":
+            self._refuse(505, "an upgrade is of HTTP/1.1")
+            return
+        try:
+            answer = handshake(self.headers)
+        except HandshakeError as error:
+            self._refuse(426 if isinstance(error, VersionError) else 400, str(error))
             return
         peer = self.client[0] if self.client else ""
         client = self._gate.policy.client_address(peer, self.headers)
@@ -271,7 +265,7 @@ class Seam(HttpToolsProtocol):
             self._gate.refused[refusal.kind] += 1
             self._refuse(refusal.status, refusal.reason, refusal.retry_after)
             return
-        self.transport.write(response.serialize())
+        self.transport.write(answer)
         connection = Connection(
             self._gate.connections,
             self.transport,

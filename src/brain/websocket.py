@@ -2,6 +2,7 @@
 
 RFC 6455 comes from the sans-I/O core of `websockets`: made when a client sends its first frame that is not the pong to our
 ping, for most clients never send one. What goes out was framed once, for all, and is handed to the transport by the hub.
+The handshake alone is ours: `ServerProtocol.accept` wants a Request of its own, and took most of the time of an upgrade.
 
 `write` is the one way out of a connection. It is replaced by a no-op before a close frame goes out, at EOF and on loss, so a
 close frame is the last frame, and a sweep that still knows the connection does no harm. Each of these starts the deadline
@@ -12,13 +13,15 @@ import asyncio
 import codecs
 import itertools
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import structlog
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
+from websockets.utils import accept_key
 
 from brain.hub import Client, Hub
 from brain.messages import text_frame
@@ -48,6 +51,13 @@ GRACE = 3.0
 SHARES = 100
 """Parts of the round of pings: 10 000 pings in one go would hold the event loop for 20 ms and more."""
 
+KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
+"""16 bytes in base64 (RFC 6455, section 4.1)."""
+
+SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+)
+
 _quiet = logging.getLogger("brain.websocket.protocol")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
@@ -57,6 +67,30 @@ _quiet.propagate = False
 def close_frame(code: int, reason: str) -> bytes:
     """RFC 6455, section 5.5.1."""
     return Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False)
+
+
+class HandshakeError(ValueError):
+    """A request that does not open a WebSocket; the text says why."""
+
+
+class VersionError(HandshakeError):
+    """It asks for a version of the protocol other than 13: 426 (RFC 6455, section 4.4)."""
+
+
+def handshake(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The answer to an upgrade to `websocket` (RFC 6455, section 4.2), of a GET by HTTP/1.1. Names are in lower case."""
+    keys: list[bytes] = []
+    versions: list[bytes] = []
+    for name, value in headers:
+        if name == b"sec-websocket-key":
+            keys.append(value)
+        elif name == b"sec-websocket-version":
+            versions.append(value)
+    if versions != [b"13"]:
+        raise VersionError("this server speaks WebSocket version 13")
+    if len(keys) != 1 or not KEY.fullmatch(keys[0]):
+        raise HandshakeError("Sec-WebSocket-Key has to be there once, and be 16 bytes in base64")
+    return SWITCHING + accept_key(keys[0].decode()).encode() + b"\r\n\r\n"
 
 
 @dataclass(slots=True)
