@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from brain import embedded as module
+from brain import postmaster as processes
+from brain.cluster import SHARED_HOME
 from brain.embedded import EmbeddedError, Server, embedded, program, running
 
 AS_ROOT = os.geteuid() == 0
-SOURCE = Path(module.__file__).parents[1]
+SOURCE = Path(processes.__file__).parents[1]
 SITE = program("postgres").parents[3]
 
 # add_signal_handler, not the KeyboardInterrupt of asyncio.run: a second one of those can strike between two callbacks and
@@ -55,13 +56,13 @@ def end(folder: Path) -> None:
     """Whatever a failed test has left behind in `folder`."""
     for data_dir in (folder, *folder.glob("*")):
         cluster = (data_dir / "postgres").resolve()
-        if found := module._postmaster(cluster):
+        if found := processes.postmaster(cluster):
             os.kill(found.pid, signal.SIGQUIT)
-        if cluster.parent.parent == module.SHARED_HOME:
+        if cluster.parent.parent == SHARED_HOME:
             time.sleep(0.1)
             shutil.rmtree(cluster.parent)
             with contextlib.suppress(OSError):  # others keep theirs there
-                module.SHARED_HOME.rmdir()
+                SHARED_HOME.rmdir()
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def heard(events: list[MutableMapping[str, Any]]) -> list[str]:
 
 
 def postmaster(server: Server) -> int:
-    found = module._postmaster(server.cluster)
+    found = processes.postmaster(server.cluster)
     assert found is not None
     return found.pid
 
@@ -267,7 +268,7 @@ async def test_ctrl_c_reaches_brain_and_brain_stops_the_server(data: Path) -> No
         assert server is not None
         assert os.getsid(postmaster(server)) == postmaster(server)
         os.killpg(pid, signal.SIGINT)
-        assert await module._until(lambda: gone(pid), 5)
+        assert await processes._until(lambda: gone(pid), 5)
     assert state(server.cluster) == "shut down"
 
 
@@ -281,9 +282,9 @@ async def test_a_second_signal_does_not_wait(data: Path) -> None:
         await asyncio.sleep(0.2)
         assert not gone(pid)
         os.kill(pid, signal.SIGINT)
-        assert await module._until(lambda: gone(pid), 1.5)  # the first alone takes 3 s and more
+        assert await processes._until(lambda: gone(pid), 1.5)  # the first alone takes 3 s and more
         os.kill(stuck, signal.SIGCONT)
-        assert await module._until(lambda: running(data) is None and gone(stuck), 5)
+        assert await processes._until(lambda: running(data) is None and gone(stuck), 5)
 
 
 async def test_a_killed_postmaster_is_replaced_and_its_busy_backend_ended(data: Path) -> None:
@@ -293,12 +294,12 @@ async def test_a_killed_postmaster_is_replaced_and_its_busy_backend_ended(data: 
     with capture_logs() as events:
         async with embedded(data, free_port()) as server:
             busy = asyncio.create_task(asyncio.to_thread(psql, server.port, loop))
-            assert await module._until(lambda: psql(server.port, at_work) == "t", 5)
+            assert await processes._until(lambda: psql(server.port, at_work) == "t", 5)
             for _ in range(2):
                 before = postmaster(server)
                 os.kill(before, signal.SIGKILL)
-                assert await module._until(lambda: psql(server.port, "SELECT 1") == "1", 8)
-                assert await module._until(lambda: heard(events)[-1] == "is back", 2)
+                assert await processes._until(lambda: psql(server.port, "SELECT 1") == "1", 8)
+                assert await processes._until(lambda: heard(events)[-1] == "is back", 2)
                 assert postmaster(server) != before
             await busy
     assert state(server.cluster) == "shut down"
@@ -317,7 +318,7 @@ async def test_while_its_port_is_taken_it_tries_again_and_says_so_once(data: Pat
             with listening(server.port, "::1", wait=True):
                 await asyncio.sleep(1)
                 assert running(data) is None
-            assert await module._until(lambda: heard(events)[-1] == "is back", 8)
+            assert await processes._until(lambda: heard(events)[-1] == "is back", 8)
             assert psql(server.port, "SELECT 1") == "1"
     assert heard(events) == ["started", "died", "does not start", "is back", "stopped"]
 
@@ -325,9 +326,9 @@ async def test_while_its_port_is_taken_it_tries_again_and_says_so_once(data: Pat
 async def test_a_server_that_does_not_answer_is_stopped_by_force(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sum(seconds for _, seconds in module.STOP_STEPS) <= 5
-    quick = tuple((number, 0.3) for number, _ in module.STOP_STEPS)
-    monkeypatch.setattr(module, "STOP_STEPS", quick)
+    assert sum(seconds for _, seconds in processes.STOP_STEPS) <= 5
+    quick = tuple((number, 0.3) for number, _ in processes.STOP_STEPS)
+    monkeypatch.setattr(processes, "STOP_STEPS", quick)
     async with embedded(data, free_port()) as server:
         os.kill(postmaster(server), signal.SIGSTOP)
         begun = time.monotonic()
@@ -359,7 +360,7 @@ async def test_a_pid_file_that_names_a_living_stranger_is_no_obstacle(data: Path
 async def test_leftovers_of_an_interrupted_initdb_are_removed(folder: Path) -> None:
     data = folder / "data"
     start = asyncio.create_task(embedded(data, free_port()).__aenter__())
-    assert await module._until(lambda: bool(list(data.glob("postgres.new-*/PG_VERSION"))), 5, 0.005)
+    assert await processes._until(lambda: bool(list(data.glob("postgres.new-*/PG_VERSION"))), 5, 0.005)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -479,7 +480,7 @@ class TestRoot:
             assert said == f"READY {port}"
             server = running(data)
             assert server is not None
-            assert server.cluster.is_relative_to(module.SHARED_HOME)
+            assert server.cluster.is_relative_to(SHARED_HOME)
             assert psql(port, "CREATE TABLE t AS SELECT 7 AS id") == ""
             assert owner(postmaster(server)) == "nobody"
             command_line = Path(f"/proc/{postmaster(server)}/cmdline").read_text()  # noqa: ASYNC240
