@@ -1,9 +1,12 @@
 # make run    start Brain on an embedded PostgreSQL     make test      every test, with coverage
 # make check  lint, types, import order                 make contract  the two regression contracts
+# make fuzz   hostile bytes, for minutes                make conformance  the Autobahn test suite (Python 2.7)
+# make bench  every benchmark, an hour or more; docs/benchmarks.md (make bench QUICK=--quick: a smoke test)
+# make torture  the oracle, for 20 minutes            make soak      100 000 connections come and go
 # make lock   pin the dependencies again                make clean     remove what the others made
 
 .DELETE_ON_ERROR:
-.PHONY: run test check contract bench lock clean
+.PHONY: run test check contract bench fuzz conformance torture soak lock clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -28,6 +31,35 @@ check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Seconds for each law under atheris, and examples of each law by hypothesis.
+FUZZ_SECONDS  ?= 60
+FUZZ_EXAMPLES ?= 3000
+
+fuzz: $(VENV)/dev.done
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/test_fuzz.py tests/test_openapi.py
+	@$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps --require-hashes \
+		-r tests/fuzz/requirements.txt || true
+	$(BIN)/python tests/fuzz/guided.py $(FUZZ_SECONDS)
+
+conformance: $(VENV)/dev.done
+	$(BIN)/python tests/conformance/autobahn.py .autobahn
+
+# Each program stands alone: python -m benchmarks.NAME. What this machine cannot build is skipped, and said.
+BENCHMARKS ?= fanout latency connections writers ingest growth filters gc poll stalled
+
+bench: $(VENV)/dev.done
+	@$(BIN)/python -m benchmarks.peers
+	@failed=; for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(QUICK) || failed="$$failed $$name"; \
+	done; $(BIN)/python -m benchmarks.report $(QUICK); test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+# TORTURE="--minutes 1 --seed 7" for a shorter one, or one again.
+torture: $(VENV)/dev.done
+	$(BIN)/python tests/torture.py $(TORTURE)
+
+soak: $(VENV)/dev.done
+	$(BIN)/python -m benchmarks.soak
 
 # The virtual environment: made once, and again when a lock changes. dev is a superset of run.
 $(VENV)/run.done: requirements.lock pyproject.toml
@@ -61,4 +93,4 @@ lock: $(VENV)/dev.done
 		--no-header --no-annotate --group dev -o requirements-dev.lock pyproject.toml --extra embedded
 
 clean:
-	rm -rf $(VENV) node_modules tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf $(VENV) benchmarks/build benchmarks/peers/node_ws/node_modules .autobahn .fuzz node_modules tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -1,7 +1,9 @@
 """One PostgreSQL for the session, and for each test a fresh copy of a database that holds an empty table `runs`."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 from psycopg import conninfo
@@ -20,6 +22,23 @@ def with_template(server: Postgres) -> Postgres:
     execute(server.url(), f"CREATE DATABASE {TEMPLATE} OWNER {ROLE}")
     execute(server.url(TEMPLATE, ROLE), init_sql(Table("public", "runs")))
     return server
+
+
+@contextmanager
+def own(version: int = 18, **settings: str) -> Iterator[tuple[Postgres, str]]:
+    """A server whose settings ALTER SYSTEM may change, and a database on it."""
+    server = Postgres(version, **settings)
+    for name in settings:
+        server.settings.pop(name, None)
+    try:
+        server.init()
+        with (server.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        server.start()
+        with_template(server)
+        yield server, server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+    finally:
+        server.remove()
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +81,20 @@ def any_database(any_postgres: Postgres) -> Iterator[str]:
 def superuser_url(postgres: Postgres, database: str) -> str:
     """The same database as `database`, for who may do anything."""
     return postgres.url(str(conninfo.conninfo_to_dict(database)["dbname"]))
+
+
+SIDE_BY_SIDE = 5
+"""Scenarios at a time: each has a PostgreSQL and a Brain or two of its own, and mostly waits."""
+
+
+@pytest.fixture(scope="module")
+def begun(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]]]:
+    """The module's scenarios (faults.aside), under way in threads: those whose tests are to run."""
+    found: dict[str, Callable[[], None]] = {}
+    for item in request.session.items:
+        scenario = getattr(getattr(item, "function", None), "scenario", None)
+        if item.path == request.path and scenario is not None:
+            callspec = getattr(item, "callspec", None)
+            found[item.name] = partial(scenario, **(callspec.params if callspec else {}))
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        yield {name: pool.submit(scenario) for name, scenario in found.items()}

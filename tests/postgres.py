@@ -172,10 +172,19 @@ class Postgres:
         return name
 
     def drop_database(self, name: str) -> None:
+        """FORCE ends the sessions of others, but a slot takes a moment longer to go."""
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        deadline = time.monotonic() + 10
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+            while True:
+                try:
+                    connection.execute(statement)
+                except psycopg.errors.ObjectInUse:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+                else:
+                    return
 
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")

@@ -692,7 +692,16 @@ async def test_paths_and_methods_that_are_not_there(api: httpx.AsyncClient) -> N
         await api.delete("/api/runs"),
     ):
         problem(answer, 405)
-    assert (await api.put("/api/runs")).headers["allow"]
+    assert (await api.put("/api/runs")).headers["allow"] == "GET, POST"
+    assert (await api.options("/api/runs/a")).headers["allow"] == "GET, PATCH"
+
+
+async def test_a_body_that_is_no_text(api: httpx.AsyncClient) -> None:
+    answer = await api.post(
+        "/api/runs", content=b'{"id": "\xff"}', headers={"Content-Type": "application/json"}
+    )
+    problem(answer, 422)
+    assert answer.json()["errors"] == [{"field": "body", "message": "is not UTF-8"}]
 
 
 # The database goes away

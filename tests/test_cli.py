@@ -1,5 +1,6 @@
 """The command line, as a person has it: real processes, and what they print."""
 
+import contextlib
 import json
 import os
 import re
@@ -41,6 +42,54 @@ def interrupt(process: subprocess.Popen[str]) -> str:
 def embedded() -> Iterator[Brain]:
     with served() as brain:
         yield brain
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("importing", signal.SIGTERM),
+        ("importing", signal.SIGINT),
+        ("postgres.new-*", signal.SIGTERM),
+        ("postgres/PG_VERSION", signal.SIGINT),
+        ("postgres/postmaster.pid", signal.SIGTERM),
+        ("stopping", signal.SIGTERM),
+    ],
+)
+def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
+    """While it is imported, while PostgreSQL is made, started, and stopped: it ends well, and no PostgreSQL is left."""
+    brain = Brain(wait=False)
+    try:
+        if moment == "importing":
+            while "psycopg_binary" not in Path(f"/proc/{brain.process.pid}/maps").read_text():
+                time.sleep(0.001)  # psycopg has been imported; FastAPI and our own have not
+        elif moment == "stopping":
+            brain.wait_for("Paste")
+            brain.process.send_signal(number)
+            brain.wait_for("stopping")
+        else:
+            until = time.monotonic() + 20
+            while not list((brain.folder / ".brain").glob(moment)):
+                assert time.monotonic() < until, brain.log()
+                time.sleep(0.001)
+        brain.process.send_signal(number)
+        assert brain.process.wait(20) == 0, brain.log()
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+    until = time.monotonic() + 5  # told twice, it does not wait for PostgreSQL, which ends at once
+    while left := [line for line in _processes() if str(brain.folder) in line]:
+        assert time.monotonic() < until, (left, brain.log())
+        time.sleep(0.01)
+
+
+def _processes() -> list[str]:
+    """The command lines of all that runs."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(each.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 def test_the_welcome_is_true(embedded: Brain) -> None:
@@ -85,7 +134,7 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     said = run("--help")
-    for command in ("serve", "watch", "demo", "init-db", "psql", "version"):
+    for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
         assert re.search(rf"\b{command}\b", said)
 
 
@@ -216,6 +265,12 @@ def test_watch_says_why_it_is_refused(embedded: Brain) -> None:
     said = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
     assert "refuses with 400" in said
     assert "unknown parameter 'nonsense'" in said
+
+
+def test_doctor_finds_nothing_amiss_in_what_brain_has_made(embedded: Brain) -> None:
+    said = run("doctor", data_dir=embedded.folder / ".brain")
+    assert said.splitlines()[2:] == ["Brain streams public.runs."]
+    assert "no embedded PostgreSQL runs in" in run("doctor", code=2, data_dir=embedded.folder)
 
 
 def test_demo_plays(embedded: Brain) -> None:

@@ -123,6 +123,10 @@ REFUSED = [
     ("BRAIN_TRUSTED_PROXIES", "nginx", "is not a network"),
     ("BRAIN_MAX_CONNECTIONS", "-1", "a limit is 1 or more, or 0 for none"),
     ("BRAIN_MAX_CONNECTIONS_PER_IP", "1.5", "a limit is 1 or more, or 0 for none"),
+    ("BRAIN_JWT_JWKS", "ftp://idp.example/keys", "a key set is a file, or a URL of http or https"),
+    ("BRAIN_JWT_JWKS", "https://user:secret@idp.example/keys", "without a password"),
+    ("BRAIN_JWT_AUDIENCE", "brain", "no tokens are asked for: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too"),
+    ("BRAIN_JWT_ISSUER", "https://idp.example", "no tokens are asked for"),
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
     ("BRAIN_BOARD_MEMORY", "128MB", "the board takes 1048576 bytes or more"),
     ("BRAIN_PING_INTERVAL", "0", "an interval of pings is 1 to 3600 seconds"),
@@ -144,7 +148,11 @@ def test_an_error_names_the_variable_the_value_and_the_rule(
 
 def test_every_field_with_a_bound_has_a_rule_that_says_it() -> None:
     tried = {variable for variable, _, _ in REFUSED}
-    assert tried == set(config.variables()) - {"BRAIN_DATA_DIR", "BRAIN_DATABASE_URL"}  # any text is a folder
+    assert tried == set(config.variables()) - {
+        "BRAIN_DATA_DIR",  # any text is a folder
+        "BRAIN_DATABASE_URL",
+        "BRAIN_JWT_SECRET",
+    }
 
 
 def test_an_error_has_a_line_for_each_faulty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +230,19 @@ def test_a_broken_url_is_refused_and_never_said(
     assert said.startswith(f"{variable}: a database URL is postgresql://")
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__context__ is None
+
+
+def test_a_secret_for_tokens_is_long_and_is_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refused(monkeypatch, BRAIN_JWT_SECRET="hunter2")
+    assert (
+        said
+        == "BRAIN_JWT_SECRET: a secret has 32 bytes or more (RFC 7518, 3.2): openssl rand -base64 32 makes one"
+    )
+    settings = load(monkeypatch, BRAIN_JWT_SECRET="hunter2" * 5, BRAIN_JWT_AUDIENCE="brain")
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    both = refused(monkeypatch, BRAIN_JWT_JWKS="keys.json")
+    assert "leave one of them unset" in both
+    assert "hunter2" not in both
 
 
 def test_a_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,23 @@
 """URLs as people paste them, and the session that Brain asks for whatever a role or a database has set."""
 
+import time
+
 import pytest
 from psycopg import AsyncConnection, OperationalError, conninfo, errors
 
-from brain.database import SESSION, DatabaseURLError, configure, connect, masked, parameters, parse_url, why
+from brain.database import (
+    SESSION,
+    DatabaseURLError,
+    answered,
+    configure,
+    connect,
+    masked,
+    parameters,
+    parse_url,
+    why,
+)
 from postgres import execute
+from proxy import Proxy
 
 PLAIN = "postgresql://u:secret@h:5433/d"
 
@@ -176,3 +189,16 @@ async def test_every_type_arrives_as_text(database: str) -> None:
     assert all(isinstance(value, str) for value in row if value is not None)
     assert row[:3] == ("1", "2", "3.50")
     assert row[4:6] == ('{"a": 1}', "\\x00")
+
+
+async def test_who_never_answers_is_given_up(database: str) -> None:
+    """Even by psycopg, which would first ask the server to cancel, and then wait for that."""
+    with Proxy(database) as proxy:
+        conn = await connect(proxy.url, "test")
+        proxy.fall_silent()
+        begun = time.monotonic()
+        with pytest.raises(OperationalError, match=r"waiting for an answer for 0 s"):
+            async with answered(0.3):
+                await conn.execute("SELECT 1")
+        assert time.monotonic() - begun < 4
+        await conn.close()

@@ -38,16 +38,19 @@ def test_a_state_is_said_once() -> None:
     state = State()
     with capture_logs() as logs:
         for _ in range(3):
-            state.change("none", "connection refused")
+            state.change("none", "away", "connection refused")
         for _ in range(3):
-            state.change("poll", "why", "cure")
-        state.change("poll", "another reason")
+            state.change("poll", "wal_level", "why", "cure")
+        state.change("poll", "lost", "another reason")
+        state.change("poll", "wal_level", "why", "cure")
         state.change("replication")
+        state.change("poll", "lost", "another reason")
     assert [(line["log_level"], line["now"], line.get("why"), line.get("cure")) for line in logs] == [
         ("warning", "none", "connection refused", None),
         ("info", "poll", "why", "cure"),
         ("info", "poll", "another reason", None),
         ("info", "replication", None, None),
+        ("info", "poll", "another reason", None),
     ]
 
 
@@ -233,6 +236,51 @@ async def test_what_the_stream_did_not_say_is_found(database: str, monkeypatch: 
             await f.sql("UPDATE runs SET status = 'failed'")
             await asyncio.sleep(0.7)
         assert logs == []
+
+
+async def test_what_a_comparison_could_not_tell_comes_up_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board takes a run that it does not hold for one that was deleted since. It need not be."""
+    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.1)
+    async with Following(database, "replication") as f:
+        await f.source("replication")
+        await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
+        await f.pushed("untold", "running")
+        f.board._forget(f.board.get("untold"))
+        f.board._emptied = 1 << 60
+        moment = f.follow._moment
+        for _ in range(3):
+            await f.until(lambda before=moment: f.follow._moment != before)  # type: ignore[misc]
+            moment = f.follow._moment
+            await f.sql("CREATE TABLE IF NOT EXISTS other ()", "INSERT INTO other DEFAULT VALUES")
+        await asyncio.sleep(0.3)
+        assert "untold" not in f.board
+        f.board._emptied = 0
+        await f.until(lambda: "untold" in f.board)
+        assert f.follow.state.streams == 1
+
+
+async def test_what_was_evicted_is_not_taken_for_untold(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each minute would push again all that finished in it, on a board that is too small for a minute."""
+    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.1)
+    async with Following(database, "replication") as f:
+        await f.source("replication")
+        f.board._memory = 0
+        await f.sql("INSERT INTO runs SELECT i, 'completed' FROM generate_series(1, 100) i")
+        await f.until(lambda: len(f.pushes) == 100)
+        with capture_logs() as logs:
+            await asyncio.sleep(0.6)
+        assert len(f.pushes) == 100
+        assert f.board.corrections == 0
+        assert logs == []
+        # What is under way is never evicted, so it is still missed.
+        await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
+        await f.pushed("untold", "running")
+        f.board._forget(f.board.get("untold"))
+        await f.until(lambda: "untold" in f.board)
 
 
 async def test_a_publication_that_changes_while_a_watch_looks(

@@ -5,7 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brain.guard import KINDS, NETWORKS, Authority, Doors, Headers, Origin, Policy, Refusal, Visit, address
+from brain.guard import (
+    FAULT,
+    HANDSHAKES,
+    MOST_REMEMBERED,
+    MOST_WAIT,
+    NETWORKS,
+    Authority,
+    Doors,
+    Headers,
+    Origin,
+    Policy,
+    Refusal,
+    Visit,
+    address,
+)
+from brain.refusals import REASONS
 
 LOCALHOST = (b"host", b"localhost:5221")
 LAN = "192.168.1.7"
@@ -25,7 +40,7 @@ def status(refusal: Refusal | None) -> int | None:
     """None is welcome. Every refusal passes here, so what all have in common is checked here."""
     if refusal is None:
         return None
-    assert refusal.kind in KINDS
+    assert refusal.kind in REASONS
     assert refusal.reason.isascii()
     assert refusal.reason.isprintable()
     assert len(refusal.reason) < 400
@@ -411,6 +426,41 @@ def test_who_sends_no_origin_is_no_browser() -> None:
     assert check(LOCALHOST) is None
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "answer"),
+    [
+        (b"cross-site", b"no-cors", 403),  # an image
+        (b"cross-site", b"websocket", 403),
+        (b"cross-site", b"", 403),
+        (b"cross-site", b"navigate", None),  # a link
+        (b"same-site", b"no-cors", None),
+        (b"same-origin", b"cors", None),
+        (b"none", b"navigate", None),  # typed
+    ],
+)
+def test_what_a_browser_says_of_a_request_without_an_origin(
+    site: bytes, mode: bytes, answer: int | None
+) -> None:
+    said = [(b"sec-fetch-site", site), *([(b"sec-fetch-mode", mode)] if mode else [])]
+    assert check(LOCALHOST, *said) == answer
+    assert check(LOCALHOST, origin("http://localhost:3000"), *said) is None, "the Origin says it exactly"
+
+
+def test_what_is_allowed_is_said() -> None:
+    said = POLICY.allowed()
+    assert said["networks"].startswith("127.0.0.0/8,")
+    assert "localhost" in said["hosts"]
+    wide = Policy(origins=["*"], hosts=["*"], trusted_proxies=[ip_network("10.0.0.1")]).allowed()
+    assert (wide["hosts"], wide["pages"], wide["proxies"]) == ("all", "all", "10.0.0.1/32")
+    named = Policy(
+        origins=["https://a.example", "null"], hosts=["brain.example:81", "[fd00::1]:82"]
+    ).allowed()
+    assert "null" in named["pages"]
+    assert "https://a.example:443" in named["pages"]
+    assert "brain.example:81" in named["hosts"]
+    assert "[fd00::1]:82" in named["hosts"]
+
+
 @pytest.mark.parametrize("second", ["http://localhost:5221", "https://evil.example", "null", ""])
 def test_two_origins_are_one_too_many(second: str) -> None:
     one = origin("http://localhost:5221")
@@ -664,6 +714,49 @@ def test_addresses_are_counted_whole_and_unmapped() -> None:
     assert isinstance(house.enter("::ffff:127.0.0.1"), Refusal)
     entered(house, "fe80::1%eth0")
     assert isinstance(house.enter("fe80::1%eth1"), Refusal)
+
+
+ONE, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+
+
+def test_handshakes_wait_for_their_turn_and_then_are_refused() -> None:
+    house, now = doors(per_ip=100), 50.0
+    waits = [house.wait(ONE, now) for _ in range(int(HANDSHAKES.burst + MOST_WAIT * HANDSHAKES.rate))]
+    assert waits[: int(HANDSHAKES.burst)] == [0.0] * int(HANDSHAKES.burst)
+    later = [wait for wait in waits[int(HANDSHAKES.burst) :] if isinstance(wait, float)]
+    assert len(later) >= MOST_WAIT * HANDSHAKES.rate - 1
+    assert later == sorted(later)
+    assert later[-1] == pytest.approx(MOST_WAIT, abs=0.01)
+    refused = [house.wait(ONE, now) for _ in range(3)]
+    assert {status(each) for each in refused if isinstance(each, Refusal)} == {429}
+    assert house.wait(OTHER, now) == 0.0, "another address does not mind"
+    assert isinstance(house.wait(ONE, now + 1), float), "who was refused is not counted"
+    assert house.wait(ONE, now + 60) == 0.0
+
+
+def test_who_was_cut_off_comes_back_slower() -> None:
+    house, now = doors(per_ip=100), 50.0
+    for _ in range(int(HANDSHAKES.burst / FAULT)):
+        house.fault(str(ONE), now)
+    wait = house.wait(ONE, now)
+    assert isinstance(wait, float)
+    assert wait > 0
+    assert house.wait(OTHER, now) == 0.0
+    house.fault("no address", now)
+
+
+def test_an_address_that_stands_for_many_does_not_wait() -> None:
+    house = doors(per_ip=0)
+    for _ in range(10_000):
+        house.fault(str(ONE), 50.0)
+        assert house.wait(ONE, 50.0) == 0.0
+
+
+def test_addresses_that_are_quiet_are_forgotten() -> None:
+    house = doors(per_ip=100)
+    for i in range(3 * MOST_REMEMBERED):
+        assert house.wait(ip_address(i + (10 << 24)), 50.0 + i) == 0.0
+    assert len(house._handshakes) <= MOST_REMEMBERED
 
 
 PEERS = st.sampled_from(["127.0.0.1", LAN, "::ffff:192.168.1.7", "fd00::1", PROXY, "::1", "garbage", ""])

@@ -448,6 +448,8 @@ def test_since_what_is_forgotten_is_refused() -> None:
     assert room.hub.clients == 0
     room = Room(begun=False)
     assert room.join(Subscription(since=T)).closed == NOT_YET
+    assert room.join().closed == NOT_YET, "the first Snapshot, which pushes nothing, may hold what it misses"
+    assert room.join(Subscription(snapshot=True)).closed is None, "it waits for the Snapshot"
     assert room.hub.counts.gaps == 0
 
 

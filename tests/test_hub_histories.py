@@ -1094,7 +1094,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
     ),
     "R13 nor what it has deleted": (309, BOARD, (("self._deleted[run[ID]] = self.seq", "pass"),)),
     "R13 or emptied": (
-        679,
+        635,
         BOARD,
         (("self._deleted.clear()\n                self._emptied = self.seq", "self._deleted.clear()"),),
     ),
@@ -1114,7 +1114,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         ),
     ),
     "R13 nor is gone what has come back": (
-        1022,
+        8502,
         BOARD,
         (
             (

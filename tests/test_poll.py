@@ -319,6 +319,47 @@ async def test_what_is_done_with_a_piece_is_no_cost_of_the_scan(database: str) -
         assert reader.poll.pause < 5
 
 
+async def test_waiting_for_a_lock_is_no_cost_of_the_scan(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE", 1e9)  # whatever the clock says is believed
+    async with writing(database) as writer, reading(database) as reader, connected(database) as conn:
+        for _ in range(2):
+            await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
+            await conn.execute("LOCK runs")
+            read = asyncio.create_task(reader.read())
+            await asyncio.sleep(0.4)
+            assert not read.done()
+            await conn.commit()
+            await read
+        assert reader.poll.pause < 5
+        # Nor is it waited for without end, in silence.
+        monkeypatch.setattr(module, "LOCKED", 0.2)
+        await conn.execute("LOCK runs")
+        await writer.execute("CREATE TABLE another ()")
+        with pytest.raises(psycopg.OperationalError, match=r"a lock on the table public\.runs"):
+            await reader.read()
+
+
+async def test_a_busy_machine_does_not_make_a_small_table_a_large_one(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() * 1000)
+    async with writing(database) as writer, reading(database) as reader:
+        for _ in range(3):
+            await writer.execute(
+                "INSERT INTO runs (id) SELECT gen_random_uuid() FROM generate_series(1, 5000)"
+            )
+            await reader.read()
+        assert 0 < reader.poll.pause < 0.1
+        monkeypatch.setattr(module, "PAGE", 1e9)
+        for _ in range(2):
+            await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
+            await reader.read()
+        assert 1 < reader.poll.pause <= module.PAUSE_MOST
+
+
 # A new beginning.
 
 

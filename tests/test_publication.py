@@ -220,7 +220,7 @@ async def test_each_operation_is_needed(database: str, publish: str) -> None:
     execute(database, f"ALTER PUBLICATION {NAME} SET (publish = '{others}')")
     found = await refused(database)
     assert found.reason == f"the publication {NAME} leaves out every {publish}"
-    assert found.cure == f'DROP PUBLICATION "{NAME}"; Brain makes it anew'
+    assert found.cure == f'DROP PUBLICATION "{NAME}"; -- Brain makes it anew'
 
 
 async def test_columns_that_are_not_the_contracts_may_be_left_out(database: str) -> None:

@@ -5,12 +5,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import psycopg
 import pytest
-from psycopg import conninfo
 
 from brain import pgoutput, replication
 from brain.board import Board
@@ -24,6 +23,7 @@ from brain.source import Changes
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS, Following, connected, slots_gone
 from postgres import Postgres, execute, running
+from proxy import Proxy
 
 
 @asynccontextmanager
@@ -60,56 +60,6 @@ async def until(stream: Stream, run_id: str, seconds: float = 10) -> list[Change
         while not taken or taken[-1].rows[-1][1][ID] != run_id:
             taken += await stream.read()
     return taken
-
-
-class Proxy:
-    """Between Brain and PostgreSQL. `silent`: what arrives is kept, and no one is told."""
-
-    def __init__(self, url: str) -> None:
-        self._target = conninfo.conninfo_to_dict(url)
-        self._may_pass = asyncio.Event()
-        self._may_pass.set()
-        self._server: asyncio.Server
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def url(self) -> str:
-        port = self._server.sockets[0].getsockname()[1]
-        return conninfo.make_conninfo("", **{**self._target, "port": port})
-
-    def fall_silent(self) -> None:
-        self._may_pass.clear()
-
-    def speak(self) -> None:
-        self._may_pass.set()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(str(self._target["host"]), int(str(self._target["port"])))
-        for ends in ((reader, there[1]), (there[0], writer)):
-            task = asyncio.create_task(self._pump(*ends))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                await self._may_pass.wait()
-                sink.write(data)
-                await sink.drain()
-        except OSError:
-            pass
-        finally:
-            sink.close()
 
 
 # Reading.
@@ -302,7 +252,12 @@ async def test_silence_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
     monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)
     monkeypatch.setattr(replication, "IDLE", 0.05)
-    async with Proxy(database) as proxy, streaming(proxy.url) as stream:
+    with Proxy(database) as proxy:
+        await _noticed(proxy, database)
+
+
+async def _noticed(proxy: Proxy, database: str) -> None:
+    async with streaming(proxy.url) as stream:
         # What is merely idle is not dead: it is asked, and answers.
         begun = time.monotonic()
         while time.monotonic() - begun < 0.7:
@@ -321,11 +276,16 @@ async def test_who_falls_silent_is_followed_again(database: str, monkeypatch: py
     monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
     monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)
     monkeypatch.setattr(replication, "IDLE", 0.05)
-    async with Proxy(database) as proxy, Following(proxy.url, "auto", writer=database) as f:
+    with Proxy(database) as proxy:
+        await _followed_again(proxy, database)
+
+
+async def _followed_again(proxy: Proxy, database: str) -> None:
+    async with Following(proxy.url, "auto", writer=database) as f:
         await f.source("replication")
         proxy.fall_silent()
         await f.sql("INSERT INTO runs (id) VALUES ('a')")
-        await f.source("poll")
+        await f.source("none")  # the other connection goes the same way
         assert "nothing was heard" in f.follow.state.reason
         proxy.speak()
         await f.pushed("a", "queued")

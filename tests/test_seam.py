@@ -412,16 +412,16 @@ def limited(shared: str) -> Iterator[Brain]:
 
 @pytest.mark.parametrize("ask", [request(), get()])
 async def test_a_peer_of_another_network_is_refused(limited: Brain, ask: bytes) -> None:
-    before = limited.metric('brain_refused_total{rule="network"}')
+    before = limited.metric('brain_refused_total{reason="network"}')
     answer = await asked(limited, ask, local="127.0.0.9")
     assert answer.status == 403
     assert "127.0.0.9" in answer.problem()
-    assert limited.metric('brain_refused_total{rule="network"}') == before + 1
+    assert limited.metric('brain_refused_total{reason="network"}') == before + 1
 
 
 @pytest.mark.parametrize("ask", [request(), get()])
 async def test_an_address_has_its_limit_and_a_place_is_free_at_once(limited: Brain, ask: bytes) -> None:
-    before = limited.metric('brain_refused_total{rule="connections_per_ip"}')
+    before = limited.metric('brain_refused_total{reason="connections_per_ip"}')
     first = await Peer.upgraded(limited.port, local="127.0.0.2")
     second = await Peer.upgraded(limited.port, local="127.0.0.2")
     silent = await Peer.open(limited.port, local="127.0.0.2")
@@ -448,7 +448,7 @@ async def test_an_address_has_its_limit_and_a_place_is_free_at_once(limited: Bra
     peers = [await Peer.upgraded(limited.port, local="127.0.0.2") for _ in range(3)]
     for peer in peers:
         await peer.close()
-    assert limited.metric('brain_refused_total{rule="connections_per_ip"}') == before + 4
+    assert limited.metric('brain_refused_total{reason="connections_per_ip"}') == before + 4
 
 
 async def test_all_together_have_their_limit(limited: Brain) -> None:
@@ -465,7 +465,7 @@ async def test_all_together_have_their_limit(limited: Brain) -> None:
     peers.append(await Peer.upgraded(limited.port, local="127.0.0.3"))
     for peer in peers:
         await peer.close()
-    assert limited.metric('brain_refused_total{rule="connections"}') == 1
+    assert limited.metric('brain_refused_total{reason="connections"}') == 1
 
 
 async def test_a_refused_connection_holds_no_place(limited: Brain) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,78 +19,14 @@ import psycopg
 import pytest
 import uvloop
 
-from brain.board import Board
-from brain.guard import Doors, Policy
-from brain.hub import Hub
-from brain.seam import Gate
-from brain.server import DESCRIPTORS, SEND_BUFFER, ListenError, Server, listen
-from brain.source import Changes, Snapshot
-from brain.websocket import Connection, Connections
+from brain.server import DESCRIPTORS, SEND_BUFFER, ListenError, listen
+from brain.websocket import Connection
+from house import house
 from postgres import execute
 from served import BRAIN, Brain, message, served
 from wire import PING, PONG, Frame, Peer, frame, get, request
 
 # In this process, on uvloop and real sockets, with its clocks turned up
-
-
-class House:
-    """A server without a database."""
-
-    def __init__(self, timeout: float, ping_interval: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.board = Board(1 << 24)
-        self.hub = Hub(self.board, interval=0.005, clock=loop.time, call_later=loop.call_later)
-        policy = Policy()
-        self.doors = Doors(policy, max_connections=0, max_connections_per_ip=0)
-        self.gate = Gate(policy, self.doors, Connections(self.hub, loop, timeout))
-        self.sockets = listen(["127.0.0.1"], 0)
-        self.port: int = self.sockets[0].getsockname()[1]
-        self.server = Server(_app, self.gate, timeout=75, ping_interval=ping_interval)
-        self.seen = 0
-        self.hub.push(self.board.apply(Snapshot([], 1)))
-
-    @property
-    def connections(self) -> list[Connection]:
-        return self.gate.connections.everyone()
-
-    def change(self, run_id: str, status: str = "running", error: str | None = None) -> None:
-        self.seen += 1
-        row = (run_id, status, None, None, None, None, None, error)
-        self.hub.push(self.board.apply(Changes([("update", row)], self.seen, self.seen)))
-
-
-async def _app(scope: Any, receive: Any, send: Any) -> None:
-    del receive
-    assert scope["type"] == "http"
-    await send({"type": "http.response.start", "status": 204, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-
-
-@contextlib.asynccontextmanager
-async def house(*, patience: float = 60, ping_interval: float = 60) -> AsyncIterator[House]:
-    it = House(patience, ping_interval)
-    serving = asyncio.create_task(it.server.serve(it.sockets))
-    while not it.server.started:
-        await asyncio.sleep(0.001)
-    try:
-        yield it
-        assert not serving.done(), "nothing that a client does ends the server"
-    finally:
-        it.server.stop()
-        try:
-            await serving
-        finally:  # or the loop could not be closed
-            for listener in it.server.servers:
-                listener.close()
-            for each in it.sockets:
-                each.close()
-            for connection in it.connections:
-                connection._transport.abort()
-    assert it.hub.clients == it.hub.lagging == 0
-    assert not it.doors.connections
-    assert not it.connections
-    assert not it.gate.connections.closing
-    assert not it.gate.waiting
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -459,12 +395,27 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
         print(f"stopped in {took:.1f} s")
         assert took < 4.5
         assert [found.code for found in await asyncio.gather(*last_words)] == [1012] * len(healthy)
-        assert 0.3 < max(ended) - min(ended) < 2, "they are told one after another"
+        assert max(ended) - min(ended) < 2
         await storming
         lock.close()
         for peer in (*healthy, *stalled, posting, waiting, idle, deaf):
             await peer.close()
         assert gone(database)
+
+
+async def test_sigterm_is_said_to_one_hundred_after_another(database: str) -> None:
+    """Spread over a second, so that not all come back in the same instant."""
+    with served(database_url=database, max_connections_per_ip=0) as brain:
+        peers = [await Peer.upgraded(brain.port) for _ in range(300)]
+        brain.process.send_signal(signal.SIGTERM)
+        ended: list[float] = []
+        for peer in peers:
+            assert (await peer.frames(10))[-1].code == 1012
+            ended.append(time.monotonic())
+        assert await asyncio.to_thread(brain.process.wait, 10) == 0
+        assert max(ended) - min(ended) > 0.5
+        for peer in peers:
+            await peer.close()
 
 
 async def test_a_second_sigterm_hurries(database: str) -> None:

@@ -762,13 +762,19 @@ async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mod
         standby.remove()
 
 
-@pytest.mark.parametrize("names", ["*", "FIRST 1 (other, Brain)"])
-async def test_a_commit_must_not_wait_for_brain(server: Postgres, own_database: str, names: str) -> None:
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [("*", ""), ("FIRST 1 (other, Brain)", ""), ("ANY 1 (other, mine)", "?application_name=Mine")],
+    ids=["all", "brain", "as the URL says"],
+)
+async def test_a_commit_must_not_wait_for_brain(
+    server: Postgres, own_database: str, names: str, called: str
+) -> None:
     def alter(value: str) -> None:
         execute(server.url(), f"ALTER SYSTEM SET synchronous_standby_names = '{value}'")
         execute(server.url(), "SELECT pg_reload_conf()")
 
-    async with following(own_database, "auto") as f:
+    async with following(own_database + called, "auto") as f:
         try:
             await f.source("replication")
             alter(names)

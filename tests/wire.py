@@ -101,6 +101,21 @@ class Frame(NamedTuple):
         return int.from_bytes(self.payload[:2])
 
 
+def parsed(data: bytes, at: int = 0) -> tuple[Frame, int] | None:
+    """A server's frame that begins there, and where it ends; None if it is not all there."""
+    if len(data) < at + 2:
+        return None
+    assert data[at] & 0x70 == 0, "no extension was agreed on"
+    assert not data[at + 1] & 0x80, "a server's frames are not masked"
+    size, start = data[at + 1], at + 2
+    if size > 125:
+        start += 2 if size == 126 else 8
+        size = int.from_bytes(data[at + 2 : start])
+    if len(data) < start + size:
+        return None
+    return Frame(data[at] & 0x0F, data[start : start + size]), start + size
+
+
 class Peer:
     """One TCP connection."""
 
@@ -163,30 +178,15 @@ class Peer:
 
     async def frame(self, seconds: float = 5.0) -> Frame:
         """The server's next frame."""
-        while (found := self._parsed()) is None:
+        while (found := parsed(self._buffer, self._at)) is None:
             async with asyncio.timeout(seconds):
                 data = await self.reader.read(1 << 20)
             if not data:
                 raise asyncio.IncompleteReadError(bytes(self._buffer[self._at :]), None)
             self._buffer = self._buffer[self._at :] + data
             self._at = 0
-        return found
-
-    def _parsed(self) -> Frame | None:
-        """The next frame, if it is all there."""
-        buffer, at = self._buffer, self._at
-        if len(buffer) < at + 2:
-            return None
-        assert buffer[at] & 0x70 == 0, "no extension was agreed on"
-        assert not buffer[at + 1] & 0x80, "a server's frames are not masked"
-        size, start = buffer[at + 1], at + 2
-        if size > 125:
-            start += 2 if size == 126 else 8
-            size = int.from_bytes(buffer[at + 2 : start])
-        if len(buffer) < start + size:
-            return None
-        self._at = start + size
-        return Frame(buffer[at] & 0x0F, buffer[start : self._at])
+        each, self._at = found
+        return each
 
     async def message(self, seconds: float = 5.0) -> dict[str, Any]:
         """The server's next message. Its pings are passed over."""

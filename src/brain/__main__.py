@@ -1,5 +1,18 @@
-"""python -m brain"""
+"""python -m brain, and the script `brain`."""
 
-from brain.cli import main
+import signal
+import sys
 
-main()
+
+def main() -> None:
+    if sys.argv[1:2] == ["serve"]:
+        # What is imported below takes more than half a second. Who is told to stop meanwhile has nothing to clean up.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
+    from brain import cli  # noqa: PLC0415 - behind the signals
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

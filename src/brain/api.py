@@ -5,6 +5,8 @@ Every error is a problem document (RFC 9457).
 """
 
 import base64
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -23,8 +25,10 @@ from brain.messages import (
     iso,
     parse_time,
 )
-from brain.problems import MAX_BODY, Problem, ProblemDocument, documented, handle
+from brain.problems import MAX_BODY, Problem, ProblemDocument, documented, handle, problem_answer
+from brain.refusals import Refusals
 from brain.rows import ByFields, Runs
+from brain.tokens import BOUNDS, OPEN, Grant, TokenError, Tokens, bearer
 
 # What a request may say
 
@@ -110,7 +114,7 @@ class RunQuery(BaseModel):
 
 
 class RunList(BaseModel):
-    """A page of runs in the order of their ids."""
+    """A page of runs in the order of their ids. It may be shorter than the limit: a page has at most 1 MiB."""
 
     runs: list[RunData]
     next_cursor: Annotated[str | None, Field(description="null on the last page")]
@@ -152,7 +156,7 @@ def _only_json(request: Request) -> None:
 # The application
 
 
-def create_api(runs: Runs) -> FastAPI:
+def create_api(runs: Runs, tokens: Tokens | None = None, refusals: Refusals | None = None) -> FastAPI:
     app = _Api(
         title="Brain",
         description="Runs, and every change of them. `/ws` pushes each as a `WSMessage`; `GET /api/runs` is where a client begins.",
@@ -160,6 +164,8 @@ def create_api(runs: Runs) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(_BoundedBody)
+    if tokens is not None:
+        app.add_middleware(_Bearer, tokens=tokens, refusals=refusals or Refusals())
     handle(app)
     app.include_router(_routes(runs))
     return app
@@ -172,59 +178,86 @@ def _routes(runs: Runs) -> APIRouter:
     @router.get(
         "",
         summary="List runs",
-        responses={200: {"model": RunList}, **documented(422, 503)},
+        responses={200: {"model": RunList}, **documented(401, 403, 422, 503)},
         response_model=None,
     )
-    async def list_runs(query: Annotated[RunQuery, Query()]) -> Response:
+    async def list_runs(request: Request, query: Annotated[RunQuery, Query()]) -> Response:
         """Runs in the order of their ids. Values of one field are alternatives; different fields narrow each other.
 
         To follow on from here: connect to `/ws?since=<timestamp>` with the timestamp of the first page.
         """
-        wanted: ByFields = {"status": query.status, "agent": query.agent, "task_id": query.task_id}
+        grant = _grant(request)
+        asked = {"agent": query.agent, "task_id": query.task_id}
+        with _permitted():
+            bounded = {name: grant.narrowed(name, values) for name, values in asked.items()}
+        wanted: ByFields = {"status": query.status, **bounded}
         after = None if query.cursor is None else _after(query.cursor)
         found, last, moment = await runs.page(wanted, after, query.limit)
         following = "null" if last is None else f'"{_cursor(last)}"'
         timestamp = "null" if moment is None else f'"{iso(moment)}"'
-        text = ",".join(body(run) for run in found)
-        return _json(f'{{"runs":[{text}],"next_cursor":{following},"timestamp":{timestamp}}}')
+        return _json(f'{{"runs":[{",".join(found)}],"next_cursor":{following},"timestamp":{timestamp}}}')
 
     @router.post(
         "",
         summary="Create a run",
         status_code=201,
-        responses={201: {"model": RunData}, **documented(409, 413, 415, 422, 503)},
+        responses={201: {"model": RunData}, **documented(401, 403, 409, 413, 415, 422, 503)},
         response_model=None,
         dependencies=[Depends(_only_json)],
     )
-    async def create_run(new: Annotated[RunCreate, Body()]) -> Response:
+    async def create_run(request: Request, new: Annotated[RunCreate, Body()]) -> Response:
         given = new.texts("id", "progress", "task_id", "agent", "started_at", "completed_at", "error")
+        _refuse_beyond(_grant(request), given, BOUNDS)
         run = await runs.create(new.status, {name: text for name, text in given.items() if text is not None})
         return _json(body(run), 201, Location=f"/api/runs/{quote(run[ID], safe='')}")
 
     @router.get(
         "/{run_id:path}",
         summary="Get a run",
-        responses={200: {"model": RunData}, **documented(404, 422, 503)},
+        responses={200: {"model": RunData}, **documented(401, 403, 404, 422, 503)},
         response_model=None,
     )
-    async def get_run(run_id: Annotated[RunId, run_id_path]) -> Response:
-        return _json(body(await runs.get(run_id)))
+    async def get_run(request: Request, run_id: Annotated[RunId, run_id_path]) -> Response:
+        return _json(body(await runs.get(run_id, _grant(request).within)))
 
     @router.patch(
         "/{run_id:path}",
         summary="Change a run",
-        responses={200: {"model": RunData}, **documented(404, 409, 413, 415, 422, 503)},
+        responses={200: {"model": RunData}, **documented(401, 403, 404, 409, 413, 415, 422, 503)},
         response_model=None,
         dependencies=[Depends(_only_json)],
     )
     async def change_run(
-        run_id: Annotated[RunId, run_id_path], change: Annotated[RunPatch, Body()]
+        request: Request, run_id: Annotated[RunId, run_id_path], change: Annotated[RunPatch, Body()]
     ) -> Response:
         """A queued run can become running or failed, a running one completed or failed; an end is final."""
         values = change.texts("progress", "task_id", "agent", "error")
-        return _json(body(await runs.change(run_id, change.status, values)))
+        grant = _grant(request)
+        _refuse_beyond(grant, values, values)
+        return _json(body(await runs.change(run_id, change.status, values, grant.within)))
 
     return router
+
+
+def _grant(request: Request) -> Grant:
+    grant: Grant = request.scope.get(GRANT, OPEN)
+    return grant
+
+
+@contextmanager
+def _permitted() -> Iterator[None]:
+    try:
+        yield
+    except TokenError as error:
+        raise Problem(error.status, str(error)) from None
+
+
+def _refuse_beyond(grant: Grant, values: Mapping[str, str | None], names: Iterable[str]) -> None:
+    """A run must not be made, or moved, to where the token's bearer could not make it by right."""
+    for name in names:
+        permitted = grant.within.get(name)
+        if permitted is not None and values.get(name) not in permitted:
+            raise Problem(403, f"the token is for other values of {name}: give one of those that it is for")
 
 
 def _json(text: str, status: int = 200, **headers: str) -> Response:
@@ -260,3 +293,34 @@ class _BoundedBody:
             return message
 
         await self.app(scope, bounded if scope["type"] == "http" else receive, send)
+
+
+GRANT = "brain.grant"
+"""Where a request's scope (ASGI) holds what its token permits."""
+
+WITHOUT_TOKEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/ws")
+"""For who runs Brain, what is no secret, and what is asked for its token elsewhere. Everything else needs one."""
+
+
+class _Bearer:
+    """Asks for a token, before a byte of the body is read."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, refusals: Refusals) -> None:
+        self.app = app
+        self._tokens = tokens
+        self._refusals = refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in WITHOUT_TOKEN:
+            try:
+                grant = await self._tokens.check(bearer(scope["headers"]))
+                grant.require("read" if scope["method"] in ("GET", "HEAD") else "write")
+            except TokenError as error:
+                peer = str((scope["client"] or ("",))[0])
+                self._refusals.note(error.kind, peer=peer, status=error.status, why=str(error))
+                more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+                answer = problem_answer(Request(scope), Problem(error.status, str(error)), more)
+                await answer(scope, receive, send)
+                return
+            scope[GRANT] = grant
+        await self.app(scope, receive, send)

@@ -26,6 +26,7 @@ from brain.rows import open_runs
 from brain.runs import Decoder, init_sql
 from brain.seam import Gate, http_answer
 from brain.server import Server, listen
+from brain.tokens import KeySet, Secret, Tokens
 from brain.websocket import Connections
 
 log = structlog.get_logger()
@@ -34,6 +35,9 @@ PENDING = 4 * 1024 * 1024
 """Bytes waiting for the next flush above which the source waits: a transaction of a million rows must not outrun the board."""
 
 DRAIN = 0.005
+
+FIRST_LOOK = 3.0
+"""Seconds for the first look at the table before clients are let in without it."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,26 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
 
     Raises EmbeddedError, ListenError.
     """
-    sockets = listen(settings.host, settings.port)
-    with contextlib.ExitStack() as closing:
+    task = asyncio.current_task()
+    assert task is not None
+    # Before there is a server to stop, and behind it: an embedded PostgreSQL that is being made, started or stopped is a child that
+    # would outlive us.
+    _on_signal(task.cancel)
+    with contextlib.suppress(asyncio.CancelledError), contextlib.ExitStack() as closing:
+        sockets = listen(settings.host, settings.port)
         for each in sockets:
             closing.enter_context(each)
         async with _database(settings) as (url, embedded_port):
             port = sockets[0].getsockname()[1]
             running = Running(port, masked(url), embedded_port)
             await _serve(settings, url, sockets, lambda: announce(running))
+            _on_signal(task.cancel)
     log.info("stopped")
+
+
+def _on_signal(stop: Callable[[], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 @contextlib.asynccontextmanager
@@ -109,21 +124,40 @@ async def _serve(
         max_connections=settings.max_connections,
         max_connections_per_ip=settings.max_connections_per_ip,
     )
-    gate = Gate(policy, doors, Connections(hub, loop, settings.ping_timeout))
-    parts = Parts(board, hub, follow.state, doors, decoder, gate.refused, loop.time)
+    gate = Gate(policy, doors, Connections(hub, loop, settings.ping_timeout), tokens=_tokens(settings))
+    parts = Parts(board, hub, follow.state, doors, decoder, gate.refusals.counts, loop.time)
     metrics.read(parts)
+    log.info(
+        "who may come in",
+        **policy.allowed(),
+        connections_per_ip=settings.max_connections_per_ip or "any number",
+        tokens=str(gate.tokens.keys) if gate.tokens is not None else "not asked for",
+    )
+    if gate.tokens is not None:
+        await gate.tokens.keys.begin()
     async with open_runs(url, settings.table, decoder, board) as runs:
-        api = create_api(runs)
+        api = create_api(runs, gate.tokens, gate.refusals)
         _operations(api, parts, gate, metrics)
         server = Server(api, gate, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.stop)
+        _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(_pump(follow, board, hub), name="follow")
-            announcing = tasks.create_task(_announce(server, parts, announce), name="announce")
+            await _first_look(parts)
+            announcing = tasks.create_task(_announce(server, announce), name="announce")
             await server.serve(sockets)
             following.cancel()
             announcing.cancel()
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    keys: Secret | KeySet
+    if settings.jwt_secret is not None:
+        keys = Secret(settings.jwt_secret.get_secret_value())
+    elif settings.jwt_jwks is not None:
+        keys = KeySet(settings.jwt_jwks)
+    else:
+        return None
+    return Tokens(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
 
 
 async def _pump(follow: Follow, board: Board, hub: Hub) -> None:
@@ -142,8 +176,18 @@ async def _pump(follow: Follow, board: Board, hub: Hub) -> None:
                 await asyncio.sleep(DRAIN)
 
 
-async def _announce(server: Server, parts: Parts, announce: Callable[[], None]) -> None:
-    while not (server.started and (parts.board.begun or parts.state.reason != "connecting")):
+async def _first_look(parts: Parts) -> None:
+    """Wait until the table was read, or it is known why it cannot be. The sockets listen: who comes early waits in the backlog,
+    in place of being told to come back.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOK):
+            while not parts.board.begun and parts.state.reason == "connecting":
+                await asyncio.sleep(0.01)
+
+
+async def _announce(server: Server, announce: Callable[[], None]) -> None:
+    while not server.started:
         await asyncio.sleep(0.01)
     announce()
 
@@ -162,6 +206,7 @@ def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> Non
         document = {
             "ready": ready,
             "source": state.source,
+            "cause": state.cause,
             "reason": "the server is going down" if gate.closing else state.reason or None,
             "cure": state.cure or None,
             "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,

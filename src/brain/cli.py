@@ -1,29 +1,24 @@
-"""The command line: brain serve | watch | demo | init-db | psql."""
+"""The command line: brain serve | watch | demo | doctor | init-db | psql."""
 
 import asyncio
-import json
 import os
 import random
 import re
 import sys
 from collections.abc import Coroutine
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, assert_never
 
 import psycopg
 import structlog
 import typer
 import uvloop
-from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidURI
 
-from brain import __version__
+from brain import __version__, client, doctor
 from brain.config import Settings, SettingsError
 from brain.database import connect, masked, why
 from brain.embedded import EmbeddedError, program, running
-from brain.hub import COME_BACK
-from brain.runs import TableError, describe, init_sql
+from brain.runs import Decoder, TableError, describe, init_sql
 
 if TYPE_CHECKING:
     from brain.app import Running
@@ -35,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-EXPECTED = (SettingsError, EmbeddedError, TableError, psycopg.Error, OSError)
+EXPECTED = (SettingsError, EmbeddedError, TableError, psycopg.Error, OSError, client.WatchError, InvalidURI)
 
 
 def main() -> None:
@@ -73,7 +68,10 @@ def _settings(**given: object) -> Settings:
         settings = Settings.load(**given)
     except SettingsError as error:
         fail(error)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        cache_logger_on_first_use=True,
+    )
     return settings
 
 
@@ -131,39 +129,31 @@ def watch(
     """Print every message, one per line, and come back after any drop."""
     target = url or f"ws://localhost:{_settings().port}/ws"
     try:
-        _run(_watch(target, "snapshot=true" if snapshot else ""))
+        _run(_watch(target, snapshot=snapshot))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-async def _watch(url: str, first: str) -> None:
-    wish, failures = first, 0
-    while True:
-        separator = "&" if "?" in url else "?"
-        try:
-            async with connect_websocket(
-                f"{url}{separator}{wish}" if wish else url, compression=None
-            ) as client:
-                if failures:
+async def _watch(url: str, *, snapshot: bool) -> None:
+    away = begun = False
+    async for event in client.watch(url, snapshot=snapshot):
+        match event:
+            case client.Message(text=text):
+                print(text, flush=True)
+            case client.Connected(anew=anew):
+                if away:
                     print("brain: and back", file=sys.stderr)
-                failures = 0
-                async for text in client:
-                    print(text if isinstance(text, str) else text.decode(), flush=True)
-                    wish = "since=" + quote(json.loads(text)["timestamp"])
-        except ConnectionClosed as closed:
-            if closed.rcvd is not None and closed.rcvd.code == COME_BACK:
-                wish = "snapshot=true"
-                continue
-        except InvalidStatus as refused:
-            if refused.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-                said = (refused.response.body or b"").decode(errors="replace")
-                fail(f"{url} refuses with {refused.response.status_code}: {said}")
-        except (OSError, InvalidHandshake):
-            pass
-        failures += 1
-        if failures == 1:
-            print(f"brain: {url} is away; trying again", file=sys.stderr)
-        await asyncio.sleep(random.uniform(0, min(5.0, 0.1 * 2 ** min(failures, 10))))  # full jitter
+                if anew and begun:
+                    print(
+                        "brain: what changed meanwhile is not known; what is queued and running follows",
+                        file=sys.stderr,
+                    )
+                away, begun = False, True
+            case client.Away(reason=reason):
+                print(f"brain: {url} is away; trying again ({reason})", file=sys.stderr)
+                away = True
+            case _:
+                assert_never(event)
 
 
 @app.command("init-db")
@@ -188,6 +178,37 @@ async def _init_db(settings: Settings) -> None:
         await conn.execute(init_sql(settings.table).encode())
         await describe(conn, settings.table)
     print(f"{settings.table} of {masked(url)} is ready: brain serve")
+
+
+@app.command("doctor")
+def doctor_command(
+    database_url: DatabaseURL = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say it in JSON, for programs.")] = False,
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", help="Take away what Brain has made besides the table: its publication."),
+    ] = False,
+) -> None:
+    """Look at the database, end to end, and say what is wrong and what to run.
+
+    Exit status: 0 all is well, 1 it works and could be better, 2 it does not work.
+    """
+    settings = _settings(database_url=database_url)
+    status = 0
+
+    async def examine() -> None:
+        nonlocal status
+        url = _url(settings)
+        if remove:
+            print(await doctor.remove(url, settings.table))
+            return
+        decoder = Decoder(settings.status_map, settings.max_text)
+        report = await doctor.examine(url, settings.table, decoder, stream=settings.source != "poll")
+        print(report.json() if as_json else report.text())
+        status = report.status
+
+    _run(examine())
+    raise SystemExit(status)
 
 
 @app.command()

@@ -29,13 +29,14 @@ from brain.database import parse_url
 from brain.guard import NETWORKS, Authority, Network, Origin, parse_network
 from brain.messages import STATUSES, Status
 from brain.runs import Table
+from brain.tokens import SHORTEST_SECRET
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 PREFIX = "BRAIN_"
-UNSAID = "BRAIN_DATABASE_URL"
-"""Its value is never said."""
+UNSAID = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET")
+"""Their values are never said."""
 
 
 class SettingsError(Exception):
@@ -89,6 +90,22 @@ def _database_url(text: str) -> SecretStr:
         raise ValueError(
             "a database URL is postgresql://user:password@host:5432/database, with %40 for an @ and %25 for a % in the password"
         ) from None
+
+
+def _jwt_secret(text: str) -> SecretStr:
+    text = text.strip()
+    if len(text.encode()) < SHORTEST_SECRET:
+        raise ValueError(
+            f"a secret has {SHORTEST_SECRET} bytes or more (RFC 7518, 3.2): openssl rand -base64 32 makes one"
+        )
+    return SecretStr(text)
+
+
+def _jwks(text: str) -> str:
+    scheme, colon, rest = text.partition("://")
+    if colon and (scheme not in ("http", "https") or not rest or "@" in rest.partition("/")[0]):
+        raise ValueError("a key set is a file, or a URL of http or https without a password")
+    return text
 
 
 def _status_map(text: str) -> dict[str, Status]:
@@ -206,6 +223,22 @@ class Settings(BaseSettings):
         rule="a limit is 1 or more, or 0 for none",
         ge=0,
     )
+    jwt_secret: Annotated[SecretStr | None, _from_text(_jwt_secret)] = _setting(
+        None,
+        "Asks everybody for a JWT that is signed with it by HS256. Unset, as is the next: no tokens are asked for.",
+        unit="secret",
+    )
+    jwt_jwks: Annotated[str | None, _from_text(_jwks)] = _setting(
+        None,
+        "Asks everybody for a JWT that is signed with one of these keys (RFC 7517): a file, or a URL.",
+        unit="file or URL",
+    )
+    jwt_audience: str | None = _setting(
+        None, "What the claim `aud` of a token has to hold. Unset: anything.", unit="text"
+    )
+    jwt_issuer: str | None = _setting(
+        None, "What the claim `iss` of a token has to be. Unset: anything.", unit="text"
+    )
     max_text: int = _setting(
         8192,
         "The longest error, agent or task_id that is sent; a longer one is cut, and marked as cut.",
@@ -256,11 +289,38 @@ class Settings(BaseSettings):
         rule="a level is debug, info, warning or error",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                # Bytes of an environment, as Python carries them along; the first SQL statement would fail on them.
+                raise ValueError("it is not text in UTF-8") from None
+        return value
+
     @field_validator("allowed_networks")
     @classmethod
     def _somebody(cls, value: tuple[Network, ...]) -> tuple[Network, ...]:
         if not value:
             raise ValueError("without a network nobody could connect")
+        return value
+
+    @field_validator("jwt_jwks")
+    @classmethod
+    def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("jwt_secret") is not None:
+            raise ValueError(
+                "tokens are signed with BRAIN_JWT_SECRET or with a key set: leave one of them unset"
+            )
+        return value
+
+    @field_validator("jwt_audience", "jwt_issuer")
+    @classmethod
+    def _of_tokens(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not (info.data.get("jwt_secret") or info.data.get("jwt_jwks")):
+            raise ValueError("no tokens are asked for: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too")
         return value
 
     @field_validator("ping_timeout")
@@ -310,8 +370,10 @@ def _said(fault: ErrorDetails) -> str:
     extra = variables()[variable].json_schema_extra
     assert isinstance(extra, dict)
     rule = fault["ctx"]["error"] if fault["type"] == "value_error" else extra["rule"]
-    if variable == UNSAID:
-        own = os.environ.get(UNSAID) or not os.environ.get("DATABASE_URL")
+    if variable == "BRAIN_JWT_SECRET":
+        return f"{variable}: {rule}"
+    if variable in UNSAID:
+        own = os.environ.get(variable) or not os.environ.get("DATABASE_URL")
         return f"{variable if own else 'DATABASE_URL'}: {rule}"
     value = repr(fault["input"])
     return f"{variable}={value if len(value) <= 200 else value[:200] + '…'}: {rule}"

@@ -1,7 +1,10 @@
 """Connecting to PostgreSQL: what a URL may say, the session that Brain needs, and its errors in plain words."""
 
+import asyncio
 import re
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, conninfo
@@ -24,6 +27,9 @@ SESSION = {
 }
 """The text form of a value is the session's, and a role or a database may have set another (seen: `21/11/2026 06:32:03 IST`
 and `3e+01` for 30). Start-up options win over both."""
+
+ANSWER = 10.0
+"""Seconds in which a question that waits for nobody is answered, or the database is gone."""
 
 _OURS = {
     "schema",
@@ -115,9 +121,44 @@ def parameters(url: str, application: str, *, replication: bool = False, **setti
 async def connect(url: str, application: str, *, replication: bool = False, **settings: str) -> Conn:
     """An autocommit connection with text on every column. Raises psycopg.Error; `why` puts it into words."""
     given = parameters(url, application, replication=replication, **settings)
-    conn: Conn = await AsyncConnection.connect(**given, autocommit=True)
+    conn: Conn = await Session.connect(**given, autocommit=True)
     await configure(conn)
     return conn
+
+
+class Session(AsyncConnection[Any]):
+    """A connection that settles for less where what answers is a pooler, which refuses start-up options."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **given: Any) -> Self:  # type: ignore[override]
+        try:
+            return await super().connect(conninfo, **given)
+        except psycopg.OperationalError as error:
+            if "startup parameter" not in str(error) or given.get("replication"):
+                raise
+        conn = await super().connect(conninfo, **{**given, "options": ""})
+        # What a pooler keeps apart for each of its clients (PgBouncer, "track_extra_parameters"). A SET of anything else would
+        # stay behind in a session that is the application's a moment later.
+        async with answered():
+            await conn.execute("SET datestyle = 'ISO,MDY'")
+            await conn.execute("SET timezone = 'UTC'")
+        return conn
+
+
+@asynccontextmanager
+async def answered(seconds: float = ANSWER, waiting_for: str = "an answer") -> AsyncIterator[None]:
+    """Gives up on what has not ended after so many seconds. Raises psycopg.OperationalError.
+
+    TCP notices what vanishes on the way, but not a proxy that takes every question and hands none on. The second deadline
+    is for psycopg, which after the first asks the server to cancel, for 10 s if that is silent.
+    """
+    try:
+        async with asyncio.timeout(seconds + 1), asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise psycopg.OperationalError(
+            f"the database has kept Brain waiting for {waiting_for} for {seconds:.0f} s"
+        ) from error
 
 
 async def configure(conn: AsyncConnection[Any]) -> None:

@@ -12,20 +12,21 @@ Whatever happens, what was true at the last good moment is known, and the next p
 import asyncio
 import random
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 import structlog
 from psycopg import conninfo
 
-from brain.database import Conn, connect, why
-from brain.messages import ID, UNCHANGED, Run
+from brain.database import Conn, answered, connect, why
+from brain.messages import ACTIVE, ID, STATUS, UNCHANGED, Run
 from brain.pgoutput import LSN
-from brain.poll import Moment, Poll, Xid
-from brain.publication import Facts, Refused, SlotWaits, ensure, facts, refusal
-from brain.replication import LostError, Stream
+from brain.poll import LOCKED, Moment, Poll, Xid
+from brain.publication import Cause, Facts, Refused, SlotWaits, ensure, facts, refusal
+from brain.replication import LostError, SilentError, Stream
 from brain.runs import Decoder, Table, TableError
 from brain.source import Event, Known, Op, Snapshot
 
@@ -61,6 +62,8 @@ class State:
     """Why the source is not a better one; "" if there is none better."""
     cure: str = ""
     """What to run or set for a better one."""
+    cause: Cause | None = "connecting"
+    """The reason in a word; None if there is no better source."""
     heard: float = float("-inf")
     """When, by the loop's clock, the database was last known to have been read to its end."""
     connects: int = 0
@@ -68,14 +71,27 @@ class State:
     losses: int = 0
     slow: bool = False
     """A scan takes so long that polling is late by more than half a second."""
+    _said: set[str] = field(default_factory=set)
 
     def change(
-        self, source: Literal["none", "poll", "replication"], reason: str = "", cure: str = ""
+        self,
+        source: Literal["none", "poll", "replication"],
+        cause: Cause | None = None,
+        reason: str = "",
+        cure: str = "",
     ) -> None:
-        """One log line per change of state, not per try."""
+        """One log line per change of state, not per try: a reason that comes and goes (a server that refuses now, and resets
+        then) is said once as long as the source stays the same.
+        """
         if (source, reason) == (self.source, self.reason):
             return
-        self.source, self.reason, self.cure = source, reason, cure
+        if source != self.source:
+            self._said.clear()
+        known = reason in self._said
+        self._said.add(reason)
+        self.source, self.cause, self.reason, self.cure = source, cause, reason, cure
+        if known:
+            return
         level = log.warning if source == "none" else log.info
         level("source", now=source, **({"why": reason} if reason else {}), **({"cure": cure} if cure else {}))
 
@@ -86,7 +102,8 @@ class Mark:
 
     moment: Moment
     lsn: LSN
-    compared: bool = False
+    compared: int | None = None
+    """The board's seq when the table was compared with it, if it was."""
     differing: list[Snapshot] = field(default_factory=list)
 
 
@@ -134,12 +151,14 @@ class Follow:
                     async with aclosing(self._follow(poll)) as events:
                         async for event in events:
                             yield event
-            except (psycopg.Error, TableError, OSError, TimeoutError) as error:
-                self.state.change("none", why(error))
+            except TableError as error:
+                self.state.change("none", "table", str(error))
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                self.state.change("none", "away", why(error))
             except Exception as error:
                 # A fault of ours. To begin again, with a poll, is still the way back to the truth; clients stay.
                 log.exception("following failed")
-                self.state.change("none", f"a fault of Brain's: {error!r}")
+                self.state.change("none", "fault", f"a fault of Brain's: {error!r}")
             failures = 1 if loop.time() - began > STEADY else failures + 1
             longest = min(BACK_OFF_MOST, BACK_OFF_FIRST * 2 ** min(failures, 10))
             await asyncio.sleep(random.uniform(longest / 2, longest))
@@ -171,7 +190,10 @@ class Follow:
                         next_look = 0.0
                         continue
                 elif self.state.source != "poll":
-                    self.state.change("poll", "" if self._mode == "poll" else "the stream is being prepared")
+                    if self._mode == "poll":
+                        self.state.change("poll", "chosen", "BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+                    else:
+                        self.state.change("poll", "preparing", "the stream is being prepared")
                 if climb is None and self._mode != "poll" and loop.time() >= self._next_climb:
                     climb = asyncio.create_task(self._climb(), name="climb")
                 self._warn_if_slow(poll.pause)
@@ -182,10 +204,9 @@ class Follow:
                     await asyncio.wait([climb], timeout=pause)
         finally:
             if climb is not None:
-                climb.cancel()
-                with suppress(asyncio.CancelledError, psycopg.Error, Refused, TableError, OSError):
-                    stream, _ = await climb
-                    await stream.close()
+                await _give_up(climb)
+                if climb.done() and not climb.cancelled() and climb.exception() is None:
+                    await climb.result()[0].close()
 
     async def _seen(self, poll: Poll) -> None:
         """Wait until a query sees what the stream has told, or the next poll would take runs back to what they were.
@@ -216,7 +237,7 @@ class Follow:
         """Look whether the table can be streamed, and make a slot. Raises Refused, TableError or psycopg.Error."""
         try:
             conn = await connect(self._url, self._application)
-            async with conn:
+            async with conn, answered(LOCKED, f"a lock on the table {self._table}"):
                 found = await ensure(conn, self._table, self._application)
             patience = SLOT_WAITS[min(self._slot_tries, len(SLOT_WAITS) - 1)]
             stream = await Stream.open(
@@ -238,13 +259,13 @@ class Follow:
             opened = climb.result()
         except SlotWaits as refused:
             self._slot_tries += 1
-            self.state.change("poll", refused.reason, refused.cure)
+            self.state.change("poll", refused.cause, refused.reason, refused.cure)
             self._next_climb = now
         except Refused as refused:
-            self.state.change("poll", refused.reason, refused.cure)
+            self.state.change("poll", refused.cause, refused.reason, refused.cure)
             self._next_climb = now + CLIMB_EVERY
         except (TableError, OSError, TimeoutError) as error:
-            self.state.change("poll", why(error))
+            self.state.change("poll", "table" if isinstance(error, TableError) else "other", why(error))
             self._next_climb = now + CLIMB_EVERY
         else:
             self._slot_tries = 0
@@ -269,7 +290,7 @@ class Follow:
             await stream.start(poll.moment.visible, await poll.insert_lsn())
             self.state.streams += 1
             self.state.change("replication")
-            compared = poll.moment
+            compared, compared_seq = poll.moment, self._known.seq
             next_watch, next_compare = loop.time(), loop.time() + COMPARE_EVERY
             while True:
                 for changes in await stream.read():
@@ -280,22 +301,27 @@ class Follow:
                 self.state.heard = stream.heard
                 now = loop.time()
                 if mark is not None and stream.position >= mark.lsn:
+                    skipped = False
                     for snapshot in mark.differing:
                         seq, held = self._known.seq, [i for i in snapshot.gone if i in self._known]
                         yield snapshot
+                        # Deleted or evicted meanwhile, says the board, which cannot tell that from a run it was never told of.
+                        skipped = skipped or not all(run[ID] in self._known for run in snapshot.rows)
                         # Most of it the stream has brought meanwhile.
                         rows, gone = self._known.seq - seq, sum(i not in self._known for i in held)
                         if rows or gone:
                             log.warning("stream differed from the table", rows=rows, gone=gone)
                     poll.moment = self._moment = mark.moment
-                    compared = mark.moment if mark.compared else compared
+                    if mark.compared is not None and not skipped:
+                        compared, compared_seq = mark.moment, mark.compared
                     mark = None
                 if watch is not None and watch.done():
                     mark, watch = watch.result(), None
                 elif watch is None and mark is None and now >= next_watch:
                     compare = now >= next_compare
                     watch = asyncio.create_task(
-                        self._watch(poll, found, stream.slot, compared if compare else None), name="watch"
+                        self._watch(poll, found, stream.slot, compared if compare else None, compared_seq),
+                        name="watch",
                     )
                     next_watch, next_compare = (
                         now + WATCH_EVERY,
@@ -303,21 +329,28 @@ class Follow:
                     )
         except LostError as error:
             self.state.losses += 1
-            self.state.change("poll", f"the stream was lost: {error}")
+            if isinstance(error, SilentError):
+                raise psycopg.OperationalError(str(error)) from error
+            self.state.change("poll", "lost", f"the stream was lost: {error}")
             self._next_climb = loop.time() + random.uniform(0, 0.5)
         except Refused as refused:
-            self.state.change("poll", refused.reason, refused.cure)
+            self.state.change("poll", refused.cause, refused.reason, refused.cure)
             self._next_climb = loop.time() + CLIMB_EVERY
         finally:
             if watch is not None:
-                watch.cancel()
-                with suppress(asyncio.CancelledError, psycopg.Error, LostError, Refused, TableError):
-                    await watch
+                await _give_up(watch)
+            if self._moment is not None and self._moment.flushed:
+                # Only what is on the disk is streamed.
+                poll.moment = self._moment = replace(
+                    self._moment, flushed=max(self._moment.flushed, stream.position)
+                )
             await stream.close()
 
-    async def _watch(self, poll: Poll, before: Facts, slot: str, compared: Moment | None) -> Mark:
-        """Look for what would silence the stream without an error; `compared`: and for what changed since that moment
-        without being told. Raises LostError, Refused, TableError, psycopg.Error.
+    async def _watch(
+        self, poll: Poll, before: Facts, slot: str, compared: Moment | None, compared_seq: int
+    ) -> Mark:
+        """Look for what would silence the stream without an error; `compared`: and for what changed since that moment, when
+        the board was at `compared_seq`, without being told. Raises LostError, Refused, TableError, psycopg.Error.
         """
         differing: list[Snapshot] = []
         seq, streamed = self._known.seq, self._streamed.copy()
@@ -328,12 +361,12 @@ class Follow:
             # finds changed since `seq` is the stream's own business.
             poll.moment = compared
             try:
-                async with aclosing(poll.scan(self._known.differs)) as pieces:
+                async with aclosing(poll.scan(partial(self._untold, compared_seq))) as pieces:
                     differing = [replace(p, unless_after=seq) async for p in pieces if p.rows or p.gone]
             finally:
                 scanned, poll.moment = poll.moment, moment
         else:
-            scanned = Moment(moment.identity, await poll.visible())
+            scanned = Moment(moment.identity, await poll.visible(), flushed=moment.flushed)
         unseen = {xid for xid in streamed if not scanned.visible.sees(Xid(xid))}
         self._streamed -= streamed - unseen
         if unseen:
@@ -347,8 +380,19 @@ class Follow:
             raise Refused(
                 f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",
                 "end the oldest transaction of pg_stat_activity",
+                "held_back",
             )
-        return Mark(scanned, await poll.insert_lsn(), compared is not None, differing)
+        return Mark(scanned, await poll.insert_lsn(), None if compared is None else seq, differing)
+
+    def _untold(self, compared_seq: int, run: Run) -> bool:
+        """Whether the stream may have failed to tell of this run.
+
+        If the board has had to forget changes since `compared_seq`, a finished run that it does not hold is one of those: to
+        push them all again every minute would be a storm of what everyone knows.
+        """
+        if run[ID] not in self._known and run[STATUS] not in ACTIVE and self._known.floor > compared_seq:
+            return False
+        return self._known.differs(run)
 
     async def _fill(self, poll: Poll, rows: list[tuple[Op, Run]]) -> None:
         """Ask for values that PostgreSQL did not send (unchanged TOAST) of runs that nobody here knows."""
@@ -362,7 +406,17 @@ class Follow:
                 rows[i] = (op, tuple(c if v == UNCHANGED else v for v, c in zip(run, current, strict=True)))  # type: ignore[assignment]
 
 
+async def _give_up(task: asyncio.Task[Any]) -> None:
+    """End it, whatever it waits for: psycopg first asks the server to cancel, for 10 s if that is silent, unless cancelled again."""
+    for _ in range(2):
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+    if task.done() and not task.cancelled():
+        task.exception()  # or its end would be reported as never looked at
+
+
 async def _retained(conn: Conn, slot: str) -> int:
     query = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = %s"
-    row = await (await conn.execute(query, (slot,))).fetchone()
+    async with answered():
+        row = await (await conn.execute(query, (slot,))).fetchone()
     return int(row[0]) if row is not None and row[0] is not None else 0

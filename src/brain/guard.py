@@ -1,12 +1,16 @@
 """Who may come in: (peer, headers, target) → welcome, or a Refusal.
 
-Pure, and the same for HTTP and WebSocket, before the upgrade. Three rules, each against an intruder of its own:
+Pure, and the same for HTTP and WebSocket, before the upgrade. Four rules, each against an intruder of its own:
 
-    network   the client's address is in an allowed network          a stranger's machine
-    Host      is a name of this server, wherever a request says it   DNS rebinding: a page whose name has become 127.0.0.1
-    Origin    is absent, or no page on the internet can have it      a page on the internet, in a browser on this network
+    network     the client's address is in an allowed network          a stranger's machine
+    Host        is a name of this server, wherever a request says it   DNS rebinding: a page whose name has become 127.0.0.1
+    Origin      is absent, or no page on the internet can have it      a page on the internet, in a browser on this network
+    cross-site  no request without an Origin that a browser says       an image or a script in such a page: it cannot read the
+                another site caused, but for opening a page            answer, but it can make work, and measure time
 
 The Origin rule holds for every method: only browsers send an Origin, and a page that may not write may not read either.
+A form, or anything else that a page may send without asking, carries an Origin or says that it is cross-site; and the API takes
+JSON alone, which a page cannot send without asking.
 """
 
 import re
@@ -14,15 +18,28 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, TypeAlias
+
+from brain.pace import Pace
+from brain.refusals import Reason
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 """Names in lower case."""
 
-Kind = Literal["network", "forwarded", "host", "origin", "connections_per_ip", "connections"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+HANDSHAKES = Pace(burst=1000, rate=500)
+"""Of one address. Beyond it they wait for their turn: who is merely many is late, and who floods is slow."""
+
+FAULT = 20
+"""Handshakes for which a client counts that was cut off for what it sent: who floods, is cut off and comes back took 64 % of a
+core without, and is down to 25 times a second so."""
+
+MOST_REMEMBERED = 4096
+"""Addresses whose handshakes are remembered before those that have long been quiet are forgotten."""
+
+MOST_WAIT = 2.0
+"""Seconds that a handshake may wait for its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +47,7 @@ class Refusal:
     status: int
     reason: str
     """A sentence that is safe to log and to send: what came from outside is quoted in ASCII, and cut."""
-    kind: Kind
+    kind: Reason
     """Which rule, as the label of a metric."""
     retry_after: int | None = None
     """Seconds."""
@@ -113,6 +130,10 @@ class Authority:
             f"{_quoted(text)} is not a host, such as localhost:5221 or 192.168.1.20 or [fd00::1]"
         )
 
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if isinstance(self.host, IPv6Address) else str(self.host)
+        return host if self.port is None else f"{host}:{self.port}"
+
     def on(self, scheme: str) -> "Authority":
         """With the scheme's own port where none is written."""
         return self if self.port is not None else Authority(self.host, _PORTS.get(scheme))
@@ -184,16 +205,19 @@ class Policy:
             # The target's host overrules the header's (RFC 9112, 3.2.2). Both must be ours: what reads only one is not misled.
             absolute = _ABSOLUTE.match(target)
             if absolute is None:
-                reason = f"a request target is a path or an http:// URL, not {_quoted(target)}"
-                return Refusal(400, reason, "host")
+                return Refusal(
+                    400, "a request target is a path or an http:// URL", "host"
+                )  # it may hold a secret
             hosts.append(absolute[1])
         for host in hosts:
             refusal = (self._host_rule if len(host) <= _LONGEST else self._check_host)(host)
             if refusal is not None:
                 return refusal
         origins = [value for name, value in headers if name == b"origin"]
-        if not origins or self._any_origin:
+        if self._any_origin:
             return None
+        if not origins:
+            return _CROSS_SITE if _is_cross_site(headers) else None
         if len(origins) > 1:
             return Refusal(403, f"a request has one Origin header, and this one has {len(origins)}", "origin")
         origin = origins[0]
@@ -240,7 +264,10 @@ class Policy:
         forms = (host, Authority(host.host, None), host.on("http"), host.on("https"))
         if self._any_host or self._is_own(host.host) or not self._hosts.isdisjoint(forms):
             return None
-        reason = f"{_quoted(value)} is not a name of this server: if it is one, add it to BRAIN_ALLOWED_HOSTS"
+        reason = (
+            f"{_quoted(value)} is not a name of this server: if it is one (a DNS name, a service of docker compose), "
+            f"start Brain with it in BRAIN_ALLOWED_HOSTS={host.host}"
+        )
         return Refusal(421, reason, "host")
 
     def _check_origin(self, value: bytes, host: bytes) -> Refusal | None:
@@ -260,14 +287,38 @@ class Policy:
             or origin.authority == Authority.parse(_text(host)).on(origin.scheme)
         ):
             return None
-        reason = f"pages of {_quoted(value)} may not connect: if they may, add it to BRAIN_ALLOWED_ORIGINS"
+        reason = f"pages of {_quoted(value)} may not connect: if they may, add that to BRAIN_ALLOWED_ORIGINS"
         return Refusal(403, reason, "origin")
+
+    def allowed(self) -> dict[str, str]:
+        """What is allowed to whom, for a log line."""
+        origins = [*sorted(self._opaque), *(f"{each.scheme}://{each.authority}" for each in self._origins)]
+        hosts = [*sorted(self._names), "*.localhost", "addresses of these networks", *map(str, self._hosts)]
+        return {
+            "networks": ",".join(map(str, self._networks)),
+            "hosts": "all" if self._any_host else ", ".join(hosts),
+            "pages": "all" if self._any_origin else ", ".join(["of these hosts", *origins]),
+            "proxies": ",".join(map(str, self._proxies)) or "none",
+        }
 
     def _is_own(self, host: str | Address) -> bool:
         """Whether it is a name that nobody on the internet can have: an address cannot be rebound, .localhost not be bought."""
         if isinstance(host, str):
             return host in self._names or host.endswith(".localhost")
         return host.is_loopback or any(host in network for network in self._networks)
+
+
+_CROSS_SITE: Final = Refusal(
+    403,
+    "another site's page caused this request: if it may, add its origin to BRAIN_ALLOWED_ORIGINS and fetch with CORS",
+    "cross_site",
+)
+
+
+def _is_cross_site(headers: Headers) -> bool:
+    """By the word of the browser, which no page can change (Fetch Metadata). To follow a link or to type a URL is no page's doing."""
+    said = {name: value for name, value in headers if name.startswith(b"sec-fetch-")}
+    return said.get(b"sec-fetch-site") == b"cross-site" and said.get(b"sec-fetch-mode") != b"navigate"
 
 
 def _no_address(peer: str, headers: Headers) -> Refusal:
@@ -304,6 +355,8 @@ class Doors:
     def __init__(self, policy: Policy, *, max_connections: int, max_connections_per_ip: int) -> None:
         self.connections: dict[Address, int] = {}
         self.websockets = 0
+        self._handshakes: dict[Address, float] = {}
+        """Address → when its HANDSHAKES will be full again."""
         self._policy = policy
         self._most = max_connections
         self._most_per_ip = max_connections_per_ip
@@ -326,6 +379,30 @@ class Doors:
         self.websockets += 1
         visit.websocket = True
         return None
+
+    def wait(self, client: Address, now: float) -> float | Refusal:
+        """Seconds until this address may shake hands once more. Counts as one, unless refused.
+
+        Where BRAIN_MAX_CONNECTIONS_PER_IP is 0, an address may stand for many, and does not wait.
+        """
+        if not self._most_per_ip:
+            return 0.0
+        full = HANDSHAKES.after(self._handshakes.get(client, now), now)
+        wait = HANDSHAKES.wait(full, now)
+        if wait > MOST_WAIT:
+            reason = f"{client} shakes hands more than {HANDSHAKES.rate:.0f} times a second: come back later"
+            return Refusal(429, reason, "handshakes", retry_after=1)
+        if len(self._handshakes) >= MOST_REMEMBERED:
+            self._handshakes = {each: at for each, at in self._handshakes.items() if at > now}
+        self._handshakes[client] = full
+        return wait
+
+    def fault(self, client: str, now: float) -> None:
+        """A client was cut off for what it sent: its address is slower to come back."""
+        found = address(client)
+        if found is not None and self._most_per_ip:
+            full = self._handshakes.get(found, now)
+            self._handshakes[found] = max(full, now) + FAULT / HANDSHAKES.rate
 
     def leave(self, visit: Visit) -> None:
         """The connection is gone: its places are free. May be called twice."""

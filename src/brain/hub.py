@@ -184,8 +184,12 @@ class Hub:
             client.seq = min(seq, self.flushed)
         elif wish.snapshot:
             client.seq, client.until = 0, self.flushed
-        else:
+        elif self.board.begun:
             cohort.live.add(client)  # (R14)
+            return
+        else:
+            # What has changed since it loaded the runs may be in the first Snapshot, which pushes nothing.
+            self._refuse(client)
             return
         self._ready.append(client)
         self._arm(0)
@@ -354,7 +358,8 @@ class Hub:
         for push in pushes if any(self._index.values()) else ():
             run_id = push[0][2][0]
             for cohort in self._candidates(run_id, push[1]):
-                if cohort.live and cohort.filter.matches(run_id, push[1]):
+                filter_ = cohort.filter
+                if cohort.live and filter_.matches(run_id, push[1]) and filter_.permits(push[0][2]):
                     concerned.setdefault(cohort, []).append(push)
         steps.extend((list(cohort.live), _batches(mine, self.flushed)) for cohort, mine in concerned.items())
         self._sweep = self._sweeping(steps, pushes[0][0][1])
@@ -448,7 +453,9 @@ def _wanted(filter_: Filter, until: int) -> Callable[[Entry], bool] | None:
     if filter_ == ALL and not until:
         return None
     return lambda entry: (
-        (entry[0] > until or entry[2][1] in ACTIVE) and filter_.matches(entry[2][0], entry[4])
+        (entry[0] > until or entry[2][1] in ACTIVE)
+        and filter_.matches(entry[2][0], entry[4])
+        and filter_.permits(entry[2])
     )
 
 

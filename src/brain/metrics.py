@@ -5,6 +5,7 @@ No label names a client, a run or an agent: their number has no bound.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,11 +13,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from brain.board import Board
 from brain.follow import State
-from brain.guard import KINDS, Doors
+from brain.guard import Doors
 from brain.hub import Hub
+from brain.publication import Cause
+from brain.refusals import REASONS
 from brain.runs import Decoder
 
 SOURCES = ("none", "poll", "replication")
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds."""
@@ -110,6 +114,12 @@ class _Reader:
         for name in SOURCES:
             source.add_metric([name], float(state.source == name))
         yield source
+        cause = GaugeMetricFamily(
+            "brain_source_cause", "1 for why the source in use is not a better one.", labels=["cause"]
+        )
+        for word in CAUSES:
+            cause.add_metric([word], float(state.cause == word))
+        yield cause
         yield _gauge(
             "brain_lag_seconds",
             "Since the database was last known to have been read to its end.",
@@ -121,9 +131,11 @@ class _Reader:
         yield _counter(
             "brain_corrections", "Runs that a comparison found to differ from the stream.", board.corrections
         )
-        refused = CounterMetricFamily("brain_refused", "Requests that the guard refused.", labels=["rule"])
-        for kind in KINDS:
-            refused.add_metric([kind], parts.refused.get(kind, 0))
+        refused = CounterMetricFamily(
+            "brain_refused", "Requests that were refused, and clients that were cut off.", labels=["reason"]
+        )
+        for reason in REASONS:
+            refused.add_metric([reason], parts.refused.get(reason, 0))
         yield refused
 
 

@@ -18,7 +18,7 @@ from typing import NewType, TypeAlias, cast
 import psycopg
 from psycopg import sql
 
-from brain.database import Conn, Text
+from brain.database import Conn, Text, answered
 from brain.messages import FIELDS, ID, Run
 from brain.pgoutput import LSN
 from brain.runs import Decoder, Description, Table, describe
@@ -30,15 +30,36 @@ Identity: TypeAlias = tuple[str | None, ...]
 Xid = NewType("Xid", int)
 """A transaction id of 64 bits, whose upper half counts the wraparounds of the 32 that rows and the stream carry."""
 
+NOWHERE = LSN(0)
 PIECE = 1000
 SHARE = 20
 """A scan is followed by a pause of so many times its duration: it takes 5 % of a core at the most."""
+
+PAUSE_MOST = 60.0
+"""Seconds. A scan of three seconds may take more of a core than that, in a table that is that large."""
+
+PAGE = 5e-6
+"""Seconds of a core that a scan takes for 8 KiB of the table, at the most: 31 ms for a million rows as in schema.sql."""
+
+LOCKED = 15.0
+"""Seconds that a poll waits for who has locked the table (ALTER TABLE, VACUUM FULL)."""
+
+SCAN = 600.0
+"""Seconds for a first scan, on a cold disk; for a later one a minute, and as much more as the last ones took."""
 
 _IDENTITY = """
 SELECT (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint())
             ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
        (SELECT oid FROM pg_database WHERE datname = current_database()), %s::oid
+"""
+
+_SIZE = """
+SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(%(oid)s)), pg_relation_size(%(oid)s))
+"""
+
+_HERE = """
+SELECT pg_current_snapshot()::text, CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() - '0/0'::pg_lsn END
 """
 
 
@@ -78,6 +99,8 @@ class Moment:
     versions: frozenset[tuple[str, str | None]] = frozenset()
     """Id and xmin of the row versions that are known though they lie beyond the horizon, which an open transaction holds:
     the next answer will contain them again."""
+    flushed: LSN = NOWHERE
+    """How far the log was on the disk, and is for ever, unless an older state of this server is put back."""
 
 
 class Poll:
@@ -99,8 +122,9 @@ class Poll:
 
     async def look(self) -> None:
         """Read what the catalog says. Raises TableError."""
-        self.description = await describe(self.conn, self._table)
-        self._identity = await self.identify(self.description)
+        async with answered():
+            self.description = await describe(self.conn, self._table)
+            self._identity = await self.identify(self.description)
 
     async def identify(self, description: Description) -> Identity:
         try:
@@ -113,12 +137,23 @@ class Poll:
         return (*row, *(columns[name].type if name in columns else None for name in FIELDS))
 
     async def visible(self) -> Visible:
-        row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
+        async with answered():
+            row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
         assert row is not None
         return Visible.parse(str(row[0]))
 
+    async def _here(self) -> tuple[Visible, LSN]:
+        """What can be seen, and how far the log is on the disk; 0 on a read replica."""
+        async with answered():
+            row = await (await self.conn.execute(_HERE)).fetchone()
+        assert row is not None
+        return Visible.parse(str(row[0])), LSN(int(row[1] or 0))
+
     async def insert_lsn(self) -> LSN:
-        row = await (await self.conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")).fetchone()
+        async with answered():
+            row = await (
+                await self.conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+            ).fetchone()
         assert row is not None
         return LSN(int(str(row[0])))
 
@@ -126,26 +161,34 @@ class Poll:
         """What changed since the last good moment, in pieces. Nothing, and no scan, if nothing was committed anywhere."""
         heap = self.description.kind in "rpm"
         if not always and heap and self.moment is not None and self.moment.identity == self._identity:
-            visible = await self.visible()
-            if visible == self.moment.visible and visible.whole:
+            visible, flushed = await self._here()
+            back = 0 < flushed < self.moment.flushed
+            if visible == self.moment.visible and visible.whole and not back:
                 return
+        # This takes the scan's lock first: to wait for it is no cost of the scan, and an hour would be followed by a day's pause.
+        async with answered(LOCKED, f"a lock on the table {self._table}"):
+            row = await (await self.conn.execute(_SIZE, {"oid": self.description.oid})).fetchone()
+        assert row is not None
         took, begun = 0.0, time.perf_counter()
         async with aclosing(self.scan()) as pieces:
             async for piece in pieces:
                 took += time.perf_counter() - begun
                 yield piece
                 begun = time.perf_counter()  # what was done with the piece is no cost of the scan
-        # The lesser of two: one slow scan, as the first is and any may be on a busy machine, says nothing of the next.
+        # The lesser of two: one slow scan, as the first is and any may be on a busy machine, says nothing of the next. Nor is
+        # it work to wait for a disk, or for a core that others use.
         last, self._took = self._took, took + time.perf_counter() - begun
-        self.pause = SHARE * min(last, self._took)
+        pages = int(row[0] or 0) / 8192
+        self.pause = min(PAUSE_MOST, SHARE * min(last, self._took, PAGE * pages or PAUSE_MOST))
 
     async def scan(self, keep: Callable[[Run], bool] | None = None) -> AsyncGenerator[Snapshot]:
         """Read, and move `moment` on when the last piece has been taken. `keep` may leave rows out."""
         moment = self.moment
-        here = await self.visible()
+        here, flushed = await self._here()
         new = moment is not None and (
             moment.identity != self._identity
             or here.xmax < moment.visible.xmax  # an older state of this very database was put back
+            or 0 < flushed < moment.flushed  # and as many transactions made since as there were before
             or here.xmax - moment.visible.xmin >= 2**31  # further away than 32 bits can tell
         )
         if moment is None or new:
@@ -158,13 +201,20 @@ class Poll:
         seen = moment.versions if moment is not None and not new else frozenset()
         versions: set[tuple[str, str | None]] = set()
         rows: list[Run] = []
-        visible, at = here, 0
+        row: Text | None
         async with self.conn.cursor() as cursor:
             answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
             async with aclosing(answer):
-                async for snapshot, clock, xmin, *values in answer:
-                    if not at:
-                        visible, at = Visible.parse(str(snapshot)), int(str(clock))
+                async with answered(
+                    SCAN if moment is None or not self._took else 60 + SHARE * self._took, "the end of a scan"
+                ):
+                    row = await anext(
+                        answer
+                    )  # there is one, be it of NULLs, and where nothing has changed it ends the scan
+                visible, at = Visible.parse(str(row[0])), int(str(row[1]))
+                while row is not None:
+                    _, _, xmin, *values = row
+                    row = await anext(answer, None)
                     run_id = values[ID]
                     if run_id is None:
                         continue
@@ -181,7 +231,7 @@ class Poll:
                             rows, new = [], False
         gone = await self._gone(missing, by_id)
         yield Snapshot(rows, at, gone, new=new)
-        self.moment = Moment(self._identity, visible, frozenset(versions))
+        self.moment = Moment(self._identity, visible, frozenset(versions), flushed)
 
     def _first(self, by_id: sql.Composable) -> tuple[sql.Composed, list[object]]:
         """Nothing is known, or nothing that holds: what is queued and running, and what is held as such."""
@@ -200,7 +250,7 @@ class Poll:
             "WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS visible,"
             " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS at)"
             " SELECT s.visible::text, s.at, {}, {} FROM s LEFT JOIN {} r ON {}"
-        ).format(xmin, self.description.select("r", self._decoder.max_text), self._table.sql, condition)
+        ).format(xmin, self.description.select("r", self._decoder.max_text), self._table.in_query, condition)
 
     def _by_id(self) -> sql.Composed:
         return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(sql.SQL(self.description.columns["id"].type))
@@ -213,14 +263,16 @@ class Poll:
         """Those of the ids that the table no longer has."""
         if not ids:
             return []
-        query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.sql, by_id)
-        found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
+        query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.in_query, by_id)
+        async with answered(SCAN, "the ids of unfinished runs"):
+            found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
         return [run_id for run_id in ids if run_id not in found]
 
     async def fetch(self, ids: list[str]) -> dict[str, Run]:
         """The rows as they are now."""
         query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
-            self.description.select("r", self._decoder.max_text), self._table.sql, self._by_id()
+            self.description.select("r", self._decoder.max_text), self._table.in_query, self._by_id()
         )
-        runs = [self._decoder(row) async for row in await self.conn.execute(query, [ids])]
+        async with answered(LOCKED, f"rows of {self._table}"):
+            runs = [self._decoder(row) async for row in await self.conn.execute(query, [ids])]
         return {run[ID]: run for run in runs if run is not None}

@@ -13,6 +13,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from brain.runs import TableError
 
@@ -58,6 +59,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _MEANINGS = {
+    401: "Tokens are asked for, and there is none, or none that is valid",
+    403: "Who asks may not, or not this: `detail` says by which rule",
     404: "There is no such run",
     409: "The run exists already, or its status does not allow the change",
     413: f"The body is larger than {MAX_BODY} bytes",
@@ -67,7 +70,7 @@ _MEANINGS = {
 }
 
 
-def _answer(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def problem_answer(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     document: dict[str, object] = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -83,23 +86,39 @@ def _answer(request: Request, problem: Problem, headers: Mapping[str, str] | Non
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return _answer(request, error)
+    return problem_answer(request, error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = str(error.detail)
-    if error.status_code == 404:
-        detail = "there is nothing here: see /docs"
-    if error.status_code == 405:
-        detail = f"{request.method} is not for this path"
-    return _answer(request, Problem(error.status_code, detail), error.headers)
+    match error.status_code:
+        case 400:  # FastAPI's word for bytes that are no text, where it says 422 to a text that is no JSON
+            return problem_answer(request, Problem(422, "body: is not UTF-8", ("body", "is not UTF-8")))
+        case 404:
+            return problem_answer(request, Problem(404, "there is nothing here: see /docs"), error.headers)
+        case 405:
+            detail = f"{request.method} is not for this path"
+            return problem_answer(request, Problem(405, detail), {"Allow": _methods(request)})
+    return problem_answer(request, Problem(error.status_code, str(error.detail)), error.headers)
+
+
+def _methods(request: Request) -> str:
+    """Those of the path (RFC 9110, section 10.2.1). Starlette names those of its first route alone, and each method has one."""
+    routes = request.app.routes
+    asked = {
+        method: {**request.scope, "method": method} for method in ("GET", "POST", "PATCH", "PUT", "DELETE")
+    }
+    return ", ".join(
+        method
+        for method, scope in asked.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    )
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = [_wrong(each) for each in error.errors()]
-    return _answer(request, Problem(422, "; ".join(": ".join(each) for each in wrong[:3]), *wrong))
+    return problem_answer(request, Problem(422, "; ".join(": ".join(each) for each in wrong[:3]), *wrong))
 
 
 def _wrong(error: Mapping[str, Any]) -> tuple[str, str]:
@@ -111,7 +130,7 @@ def _wrong(error: Mapping[str, Any]) -> tuple[str, str]:
 
 
 async def _on_table(request: Request, error: Exception) -> Response:
-    return _answer(request, Problem(503, str(error)))
+    return problem_answer(request, Problem(503, str(error)))
 
 
 async def _on_database(request: Request, error: Exception) -> Response:
@@ -119,17 +138,17 @@ async def _on_database(request: Request, error: Exception) -> Response:
     code = error.sqlstate or ""
     detail = said(error)
     if isinstance(error, errors.UniqueViolation):
-        return _answer(request, Problem(409, detail))
+        return problem_answer(request, Problem(409, detail))
     if code[:2] in _REFUSALS or code in _REFUSALS:
         column = error.diag.column_name
-        return _answer(request, Problem(422, detail, *([(column, detail)] if column else [])))
+        return problem_answer(request, Problem(422, detail, *([(column, detail)] if column else [])))
     if isinstance(error, errors.InsufficientPrivilege):
         detail += ": GRANT SELECT, INSERT, UPDATE on it to the role that Brain connects as"
     elif not code:  # libpq's own words name the host and the user
         detail = "the database does not answer: try again"
         if request.method != "GET" and not isinstance(error, PoolTimeout):
             detail = "the database went away: whether the change was made is not known, so look before you try again"
-    return _answer(request, Problem(503, detail))
+    return problem_answer(request, Problem(503, detail))
 
 
 _REFUSALS = {"22", "23", "44", "54", "P0", "42804", "428C9", "42846"}
@@ -137,7 +156,7 @@ _REFUSALS = {"22", "23", "44", "54", "P0", "42804", "428C9", "42846"}
 
 
 async def _on_anything(request: Request, _error: Exception) -> Response:
-    return _answer(request, Problem(500, "Brain made a mistake, and its log says which"))
+    return problem_answer(request, Problem(500, "Brain made a mistake, and its log says which"))
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {

@@ -5,42 +5,97 @@ replica identity it would make the *application's* UPDATEs and DELETEs fail (550
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 from psycopg import sql
 
-from brain.database import Conn, why
+from brain.database import Conn, answered, why
 from brain.messages import FIELDS
 from brain.runs import Description, Table, describe
 
+Cause: TypeAlias = Literal[
+    # The role, the server, and what stands between.
+    "role",
+    "pg_hba",
+    "slots",
+    "walsenders",
+    "wal_level",
+    "pooler",
+    "unsupported",
+    "standby",
+    "synchronous",
+    # The table and its publication.
+    "view",
+    "unlogged",
+    "replica_identity",
+    "virtual",
+    "generated",
+    "publication",
+    # What passes.
+    "slot_waits",
+    "held_back",
+    "lost",
+    "preparing",
+    # Why there is no source at all.
+    "connecting",
+    "away",
+    "table",
+    "fault",
+    # By BRAIN_SOURCE, and all else.
+    "chosen",
+    "other",
+]
+"""Why the source is not a better one, in a word, for /metrics and scripts; the sentence beside it says more."""
+
 
 class Refused(Exception):  # noqa: N818 - a state of affairs, not a fault of ours
-    """The table cannot be streamed now. `cure` is what to run or set; "" if it mends itself."""
+    """The table cannot be streamed now. `cure` is what to run or set; "" if it mends itself. Where it is SQL, it can be pasted
+    into psql as it stands.
+    """
 
-    def __init__(self, reason: str, cure: str = "") -> None:
+    def __init__(self, reason: str, cure: str = "", cause: Cause = "other") -> None:
         super().__init__(reason)
         self.reason = reason
         self.cure = cure
+        self.cause = cause
 
 
 class SlotWaits(Refused):
     """An open writing transaction holds up the slot."""
 
 
-_REFUSALS: dict[str, tuple[str, str]] = {
+_REFUSALS: dict[str, tuple[Cause, str, str]] = {
     # SQLSTATE: what it means here, what to do. PostgreSQL documentation, Appendix A.
-    "42501": ("the role may not replicate", "ALTER ROLE {user} REPLICATION"),
-    "28000": ("pg_hba.conf or the role refuses a replication connection", "ALTER ROLE {user} REPLICATION"),
-    "53400": ("no replication slot is free", "raise max_replication_slots, or drop a slot that nobody uses"),
-    "53300": ("no connection for replication is free", "raise max_wal_senders or max_connections"),
-    "55000": ("wal_level is not logical", "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL"),
+    "42501": ("role", "the role may not replicate", "ALTER ROLE {user} REPLICATION"),
+    "28000": (
+        "pg_hba",
+        "pg_hba.conf or the role refuses a replication connection",
+        "ALTER ROLE {user} REPLICATION",
+    ),
+    "53400": (
+        "slots",
+        "no replication slot is free",
+        "raise max_replication_slots, or drop a slot that nobody uses",
+    ),
+    "53300": (
+        "walsenders",
+        "no connection for replication is free",
+        "raise max_wal_senders or max_connections",
+    ),
+    "55000": (
+        "wal_level",
+        "wal_level is not logical",
+        "ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL",
+    ),
     "08P01": (
+        "pooler",
         "what answers is a pooler, which passes no replication on",
         "name the database itself in BRAIN_DATABASE_URL",
     ),
-    "0A000": ("this server has no logical replication", ""),
+    "0A000": ("unsupported", "this server has no logical replication", ""),
 }
 
 _SAID = {
@@ -49,17 +104,25 @@ _SAID = {
     "startup parameter": "08P01",
     "WAL": "42501",
     "walsender": "42501",
+    "too many c": "53300",
+    "connection slots": "53300",
 }
-"""What stands in an error that ends the start of a connection, in any language: libpq keeps its SQLSTATE to itself."""
+"""What stands in an error that ends the start of a connection, most of it in any language: libpq keeps its SQLSTATE to itself."""
 
 
 def refusal(error: psycopg.Error, user: str) -> Refused:
     """What an error on the way to a stream means, and its cure."""
     if error.sqlstate == "55P03":
-        return SlotWaits("a writing transaction is open, and a slot waits for it to end")
+        return SlotWaits("a writing transaction is open, and a slot waits for it to end", cause="slot_waits")
     code = error.sqlstate or next((code for word, code in _SAID.items() if word in str(error)), "")
-    reason, cure = _REFUSALS.get(code, ("replication was refused", ""))
-    return Refused(f"{reason}: {why(error)}", cure.format(user=f'"{user}"'))
+    found = known(code, user)
+    return Refused(f"{found.reason}: {why(error)}", found.cure, found.cause)
+
+
+def known(code: str, user: str) -> Refused:
+    """What an SQLSTATE means on the way to a stream."""
+    cause, reason, cure = _REFUSALS.get(code, ("other", "replication was refused", ""))
+    return Refused(reason, cure.format(user=sql.Identifier(user).as_string()), cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +162,8 @@ SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication
 
 async def facts(conn: Conn, table: Table) -> Facts:
     """Raises TableError."""
-    description = await describe(conn, table)
+    async with answered():
+        description = await describe(conn, table)
     names = {
         "publication": table.publication,
         "schema": table.schema,
@@ -107,7 +171,8 @@ async def facts(conn: Conn, table: Table) -> Facts:
         "oid": description.oid,
         "fields": list(FIELDS),
     }
-    row = await (await conn.execute(_FACTS, names)).fetchone()
+    async with answered():
+        row = await (await conn.execute(_FACTS, names)).fetchone()
     assert row is not None
     publication, member, standby, synchronous, version, helpless, virtual = row
     return Facts(
@@ -123,9 +188,13 @@ async def facts(conn: Conn, table: Table) -> Facts:
 
 
 async def ensure(conn: Conn, table: Table, application: str) -> Facts:
-    """The facts, with the publication made if it was missing. Raises Refused, TableError, psycopg.Error."""
+    """The facts, with the publication made if it was missing. Raises Refused, TableError, psycopg.Error.
+
+    `application` is the name by which a primary would know us, unless the URL gives another.
+    """
+    application = conn.info.parameter_status("application_name") or application
     found = await facts(conn, table)
-    if reason := _unfit(found, table, application):
+    if reason := next(unfit(found, table, application), None):
         raise reason
     if found.publication is None or found.member is None:
         for statement in statements(table, found):
@@ -133,14 +202,14 @@ async def ensure(conn: Conn, table: Table, application: str) -> Facts:
                 async with conn.transaction():
                     await conn.execute(statement)
                     # It holds the table's lock now, for which it may have waited until the table was another.
-                    if reason := _unfit(await facts(conn, table), table, application):
+                    if reason := next(unfit(await facts(conn, table), table, application), None):
                         raise reason
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 pass  # another Brain was quicker, or as quick
             except psycopg.errors.InsufficientPrivilege as error:
                 cure = "; ".join(each.as_string(conn) for each in statements(table, found))
                 raise Refused(
-                    f"the publication {table.publication} is missing: {why(error)}", cure
+                    f"the publication {table.publication} is missing: {why(error)}", cure, "publication"
                 ) from error
         found = await facts(conn, table)
     if reason := _unpublished(found, table):
@@ -162,7 +231,7 @@ def statements(table: Table, found: Facts) -> list[sql.Composed]:
     return [sql.SQL("CREATE PUBLICATION {} FOR TABLE {}" + text).format(name, table.sql)]
 
 
-def _unfit(found: Facts, table: Table, application: str) -> Refused | None:
+def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
     """Why the server or the table rules out a stream, whatever the publication."""
     description = found.description
     generated = [c.name for c in description.columns.values() if c.generated and c.name in FIELDS]
@@ -170,11 +239,14 @@ def _unfit(found: Facts, table: Table, application: str) -> Refused | None:
     names = [name.strip(' "()').lower() for name in found.synchronous.replace("(", ",").split(",")]
     alter = f"ALTER TABLE {table.sql.as_string()}"
     if found.standby:
-        return Refused("this server is a read replica", "name the primary in BRAIN_DATABASE_URL")
+        yield Refused("this server is a read replica", "name the primary in BRAIN_DATABASE_URL", "standby")
     if description.kind not in "rp":
-        return Refused("what is followed is a view or a foreign table, which has no log of its own")
+        yield Refused(
+            "what is followed is a view or a foreign table, which has no log of its own", "", "view"
+        )
+        return
     if not description.logged:
-        return Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED")
+        yield Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED", "unlogged")
     if "id" not in description.identity or found.helpless:
         name, identity = found.helpless or ("", description.replica_identity)
         if identity == "d" and not description.primary_key:
@@ -183,38 +255,49 @@ def _unfit(found: Facts, table: Table, application: str) -> Refused | None:
             cure = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT"
         else:
             cure = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL"
-        return Refused(
+        yield Refused(
             "the table has no replica identity that contains id, and a publication could make the application's own UPDATEs fail",
             cure,
+            "replica_identity",
         )
     if found.virtual:
-        return Refused(f"the column {found.virtual} is computed when it is read, and stands in no log")
+        yield Refused(
+            f"the column {found.virtual} is computed when it is read, and stands in no log", "", "virtual"
+        )
     if generated and found.version < 180000:
-        return Refused(
-            f"the column {generated[0]} is generated, which the stream leaves out before PostgreSQL 18"
+        yield Refused(
+            f"the column {generated[0]} is generated, which the stream leaves out before PostgreSQL 18",
+            "",
+            "generated",
         )
     if "*" in names or application.lower() in names:
-        return Refused(
+        yield Refused(
             "synchronous_standby_names would make every commit wait for Brain",
             "list your standbys by name in synchronous_standby_names",
+            "synchronous",
         )
-    return None
 
 
 def _unpublished(found: Facts, table: Table) -> Refused | None:
     """Why the publication, as somebody made it, would not tell us everything."""
-    drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; Brain makes it anew"
+    drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; -- Brain makes it anew"
     if found.publication and found.description.kind == "p" and not found.publication.get("pubviaroot"):
-        return Refused(f"the publication {table.publication} tells of partitions, not of {table}", drop)
+        return Refused(
+            f"the publication {table.publication} tells of partitions, not of {table}", drop, "publication"
+        )
     if found.publication is None or found.member is None:
-        return Refused(f"the publication {table.publication} does not contain {table}", drop)
+        return Refused(f"the publication {table.publication} does not contain {table}", drop, "publication")
     for operation in ("insert", "update", "delete", "truncate"):
         if not found.publication[f"pub{operation}"]:
-            return Refused(f"the publication {table.publication} leaves out every {operation}", drop)
+            return Refused(
+                f"the publication {table.publication} leaves out every {operation}", drop, "publication"
+            )
     if found.member.get("rowfilter"):
-        return Refused(f"the publication {table.publication} filters rows", drop)
+        return Refused(f"the publication {table.publication} filters rows", drop, "publication")
     published = found.member.get("attnames")
     wanted = [field for field in FIELDS if field in found.description.columns]
     if published is not None and not set(wanted) <= set(published):
-        return Refused(f"the publication {table.publication} leaves out columns of {table}", drop)
+        return Refused(
+            f"the publication {table.publication} leaves out columns of {table}", drop, "publication"
+        )
     return None

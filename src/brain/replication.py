@@ -16,7 +16,7 @@ from typing import assert_never
 import psycopg
 from psycopg import generators, pq, sql
 
-from brain.database import Conn, connect, why
+from brain.database import Conn, answered, connect, why
 from brain.messages import FIELDS, ID, UNCHANGED, Micros
 from brain.pgoutput import (
     LSN,
@@ -60,6 +60,10 @@ _status = Struct(">cQQQq?").pack
 
 class LostError(Exception):
     """The stream has ended, or says nothing any more. The text says how it was noticed."""
+
+
+class SilentError(LostError):
+    """Nothing comes any more. Then the other connection, which goes the same way, is not to be trusted either."""
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
@@ -126,7 +130,8 @@ class Stream:
         slot = f"brain_{os.getpid()}_{secrets.token_hex(4)}"
         try:
             command = f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT"
-            await conn.execute(command.encode())
+            async with answered(patience + DEAD_AFTER, "a slot"):
+                await conn.execute(command.encode())
         except BaseException:
             await conn.close()
             raise
@@ -142,7 +147,8 @@ class Stream:
         options = f"proto_version '1', publication_names {publication}"
         try:
             self._pg.send_query(f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode())
-            results = await self._conn.wait(generators.execute(self._pg))
+            async with answered():
+                results = await self._conn.wait(generators.execute(self._pg))
             if results[-1].status != pq.ExecStatus.COPY_BOTH:
                 raise psycopg.errors.error_from_result(results[-1])
         except psycopg.Error as error:
@@ -223,7 +229,7 @@ class Stream:
             if taken:
                 self._gulped = now
         elif now - self.heard > DEAD_AFTER:
-            raise LostError(f"nothing was heard from the database for {DEAD_AFTER:.0f} s")
+            raise SilentError(f"nothing was heard from the database for {DEAD_AFTER:.0f} s")
         return taken
 
     def _ended(self) -> str:

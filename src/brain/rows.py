@@ -7,7 +7,7 @@ of any type. What the board knows and a query does not see yet is answered from 
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from dataclasses import field as default
@@ -19,8 +19,8 @@ from psycopg import errors, sql
 from psycopg_pool import AsyncConnectionPool
 
 from brain.board import RUN, TIME, XID, Board, Entry
-from brain.database import Conn, configure, parameters
-from brain.messages import AGENT, ID, STATUS, TASK_ID, Micros, Run, Status
+from brain.database import Conn, Session, answered, configure, parameters
+from brain.messages import AGENT, ID, STATUS, TASK_ID, Micros, Run, Status, body
 from brain.poll import Visible, Xid
 from brain.problems import Problem, said
 from brain.runs import TRANSITIONS, Decoder, Description, Table, describe
@@ -35,12 +35,24 @@ STALE = 10.0
 TIMES: Mapping[str, str] = {"running": "started_at", "completed": "completed_at", "failed": "completed_at"}
 
 Statement: TypeAlias = tuple[sql.Composed, list[object]]
-ByFields: TypeAlias = Mapping[str, Sequence[str]]
+ByFields: TypeAlias = Mapping[str, Collection[str]]
+
+EVERYWHERE: ByFields = {}
+"""`within` for who may see and change every run."""
+
+PIECE = 100
+"""Rows that are asked for at a time: a page that is cut at its bytes must not have been in memory whole."""
+
+MOST_PAGE = 1024 * 1024
+"""Bytes of a page: a thousand runs with long texts would be 8 MB, held for as long as the client does not read."""
 
 
 @dataclass(slots=True)
 class Runs:
-    """The table's rows, as the contract words them. Raises Problem, TableError, psycopg.Error."""
+    """The table's rows, as the contract words them. Raises Problem, TableError, psycopg.Error.
+
+    `within` is where a token ends: field → the values that its runs have. A run beyond it is as if there were none.
+    """
 
     pool: AsyncConnectionPool[Conn]
     table: Table
@@ -49,7 +61,7 @@ class Runs:
     _described: Description | None = default(default=None, init=False)
     _until: float = default(default=0.0, init=False)
 
-    async def get(self, run_id: str) -> Run:
+    async def get(self, run_id: str, within: ByFields = EVERYWHERE) -> Run:
         async with self._connection() as (conn, described):
             try:
                 rows = await _rows(conn, select_one(self.table, described, self.decoder.max_text, run_id))
@@ -58,43 +70,59 @@ class Runs:
         seen, *fields = rows[0]
         entry = self.board.get(run_id)
         if entry and _unseen(entry, Visible.parse(str(seen))):
-            return entry[RUN]
-        if fields[ID] is None:
+            run = entry[RUN]
+        elif fields[ID] is None or not _matches(fields, within):
             raise _unknown(run_id)
-        return self._decoded(fields, HTTPStatus.NOT_FOUND)
+        else:
+            run = self._decoded(fields, HTTPStatus.NOT_FOUND)
+        if not _matches(run, within):
+            raise _unknown(run_id)
+        return run
 
     async def page(
         self, wanted: ByFields, after: str | None, limit: int
-    ) -> tuple[list[Run], str | None, Micros | None]:
-        """Runs, the id after which the next page begins, and a moment from which on `/ws?since=` misses nothing.
+    ) -> tuple[list[str], str | None, Micros | None]:
+        """Runs in JSON, as many as `limit` and MOST_PAGE let in; the id after which the next page begins; and a moment from which
+        on `/ws?since=` misses nothing.
 
-        That moment is the board's before the query, or that of the first change that the query did not see yet.
+        That moment is the board's before the first query, or that of the first change that a query did not see yet.
         """
         moment = self.board.time if self.board.begun else None
         texts = {**wanted, "status": self.decoder.words(*wanted["status"])}
+        found: list[str] = []
+        size, last, left = 0, after, limit
         async with self._connection() as (conn, described):
-            query = select_page(
-                self.table, described, self.decoder.max_text, wanted=texts, after=after, limit=limit + 1
-            )
-            try:
-                rows = await _rows(conn, query)
-            except psycopg.DataError as error:
-                if after is None:
-                    raise
-                raise Problem(422, "cursor is not one that a page gave", ("cursor", said(error))) from error
-        unseen = self._unseen(Visible.parse(str(rows[0][0])))
-        if moment is not None:
-            moment = min([moment, *(entry[TIME] for entry in unseen.values())])
-        found: list[Run] = []
-        for _, *fields in rows[:limit]:
-            run = self.decoder(fields) if fields[ID] is not None else None
-            if run and run[ID] in unseen:
-                run = unseen[run[ID]][RUN]
-                if not _matches(run, wanted):
-                    continue
-            if run:
-                found.append(run)
-        return found, rows[limit - 1][1] if len(rows) > limit else None, moment
+            while True:
+                count = min(left, PIECE)
+                query = select_page(
+                    self.table, described, self.decoder.max_text, wanted=texts, after=last, limit=count + 1
+                )
+                try:
+                    rows = await _rows(conn, query)
+                except psycopg.DataError as error:
+                    if after is None:
+                        raise
+                    raise Problem(
+                        422, "cursor is not one that a page gave", ("cursor", said(error))
+                    ) from error
+                unseen = self._unseen(Visible.parse(str(rows[0][0])))
+                if moment is not None:
+                    moment = min([moment, *(entry[TIME] for entry in unseen.values())])
+                for _, *fields in rows[:count]:
+                    run = self.decoder(fields) if fields[ID] is not None else None
+                    if run and run[ID] in unseen:
+                        seen = unseen[run[ID]][RUN]
+                        run = seen if _matches(seen, wanted) else None
+                    if run:
+                        text = body(run)
+                        size += len(text)
+                        if found and size > MOST_PAGE:
+                            return found, last, moment
+                        found.append(text)
+                    last = fields[ID]
+                left -= count
+                if len(rows) <= count or not left:
+                    return found, last if len(rows) > count else None, moment
 
     async def create(self, status: Status, values: Mapping[str, str]) -> Run:
         async with self._connection() as (conn, described):
@@ -123,7 +151,13 @@ class Runs:
             raise Problem(409, "the table took no row: a trigger or a rule of its own has refused it")
         return self._decoded(rows[0], HTTPStatus.CONFLICT)
 
-    async def change(self, run_id: str, status: Status | None, values: Mapping[str, str | None]) -> Run:
+    async def change(
+        self,
+        run_id: str,
+        status: Status | None,
+        values: Mapping[str, str | None],
+        within: ByFields = EVERYWHERE,
+    ) -> Run:
         async with self._connection() as (conn, described):
             self._refuse_missing(described, values)
             for _ in range(3):
@@ -131,15 +165,21 @@ class Runs:
                     rows = await _rows(
                         conn,
                         update(
-                            self.table, described, self.decoder, run_id=run_id, status=status, values=values
+                            self.table,
+                            described,
+                            self.decoder,
+                            run_id=run_id,
+                            status=status,
+                            values=values,
+                            within=within,
                         ),
                     )
                 except psycopg.DataError:
-                    await self._present(conn, described, run_id)
+                    await self._present(conn, described, run_id, within)
                     raise
                 if rows:
                     return self._decoded(rows[0], HTTPStatus.CONFLICT)
-                word = await self._present(conn, described, run_id)
+                word = await self._present(conn, described, run_id, within)
                 present = self.decoder.status(word)
                 if present is None:
                     raise Problem(
@@ -157,14 +197,14 @@ class Runs:
                 )
         raise Problem(409, f"run {run_id!r} could not be changed, or is being changed by others: try again")
 
-    async def _present(self, conn: Conn, described: Description, run_id: str) -> str | None:
+    async def _present(self, conn: Conn, described: Description, run_id: str, within: ByFields) -> str | None:
         """The table's word for the run's status."""
         try:
             rows = await _rows(conn, select_one(self.table, described, self.decoder.max_text, run_id))
         except psycopg.DataError:
             raise _unknown(run_id) from None
         _, *fields = rows[0]
-        if fields[ID] is None:
+        if fields[ID] is None or not _matches(fields, within):
             raise _unknown(run_id)
         return fields[STATUS]
 
@@ -222,13 +262,14 @@ async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> A
     # It warns at every try. What is wrong with the database is said once, by who follows it.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     pool: AsyncConnectionPool[Conn] = AsyncConnectionPool(
+        connection_class=Session,
         # A writer that holds a row for minutes must not use up the pool.
         kwargs={
             **parameters(url, "brain-api", statement_timeout="10s", lock_timeout="3s"),
             "autocommit": True,
         },
         configure=configure,
-        check=AsyncConnectionPool.check_connection,
+        check=_alive,
         min_size=0,
         max_size=8,
         open=False,
@@ -243,9 +284,16 @@ async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> A
         await pool.close(timeout=1.0)
 
 
+async def _alive(conn: Conn) -> None:
+    """A connection whose packets vanish would keep its request waiting for ever."""
+    async with answered(1.0):
+        await AsyncConnectionPool.check_connection(conn)
+
+
 async def _rows(conn: Conn, statement: Statement) -> list[tuple[str | None, ...]]:
     query, values = statement
-    return await (await conn.execute(query, values)).fetchall()
+    async with answered(15.0):  # statement_timeout is less
+        return await (await conn.execute(query, values)).fetchall()
 
 
 def _unseen(entry: Entry, visible: Visible) -> bool:
@@ -253,7 +301,7 @@ def _unseen(entry: Entry, visible: Visible) -> bool:
     return entry[XID] != 0 and not visible.sees(Xid(entry[XID]))
 
 
-def _matches(run: Run, wanted: ByFields) -> bool:
+def _matches(run: Sequence[object], wanted: ByFields) -> bool:
     values = {"status": run[STATUS], "agent": run[AGENT], "task_id": run[TASK_ID]}
     return all(not texts or values[name] in texts for name, texts in wanted.items())
 
@@ -275,7 +323,7 @@ ORDER BY r.id
 def select_one(table: Table, described: Description, max_text: int, run_id: str) -> Statement:
     """The snapshot that the query saw, and the run's fields: all NULL if there is none."""
     query = sql.SQL(_SELECT).format(
-        fields=described.select("r", max_text), table=table.sql, conditions=sql.SQL("r.id = %s")
+        fields=described.select("r", max_text), table=table.in_query, conditions=sql.SQL("r.id = %s")
     )
     return query, [run_id, 1]
 
@@ -285,7 +333,7 @@ def select_page(
     described: Description,
     max_text: int,
     *,
-    wanted: Mapping[str, Sequence[str]],
+    wanted: ByFields,
     after: str | None,
     limit: int,
 ) -> Statement:
@@ -303,7 +351,9 @@ def select_page(
         conditions.append(sql.SQL("r.id > %s"))
         values.append(after)
     query = sql.SQL(_SELECT).format(
-        fields=described.select("r", max_text), table=table.sql, conditions=sql.SQL(" AND ").join(conditions)
+        fields=described.select("r", max_text),
+        table=table.in_query,
+        conditions=sql.SQL(" AND ").join(conditions),
     )
     return query, [*values, limit]
 
@@ -318,7 +368,10 @@ def insert(
         columns.append(sql.Identifier(now))
         places.append(moment)
     query = sql.SQL("INSERT INTO {} AS r ({}) VALUES ({}) RETURNING {}").format(
-        table.sql, sql.SQL(", ").join(columns), sql.SQL(", ").join(places), described.select("r", max_text)
+        table.in_query,
+        sql.SQL(", ").join(columns),
+        sql.SQL(", ").join(places),
+        described.select("r", max_text),
     )
     return query, list(values.values())
 
@@ -331,15 +384,22 @@ def update(
     run_id: str,
     status: Status | None,
     values: Mapping[str, str | None],
+    within: ByFields,
 ) -> Statement:
-    """A change, if the run's present status allows it: one statement, so that of two at once the second sees the first.
+    """A change, if the run is `within` and its present status allows it: one statement, so that of two at once the second sees the first.
 
     A run that begins is given started_at unless it has one; a run that ends is given completed_at.
     """
     changes: list[sql.Composable] = [sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values]
     sent: list[object] = list(values.values())
-    conditions = [sql.SQL("r.id = %s")]
+    conditions: list[sql.Composable] = [sql.SQL("r.id = %s")]
     where: list[object] = [run_id]
+    for name, texts in within.items():
+        if name not in described.columns:
+            conditions.append(sql.SQL("false"))
+        else:
+            conditions.append(sql.SQL("{}::text = ANY (%s::text[])").format(sql.Identifier("r", name)))
+            where.append(list(texts))
     if status is not None:
         changes.append(sql.SQL("status = %s"))
         sent.append(decoder.word(status))
@@ -356,7 +416,7 @@ def update(
         conditions.append(sql.SQL("r.status::text = ANY (%s::text[])"))
         where.append(decoder.words(*(old for old, allowed in TRANSITIONS.items() if status in allowed)))
     query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}").format(
-        table.sql,
+        table.in_query,
         sql.SQL(", ").join(changes),
         sql.SQL(" AND ").join(conditions),
         described.select("r", decoder.max_text),

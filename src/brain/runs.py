@@ -46,6 +46,11 @@ class Table:
         return f"{self.schema}.{self.name}"
 
     @property
+    def in_query(self) -> sql.SQL:
+        """The name in a query that is sent with values, where psycopg would read a % in it as a place for one."""
+        return sql.SQL(_escaped(self.sql))
+
+    @property
     def sql(self) -> sql.Identifier:
         return sql.Identifier(self.schema, self.name)
 
@@ -53,6 +58,10 @@ class Table:
     def publication(self) -> str:
         """The name of the publication that Brain follows. PostgreSQL cuts names at 63 bytes, so Brain does first."""
         return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
+
+
+def _escaped(name: sql.Identifier) -> str:
+    return name.as_string().replace("%", "%%")
 
 
 def init_sql(table: Table) -> str:
@@ -73,7 +82,7 @@ def init_sql(table: Table) -> str:
 class Column:
     name: str
     type: str
-    """The type's name, quoted and with its schema, fit for a cast."""
+    """The type's name, quoted and with its schema, fit for a cast in a query that is sent with values."""
     generated: bool
     default: bool
 
@@ -141,7 +150,7 @@ async def describe(conn: Conn, table: Table) -> Description:
         )
     oid, kind, persistence, replica, key, identity, columns = (value or "" for value in row)
     found = {
-        name: Column(name, sql.Identifier(schema, type_).as_string(), generated, default)
+        name: Column(name, _escaped(sql.Identifier(schema, type_)), generated, default)
         for name, schema, type_, generated, default in json.loads(columns or "[]")
     }
     missing = [field for field in ("id", "status") if field not in found]

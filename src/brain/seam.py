@@ -8,10 +8,11 @@ hook loses a frame that came in the request's own segment, accepts HTTP/1.0 and 
 
 import asyncio
 import json
-from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -19,10 +20,14 @@ import httptools
 import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from websockets.frames import CloseCode
 
-from brain.guard import Doors, Policy, Refusal, Visit
+from brain.admission import TokenConnection, permitted
+from brain.guard import Address, Doors, Policy, Refusal, Visit
 from brain.problems import MAX_BODY
+from brain.refusals import Reason, Refusals
 from brain.subscription import FilterError, Subscription, parse_subscription
+from brain.tokens import SUBPROTOCOL, Grant, TokenError, Tokens, bearer, offers_bearer
 from brain.websocket import Connection, Connections, HandshakeError, VersionError, handshake
 
 log = structlog.get_logger()
@@ -36,6 +41,12 @@ MOST_PIPELINED = 32
 """Requests on one connection that wait for their answers (20 000 in one go held everybody up for 2 s)."""
 REQUEST_DEADLINE = 5.0
 """Seconds from accept, or from a request's first byte, until the request is complete."""
+MOST_UNUPGRADED = 16_384
+"""Connections that are no WebSockets, in all; beyond it the longest silent one gives way. Each costs 6 KB. More than
+BRAIN_MAX_CONNECTIONS, so that a whole crowd may come back in one moment."""
+MOST_UNSENT = 256 * 1024 * 1024
+"""Bytes that wait for clients who do not read, in all; beyond it those go who have been silent longest. Bytes that several
+wait for count for each, though they are held once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,9 +59,50 @@ class Gate:
     closing: bool = False
     waiting: dict["Seam", float] = field(default_factory=dict)
     """Connections that owe a complete request → when it is due; the earliest first."""
-    refused: Counter[str] = field(default_factory=Counter)
+    tokens: Tokens | None = None
+    http: Collection["Seam"] = ()
+    """uvicorn's set of the connections that are no WebSockets."""
+
+    def __post_init__(self) -> None:
+        clock = self.connections.loop.time
+        self.connections.fault = lambda peer: self.doors.fault(peer, clock())
+
+    @property
+    def refusals(self) -> Refusals:
+        return self.connections.refusals
+
+    def make_room(self) -> bool:
+        """One more connection has come. False if there is no room, and none could be made."""
+        if len(self.http) <= MOST_UNUPGRADED:
+            return True
+        if not self.waiting:
+            return False
+        seam = next(iter(self.waiting))
+        del self.waiting[seam]
+        why = f"more than {MOST_UNUPGRADED} connections wait, and it was silent longest"
+        self.refusals.note("requests", peer=seam.peer, status=503, why=why)
+        seam.abort(why)
+        return True
+
+    def relieve(self) -> None:
+        """Let go of those who do not read, if together they hold up too many bytes: who has been silent longest first."""
+        unsent: list[tuple[float, int, Seam | Connection]] = [*self.connections.unsent()]
+        unsent += [(seam.accepted, seam.unsent, seam) for seam in self.http]
+        total = sum(size for _, size, _ in unsent)
+        if total <= MOST_UNSENT:
+            return
+        why = f"more than {MOST_UNSENT} bytes wait for clients who do not read"
+        for _, size, who in sorted(unsent, key=itemgetter(0)):
+            if size:
+                total -= size
+                self.refusals.note("outgoing", peer=who.peer, status=CloseCode.ABNORMAL_CLOSURE, why=why)
+                who.abort(why)
+            if total <= MOST_UNSENT:
+                return
 
     def expire(self) -> None:
+        self.refusals.lines.settle()
+        self.relieve()
         now = self.connections.loop.time()
         while self.waiting:
             seam, due = next(iter(self.waiting.items()))
@@ -75,9 +127,10 @@ def http_answer(status: int, detail: str, **headers: str) -> tuple[list[tuple[by
 class TargetError(ValueError):
     """A request target that opens no WebSocket."""
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: int, why: str, kind: Reason) -> None:
         super().__init__(why)
         self.status = status
+        self.kind = kind
 
 
 @lru_cache(1024)
@@ -86,16 +139,16 @@ def _wish(target: bytes) -> Subscription:
     try:
         url = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:
-        raise TargetError(400, "the target of the request is not a URL") from None
+        raise TargetError(400, "the target of the request is not a URL", "malformed") from None
     if unquote((url.path or b"/").decode("latin-1")) != PATH:
-        raise TargetError(404, f"WebSockets are spoken at {PATH}")
+        raise TargetError(404, f"WebSockets are spoken at {PATH}", "path")
     try:
         query = (url.query or b"").decode("ascii")
         return parse_subscription(parse_qsl(query, keep_blank_values=True, errors="strict"))
     except FilterError as error:
-        raise TargetError(400, str(error)) from None
+        raise TargetError(400, str(error), "parameter") from None
     except ValueError:
-        raise TargetError(400, "the query is not percent-encoded UTF-8") from None
+        raise TargetError(400, "the query is not percent-encoded UTF-8", "parameter") from None
 
 
 class Seam(HttpToolsProtocol):
@@ -117,6 +170,9 @@ class Seam(HttpToolsProtocol):
         """That of them whose body is still coming."""
         self._is_upgrade: bool | None = None
         self._answer = (400, "the request is not HTTP")
+        self._admitting: asyncio.Task[None] | None = None
+        self.peer = ""
+        self.accepted = 0.0
 
     # From the transport.
 
@@ -128,15 +184,21 @@ class Seam(HttpToolsProtocol):
         self.scheme = "http"
         peer = transport.get_extra_info("peername")
         self.client = None if peer is None else (peer[0], peer[1])
-        entered = self._gate.doors.enter(self.client[0] if self.client else "")
+        self.peer = "" if peer is None else peer[0]
+        entered = self._gate.doors.enter(self.peer)
         if isinstance(entered, Visit):
             self._visit = entered
         else:
             self._unwelcome = entered
+        if not self._gate.make_room():
+            self._unwelcome = Refusal(503, "too many requests are under way: try again", "requests", 1)
+        self.accepted = self.loop.time()
         self._owe()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gate.waiting.pop(self, None)
+        if self._admitting is not None:
+            self._admitting.cancel()
         self._leave()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn does so behind an orderly end alone, and the timer would hold us for 5 s
@@ -154,6 +216,14 @@ class Seam(HttpToolsProtocol):
         self._gate.waiting.pop(self, None)
         self._gate.waiting[self] = self.loop.time() + REQUEST_DEADLINE
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that wait for the client to read."""
+        return self.transport.get_write_buffer_size()
+
+    def abort(self, _reason: str) -> None:
+        self.transport.abort()
+
     def _unanswered(self) -> list[RequestResponseCycle]:
         return [cycle for cycle in self._cycles if not cycle.response_complete]
 
@@ -161,6 +231,7 @@ class Seam(HttpToolsProtocol):
         if self._begun:
             self._refuse(408, f"a request has to be complete within {REQUEST_DEADLINE:.0f} s")
         else:
+            self._note("deadline", 408, "it was silent")
             self.transport.abort()  # it has said nothing, and is owed nothing
 
     def data_received(self, data: bytes) -> None:
@@ -214,6 +285,8 @@ class Seam(HttpToolsProtocol):
         if len(self._cycles) >= MOST_PIPELINED:
             raise ValueError(MOST_PIPELINED)
         refusal = self._check()
+        if refusal is not None:
+            self._note(refusal.kind, refusal.status, refusal.reason)
         self.app = partial(_refused, refusal) if refusal is not None else self.config.loaded_app
         super().on_headers_complete()
         self._present = self.cycle
@@ -235,12 +308,10 @@ class Seam(HttpToolsProtocol):
         return self._is_upgrade
 
     def _check(self) -> Refusal | None:
-        peer = self.client[0] if self.client else ""
-        refusal = self._unwelcome or self._gate.policy.check(peer, self.headers, self.url)
-        if refusal is not None:
-            self._gate.refused[refusal.kind] += 1
-            log.info("refused", peer=peer, status=refusal.status, why=refusal.reason)
-        return refusal
+        return self._unwelcome or self._gate.policy.check(self.peer, self.headers, self.url)
+
+    def _note(self, kind: Reason, status: int, why: str) -> None:
+        self._gate.refusals.note(kind, peer=self.peer, status=status, why=why)
 
     # The upgrade.
 
@@ -254,7 +325,7 @@ class Seam(HttpToolsProtocol):
             return
         refusal = self._check()
         if refusal is not None:
-            self._refuse(refusal.status, refusal.reason, refusal.retry_after)
+            self._refuse(refusal.status, refusal.reason, refusal.retry_after, kind=refusal.kind)
             return
         for name, value in self.headers:
             if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
@@ -263,11 +334,40 @@ class Seam(HttpToolsProtocol):
         try:
             wish = _wish(self.url)
         except TargetError as error:
-            self._refuse(error.status, str(error))
+            # It may quote the query, in which a secret may stand: to the client alone.
+            why = "the query is not one of /ws" if error.kind == "parameter" else None
+            self._refuse(error.status, str(error), kind=error.kind, why=why)
             return
-        self._switch(wish, rest)
+        client = self._gate.policy.client_address(self.peer, self.headers)
+        assert client is not None, "who has no address is refused by now"
+        wait = self._gate.doors.wait(client, self.loop.time())
+        if isinstance(wait, Refusal):
+            self._refuse(wait.status, wait.reason, wait.retry_after, kind=wait.kind)
+        elif wait or self._gate.tokens is not None:
+            self.transport.pause_reading()
+            self._admitting = self.loop.create_task(self._admit(wish, rest, client, wait), name="admit")
+        else:
+            self._switch(wish, rest, client, None)
 
-    def _switch(self, wish: Subscription, rest: bytes) -> None:
+    async def _admit(self, wish: Subscription, rest: bytes, client: Address, wait: float) -> None:
+        """The upgrade of one who waits for the turn of its address, or whose token is to be checked."""
+        await asyncio.sleep(wait)
+        grant: Grant | None = None
+        tokens = self._gate.tokens
+        try:
+            if tokens is not None and (token := bearer(self.headers)) is not None:
+                grant = await tokens.check(token)
+                wish = permitted(wish, grant)
+        except TokenError as error:
+            self._admitting = None
+            self._refuse(error.status, str(error), error.retry_after, kind=error.kind)
+            return
+        self._admitting = None
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+            self._switch(wish, rest, client, grant)
+
+    def _switch(self, wish: Subscription, rest: bytes, client: Address, grant: Grant | None) -> None:
         if self.parser.get_method() != b"GET":
             self._refuse(405, "an upgrade is a GET")
             return
@@ -279,35 +379,46 @@ class Seam(HttpToolsProtocol):
         except HandshakeError as error:
             self._refuse(426 if isinstance(error, VersionError) else 400, str(error))
             return
-        peer = self.client[0] if self.client else ""
-        client = self._gate.policy.client_address(peer, self.headers)
         assert self._visit is not None, "who was not let in is refused by now"
         if self._gate.closing:
-            refusal: Refusal | None = Refusal(503, "the server is going down: come back", "connections", 1)
+            refusal: Refusal | None = Refusal(503, "the server is going down: come back", "closing", 1)
         else:
             refusal = self._gate.doors.upgrade(self._visit, client)
         if refusal is not None:
-            self._gate.refused[refusal.kind] += 1
-            self._refuse(refusal.status, refusal.reason, refusal.retry_after)
+            self._refuse(refusal.status, refusal.reason, refusal.retry_after, kind=refusal.kind)
             return
+        if offers_bearer(self.headers):
+            answer = b"%sSec-WebSocket-Protocol: %s\r\n\r\n" % (answer[:-2], SUBPROTOCOL.encode())
         self.transport.write(answer)
-        connection = Connection(
-            self._gate.connections,
-            self.transport,
-            str(client),
-            partial(self._gate.doors.leave, self._visit),
-        )
+        everyone, lost = self._gate.connections, partial(self._gate.doors.leave, self._visit)
+        if self._gate.tokens is None:
+            connection = Connection(everyone, self.transport, str(client), lost)
+        else:
+            connection = TokenConnection(
+                everyone, self.transport, str(client), lost, tokens=self._gate.tokens, grant=grant
+            )
         self.connections.discard(self)  # uvicorn's shutdown must not wait for it
         # It refers to us: without this, every upgrade would leave a cycle to the collector.
         self.parser = None  # type: ignore[assignment]
         self.transport.set_protocol(connection)
-        log.info("client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None)
+        self._gate.refusals.lines.info(
+            "client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None
+        )
         connection.start(wish, full=self.flow.write_paused)
         if rest:
             connection.data_received(rest)
 
-    def _refuse(self, status: int, detail: str, retry_after: int | None = None) -> None:
-        """Answer, and close. Where the answer would be taken for that to another request, just close."""
+    def _refuse(
+        self,
+        status: int,
+        detail: str,
+        retry_after: int | None = None,
+        *,
+        kind: Reason | None = None,
+        why: str | None = None,
+    ) -> None:
+        """Answer, and close. Where the answer would be taken for that to another request, just close. `why` is for the log."""
+        self._note(kind or _KINDS[status], status, why or detail)
         self._gate.waiting.pop(self, None)
         if self.transport.is_closing() or not self._is_next():
             self.transport.abort()
@@ -317,6 +428,8 @@ class Seam(HttpToolsProtocol):
             headers["Retry-After"] = str(retry_after)
         if status == HTTPStatus.UPGRADE_REQUIRED:
             headers |= {"Upgrade": "websocket", "Connection": "Upgrade, close", "Sec-WebSocket-Version": "13"}
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = "Bearer"
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = "GET"
         fields, body = http_answer(status, detail, **headers)
@@ -338,6 +451,19 @@ class Seam(HttpToolsProtocol):
         present.disconnected = True
         present.message_event.set()
         return True
+
+
+_KINDS: dict[int, Reason] = {
+    400: "malformed",
+    405: "method",
+    408: "deadline",
+    413: "size",
+    414: "size",
+    426: "version",
+    431: "size",
+    505: "version",
+}
+"""What is wrong with a request, by the status that says so."""
 
 
 class _Deaf(asyncio.Protocol):

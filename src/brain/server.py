@@ -117,6 +117,7 @@ class Server(uvicorn.Server):
             )
         )
         self._gate = gate
+        gate.http = self.server_state.connections  # type: ignore[assignment]
         self._timeout = timeout
         self._ping_interval = ping_interval
 

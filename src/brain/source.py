@@ -62,6 +62,11 @@ class Known(Protocol):
         """Grows with every change that has been applied."""
         ...
 
+    @property
+    def floor(self) -> int:
+        """The seq of the newest change whose run is held no more, because memory is bounded."""
+        ...
+
     def unfinished(self) -> Collection[str]:
         """The ids of the runs held as queued or running."""
         ...

@@ -4,10 +4,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from brain.board import ANY, Facet
-from brain.messages import STATUSES, Micros, parse_time
+from brain.messages import AGENT, STATUSES, TASK_ID, Micros, Run, parse_time
 
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
+
+_PLACES = {"agent": AGENT, "task_id": TASK_ID}
 
 MOST_VALUES = 100
 MOST_CHARACTERS = 1024
@@ -25,6 +27,12 @@ class Filter:
     task_id: frozenset[str] = frozenset()
     agent: frozenset[str] = frozenset()
     status: frozenset[str] = frozenset()
+    bounds: frozenset[tuple[str, frozenset[str]]] = frozenset()
+    """What a token permits, as pairs of agent or task_id and its values. Unlike the fields, it is about what a run *is* alone: what
+    it was is no reason to show what has become of it, and no unknown past may open a door."""
+
+    def permits(self, run: Run) -> bool:
+        return all(run[_PLACES[name]] in values for name, values in self.bounds)
 
     def matches(self, run_id: str, facets: Collection[Facet]) -> bool:
         """Whether a run that is or was any of `facets` concerns who filters so."""
@@ -81,6 +89,5 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
         since = parse_time(once["since"]) if "since" in once else None
     except ValueError as error:
         raise FilterError(f"since: {error}; in a URL, write + as %2B") from None
-    return Subscription(
-        Filter(**{name: frozenset(values) for name, values in fields.items()}), snapshot, since
-    )
+    run_ids, task_ids, agents, statuses = (frozenset(fields[name]) for name in FIELDS)
+    return Subscription(Filter(run_ids, task_ids, agents, statuses), snapshot, since)

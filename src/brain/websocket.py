@@ -25,6 +25,7 @@ from websockets.utils import accept_key
 
 from brain.hub import Client, Hub
 from brain.messages import text_frame
+from brain.refusals import Reason, Refusals
 from brain.subscription import Subscription
 
 log = structlog.get_logger()
@@ -40,7 +41,7 @@ MOST_BYTES = 4096
 """Of a client's message. Nothing that a client may say is longer."""
 
 BURST, RATE = 100, 20.0
-"""Frames that a client may send at once, and per second in the long run."""
+"""Frames that a client may send at once, and per second in the long run; one of several KiB counts as so many."""
 
 STRIDE = 1024
 """Bytes that are parsed between two looks at the allowance: a flood of small frames must not hold the event loop."""
@@ -104,6 +105,9 @@ class Connections:
     shares: list[set["Connection"]] = field(default_factory=lambda: [set() for _ in range(SHARES)])
     closing: set["Connection"] = field(default_factory=set)
     """Left the hub, and not yet gone."""
+    refusals: Refusals = field(default_factory=lambda: Refusals(log))
+    fault: Callable[[str], object] = lambda _: None
+    """Told the address of a client that was cut off for what it sent."""
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
 
     def place(self) -> int:
@@ -114,12 +118,23 @@ class Connections:
         oldest = self.loop.time() - self.timeout
         for connection in list(self.shares[share]):
             if connection.heard < oldest:
-                connection.abort(f"nothing was heard for {self.timeout:.0f} s")
+                why = f"nothing was heard for {self.timeout:.0f} s"
+                self.refusals.note(
+                    "silence", peer=connection.peer, status=CloseCode.ABNORMAL_CLOSURE, why=why
+                )
+                connection.abort(why)
             elif not connection.paused:
                 try:
                     connection.write(PING)
                 except Exception as error:  # noqa: BLE001 - one client's failure must never end the round
                     connection.drop(error)
+
+    def unsent(self) -> list[tuple[float, int, "Connection"]]:
+        """Of those who do not keep up: when they were last heard, and the bytes that wait for them."""
+        if not self.hub.lagging and not self.closing:
+            return []
+        stalled = [each for each in (*self.everyone(), *self.closing) if each.paused]
+        return [(each.heard, each.unsent, each) for each in stalled]
 
     def everyone(self) -> list["Connection"]:
         return [connection for share in self.shares for connection in share]
@@ -201,7 +216,7 @@ class Connection(Client, asyncio.Protocol):
         self._all.closing.discard(self)
         self._protocol = None
         self._lost()
-        log.info(
+        self._all.refusals.lines.info(
             "client left",
             peer=self.peer,
             code=self._code,
@@ -223,6 +238,11 @@ class Connection(Client, asyncio.Protocol):
             self._transport.write_eof()
         except Exception:  # noqa: BLE001 - its transport is broken, and that must not end who ends many
             self._transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for this client to read."""
+        return self._transport.get_write_buffer_size()
 
     def drop(self, error: Exception) -> None:
         log.error("client failed", peer=self.peer, error=repr(error), exc_info=error)
@@ -253,23 +273,34 @@ class Connection(Client, asyncio.Protocol):
             )
         for at in range(0, len(data), STRIDE):
             protocol.receive_data(data[at : at + STRIDE])
+            if protocol.state is State.OPEN:
+                # A pong does not wait for what its client says next to be answered (Autobahn, cases 5.6 and 5.19).
+                answer = b"".join(protocol.data_to_send())
+                if answer and not self.paused:
+                    self.write(answer)
             for event in protocol.events_received():
                 assert isinstance(event, Frame)
-                if not self._allowed():
-                    protocol.fail(CloseCode.POLICY_VIOLATION, f"more than {RATE:.0f} frames a second")
+                if not self._allowed(len(event.data)):
+                    protocol.fail(CloseCode.POLICY_VIOLATION, f"more than {RATE:.0f} frames or KiB a second")
                     break
-                self._frame(event, protocol)
-            answer = b"".join(protocol.data_to_send())
+                try:
+                    self._frame(event)
+                except UnicodeDecodeError:
+                    # What came behind it in the same bytes is not looked at (RFC 6455, section 7.1.7).
+                    protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+                    break
             if protocol.state is not State.OPEN:
-                self._finish(protocol, answer)
+                self._finish(protocol, b"".join(protocol.data_to_send()))
                 return
-            if answer and not self.paused:
-                self.write(answer)
 
     def _finish(self, protocol: Protocol, farewell: bytes) -> None:
         """The client has closed, or broken a rule: the close frame that answers it is the last."""
         write = self.write
         close = protocol.close_rcvd or protocol.close_sent
+        if protocol.close_rcvd is None and (fault := protocol.close_sent) and fault.code in _FAULTS:
+            reason = ascii(fault.reason)[1:-1]
+            self._all.refusals.note(_FAULTS[fault.code], peer=self.peer, status=fault.code, why=reason)
+            self._all.fault(self.peer)
         if close is not None:
             self._leave(
                 int(close.code), ascii(close.reason)[1:-1]
@@ -279,18 +310,15 @@ class Connection(Client, asyncio.Protocol):
         write(farewell)
         self._transport.write_eof()
 
-    def _frame(self, frame: Frame, protocol: Protocol) -> None:
+    def _frame(self, frame: Frame) -> None:
+        """Raises UnicodeDecodeError."""
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             self._message = Message(text=frame.opcode is Opcode.TEXT)
         elif frame.opcode is not Opcode.CONT:
             return
         message = self._message
         assert message is not None, "a continuation without a beginning is refused by the protocol"
-        try:
-            message.add(bytes(frame.data), last=frame.fin)
-        except UnicodeDecodeError:
-            protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
-            return
+        message.add(bytes(frame.data), last=frame.fin)
         if frame.fin:
             self._message = None
             self.received(message)
@@ -300,10 +328,10 @@ class Connection(Client, asyncio.Protocol):
         if message.text and message.data == HELLO and not self.paused:
             self.write(ANSWER)
 
-    def _allowed(self) -> bool:
-        """A token bucket: one token a frame."""
+    def _allowed(self, size: int) -> bool:
+        """A token bucket: one token a frame, and one a KiB of a larger one."""
         now = self.heard
-        self._allowance = min(BURST, self._allowance + RATE * (now - self._refilled)) - 1
+        self._allowance = min(BURST, self._allowance + RATE * (now - self._refilled)) - max(1, size / 1024)
         self._refilled = now
         return self._allowance >= 0
 
@@ -323,6 +351,15 @@ class Message:
         if self._check is not None:
             self._check.decode(data, last)
         self.data += data
+
+
+_FAULTS: dict[int, Reason] = {
+    CloseCode.PROTOCOL_ERROR: "frame",
+    CloseCode.INVALID_DATA: "text",
+    CloseCode.POLICY_VIOLATION: "flood",
+    CloseCode.MESSAGE_TOO_BIG: "message_size",
+}
+"""Why Brain closes on a client."""
 
 
 def _nowhere(_: bytes) -> None:

@@ -1,0 +1,104 @@
+"""Connections: memory of an idle one, how many are accepted a second, and the storm behind a restart.
+`python -m benchmarks.connections [--quick]`.
+
+- *memory*: the server's RSS with N idle clients, less its RSS with none, by N; 10 clients have come and gone before.
+- *accepted*: N over the seconds from the first connect to the last 101, 256 under way at a time.
+- *storm*: the server is killed with N clients and started again. All connect at once as soon as it listens. Seconds from
+  there until the last is back, and until a change that was made then is at every one.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.load import Load, Options
+from benchmarks.peers import PEERS, Server
+from benchmarks.suite import Suite, arguments
+from benchmarks.trial import OTHER_CORES, SERVER_CORE, changes, trial
+
+
+def idle(suite: Suite, name: str, clients: int) -> dict[str, Any]:
+    peer = PEERS[name]
+    with Server(peer, suite.url, cores=SERVER_CORE) as server:
+        with Load(Options(server.port, peer.path, 10, hello=peer.hello), cores=OTHER_CORES):
+            pass
+        time.sleep(1.0)
+        before, used = machine.rss_bytes(server.pid), machine.cpu_seconds(server.pid)
+        with Load(Options(server.port, peer.path, clients, hello=peer.hello), cores=OTHER_CORES) as load:
+            cpu = machine.cpu_seconds(server.pid) - used
+            time.sleep(1.0)
+            connected = load.connected
+            return {
+                "clients": connected["clients"],
+                "refused": sum(connected["failed"].values()),
+                "rss_kb": (machine.rss_bytes(server.pid) - before) / clients / 1024,
+                "accepted_per_second": clients / connected["seconds"],
+                "cpu_us": cpu / clients * 1e6,
+            }
+
+
+def storm(suite: Suite, name: str, clients: int) -> dict[str, Any]:
+    peer = PEERS[name]
+    options = Options(0, peer.path, clients, window=clients, hello=peer.hello)
+    with Server(peer, suite.url, cores=SERVER_CORE) as server:
+        options.port = server.port
+        load = Load(options, cores=OTHER_CORES)
+    with load:
+        begun = time.monotonic()
+        with Server(peer, suite.url, port=options.port, cores=SERVER_CORE) as server:
+            listens = time.monotonic()
+            connected = load.ask("again")
+            with changes(peer, suite.url) as program:
+                told = trial(server, load, program, 1, 0)
+            return {
+                "clients": connected["clients"],
+                "refused": sum(connected["failed"].values()),
+                "start_s": listens - begun,
+                "back_s": connected["seconds"],
+                "told_s": connected["seconds"] + told.seconds,
+                "slowest_handshake_s": connected["waits"][1],
+                "lost": told.lost,
+            }
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    many = (200,) if options.quick else (1_000, 10_000)
+    crowds = (500,) if options.quick else (5_000, 10_000)
+    with Suite("connections", options) as suite:
+        for name in suite.in_turn("brain", "node_ws", "fastapi", "websockets", "centrifugo", "floor"):
+            with suite.database(name):
+                for clients in many:
+                    suite.measure(name, _job(clients, "idle clients"), partial(idle, suite, name, clients))
+                for clients in crowds if name != "floor" else ():
+                    suite.measure(name, _job(clients, "clients, storm"), partial(storm, suite, name, clients))
+        memory = [_job(clients, "idle clients") for clients in many]
+        accepted = suite.median(memory[-1], "brain", "accepted_per_second")
+        node = suite.median(memory[-1], "node_ws", "accepted_per_second")
+        suite.finish(
+            {
+                "RSS KB each": "rss_kb",
+                "accepted/s": "accepted_per_second",
+                "CPU µs each": "cpu_us",
+                "all back s": "back_s",
+                "all told s": "told_s",
+                "refused": "refused",
+            },
+            ratios={"rss_kb": "less", "accepted_per_second": "more", "told_s": "less"},
+            targets=[
+                *(
+                    (f"RSS KB each, {job}", suite.median(job, "brain", "rss_kb"), {"most": 3.0})
+                    for job in memory
+                ),
+                ("accepted/s, to those of Node ws", accepted / node, {"least": 1.5}),
+            ],
+        )
+
+
+def _job(clients: int, what: str) -> str:
+    return f"{clients:_} {what}".replace("_", " ")
+
+
+if __name__ == "__main__":
+    main()

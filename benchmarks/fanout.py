@@ -1,0 +1,85 @@
+"""Fan-out: deliveries a second, the server's CPU for each, and whether any was lost. `python -m benchmarks.fanout [--quick]`.
+
+The server has one core to itself; PostgreSQL, the writer and the clients share the other. Who
+has not delivered all within two seconds behind the last change has fallen behind, and is measured up to there.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.peers import PEERS
+from benchmarks.suite import Suite, arguments
+from benchmarks.trial import Place, Trial
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    clients: int
+    count: int
+    rate: float
+    """Changes a second; 0: all in one transaction."""
+
+
+JOBS = (
+    Job("1 000 clients, a burst of 1 000", 1_000, 1_000, 0),
+    Job("1 000 clients × 100/s", 1_000, 1_000, 100),
+    Job("5 000 clients × 1 000/s", 5_000, 10_000, 1_000),
+    Job("10 000 clients × 500/s", 10_000, 5_000, 500),
+)
+QUICK = (Job("200 clients, a burst of 500", 200, 500, 0), Job("200 clients × 100/s", 200, 100, 100))
+
+MOST = "most deliveries/s, in bursts"
+ENOUGH = 2.0
+"""Seconds that a burst takes, at the least, if what it reaches is to count as a capacity."""
+
+
+def capacity(place: Place, largest: int) -> Trial:
+    """A burst that is ten times as large as long as it is over too soon."""
+    count = 100
+    while True:
+        trial = place.trial(count, 0)
+        if trial.seconds >= ENOUGH or count >= largest or trial.behind:
+            return trial
+        count = min(largest, count * 10)
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    jobs = QUICK if options.quick else JOBS
+    with Suite("fanout", options) as suite:
+        for name in suite.in_turn(
+            "brain", "brain_at_once", "node_ws", "fastapi", "websockets", "centrifugo", "floor"
+        ):
+            for clients in dict.fromkeys(job.clients for job in jobs):
+                with suite.place(name, clients=clients) as place:
+                    if place is None:
+                        continue
+                    for job in (job for job in jobs if job.clients == clients):
+                        suite.measure(place, job.name, partial(place.trial, job.count, job.rate))
+                    if clients == jobs[0].clients:
+                        suite.measure(
+                            place, MOST, partial(capacity, place, 1_000 if options.quick else 20_000)
+                        )
+        columns = {"deliveries/s": "per_second", "CPU µs each": "cpu_us", "lost": "lost", "behind": "behind"}
+        suite.finish(columns, ratios={"per_second": "more", "cpu_us": "less"}, targets=targets(suite))
+
+
+def targets(suite: Suite) -> list[tuple[str, float, dict[str, float]]]:
+    """The figures to reach."""
+    steady, heavy = JOBS[1].name, JOBS[2].name
+    best, floor = suite.median(MOST, "brain", "per_second"), suite.median(steady, "floor", "cpu_us")
+    found = [
+        (f"CPU µs per delivery, {heavy}", suite.median(heavy, "brain", "cpu_us"), {"most": 0.35}),
+        (f"lost, {heavy}", suite.median(heavy, "brain", "lost"), {"most": 0.0}),
+        (f"CPU to the floor's, {steady}, flush interval 0", suite.median(steady, "brain_at_once", "cpu_us") / floor, {"most": 1.25}),
+        (f"CPU to the floor's, {steady}", suite.median(steady, "brain", "cpu_us") / floor, {"most": 0.5}),
+    ]  # fmt: skip
+    for name, least in (("node_ws", 20.0), ("centrifugo", 10.0), ("fastapi", 80.0)):
+        other = suite.median(MOST, name, "per_second")
+        found.append((f"most deliveries/s, to those of {PEERS[name].title}", best / other, {"least": least}))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""What every measurement stands on: a PostgreSQL, a Brain, cores, what a process costs, and where results go."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from brain.config import Settings
+from brain.runs import Table, init_sql
+from postgres import Postgres, _readable, execute
+from served import Brain
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path(__file__).parent / "build"
+"""Those of a smoke run are figures of nothing."""
+
+ROLE = "cecelia"
+TICK = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+POSTGRES = {
+    "fsync": "on",
+    "shared_buffers": "256MB",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "1h",
+    "max_connections": "200",
+}
+"""Beside the tests' settings. The data is in memory (/dev/shm), so a commit costs CPU alone: the hardest case for who shares it."""
+
+LIBRARIES = ("uvloop", "uvicorn", "httptools", "websockets", "psycopg", "fastapi", "pydantic")
+
+
+# The database and Brain.
+
+
+@contextmanager
+def postgres(*, cores: str = "", disk: bool = False, **settings: str) -> Iterator[Postgres]:
+    """A PostgreSQL 18 on these cores, with the role and the database `cecelia` and an empty table `runs`.
+
+    `disk`: its data is where temporary files are, and a commit waits until it is written.
+    """
+    server = Postgres(18, **POSTGRES | settings)
+    try:
+        if disk:
+            _to_disk(server)
+        server.init().start()
+        execute(server.url(), f"CREATE ROLE {ROLE} LOGIN REPLICATION")
+        execute(server.url(), f"CREATE DATABASE {ROLE} OWNER {ROLE}")
+        execute(address(server), init_sql(Table("public", "runs")))
+        if cores:
+            assert server.process is not None
+            pin(server.process.pid, cores)
+        yield server
+    finally:
+        server.remove()
+
+
+def _to_disk(server: Postgres) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="brain-postgres-"))
+    owner = server.folder.stat()
+    os.chown(folder, owner.st_uid, owner.st_gid)
+    server.folder.rmdir()
+    server.folder, server.data = folder, folder / "data"
+
+
+@contextmanager
+def database(*, cores: str = "", disk: bool = False, **settings: str) -> Iterator[str]:
+    """Its URL, for the table's owner."""
+    with postgres(cores=cores, disk=disk, **settings) as server:
+        yield address(server)
+
+
+def address(server: Postgres) -> str:
+    return server.url(ROLE, ROLE)
+
+
+@contextmanager
+def brain(url: str, *, cores: str = "", follows: str = "replication", **settings: object) -> Iterator[Brain]:
+    """A Brain as its own process, without its limits; killed at the end, so that no farewell to thousands is waited for."""
+    given: dict[str, Any] = {"max_connections": 0, "database_url": url, "log_level": "warning"}
+    if "handshakes_per_second" in Settings.model_fields:
+        given["handshakes_per_second"] = 0
+    served = Brain(follows=follows, wait=False, **given | settings)
+    try:
+        served.wait_for(r"on port (\d+)\. Paste")
+        served.port = int(served.log().partition("on port ")[2].partition(".")[0])
+        served.wait_ready(follows)
+        if cores:
+            pin(served.process.pid, cores)
+        yield served
+        if served.process.poll() is not None:
+            raise RuntimeError(f"Brain ended with {served.process.returncode}:\n{served.log()[-2000:]}")
+    finally:
+        served.process.kill()
+        served.process.wait()
+
+
+def statements(url: str, *queries: str) -> None:
+    """Run them, each in a transaction of its own."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for query in queries:
+            connection.execute(query.encode())
+
+
+# Cores and processes.
+
+
+def cores() -> tuple[str, str]:
+    """One for what is measured, and the others, as `taskset -c` takes them. A machine of one core has that for both."""
+    all_ = sorted(os.sched_getaffinity(0))
+    return str(all_[0]), ",".join(map(str, all_[1:] or all_))
+
+
+def pin(pid: int, cores: str) -> None:
+    """Keep a process on these cores, with its threads, its children and all that it will start."""
+    wanted = {int(core) for core in cores.split(",")}
+    for each in tree(pid):
+        with suppress(OSError):
+            for thread in Path(f"/proc/{each}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), wanted)
+
+
+def tree(pid: int) -> list[int]:
+    """The process and its descendants."""
+    found = [pid]
+    for each in found:
+        with suppress(OSError):
+            found.extend(map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split()))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its threads, in seconds; of one that has ended, 0."""
+    # schedstat counts nanoseconds, stat only hundredths of a second.
+    total = 0
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def pss_bytes(pid: int) -> int:
+    """Resident bytes of a process and its descendants, where shared pages count in shares: what a tree costs."""
+    total = 0
+    for each in tree(pid):
+        with suppress(OSError):
+            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def open_files() -> None:
+    """As many as may be: each client is one, here and in what is started from here."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+open_files()
+
+
+# Repetitions and results.
+
+
+def options(doc: str | None) -> argparse.Namespace:
+    """`--quick`, which every program has, and `--runs`."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke test: little of everything, once")
+    parser.add_argument("--runs", type=int, help="of each measurement (default: 3; 1 if --quick)")
+    given = parser.parse_args()
+    given.runs = given.runs or (1 if given.quick else 3)
+    return given
+
+
+def interleaved(
+    runs: int, measures: Mapping[str, Callable[[], dict[str, float]]]
+) -> dict[str, list[dict[str, float]]]:
+    """A, B, C, A, B, C, …: what else the machine does in the meantime falls on all alike."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
+    for run in range(runs):
+        for name, measure in measures.items():
+            figures = measure()
+            found[name].append(figures)
+            said = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"{name}, run {run + 1}: {said}", file=sys.stderr, flush=True)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def spreads(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """min, median and max of each figure."""
+    return {field: spread([run[field] for run in runs]) for field in runs[0]}
+
+
+def ratios(runs: Sequence[dict[str, float]], to: Sequence[dict[str, float]], field: str) -> dict[str, float]:
+    """Each run against the other's run beside it in time."""
+    return spread([one[field] / other[field] for one, other in zip(runs, to, strict=True)])
+
+
+def target(
+    what: str, reached: float, *, most: float | None = None, least: float | None = None
+) -> dict[str, Any]:
+    """A figure to reach, as it stands in the results, and said."""
+    met = (most is None or reached <= most) and (least is None or reached >= least)
+    rule = f"at most {most:g}" if most is not None else f"at least {least:g}"
+    print(f"{'reached' if met else 'MISSED'}: {what}: {reached:.4g} ({rule})", flush=True)
+    return {"what": what, "reached": reached, "rule": rule, "met": met}
+
+
+def write(name: str, document: dict[str, Any], *, quick: bool = False) -> Path:
+    """results/NAME.json, with the machine, the command and the day."""
+    folder = QUICK_RESULTS if quick else RESULTS
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
+    head = {
+        "name": name,
+        "command": f"python -m benchmarks.{name}{' --quick' if quick else ''}",
+        **describe(),
+    }
+    path.write_text(json.dumps(head | document, indent=1, ensure_ascii=False) + "\n")
+    print(f"written: {path.relative_to(Path(__file__).parents[1])}", file=sys.stderr)
+    return path
+
+
+def describe() -> dict[str, Any]:
+    """The machine as far as figures depend on it."""
+    return {
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * PAGE / 1024**3),
+            "kernel": platform.release(),
+            "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
+            "python": platform.python_version(),
+            "postgresql": _first_line(_readable(18) / "postgres", "--version"),
+            **{library: version(library) for library in LIBRARIES},
+            "load_average": round(os.getloadavg()[1], 2),
+        },
+    }
+
+
+def _cpu() -> str:
+    text = Path("/proc/cpuinfo").read_text()
+    found = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    return f"{found.get('model name', platform.machine())}, {float(found.get('cpu MHz', 0)):.0f} MHz"
+
+
+def _first_line(program: Path, *arguments: str) -> str:
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or [""])[0]

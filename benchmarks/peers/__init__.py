@@ -1,0 +1,239 @@
+"""What people would use instead of Brain: small programs, each written as its users write it. All do the same job: a row of
+`runs` changes in PostgreSQL, and every WebSocket client of `/ws` gets the message of docs/protocol.md.
+
+`python -m benchmarks.peers` builds what needs building, and says what this machine cannot build.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from brain.config import Settings
+
+HERE = Path(__file__).parent
+BUILT = Path(__file__).parents[1] / "build"
+CENTRIFUGO = "github.com/centrifugal/centrifugo/v6@v6.9.1"
+
+
+class CannotBuild(Exception):  # noqa: N818 - it is a reason, told, and rarely an error
+    """The machine lacks what the peer is built with. The text says what."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    title: str
+    build: Callable[[], None]
+    """Raises CannotBuild. Quick if it is built already."""
+    command: Callable[[int, str], list[str]]
+    """Of a port and a database's URL."""
+    sql: str = "trigger.sql"
+    """What the table needs to tell it of changes."""
+    path: str = "/ws"
+    hello: str = ""
+    ready: Callable[["Server"], bool] = lambda server: "ready" in server.log()
+    """Whether it listens to the database."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _node() -> None:
+    folder = HERE / "node_ws"
+    if not (shutil.which("node") and shutil.which("npm")):
+        raise CannotBuild("there is no Node.js with npm")
+    if not (folder / "node_modules" / "ws").is_dir():
+        _run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder)
+
+
+def _floor() -> None:
+    BUILT.mkdir(exist_ok=True)
+    if not shutil.which("cc"):
+        raise CannotBuild("there is no C compiler (cc)")
+    source, program = HERE / "floor.c", BUILT / "floor"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        _run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)])
+
+
+def _centrifugo() -> None:
+    if (BUILT / "centrifugo").exists():
+        return
+    if not shutil.which("go"):
+        raise CannotBuild("there is no Go")
+    _run(["go", "install", CENTRIFUGO], env=os.environ | {"GOBIN": str(BUILT)})
+
+
+def _centrifugo_command(port: int, url: str) -> list[str]:
+    """Fed by its own PostgreSQL consumer, woken by NOTIFY; open to all, to one channel, on one port, and nothing that costs."""
+    configuration = json.loads((HERE / "centrifugo" / "config.json").read_text())
+    configuration["http_server"]["port"] = port
+    configuration["consumers"][0]["postgresql"]["dsn"] = url
+    path = BUILT / "centrifugo.json"
+    path.write_text(json.dumps(configuration))
+    return [str(BUILT / "centrifugo"), "-c", str(path)]
+
+
+def _brain(flush_interval: float | None = None) -> Peer:
+    at_once = flush_interval == 0
+    # The peers have no such limits, and write no line for each client.
+    environment = {
+        "BRAIN_MAX_CONNECTIONS": "0",
+        "BRAIN_MAX_CONNECTIONS_PER_IP": "0",
+        "BRAIN_LOG_LEVEL": "warning",
+    }
+    if "handshakes_per_second" in Settings.model_fields:
+        environment["BRAIN_HANDSHAKES_PER_SECOND"] = "0"
+    if flush_interval is not None:
+        environment["BRAIN_FLUSH_INTERVAL"] = str(flush_interval)
+    return Peer(
+        "brain_at_once" if at_once else "brain",
+        "Brain, flush interval 0" if at_once else "Brain",
+        _nothing,
+        lambda *_: [sys.executable, "-m", "brain", "serve"],
+        sql="",
+        ready=lambda server: server.readiness().get("source") == "replication",
+        environment=environment,
+    )
+
+
+def _run(command: list[str], **options: object) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        print(done.stderr or done.stdout, file=sys.stderr)
+        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        raise CannotBuild(f"`{' '.join(command)}` failed: {last.strip()}")
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        _brain(),
+        _brain(0),
+        Peer(
+            "node_ws",
+            "Node.js ws + pg LISTEN",
+            _node,
+            lambda port, _: ["node", str(HERE / "node_ws" / "server.js"), str(port)],
+            environment={"NODE_ENV": "production"},
+        ),
+        Peer(
+            "fastapi",
+            "FastAPI + LISTEN",
+            _nothing,
+            lambda port, _: [sys.executable, str(HERE / "fastapi_listen.py"), str(port)],
+        ),
+        Peer(
+            "websockets",
+            "websockets broadcast + LISTEN",
+            _nothing,
+            lambda port, _: [sys.executable, str(HERE / "websockets_broadcast.py"), str(port)],
+        ),
+        Peer(
+            "centrifugo",
+            "Centrifugo, PostgreSQL consumer",
+            _centrifugo,
+            _centrifugo_command,
+            sql="centrifugo/outbox.sql",
+            path="/connection/uni_websocket?cf_connect=%7B%22subs%22%3A%7B%22runs%22%3A%7B%7D%7D%7D",
+            ready=lambda server: "consuming" in server.log() or "serving" in server.log(),
+        ),
+        Peer(
+            "floor",
+            "C floor, one send() per client and message",
+            _floor,
+            lambda port, _: [str(BUILT / "floor"), str(port)],
+            sql="",
+        ),
+    )
+}
+
+
+class Server:
+    """One of them as a running process. Its standard input is a pipe: the floor is told there what to send."""
+
+    def __init__(self, peer: Peer, url: str, *, port: int = 0, cores: str = "") -> None:
+        self.peer = peer
+        self.port = port or _free_port()
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server
+        own = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+        addresses = {"DATABASE_URL": url, "BRAIN_PORT": str(self.port), "BRAIN_HOST": "127.0.0.1"}
+        self.process = subprocess.Popen(
+            [*(["taskset", "-c", cores] if cores else []), *peer.command(self.port, url)],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            env=own | addresses | peer.environment,
+        )
+        self.pid = self.process.pid
+        deadline = time.monotonic() + 30
+        while not (_listened_on(self.port) and peer.ready(self)):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"{peer.name} did not start:\n{self.log()[-2000:]}")
+            time.sleep(0.01)
+
+    def log(self) -> str:
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def readiness(self) -> dict[str, object]:
+        """Brain's own word."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+                document: dict[str, object] = json.load(answer)
+                return document
+        except (urllib.error.HTTPError, OSError):
+            return {}
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+
+    def stop(self) -> None:
+        self.process.kill()  # some would first say goodbye to 10 000 clients
+        self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._log.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listened_on(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def build_all() -> dict[str, str]:
+    """Why not, of each that cannot be built here."""
+    missing = {}
+    for peer in PEERS.values():
+        try:
+            peer.build()
+        except CannotBuild as reason:
+            missing[peer.name] = str(reason)
+    return missing

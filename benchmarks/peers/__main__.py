@@ -1,0 +1,6 @@
+"""Build them all."""
+
+from benchmarks.peers import build_all
+
+for name, reason in build_all().items():
+    print(f"{name} will be skipped: {reason}")

@@ -1,0 +1,219 @@
+"""Writes docs/benchmarks.md and its plots from benchmarks/results/*.json. `python -m benchmarks.report`;
+`--quick`: beside the results of a smoke run, in benchmarks/build.
+
+A result is a document with `targets` and `jobs`; a job is a table: row → `figures`, each with min, median and max, and
+whatever ratios stand beside them. Everything above the line `MARK` of the page is written by people, and stays.
+"""
+
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from benchmarks.machine import QUICK_RESULTS, RESULTS
+from benchmarks.peers import PEERS
+from benchmarks.suite import number
+
+ROOT = Path(__file__).parents[1]
+PAGE = "benchmarks.md"
+MARK = "<!-- From here on written by `python -m benchmarks.report` -->"
+ORDER = (
+    "fanout",
+    "latency",
+    "writers",
+    "connections",
+    "ingest",
+    "growth",
+    "filters",
+    "gc",
+    "poll",
+    "stalled",
+)
+
+Node: TypeAlias = dict[str, Any]
+
+PLOTS = (
+    # file, result, job, figure, title, the words behind a number
+    ("fanout.svg", "fanout", "most deliveries/s, in bursts", "per_second", "Most deliveries a second, one core", "/s"),
+    ("cpu.svg", "fanout", "1 000 clients × 100/s", "cpu_us", "Server's CPU per delivery, 1 000 clients × 100 changes/s", " µs"),
+    ("latency.svg", "latency", "5 000 clients × 200/s", "p99", "UPDATE → client, 99th percentile, 5 000 clients × 200 changes/s", " ms"),
+    ("memory.svg", "connections", "10 000 idle clients", "rss_kb", "Memory per idle connection, 10 000 clients", " KB"),
+    ("storm.svg", "connections", "5 000 clients, storm", "told_s", "Restart with 5 000 clients: until all are back and told", " s"),
+    ("writers.svg", "writers", "on disk", "tps", "Writers' transactions a second, on disk", "/s"),
+)  # fmt: skip
+
+
+def tables(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Node]]]:
+    """Those in a result's jobs, each with its title."""
+    rows = {name: each for name, each in node.items() if isinstance(each, dict) and "figures" in each}
+    if rows:
+        yield ", ".join(path), rows
+    for name, each in node.items():
+        if isinstance(each, dict) and name not in rows:
+            yield from tables(each, (*path, name))
+
+
+def spreads(row: Node) -> Iterator[tuple[str, dict[str, float]]]:
+    """Its figures, and whatever else has min, median and max, each with its name."""
+    for name, each in row.items():
+        if isinstance(each, dict) and each.keys() >= {"min", "median", "max"}:
+            yield name.replace("_", " "), each
+        elif isinstance(each, dict):
+            for inner, spread in spreads(each):
+                yield inner if name == "figures" else f"{inner}: {name}", spread
+
+
+def table(rows: dict[str, Node], columns: dict[str, str]) -> list[str]:
+    """In Markdown. `columns`: title → figure; none: all that there are."""
+    found = {name: dict(spreads(row)) for name, row in rows.items()}
+    wanted = {
+        title: figure.replace("_", " ")
+        for title, figure in columns.items()
+        if any(figure.replace("_", " ") in row for row in found.values())
+    } or {title: title for row in found.values() for title in row}
+    wanted |= {
+        "Brain is better by" + f" ({title})": f"{figure}: ratio"
+        for title, figure in list(wanted.items())
+        if any(f"{figure}: ratio" in row for row in found.values())
+    }
+    lines = ["", "| | " + " | ".join(wanted) + " |", "|---" * (len(wanted) + 1) + "|"]
+    for name, row in found.items():
+        cells = [cell(figure, row.get(figure)) for figure in wanted.values()]
+        lines.append(f"| {PEERS[name].title if name in PEERS else name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def cell(figure: str, spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return ""
+    if figure == "behind":
+        return "yes" if spread["max"] else "no"
+    least, most = number(spread["min"]), number(spread["max"])
+    times = " ×" if figure.endswith(": ratio") else ""
+    around = "" if least == most else f" ({least} to {most})"
+    return number(spread["median"]) + times + around
+
+
+def described(name: str) -> tuple[str, str, str]:
+    """What a program's docstring says of it: a title, a sentence, the rest. Its command is said elsewhere."""
+    doc = re.sub(
+        rf"\s+`python -m benchmarks\.{name}[^`]*`\.?",
+        "\n",
+        importlib.import_module(f"benchmarks.{name}").__doc__ or "",
+    )
+    head, _, rest = doc.strip().partition("\n")
+    title, _, what = head.strip().rstrip(".").partition(": ")
+    return title, what[:1].upper() + what[1:], rest.strip()
+
+
+def section(name: str, result: Node, docs: Path) -> list[str]:
+    title, what, rest = described(name)
+    lines = [f"## {title}", ""]
+    lines += [what + ".", ""] if what else []
+    lines += [rest, ""] if rest else []
+    lines += [f"`.venv/bin/{result['command']}`, {result['day']}; median (least to most) of the runs.", ""]
+    lines += [f"![{plot[4]}]({plot[0]})" for plot in PLOTS if plot[1] == name and (docs / plot[0]).exists()]
+    for job, rows in tables(result["jobs"]):
+        lines += ["", f"**{job}**" if job else "", *table(rows, result.get("columns", {}))]
+    titles = {name: peer.title for name, peer in PEERS.items()}
+    lines += [f"Skipped: {titles.get(who, who)}: {why}" for who, why in result.get("skipped", {}).items()]
+    lines += [f"Failed: {what}: {why}" for what, why in result.get("failed", {}).items()]
+    return [*lines, ""]
+
+
+def reached(results: dict[str, Node]) -> list[str]:
+    lines = ["## Figures to reach", "", "| what | figure | reached | | by |", "|---|---|---|---|---|"]
+    for name, result in results.items():
+        for each in result.get("targets", []):
+            verdict = "yes" if each["met"] else "**no**"
+            lines.append(
+                f"| {each['what']} | {each['rule']} | {number(each['reached'])} | {verdict} | [{name}](#{_anchor(name)}) |"
+            )
+    return [*lines, ""]
+
+
+def _anchor(name: str) -> str:
+    return described(name)[0].lower().replace(",", "").replace(" ", "-")
+
+
+def machine(result: Node) -> list[str]:
+    found = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items())
+    return ["## The machine", "", f"{found}.", ""]
+
+
+def bars(title: str, values: dict[str, float], unit: str) -> str:
+    """A bar for each, on a logarithmic scale when they differ by more than twenty times. SVG, for light and dark pages."""
+    most, least = max(values.values()), min(values.values())
+    logarithmic = most / least > 20
+    low = 10 ** math.floor(math.log10(least) - 0.3)
+
+    def width(value: float) -> float:
+        part = math.log(value / low) / math.log(most / low) if logarithmic else value / most
+        return 360 * part
+
+    height = 46 + 26 * len(values)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" font-family="sans-serif" font-size="13">',
+        f"<title>{_escaped(title)}</title>",
+        "<style>text{fill:#222}.them{fill:#9aa4b2}.brain{fill:#2f6fde}",
+        "@media(prefers-color-scheme:dark){text{fill:#ddd}.them{fill:#66707e}.brain{fill:#6ea0ff}}</style>",
+        f'<text x="8" y="20" font-weight="bold">{_escaped(title)}{", logarithmic" if logarithmic else ""}</text>',
+    ]
+    for i, (name, value) in enumerate(values.items()):
+        y, ours = 36 + 26 * i, "brain" if name.startswith("Brain") else "them"
+        lines += [
+            f'<text x="272" y="{y + 14}" text-anchor="end">{_escaped(name)}</text>',
+            f'<rect class="{ours}" x="280" y="{y}" width="{width(value):.1f}" height="18" rx="2"/>',
+            f'<text x="{286 + width(value):.1f}" y="{y + 14}">{number(value)}{unit}</text>',
+        ]
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def plot(results: dict[str, Node], docs: Path) -> None:
+    for file, name, job, figure, title, unit in PLOTS:
+        rows = results.get(name, {}).get("jobs", {}).get(job, {})
+        values = {
+            (
+                PEERS[who].title.removesuffix(", one send() per client and message") if who in PEERS else who
+            ): each["figures"][figure]["median"]
+            for who, each in rows.items()
+            if figure in each["figures"] and each["figures"][figure]["median"] > 0
+        }
+        if len(values) > 1:
+            (docs / file).write_text(bars(title, values, unit))
+
+
+def write(folder: Path, docs: Path) -> None:
+    results = {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in ORDER
+        if (folder / f"{name}.json").exists()
+    }
+    if not results:
+        raise SystemExit(f"there is nothing in {folder.relative_to(ROOT)}: `make bench` first")
+    plot(results, docs)
+    page = docs / PAGE
+    by_hand = page.read_text().partition(MARK)[0] if page.exists() else "# Benchmarks\n\n"
+    lines = [by_hand.rstrip(), "", MARK, "", *machine(next(iter(results.values()))), *reached(results)]
+    for name, result in results.items():
+        lines += section(name, result, docs)
+    text = "\n".join(lines)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    page.write_text(text.rstrip() + "\n")
+    print(f"written: {page.relative_to(ROOT)}, from {', '.join(results)}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--quick"]:
+        write(QUICK_RESULTS, QUICK_RESULTS)
+    else:
+        write(RESULTS, ROOT / "docs")

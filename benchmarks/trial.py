@@ -1,0 +1,160 @@
+"""One trial: a server on one core, and on the other everything else: PostgreSQL, who changes the runs, and N clients.
+
+The same for Brain and for each of its peers: the same rows are changed by the same program, and the same program counts what comes.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import psycopg
+
+from benchmarks import machine
+from benchmarks.changes import RUNS, Changes, prepare
+from benchmarks.load import Load, Options
+from benchmarks.peers import HERE, Peer, Server
+
+SERVER_CORE, OTHER_CORES = machine.cores()
+
+GRACE = 2.0
+"""Seconds behind the last of changes that came at a rate: a server that has not delivered all by then has fallen behind."""
+PATIENCE = 30.0
+"""Likewise behind a burst, which is to be delivered as fast as it goes."""
+QUIET = 3.0
+"""Seconds without a byte, behind the last change, after which nothing more is expected."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """What one measurement says. Seconds are from the first change to the last byte at a client."""
+
+    messages: int
+    clients: int
+    asked: int
+    """Deliveries that were due: changes made × clients."""
+    delivered: int
+    seconds: float
+    per_second: float
+    cpu: float
+    """Seconds of the server's CPU, kernel included."""
+    cpu_us: float
+    """Microseconds of it per delivery."""
+    load_cpu: float
+    lost: int
+    """Deliveries that were due and did not come, of a server that was given the time."""
+    behind: bool
+    """It could not keep up, and the trial was ended early: `per_second` is what it reached."""
+    latency: dict[str, float]
+    """Milliseconds, from before the UPDATE was sent."""
+    commit_ms: float | None
+    message_bytes: int
+
+
+class Place:
+    """A server and its clients, ready for trials. It is made anew behind a trial that left the server with a backlog."""
+
+    def __init__(self, peer: Peer, url: str, *, clients: int, runs: int = RUNS) -> None:
+        self.peer, self.url, self.clients, self.runs = peer, url, clients, runs
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self.server = self._closing.enter_context(Server(self.peer, self.url, cores=SERVER_CORE))
+            options = Options(self.server.port, self.peer.path, self.clients, hello=self.peer.hello)
+            self.load = self._closing.enter_context(Load(options, cores=OTHER_CORES))
+            self.load.all_welcome()
+            self.changes = self._closing.enter_context(changes(self.peer, self.url, self.runs))
+            for _ in range(2):  # what is made at a first message is made
+                self.trial(20, 100)
+        except BaseException:
+            self._closing.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def again(self) -> None:
+        self._closing.close()
+        self.__enter__()
+
+    def trial(self, count: int, rate: float) -> Trial:
+        return trial(self.server, self.load, self.changes, count, rate)
+
+
+@contextmanager
+def changes(peer: Peer, url: str, runs: int = RUNS) -> Iterator[Changes | None]:
+    """None for the floor, which makes its own messages."""
+    if peer.name == "floor":
+        yield None
+    else:
+        with Changes(url, runs, cores=OTHER_CORES) as program:
+            yield program
+
+
+def trial(server: Server, load: Load, changes: Changes | None, count: int, rate: float) -> Trial:
+    """`count` changes, `rate` a second; 0 is all at once, in one transaction."""
+    load.ask("reset")
+    clients = load.connected["clients"]
+    used, began = machine.cpu_seconds(server.pid), time.monotonic()
+    last_change = began + (count / rate if rate else 0.0)
+    due = count * clients
+    if changes is not None:
+        changes.start(count, rate)
+    else:
+        server.say(f"{count} {rate}")
+    done: dict[str, Any] | None = None
+    behind = False
+    while True:
+        time.sleep(0.1)
+        now = time.monotonic()
+        progress = load.ask("progress")
+        if done is None and changes is not None:
+            done = changes.finish(0.0)
+        if progress["delivered"] >= due or progress["clients"] == 0:
+            break
+        behind = now - last_change > (GRACE if rate else PATIENCE)
+        if behind:
+            break
+        if now > last_change and now - max(progress["last"] / 1e9, last_change) > QUIET:
+            break
+    cpu = machine.cpu_seconds(server.pid) - used
+    if changes is not None and done is None:
+        changes.stop()
+        done = changes.finish(30.0)
+    report = load.ask("count")
+    begun = done["began"] / 1e9 if done else began
+    seconds = max(report["last"] / 1e9 - begun, 1e-9)
+    delivered = report["messages"][2]
+    asked = (done["made"] if done else count) * clients
+    return Trial(
+        messages=count,
+        clients=clients,
+        asked=asked,
+        delivered=delivered,
+        seconds=seconds,
+        per_second=delivered / seconds,
+        cpu=cpu,
+        cpu_us=cpu / delivered * 1e6 if delivered else 0.0,
+        load_cpu=report["cpu"],
+        lost=0 if behind else asked - delivered,
+        behind=behind,
+        latency=report["latency"],
+        commit_ms=done["commit_ms"] if done else None,
+        message_bytes=report["size"],
+    )
+
+
+@contextmanager
+def database(peer: Peer, url: str, runs: int = RUNS) -> Iterator[None]:
+    """The table, filled, with what the peer needs to hear of changes, and without it behind."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP TRIGGER IF EXISTS notify_run ON runs")
+    prepare(url, runs)
+    with psycopg.connect(url, autocommit=True) as connection:
+        if peer.sql:
+            connection.execute((HERE / peer.sql).read_bytes())
+        yield
+        connection.execute("DROP TRIGGER IF EXISTS notify_run ON runs")

@@ -1,0 +1,269 @@
+"""What must hold for any bytes: they are parsed, or refused as the docs say; nothing else, in bounded time and memory.
+
+Each law takes bytes and raises AssertionError, or whatever else came out that is not documented. tests/test_fuzz.py applies them to
+what hypothesis makes up and to corpus/, tests/fuzz/guided.py to what atheris finds by coverage.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import uvloop
+from structlog.testing import capture_logs
+from websockets.frames import EXTERNAL_CLOSE_CODES
+
+from brain.config import UNSAID, Settings, SettingsError
+from brain.guard import Policy
+from brain.messages import STATUSES
+from brain.pgoutput import PgoutputError, parse
+from brain.runs import Decoder, init_sql
+from brain.seam import Seam
+from brain.websocket import MOST_BYTES, STRIDE, Connection
+from house import House, house
+from wire import CLOSE, Frame, Peer, parsed, request
+
+Law: TypeAlias = Callable[[bytes], None]
+
+CORPUS = Path(__file__).parent / "corpus"
+"""What once broke a law, by the name of the law. It never may again."""
+
+SLOW = 2.0
+"""Seconds that nothing here may take, on a machine that does other things too."""
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    assert took < SLOW, f"it took {took:.1f} s"
+
+
+def pgoutput(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with in_time(), contextlib.suppress(PgoutputError):
+            parse(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A column of one byte is an entry in a list, an empty name a string.
+    assert peak < 64 * len(data) + 100_000, f"{len(data)} bytes took {peak}"
+
+
+# On one server, in this process, for as many examples as there are
+
+HTTP = {101, 204, 400, 403, 404, 405, 408, 413, 414, 421, 426, 429, 431, 503, 505}
+"""Of docs/protocol.md, and 204, which is all that the application here says. 500 is not among them."""
+
+CODES = EXTERNAL_CLOSE_CODES | set(range(3000, 5000))
+"""The client's own, echoed, are among them. That 1011 is not Brain's own shows in its log."""
+
+
+class Complaints(logging.Handler):
+    def __init__(self, found: list[Any]) -> None:
+        super().__init__(logging.ERROR)
+        self._found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._found.append(record.getMessage())
+
+
+class Host:
+    """The server, and what it complained of."""
+
+    def __init__(self) -> None:
+        self.loop = uvloop.new_event_loop()
+        self.complaints: list[Any] = []
+        self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).addHandler(Complaints(self.complaints))
+        self._stack = contextlib.AsyncExitStack()
+        self.it: House = self.loop.run_until_complete(self._stack.enter_async_context(house()))
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self._stack.aclose())
+        self.loop.close()
+
+    def said(self, first: bytes, parts: Iterable[bytes]) -> bytes:
+        """All that it says to this client, which then ends its stream. `first` comes by the network; each part is handed to
+        the protocol as the transport would, so that it is cut where it is cut here.
+        """
+        with in_time(), capture_logs() as logs:
+            answer = self.loop.run_until_complete(self._said(first, parts))
+        assert not self.complaints, self.complaints
+        assert not [line for line in logs if line["log_level"] in ("error", "critical")], logs
+        return answer
+
+    async def _said(self, first: bytes, parts: Iterable[bytes]) -> bytes:
+        it = self.it
+        async with await Peer.open(it.port) as peer:
+            while not (seams := list(it.server.server_state.connections)):
+                await asyncio.sleep(0)
+            seam = seams[0]
+            assert isinstance(seam, Seam)
+            transport = seam.transport
+            if first:
+                peer.send(first)
+                while not it.connections:
+                    await asyncio.sleep(0)
+            for part in parts:
+                if transport.is_closing():
+                    break
+                protocol: Any = transport.get_protocol()
+                protocol.data_received(part)
+                if isinstance(protocol, Connection):
+                    bounded(protocol)
+                await asyncio.sleep(0)
+            while it.server.server_state.tasks:
+                await asyncio.sleep(0)
+            with contextlib.suppress(OSError):
+                peer.writer.write_eof()
+            answer = await peer.rest(SLOW)
+        while it.doors.connections or it.connections or it.gate.connections.closing:
+            await asyncio.sleep(0)
+        assert not it.gate.waiting, "something is owed by a connection that is gone"
+        assert not it.server.server_state.connections
+        assert not it.server.server_state.tasks
+        return answer
+
+
+def bounded(connection: Connection) -> None:
+    held = len(connection._message.data) if connection._message else 0
+    assert held <= MOST_BYTES
+    if connection._protocol is not None:
+        assert len(connection._protocol.reader.buffer) <= MOST_BYTES + STRIDE
+
+
+_hosts: list[Host] = []
+
+
+def host() -> Host:
+    if not _hosts:
+        _hosts.append(Host())
+    return _hosts[0]
+
+
+def close_host() -> None:
+    while _hosts:
+        _hosts.pop().close()
+
+
+def answers(data: bytes) -> tuple[list[int], bytes]:
+    """The statuses of these answers, and what stands behind a 101: frames."""
+    statuses = []
+    while data:
+        head, end, data = data.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 "), head[:80]
+        assert end, "a head that breaks off"
+        statuses.append(int(head[9:12]))
+        if statuses[-1] == 101:
+            break
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        assert all(32 <= byte < 256 for line in head.split(b"\r\n") for byte in line), head
+        size = int(fields.get(b"content-length", b"0"))
+        # The answer to a HEAD has a length and no body.
+        data = data if data.startswith(b"HTTP/1.1 ") else data[size:]
+    return statuses, data
+
+
+def frames(data: bytes) -> list[Frame]:
+    found, at = [], 0
+    while at < len(data):
+        next_ = parsed(data, at)
+        assert next_ is not None, "a frame that breaks off"
+        each, at = next_
+        found.append(each)
+    assert CLOSE not in [each.opcode for each in found[:-1]], "a close frame is the last frame"
+    return found
+
+
+def heard(data: bytes) -> list[int]:
+    statuses, rest = answers(data)
+    assert set(statuses) <= HTTP, statuses
+    frames(rest)
+    return statuses
+
+
+def each_byte(data: bytes) -> Iterator[bytes]:
+    return (data[at : at + 1] for at in range(len(data)))
+
+
+def upgrade(data: bytes) -> None:
+    """Anything in place of a request: whole, and byte by byte, which makes no difference to the first answer.
+
+    Or there is none: what is no HTTP ends the connection, be it right behind a request that is not answered yet.
+    """
+    whole = heard(host().said(b"", [data]))
+    cut = heard(host().said(b"", each_byte(data)))
+    assert not whole or not cut or whole[0] == cut[0], (whole, cut)
+
+
+def client(data: bytes) -> None:
+    """Anything in place of a client's frames: whole, and byte by byte."""
+    opening = request("/ws?run_id=nobody")
+    whole, cut = (frames(answers(host().said(opening, parts))[1]) for parts in ([data], each_byte(data)))
+    ends = {end.code for found in (whole, cut) for end in found[-1:] if end.opcode == CLOSE and end.payload}
+    assert ends <= CODES
+    # Where invalid UTF-8 and something else came in the same bytes, what is said first is the parser's choice; and how much
+    # is too much depends on the time between.
+    if not ends & {1007, 1008}:
+        assert sorted(whole) == sorted(cut)
+
+
+# Settings
+
+PASSWORD = "hunter2-geheim"
+
+
+@contextlib.contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.upper().startswith("BRAIN_") or name == "DATABASE_URL":
+            del os.environ[name]
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def settings(data: bytes) -> None:
+    """NAME=value, NAME=value, with a NUL between: what no variable holds. What is accepted is of use to those who take it."""
+    text = data.decode("utf-8", "surrogateescape")
+    pairs = (pair.partition("=") for pair in text.split("\0"))
+    values = {f"BRAIN_{name}": value for name, equals, value in pairs if equals}
+    said = any(
+        PASSWORD in value for name, value in values.items() if name not in UNSAID
+    )  # a host of that name is no secret
+    with in_time(), capture_logs(), environment(values):
+        refusal, found = "", None
+        try:
+            found = Settings.load()
+        except SettingsError as error:
+            refusal = str(error)
+        if found is None:
+            assert refusal
+            assert said or PASSWORD not in refusal
+            assert refusal.replace("\n", "").isprintable(), refusal
+            return
+        Policy(
+            networks=found.allowed_networks,
+            origins=found.allowed_origins,
+            hosts=found.allowed_hosts,
+            trusted_proxies=found.trusted_proxies,
+        )
+        "".join(Decoder(found.status_map, found.max_text).words(*STATUSES)).encode()
+        init_sql(found.table).encode()
+        assert said or PASSWORD not in repr(found)
+
+
+LAWS: dict[str, Law] = {"pgoutput": pgoutput, "request": upgrade, "frames": client, "settings": settings}

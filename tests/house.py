@@ -1,0 +1,74 @@
+"""A server in this process, on real sockets, without a database."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from brain.board import Board
+from brain.guard import Doors, Policy
+from brain.hub import Hub
+from brain.seam import Gate
+from brain.server import Server, listen
+from brain.source import Changes, Snapshot
+from brain.websocket import Connection, Connections
+
+
+class House:
+    """A server without a database."""
+
+    def __init__(self, app: Any, timeout: float, ping_interval: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.board = Board(1 << 24)
+        self.hub = Hub(self.board, interval=0.005, clock=loop.time, call_later=loop.call_later)
+        policy = Policy()
+        self.doors = Doors(policy, max_connections=0, max_connections_per_ip=0)
+        self.gate = Gate(policy, self.doors, Connections(self.hub, loop, timeout))
+        self.sockets = listen(["127.0.0.1"], 0)
+        self.port: int = self.sockets[0].getsockname()[1]
+        self.server = Server(app, self.gate, timeout=75, ping_interval=ping_interval)
+        self.seen = 0
+        self.hub.push(self.board.apply(Snapshot([], 1)))
+
+    @property
+    def connections(self) -> list[Connection]:
+        return self.gate.connections.everyone()
+
+    def change(self, run_id: str, status: str = "running", error: str | None = None) -> None:
+        self.seen += 1
+        row = (run_id, status, None, None, None, None, None, error)
+        self.hub.push(self.board.apply(Changes([("update", row)], self.seen, self.seen)))
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    del receive
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@contextlib.asynccontextmanager
+async def house(*, app: Any = _app, patience: float = 60, ping_interval: float = 60) -> AsyncIterator[House]:
+    it = House(app, patience, ping_interval)
+    serving = asyncio.create_task(it.server.serve(it.sockets))
+    while not it.server.started:
+        await asyncio.sleep(0.001)
+    try:
+        yield it
+        assert not serving.done(), "nothing that a client does ends the server"
+    finally:
+        it.server.stop()
+        try:
+            await serving
+        finally:  # or the loop could not be closed
+            for listener in it.server.servers:
+                listener.close()
+            for each in it.sockets:
+                each.close()
+            for connection in it.connections:
+                connection._transport.abort()
+    assert it.hub.clients == it.hub.lagging == 0
+    assert not it.doors.connections
+    assert not it.connections
+    assert not it.gate.connections.closing
+    assert not it.gate.waiting

@@ -1,0 +1,76 @@
+"""The wiring, as who runs Brain sees it: which source is in use, and why it is not a better one."""
+
+import re
+import time
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from brain import follow
+from conftest import own
+from following import Following
+from postgres import execute
+from served import Brain, served
+
+
+def causes(brain: Brain) -> list[str]:
+    """Those that are 1."""
+    found = re.findall(r'^brain_source_cause\{cause="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE)
+    assert len(found) > 20
+    return [cause for cause, value in found if float(value) == 1]
+
+
+def until(brain: Brain, cause: str | None, seconds: float = 20) -> dict[str, Any]:
+    """/readyz, once it says so."""
+    deadline = time.monotonic() + seconds
+    while (document := brain.get("/readyz")[1])["cause"] != cause:
+        assert time.monotonic() < deadline, document
+        time.sleep(0.02)
+    return dict(document)
+
+
+def sources(brain: Brain) -> list[str]:
+    return re.findall(r"event=source (.*)", brain.log())
+
+
+def test_the_source_and_its_cause_are_said_in_three_places() -> None:
+    """/readyz, the metrics and the log; through poll, none and replication."""
+    with own(wal_level="replica") as (server, url), served(database_url=url, follows="poll") as brain:
+        document = until(brain, "wal_level")
+        assert (document["ready"], document["source"]) == (True, "poll")
+        assert document["reason"].startswith("wal_level is not logical: ")
+        assert causes(brain) == ["wal_level"]
+        assert brain.metric('brain_source{source="poll"}') == 1
+        assert sum("wal_level" in line for line in sources(brain)) == 1
+        execute(server.url(), document["cure"].partition(";")[0])
+        server.stop()
+        document = until(brain, "away")
+        assert (document["ready"], document["source"]) == (False, "none")
+        assert causes(brain) == ["away"]
+        server.start()
+        brain.wait_ready("replication", 30)
+        document = until(brain, None)
+        assert (document["reason"], document["cure"]) == (None, None)
+        assert causes(brain) == []
+        said = sources(brain)
+        assert said[-1] == "now=replication"
+        assert len(said) == len([a for a, b in zip(said, [*said[1:], ""], strict=True) if a != b]), said
+
+
+def test_polling_by_choice_is_said_to_be_one(database: str) -> None:
+    with served(database_url=database, source="poll", follows="poll") as brain:
+        document = until(brain, "chosen")
+        assert (document["reason"], document["cure"]) == ("BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+        assert causes(brain) == ["chosen"]
+
+
+async def test_a_stream_that_is_refused_again_and_again_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.02)
+    with own(wal_level="replica") as (server, url):
+        tries = len(re.findall("logical decoding requires", server.log()))
+        with capture_logs() as logs:
+            async with Following(url, "auto") as f:
+                await f.until(lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5)
+        causes = [line["why"].partition(":")[0] for line in logs if line["event"] == "source"]
+        assert causes == ["the stream is being prepared", "wal_level is not logical"]
