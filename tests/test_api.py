@@ -800,3 +800,20 @@ async def test_openapi(api: httpx.AsyncClient) -> None:
     )
     refused = (await api.get("/api/runs?limit=0")).json()
     jsonschema.validate(refused, {**whole, "$ref": "#/components/schemas/ProblemDocument"})
+
+
+async def test_a_page_of_another_port_may_read_and_write(api: httpx.AsyncClient) -> None:
+    """CORS (the fetch standard, section 3.2): the guard decides who comes as far as this."""
+    page = {"Origin": "http://localhost:3000"}
+    asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "content-type"}
+    preflight = await api.options("/api/runs/r", headers=page | asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "*"
+    assert "PATCH" in preflight.headers["access-control-allow-methods"]
+    assert "content-type" in preflight.headers["access-control-allow-headers"].lower()
+    missing = await api.get("/api/runs/nobody", headers=page)
+    assert missing.status_code == 404
+    assert missing.headers["access-control-allow-origin"] == "*"
+    made = await api.post("/api/runs", json={"id": "r"}, headers=page)
+    assert made.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in made.headers

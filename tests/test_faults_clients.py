@@ -19,7 +19,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from conftest import ROLE, TEMPLATE
-from crowd import Crowd, Member, frames, room
+from crowd import Crowd, Member, frames, lasting_port, room
 from mutant import mutant
 from postgres import Postgres, execute
 from served import Brain, message, served
@@ -334,7 +334,7 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
         "INSERT INTO runs (id, status, progress, error) SELECT i, 'running', 1, 'x' FROM generate_series(1, 40) i",
     )
     count = room(CROWD)
-    first = Brain(database_url=database, max_connections=0)
+    first = Brain(database_url=database, max_connections=0, port=lasting_port())
     with Crowd.clients(first.port, count) as crowd:
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
         assert crowd.pump(10, lambda: not crowd.present)

@@ -201,6 +201,25 @@ def test_04_packets_to_the_database_vanish() -> None:
         brains[0].wait_ready("replication")
 
 
+@pytest.mark.parametrize("source", ["auto", "poll"])
+def test_04_brain_ends_though_the_database_is_silent(database: str, source: str) -> None:
+    with Proxy(database) as proxy:
+        brain = Brain(
+            database_url=proxy.url, source=source, follows="replication" if source == "auto" else "poll"
+        )
+        try:
+            assert brain.get("/api/runs")[0] == 200
+            proxy.fall_silent()
+            time.sleep(0.5)  # a poll is waiting for its answer
+            began = time.monotonic()
+            assert brain.stop(seconds=20) == 0
+            assert time.monotonic() - began < 5
+            assert "Traceback" not in brain.log()
+        finally:
+            brain.process.kill()
+            brain.process.wait()
+
+
 @aside
 def test_05_brain_is_suspended() -> None:
     with fresh() as (_, url), served(database_url=url) as brain, sound(brain), Fleet(brain) as fleet:

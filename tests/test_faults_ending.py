@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 
-from crowd import Crowd, Member, frames
+from crowd import Crowd, Member, frames, lasting_port
 from postgres import execute
 from served import Brain
 from wire import CLOSE, Control
@@ -60,7 +59,7 @@ def farewell(member: Member) -> int:
 
 def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
     """On the embedded PostgreSQL, which is stopped too."""
-    brain = Brain(folder=tmp_path, max_connections=0, postgres_port=free_port())
+    brain = Brain(folder=tmp_path, max_connections=0, postgres_port=lasting_port())
     try:
         url = embedded_url(brain)
         execute(url, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 100) i")
@@ -94,8 +93,8 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
 
 def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None:
     """The embedded PostgreSQL has lived on, and is adopted; of the slot nothing is left."""
-    postgres_port = free_port()
-    first = Brain(folder=tmp_path, postgres_port=postgres_port)
+    postgres_port = lasting_port()
+    first = Brain(folder=tmp_path, postgres_port=postgres_port, port=lasting_port())
     url = embedded_url(first)
     with Crowd.clients(first.port, 20) as crowd:
         execute(url, "INSERT INTO runs (id) VALUES ('a')")
@@ -136,10 +135,3 @@ def ready(brain: Brain, seconds: float = 20.0) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

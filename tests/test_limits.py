@@ -1,13 +1,18 @@
 """docs/limits.md says what the code does."""
 
+import asyncio
 import re
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from brain import seam
 from brain.config import variables
+from house import house
+from wire import Peer, get, request
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 ROWS = re.findall(r"^\| `(\w+(?:\.\w+)*)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
@@ -38,3 +43,79 @@ INTERNAL = {
     "seam.MOST_BEHIND",  # problems.MAX_BODY, and how it is cut into chunks
     "guard.MOST_REMEMBERED",  # nobody meets it
 }
+
+
+# Those that no setting makes small enough to be met from outside
+
+
+async def test_the_longest_silent_gives_way_and_a_client_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam, "MOST_UNUPGRADED", 10)
+    async with house() as it:
+        silent = [await Peer.open(it.port) for _ in range(10)]
+        clients = [await Peer.upgraded(it.port) for _ in range(5)]
+        assert [await peer.rest() for peer in silent[:1]] == [b""]
+        assert it.gate.refusals.counts["requests"] == 1, "a client that was let in makes its room free"
+        silent += [await Peer.open(it.port) for _ in range(4)]
+        assert [await peer.rest() for peer in silent[1:4]] == [b""] * 3
+        for peer in (*silent, *clients):
+            await peer.close()
+
+
+async def test_where_nobody_can_give_way_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam, "MOST_UNUPGRADED", 2)
+    go = asyncio.Event()
+
+    async def slow(_scope: Any, _receive: Any, send: Any) -> None:
+        await go.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with house(app=slow) as it:
+        busy = [await Peer.open(it.port) for _ in range(2)]
+        for peer in busy:
+            peer.send(get())
+        await asyncio.sleep(0.1)
+        async with await Peer.open(it.port) as third:
+            third.send(get())
+            answer = await third.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        go.set()
+        assert [(await peer.answer()).status for peer in busy] == [204, 204]
+        for peer in busy:
+            await peer.close()
+
+
+@pytest.mark.parametrize("http", [False, True])
+async def test_who_does_not_read_goes_before_memory_does(
+    monkeypatch: pytest.MonkeyPatch, *, http: bool
+) -> None:
+    monkeypatch.setattr(seam, "MOST_UNSENT", 256 * 1024)
+
+    async def large(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(4 << 20)})
+
+    async with house(app=large) as it:
+        stalled = [await Peer.open(it.port, rcvbuf=4096) for _ in range(8)]
+        reader = await Peer.upgraded(it.port)
+        for peer in stalled:
+            peer.stall()
+            peer.send(get() if http else request())
+        async with asyncio.timeout(20):
+            number = 0
+            while not it.gate.refusals.counts["outgoing"]:
+                number += 1
+                it.change(str(number), error="x" * 8000)
+                await asyncio.sleep(0.002)
+        await asyncio.sleep(0.6)
+        unsent = sum(size for _, size, _ in it.gate.connections.unsent()) + sum(
+            each.unsent for each in it.gate.http
+        )
+        assert unsent <= 256 * 1024
+        it.change("the last")
+        async with asyncio.timeout(10):
+            while (await reader.message())["data"]["id"] != "the last":
+                pass
+        for peer in (*stalled, reader):
+            peer.reset()
+        await asyncio.sleep(0.1)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -166,6 +167,15 @@ def create_api(runs: Runs, tokens: Tokens | None = None, refusals: Refusals | No
     app.add_middleware(_BoundedBody)
     if tokens is not None:
         app.add_middleware(_Bearer, tokens=tokens, refusals=refusals or Refusals())
+    # Any origin, for the guard has refused every one that may not read, and no cookie is of any use here. Outermost: a preflight
+    # carries no token, and a page may read why it was refused.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=["*"],
+        allow_methods=["GET", "POST", "PATCH"],
+        allow_headers=["Authorization", "Content-Type"],
+        expose_headers=["Location", "Retry-After"],
+    )
     handle(app)
     app.include_router(_routes(runs))
     return app

@@ -146,6 +146,8 @@ async def _serve(
             announcing = tasks.create_task(_announce(server, announce), name="announce")
             await server.serve(sockets)
             following.cancel()
+            # psycopg asks the server first to cancel its statement, for 10 s if that is silent, unless it is cancelled again.
+            loop.call_later(1.0, following.cancel)
             announcing.cancel()
 
 

@@ -184,25 +184,29 @@ class Board:
         )
 
     def _put(self, run: Run, xid: int, known: Entry | None, was: tuple[Facet, ...]) -> Push:
-        self.seq += 1
+        self.seq = seq = self.seq + 1
+        time = self.time
+        frame = message(run, time)
         now = facet(run)
         steady = False
         if known is None:
             seen = both = (*was, now)
+            self.size += OVERHEAD + 2 * len(frame)
         else:
             seen = known[FACETS]
             before = facet(known[RUN])
-            steady = before[0] == now[0]
-            both = (now,) if before == now else (before, now)
-            if now not in seen:
-                seen = (*seen, now) if len(seen) < MOST_FACETS else ANYTHING
-            self.size -= _cost(known)
-        entry: Entry = (self.seq, self.time, run, message(run, self.time), seen, xid)
+            if before == now:
+                steady, both = True, (now,)
+            else:
+                steady, both = before[0] == now[0], (before, now)
+                if now not in seen:
+                    seen = (*seen, now) if len(seen) < MOST_FACETS else ANYTHING
+            self.size += 2 * (len(frame) - len(known[FRAME]))
+        entry: Entry = (seq, time, run, frame, seen, xid)
         self._runs[run[0]] = entry
         self._log.append(entry)
-        self._seqs.append(self.seq)
-        self._times.append(self.time)
-        self.size += _cost(entry)
+        self._seqs.append(seq)
+        self._times.append(time)
         if now[0] in ACTIVE:
             self._unfinished.add(run[0])
         else:

@@ -130,7 +130,7 @@ class Session(AsyncConnection[Any]):
     """A connection that settles for less where what answers is a pooler, which refuses start-up options."""
 
     @classmethod
-    async def connect(cls, conninfo: str = "", **given: Any) -> Self:  # type: ignore[override]
+    async def connect(cls, conninfo: str = "", **given: Any) -> Self:
         try:
             return await super().connect(conninfo, **given)
         except psycopg.OperationalError as error:

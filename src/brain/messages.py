@@ -99,7 +99,7 @@ def body(run: Run) -> str:
 
 def message(run: Run, time: Micros) -> bytes:
     """The message about `run` as of `time`, in the frame that goes to every client."""
-    payload = f'{{"type":"{TYPES[run[1]]}","data":{body(run)},"timestamp":"{iso(time)}"}}'
+    payload = f'{{"type":"{TYPES[run[1]]}","data":{body(run)},"timestamp":"{_latest(time)}"}}'
     return text_frame(payload.encode("ascii"))
 
 
@@ -121,6 +121,10 @@ def _second(seconds: int) -> str:
 def iso(time: Micros) -> str:
     """`2026-11-21T09:30:00.123456Z`: always six digits, so that the text sorts as the time does."""
     return f"{_second(time // 1_000_000)}.{time % 1_000_000:06d}Z"
+
+
+_latest = lru_cache(maxsize=1)(iso)
+"""All rows of a transaction have one time."""
 
 
 def micros(moment: datetime) -> Micros:

@@ -212,7 +212,6 @@ class Stream:
             fresh = False
             heard = True
             if data[0] == _XLOG_DATA:
-                self.position = max(self.position, LSN(_lsn(data, 1)[0]))
                 rows += self._handle(parse(bytes(data[25:])), taken)
             elif data[0] == _KEEPALIVE:
                 self.position = max(self.position, LSN(_lsn(data, 1)[0]))

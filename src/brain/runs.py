@@ -246,12 +246,9 @@ class Decoder:
         return text[: self.max_text] + CUT
 
     def _progress(self, text: str) -> float | None:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = _number(text)
         if 0 <= value <= 100:
-            return int(value) if value.is_integer() else value
+            return value
         self.corrected += 1
         return None if math.isnan(value) else 0 if value < 0 else 100
 
@@ -260,6 +257,15 @@ class Decoder:
         if moment is None:
             self.corrected += 1
         return moment
+
+
+@lru_cache(maxsize=4096)  # there are few different ones among thousands of rows
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return int(value) if value.is_integer() else value
 
 
 _printed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?\+00", re.ASCII).fullmatch
