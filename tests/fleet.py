@@ -211,7 +211,9 @@ class Load:
         number = 0
         while self._going:
             try:
-                with psycopg.connect(self._url, autocommit=True, connect_timeout=2) as conn:
+                with psycopg.connect(
+                    self._url, autocommit=True, connect_timeout=2, options="-c lock_timeout=3s"
+                ) as conn:
                     due = time.monotonic()
                     while self._going:
                         began = time.monotonic()

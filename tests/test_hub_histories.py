@@ -1013,7 +1013,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
     "R10 catching up tells who wanted anything it was": (
         8,
         BOARD,
-        (("message(run, self.time), seen, xid)", "message(run, self.time), (now,), xid)"),),
+        (("run, frame, seen, xid)", "run, frame, (now,), xid)"),),
     ),
     "R10 which may be too much to remember": (
         12,

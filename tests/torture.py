@@ -254,6 +254,8 @@ def carry_out(house: House, events: Sequence[Event], seconds: float, *, verbose:
         todo.sort(key=lambda each: each[:2])
         at, i, each = todo.pop(0)
         time.sleep(max(0.0, began + at - time.monotonic()))
+        for crew in house.crews.values():
+            assert crew.process.poll() in (None, -signal.SIGKILL), "the witnesses themselves have failed"
         if isinstance(each, Event):
             if verbose:
                 print(each, flush=True)
@@ -310,7 +312,7 @@ def torture(seed: int, seconds: float, *, rate: float, version: int, patience: f
         f"{len(bad)} complaints; all right {took:.1f} s after the last fault"
     )
     for each in bad[:20]:
-        print(f"WRONG  {each}")
+        print(f"WRONG  {each[:400]}")
     if bad:
         print(
             f"The log of Brain: {house.folder / 'log'}. Again: tests/torture.py --minutes {seconds / 60:g} --seed {seed}"

@@ -12,7 +12,8 @@ What a witness is entitled to (docs/protocol.md):
 - who comes back with `since` goes on as if it had not been away, or is refused by 4410: then it drops what it holds and begins
   anew, with GET /api/runs, which gives it everything, or with `snapshot`;
 - who comes back without `since` begins anew, and of its former connection only this is left: every run that had finished
-  before the time of the last message was told on it.
+  before the last time but one that it was told of. Not the last one: what a query has found has the time of that query, all of it,
+  and the connection may have ended in the middle. (`since` is "at or after" for the same reason.)
 
 On one connection timestamps never decrease. A run's versions never decrease, across connections either. What was
 rolled back is never seen, and an end is final.
@@ -118,7 +119,7 @@ class Witness(asyncio.Protocol):
         """And this, to every unfinished one."""
         self.since = float("inf")
         """And to whatever was committed after this moment."""
-        self._stamp = ""
+        self._stamp = self._stamp_before = ""
         self._from_api: set[str] = set()
 
     # Coming and going.
@@ -184,9 +185,9 @@ class Witness(asyncio.Protocol):
             self._transport = None
 
     def _forget(self) -> None:
-        if self._stamp and self.since < float("inf"):
+        if self._stamp_before and self.since < float("inf"):
             finals = frozenset(i for i, row in self.known.items() if row["status"] in FINAL)
-            self.ended.append(Ended(self.since, _seconds(self._stamp), finals))
+            self.ended.append(Ended(self.since, _seconds(self._stamp_before), finals))
         self._begin_anew()
 
     async def _become_present(self) -> None:
@@ -245,7 +246,8 @@ class Witness(asyncio.Protocol):
         match how:
             case "rst":
                 sock = self._transport.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if sock is not None:  # it may be closing already
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._transport.abort()
             case "fin":
                 self._transport.close()
@@ -306,7 +308,9 @@ class Witness(asyncio.Protocol):
         self.messages += 1
         if stamp < self._last:
             self._fault(f"{run_id}: a message of {stamp} behind one of {self._last}")
-        self._last = self._stamp = stamp
+        if stamp != self._stamp:
+            self._stamp_before, self._stamp = self._stamp, stamp
+        self._last = stamp
         if GHOST in row["error"]:
             self._fault(f"{run_id}: what was rolled back was told: {row}")
         before = self.known.get(run_id)
@@ -354,7 +358,10 @@ class Witness(asyncio.Protocol):
                 if self.kind.wants(row):
                     finals += 1
                     if run_id not in ended.finals:
-                        wrong.append(f"{run_id} had ended, and a former connection was not told: {row}")
+                        early = f"{ended.until - committed:.3f} s before the last time but one"
+                        wrong.append(
+                            f"{run_id} had ended {early}, and a former connection was not told: {row}"
+                        )
         return [f"{self.name}: {text}" for text in wrong], finals
 
 

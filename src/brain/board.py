@@ -195,12 +195,10 @@ class Board:
         else:
             seen = known[FACETS]
             before = facet(known[RUN])
-            if before == now:
-                steady, both = True, (now,)
-            else:
-                steady, both = before[0] == now[0], (before, now)
-                if now not in seen:
-                    seen = (*seen, now) if len(seen) < MOST_FACETS else ANYTHING
+            steady = before[0] == now[0]
+            both = (now,) if before == now else (before, now)
+            if now not in seen:
+                seen = (*seen, now) if len(seen) < MOST_FACETS else ANYTHING
             self.size += 2 * (len(frame) - len(known[FRAME]))
         entry: Entry = (seq, time, run, frame, seen, xid)
         self._runs[run[0]] = entry

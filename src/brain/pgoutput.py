@@ -123,7 +123,8 @@ def _tuple(data: bytes, at: int) -> tuple[Values, int]:
     at += 2
     values: Values = []
     append = values.append
-    padded = data + b"\0\0\0\0"  # so that a kind and a size can be read in one go, where the kind is the last byte too
+    # A kind and a size are read in one go, also where the kind is the last byte.
+    padded = data + b"\0\0\0\0"
     for _ in range(count):
         kind, size = _column(padded, at)
         if kind == _TEXT:

@@ -10,8 +10,9 @@ import contextlib
 import os
 import secrets
 import time
+from operator import itemgetter
 from struct import Struct
-from typing import assert_never
+from typing import Any, assert_never
 
 import psycopg
 from psycopg import generators, pq, sql
@@ -89,7 +90,7 @@ class Stream:
         self._decoder = decoder
         self._loop = asyncio.get_running_loop()
         self._relation: Relation | None = None
-        self._picks: list[int] = []
+        self._picks: itemgetter[Any] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
         self._visible = Visible(0, 0, frozenset())
@@ -258,7 +259,9 @@ class Stream:
                 self._begin = None
             case Relation():
                 if message.oid == self._oid:
-                    self._picks = [message.columns.index(f) if f in message.columns else -1 for f in FIELDS]
+                    # -1, for a column that the table lacks, is the None that _pick puts behind the last.
+                    places = (message.columns.index(f) if f in message.columns else -1 for f in FIELDS)
+                    self._picks = itemgetter(*places)
             case Truncate():
                 if self._oid in message.oids and not self._skip:
                     self._slice(taken).rows.append(("truncate", only_id("")))
@@ -278,8 +281,6 @@ class Stream:
         return taken[-1]
 
     def _row(self, message: Insert | Update | Delete, changes: Changes) -> None:
-        if not self._picks:
-            raise PgoutputError("a row before its relation")
         if isinstance(message, Delete):
             changes.rows.append(("delete", only_id(self._pick(message.old)[ID] or "")))
             return
@@ -287,19 +288,25 @@ class Stream:
         if isinstance(message, Update) and message.old is not None:
             old = self._pick(message.old)
             if values[ID] == UNCHANGED:
-                values[ID] = old[ID]  # so long that it is stored out of line
+                values = (old[ID], *values[1:])  # so long that it is stored out of line
             if old[ID] is not None and old[ID] != values[ID]:
                 changes.rows.append(("delete", only_id(old[ID])))
             if message.full:
-                values = [o if value == UNCHANGED else value for value, o in zip(values, old, strict=True)]
+                values = tuple(
+                    o if value == UNCHANGED else value for value, o in zip(values, old, strict=True)
+                )
         run = self._decoder(values)
         if run is not None:
             changes.rows.append(("insert" if isinstance(message, Insert) else "update", run))
             self.holes = self.holes or UNCHANGED in run
 
-    def _pick(self, values: Values) -> Values:
+    def _pick(self, values: Values) -> tuple[str | None, ...]:
+        """The fields of the contract, in their order."""
+        if self._picks is None:
+            raise PgoutputError("a row before its relation")
         values.append(None)
-        return [values[i] for i in self._picks]
+        picked: tuple[str | None, ...] = self._picks(values)
+        return picked
 
     # Answering.
 
