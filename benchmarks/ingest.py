@@ -23,8 +23,6 @@ from functools import partial
 from typing import Any, cast
 
 import uvloop
-from postgres import Postgres, execute
-from served import Brain
 
 from benchmarks import machine
 from benchmarks.changes import RUNS, prepare
@@ -39,6 +37,8 @@ from brain.replication import Stream
 from brain.runs import Decoder, Description, Table, describe
 from brain.source import Changes, Snapshot
 from brain.subscription import Subscription
+from postgres import Postgres, execute
+from served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 ROWS = 100_000
@@ -230,7 +230,7 @@ def profiled(recording: Recording, stage: str) -> None:
 def in_loop(work: Callable[[], Any]) -> Any:
     """A stream asks a loop for the time."""
 
-    async def run() -> Any:  # noqa: RUF029
+    async def run() -> Any:
         return work()
 
     return uvloop.run(run())

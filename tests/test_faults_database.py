@@ -22,7 +22,6 @@ from postgres import VERSIONS, Postgres, available, execute, running
 from proxy import Proxy
 from served import Brain, served
 
-
 pytestmark = pytest.mark.usefixtures("begun")  # what mostly waits begins first
 
 
@@ -146,7 +145,7 @@ def test_a_writer_does_not_notice_what_becomes_of_brain(
         print(f"{when}: p50 {median * 1e3:.2f} ms, p99 {last * 1e3:.2f} ms, {len(latencies)} commits")
         assert latencies[-1] < 1.0, when
 
-    fill = "UPDATE runs SET error = repeat('x', 1000)"  # more than the sockets between can hold
+    fill = "SET lock_timeout = '5s'; UPDATE runs SET error = repeat('x', 1000)"  # more than the sockets between can hold
     execute(database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
     write("absent")
     with Proxy(database) as proxy, Fleet(brain := Brain(database_url=proxy.url)) as fleet:

@@ -282,14 +282,16 @@ def verdict(house: House, patience: float) -> tuple[dict[str, Any], float]:
         time.sleep(0.2)
 
 
-def torture(seed: int, seconds: float, *, rate: float, version: int, patience: float, verbose: bool) -> bool:
+def torture(
+    seed: int, seconds: float, *, rate: float, version: int, patience: float, retype: bool, verbose: bool
+) -> bool:
     """Returns whether all was well, and prints the count."""
     began = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(running(version, track_commit_timestamp="on"))
         house = House(with_template(server), seed)
         stack.callback(house.end)
-        writers = Writers(house.database, str(seed), rate)
+        writers = Writers(house.database, str(seed), rate, retype=retype)
         try:
             carry_out(house, plan(seed, seconds), seconds, verbose=verbose)
         finally:
@@ -329,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--patience", type=float, default=20.0, help="seconds in which all have to be right, in the end"
     )
+    parser.add_argument("--retype", action="store_true", help="give columns other types, too: RETYPINGS")
     parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     parser.add_argument("--verbose", action="store_true", help="print each event when it comes")
     asked = parser.parse_args(arguments)
@@ -343,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rate=asked.rate,
         version=asked.postgres,
         patience=asked.patience,
+        retype=asked.retype,
         verbose=asked.verbose,
     )
     return 0 if well else 1

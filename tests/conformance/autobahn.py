@@ -116,9 +116,8 @@ def run(folder: Path) -> Cases:
 
 def verdict(case: dict[str, Any]) -> str:
     """The worse of what was said of the messages, and of the close."""
-    return next(
-        (word for word in (case["behavior"], case["behaviorClose"]) if word not in GOOD), case["behavior"]
-    )
+    words: tuple[str, str] = (case["behavior"], case["behaviorClose"])
+    return next((word for word in words if word not in GOOD), words[0])
 
 
 def page(verdicts: dict[str, str]) -> str:
