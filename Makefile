@@ -1,7 +1,7 @@
 # make run    start Brain on an embedded PostgreSQL     make test      every test, with coverage
 # make check  lint, types, import order                 make contract  the two regression contracts
 # make fuzz   hostile bytes, for minutes                make conformance  the Autobahn test suite (Python 2.7)
-# make bench  every benchmark, an hour or more; docs/benchmarks.md (make bench QUICK=--quick: a smoke test)
+# make bench  every benchmark, an hour or so (QUICK=--quick: a smoke test)
 # make torture  the oracle, for 20 minutes            make soak      100 000 connections come and go
 # make lock   pin the dependencies again                make clean     remove what the others made
 
@@ -46,7 +46,7 @@ conformance: $(VENV)/dev.done
 	$(BIN)/python tests/conformance/autobahn.py .autobahn
 
 # Each program stands alone: python -m benchmarks.NAME. What this machine cannot build is skipped, and said.
-BENCHMARKS ?= fanout latency connections writers ingest growth filters gc poll stalled
+BENCHMARKS ?= fanout latency connections writers ingest growth pauses polling stalled
 
 bench: $(VENV)/dev.done
 	@$(BIN)/python -m benchmarks.peers

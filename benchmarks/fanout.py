@@ -1,7 +1,7 @@
 """Fan-out: deliveries a second, the server's CPU for each, and whether any was lost. `python -m benchmarks.fanout [--quick]`.
 
 The server has one core to itself; PostgreSQL, the writer and the clients share the other. Who
-has not delivered all within two seconds behind the last change has fallen behind, and is measured up to there.
+has not delivered all within four seconds behind the last change has fallen behind, and is measured up to there.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ JOBS = (
     Job("5 000 clients × 1 000/s", 5_000, 10_000, 1_000),
     Job("10 000 clients × 500/s", 10_000, 5_000, 500),
 )
-QUICK = (Job("200 clients, a burst of 500", 200, 500, 0), Job("200 clients × 100/s", 200, 100, 100))
+QUICK = (Job("200 clients × 100/s", 200, 100, 100),)
 
 MOST = "most deliveries/s, in bursts"
 ENOUGH = 2.0
@@ -61,7 +61,13 @@ def main() -> None:
                         suite.measure(
                             place, MOST, partial(capacity, place, 1_000 if options.quick else 20_000)
                         )
-        columns = {"deliveries/s": "per_second", "CPU µs each": "cpu_us", "lost": "lost", "behind": "behind"}
+        columns = {
+            "changes/s": "changes_per_second",
+            "deliveries/s": "per_second",
+            "CPU µs each": "cpu_us",
+            "lost": "lost",
+            "behind": "behind",
+        }
         suite.finish(columns, ratios={"per_second": "more", "cpu_us": "less"}, targets=targets(suite))
 
 

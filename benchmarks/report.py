@@ -28,9 +28,8 @@ ORDER = (
     "connections",
     "ingest",
     "growth",
-    "filters",
-    "gc",
-    "poll",
+    "pauses",
+    "polling",
     "stalled",
 )
 

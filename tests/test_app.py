@@ -1,6 +1,7 @@
 """The wiring, as who runs Brain sees it: which source is in use, and why it is not a better one."""
 
 import re
+import signal
 import time
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from brain import follow
+from brain.hub import COME_BACK
 from conftest import own
 from following import Following
 from postgres import execute
 from served import Brain, served
+from wire import Peer
 
 
 def causes(brain: Brain) -> list[str]:
@@ -74,3 +77,29 @@ async def test_a_stream_that_is_refused_again_and_again_is_said_once(monkeypatch
                 await f.until(lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5)
         causes = [line["why"].partition(":")[0] for line in logs if line["event"] == "source"]
         assert causes == ["the stream is being prepared", "wal_level is not logical"]
+
+
+async def test_when_the_table_begins_anew_everyone_is_told_to_come_back(database: str) -> None:
+    """What ended while the stream was lost is in no Snapshot that starts from nothing."""
+    execute(database, "INSERT INTO runs (id, status) VALUES ('active', 'running')")
+    with served(database_url=database) as brain:
+        brain.wait_ready("replication")
+        peers = [
+            await Peer.upgraded(brain.port, target) for target in ("/ws", "/ws?run_id=a", "/ws?snapshot=true")
+        ]
+        brain.process.send_signal(signal.SIGSTOP)
+        execute(
+            database,
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()",
+        )
+        execute(database, "INSERT INTO runs (id) VALUES ('new')")
+        execute(database, "UPDATE runs SET status = 'completed' WHERE id = 'new'")
+        execute(database, "ALTER TABLE runs ALTER agent TYPE varchar(100)")
+        brain.process.send_signal(signal.SIGCONT)
+        for peer in peers:
+            assert (await peer.frames(10))[-1].code == COME_BACK
+            await peer.close()
+        again = await Peer.upgraded(brain.port)
+        execute(database, "UPDATE runs SET progress = 1 WHERE id = 'active'")
+        assert (await again.message())["data"]["progress"] == 1
+        await again.close()

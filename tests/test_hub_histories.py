@@ -919,11 +919,16 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         HUB,
         (("if not self._pending or self._sweep is not None:", "if not self._pending:"),),
     ),
-    "R6 who is cut off in a sweep is out of it": (18, HUB, (("receivers[i] = None", "pass"),)),
+    "R6 who is cut off in a sweep is out of it": (18, HUB, (("cut_off.add(client)", "pass"),)),
     "R6 a write that fails ends nothing else": (
         10,
         HUB,
-        (("except Exception as error", "except OSError as error"),),
+        (
+            (
+                "except Exception as error:  # noqa: BLE001 - one client's failure must never end a sweep",
+                "except OSError as error:",
+            ),
+        ),
     ),
     "R6 filled while the sweep is suspended: still a receiver": (
         1079,
@@ -1140,7 +1145,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         (("len(frames), common - 1,", "len(frames), common,"),),
     ),
     "R15 it is bounded": (25, BOARD, (("if frames and size + len(frame) > PIECE:", "if False:"),)),
-    "R16 a sweep yields": (10, HUB, (("if not turn % STRIDE and", "if False and"),)),
+    "R16 a sweep yields": (10, HUB, (("(len(receivers) >= STRIDE or not turns % STRIDE) and", "False and"),)),
     "R16 catching up yields": (76, HUB, (("if self._clock() > deadline:", "if False:"),)),
     "R17 a batch is cut": (2, HUB, (("if frames and size + len(frame) > BATCH:", "if False:"),)),
 }

@@ -52,7 +52,7 @@ def test_the_oracle_finds_what_is_wrong(tmp_path: Path) -> None:
     running = {}
     for number, (name, fault) in enumerate(FAULTS.items()):
         environment = os.environ | {"PYTHONPATH": str(mutant(tmp_path / str(number), *fault))}
-        command = [*PROGRAM, "--minutes", "0.2", "--seed", "88", "--rate", "150", "--patience", "4"]
+        command = [*PROGRAM, "--minutes", "0.2", "--seed", "88", "--rate", "400", "--patience", "4"]
         running[name] = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

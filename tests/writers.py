@@ -37,7 +37,7 @@ INSERT: LiteralString = """
 INSERT INTO runs (id, progress, agent, task_id, error)
 SELECT 'run-' || i, 0.001, 'agent-' || i %% 5, 'task-' || i %% 7,
        -- Now and then too long to be stored in its row: what an UPDATE leaves as it is, the stream then does not repeat.
-       CASE WHEN i %% 20 = 0 THEN (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 150) g) ELSE '' END
+       CASE WHEN i %% 20 = 0 THEN (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 150) g) ELSE repeat('x', 500) END
 FROM generate_series(%s::int, %s::int) i"""
 
 Conn: TypeAlias = psycopg.Connection[tuple[object, ...]]

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from brain.config import Settings
-
 HERE = Path(__file__).parent
 BUILT = Path(__file__).parents[1] / "build"
 CENTRIFUGO = "github.com/centrifugal/centrifugo/v6@v6.9.1"
@@ -94,8 +92,6 @@ def _brain(flush_interval: float | None = None) -> Peer:
         "BRAIN_MAX_CONNECTIONS_PER_IP": "0",
         "BRAIN_LOG_LEVEL": "warning",
     }
-    if "handshakes_per_second" in Settings.model_fields:
-        environment["BRAIN_HANDSHAKES_PER_SECOND"] = "0"
     if flush_interval is not None:
         environment["BRAIN_FLUSH_INTERVAL"] = str(flush_interval)
     return Peer(

@@ -20,12 +20,13 @@ from brain.database import connect, masked
 from brain.embedded import embedded
 from brain.follow import Follow
 from brain.guard import Doors, Policy
-from brain.hub import Hub
+from brain.hub import COME_BACK, COME_BACK_REASON, Hub
 from brain.metrics import Metrics, Parts
 from brain.rows import open_runs
 from brain.runs import Decoder, init_sql
 from brain.seam import Gate, http_answer
 from brain.server import Server, listen
+from brain.source import Snapshot
 from brain.tokens import KeySet, Secret, Tokens
 from brain.websocket import Connections
 
@@ -141,7 +142,7 @@ async def _serve(
         server = Server(api, gate, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(_pump(follow, board, hub), name="follow")
+            following = tasks.create_task(_pump(follow, board, hub, gate.connections), name="follow")
             await _first_look(parts)
             announcing = tasks.create_task(_announce(server, announce), name="announce")
             await server.serve(sockets)
@@ -162,20 +163,37 @@ def _tokens(settings: Settings) -> Tokens | None:
     return Tokens(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
 
 
-async def _pump(follow: Follow, board: Board, hub: Hub) -> None:
-    """From the source over the board to the hub: the one way through."""
+async def _pump(follow: Follow, board: Board, hub: Hub, connections: Connections) -> None:
+    """From the source over the board to the hub: the one way through.
+
+    What was imported, and later what the first Snapshot made, stays: the collector need not look at it again. Its rounds are
+    small, because a connection is ten objects that it tracks and that are never garbage: with 10 000 clients connecting, a round
+    of the middle generation took 60 ms for what had gathered at (20 000, 20, 100). A full round, which takes 40 ms with all of
+    them there, is due when 15 million more objects have been made than freed.
+    """
+    gc.freeze()
+    gc.set_threshold(2_000, 2, 2_500)
     async with contextlib.aclosing(follow.events()) as events:
         async for event in events:
             begun = board.begun
+            if begun and isinstance(event, Snapshot) and event.new:
+                await _begin_anew(connections)
             hub.push(board.apply(event))
             if board.begun and not begun:
-                # What the first Snapshot made stays: the collector need not look at it again. The thresholds keep a full
-                # collection from falling into a storm of connections (its longest pause was 53 ms, and so 4.5).
                 gc.collect()
                 gc.freeze()
-                gc.set_threshold(20_000, 20, 100)
             while hub.pending_bytes > PENDING:
                 await asyncio.sleep(DRAIN)
+
+
+async def _begin_anew(connections: Connections) -> None:
+    """What has ended since the last look is in no Snapshot, and nobody can be told of it: everyone is told to come back."""
+    everyone = connections.everyone()
+    log.warning("the table begins anew", clients=len(everyone))
+    for i, connection in enumerate(everyone):
+        connection.end(COME_BACK, COME_BACK_REASON)
+        if i % 100 == 99:
+            await asyncio.sleep(0)
 
 
 async def _first_look(parts: Parts) -> None:

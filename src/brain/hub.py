@@ -117,8 +117,8 @@ class Batch:
     count: int
 
 
-Step: TypeAlias = tuple[list[Client | None], list[Batch]]
-"""Who is to receive which batches; None in the place of who has been cut off meanwhile."""
+Step: TypeAlias = tuple[list[Client], list[Batch]]
+"""Who is to receive which batches."""
 
 
 class Hub:
@@ -266,10 +266,13 @@ class Hub:
     def _write(self, client: Client, data: bytes) -> None:
         try:
             client.write(data)
-        except Exception as error:  # noqa: BLE001 - one client's failure must never end a sweep
-            self.counts.failures += 1
-            self.leave(client)
-            client.drop(error)
+        except Exception as error:  # noqa: BLE001 - one client's failure must never end a round
+            self._failed(client, error)
+
+    def _failed(self, client: Client, error: Exception) -> None:
+        self.counts.failures += 1
+        self.leave(client)
+        client.drop(error)
 
     # Changes come in.
 
@@ -419,20 +422,31 @@ class Hub:
 
     def _sweeping(self, steps: list[Step], oldest: Micros) -> Iterator[None]:
         """Hand over the batches; yields when the budget is spent, and is resumed by the next tick."""
-        turn = 0
-        for receivers, batches in steps:
+        turns = 0
+        for everyone, batches in steps:
+            receivers = everyone
+            cut_off: set[Client] = set()
             for batch in batches:
+                if cut_off:
+                    receivers = [client for client in receivers if client not in cut_off]
+                # Without a call of ours around each write, and with one look at the clock for many: 130 ns a client, and so 45.
+                data = batch.data
                 self._serving = batch.end
                 served = 0
-                for i, client in enumerate(receivers):
-                    if client is not None and client.cohort is not None:
-                        self._write(client, batch.data)
+                for at in range(0, len(receivers), STRIDE):
+                    for client in receivers[at : at + STRIDE]:
+                        if client.cohort is None:
+                            continue
                         served += 1
+                        try:
+                            client.write(data)
+                        except Exception as error:  # noqa: BLE001 - one client's failure must never end a sweep
+                            self._failed(client, error)
                         if client.seq is not None:
-                            # Cut off in this write. It may have caught up, and be live, before the next batch of this sweep.
-                            receivers[i] = None
-                    turn += 1
-                    if not turn % STRIDE and self._clock() > self._deadline:
+                            # In this write. It may have caught up, and be live, before the next batch of this sweep.
+                            cut_off.add(client)
+                    turns += 1
+                    if (len(receivers) >= STRIDE or not turns % STRIDE) and self._clock() > self._deadline:
                         self._serving = None
                         yield
                         self._serving = batch.end

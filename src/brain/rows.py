@@ -87,7 +87,8 @@ class Runs:
 
         That moment is the board's before the first query, or that of the first change that a query did not see yet.
         """
-        moment = self.board.time if self.board.begun else None
+        # Beyond what was evicted, of which the query will see all: or who was sent here by a 4410 would be sent back for ever.
+        moment = max(self.board.time, self.board.floor_time + 1) if self.board.begun else None
         texts = {**wanted, "status": self.decoder.words(*wanted["status"])}
         found: list[str] = []
         size, last, left = 0, after, limit

@@ -1,0 +1,27 @@
+"""`brain serve`, with a line for each of the garbage collector's pauses in the file that BENCHMARK_PAUSES names: generation, wall
+seconds, CPU seconds. A program of its own, without the rest of the benchmarks: served.py starts it anywhere.
+"""
+
+import gc
+import os
+import time
+
+from brain.cli import main
+
+out = os.open(os.environ["BENCHMARK_PAUSES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+wall = cpu = 0.0
+
+
+def observe(phase: str, info: dict[str, int]) -> None:
+    global wall, cpu
+    if phase == "start":
+        wall, cpu = time.perf_counter(), time.thread_time()
+    else:
+        took, used = time.perf_counter() - wall, time.thread_time() - cpu
+        os.write(out, f"{info['generation']} {took:.6f} {used:.6f}\n".encode())
+
+
+gc.callbacks.append(observe)
+
+if __name__ == "__main__":
+    main()

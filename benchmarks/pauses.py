@@ -1,0 +1,70 @@
+"""Pauses: how long the garbage collector holds Brain up. `python -m benchmarks.pauses [--quick]`.
+
+The board holds 100 000 runs that are under way. 10 000 clients connect, all at once; then runs change, 100 a second; then all clients
+drop, and connect again. The collector itself says how long each of its rounds took, in CPU time: what another process takes
+of the core meanwhile is none of its doing. What was collected before Brain took its first connection is not counted.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import served
+from benchmarks import machine
+from benchmarks.changes import Changes, prepare
+from benchmarks.load import Load, Options
+
+SERVER_CORE, OTHER_CORES = machine.cores()
+MOST = 0.010
+RATE = 100
+
+
+def storm(url: str, runs: int, clients: int, seconds: float) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile(prefix="brain-pauses-") as file:
+        os.environ["BENCHMARK_PAUSES"] = file.name
+        with machine.brain(url, cores=SERVER_CORE) as brain:
+            assert brain.get("/readyz")[1]["runs"] == runs
+            begun = Path(file.name).stat().st_size
+            with Load(Options(brain.port, "/ws", clients, window=clients), cores=OTHER_CORES) as load:
+                connected = load.connected
+                with Changes(url, runs, cores=OTHER_CORES) as changes:
+                    changes.start(round(RATE * seconds), RATE)
+                    changes.finish(seconds + 60)
+                load.ask("again")
+            time.sleep(1.0)
+            lines = Path(file.name).read_bytes()[begun:].decode().splitlines()
+    rounds = [(int(g), float(wall), float(cpu)) for g, wall, cpu in map(str.split, lines)]
+    oldest = [cpu for generation, _, cpu in rounds if generation == 2]
+    return {
+        "clients": float(connected["clients"]),
+        "rounds": float(len(rounds)),
+        "full_rounds": float(len(oldest)),
+        "longest_ms": max((cpu for _, _, cpu in rounds), default=0.0) * 1000,
+        "longest_wall_ms": max((wall for _, wall, _ in rounds), default=0.0) * 1000,
+        "longest_full_ms": max(oldest, default=0.0) * 1000,
+        "all_ms": sum(cpu for _, _, cpu in rounds) * 1000,
+    }
+
+
+def main() -> None:
+    options = machine.options(__doc__)
+    runs, clients, seconds = (5_000, 500, 1.0) if options.quick else (100_000, 10_000, 5.0)
+    served.BRAIN = [sys.executable, str(Path(__file__).with_name("observed.py"))]
+    with machine.database(cores=OTHER_CORES) as url:
+        prepare(url, runs)
+        job = f"{clients} clients, {runs} runs"
+        found = machine.interleaved(options.runs, {job: partial(storm, url, runs, clients, seconds)})
+    figures = machine.spreads(found[job])
+    document: dict[str, Any] = {
+        "jobs": {job: {"runs": found[job], "figures": figures}},
+        "targets": [machine.target("longest pause, s", figures["longest_ms"]["max"] / 1000, most=MOST)],
+    }
+    machine.write("pauses", document, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
