@@ -434,7 +434,15 @@ class Hub:
                 self._serving = batch.end
                 served = 0
                 for at in range(0, len(receivers), STRIDE):
-                    for client in receivers[at : at + STRIDE]:
+                    some = receivers[at : at + STRIDE]
+                    if turns + len(some) > STRIDE:
+                        turns = 0
+                        if self._clock() > self._deadline:
+                            self._serving = None
+                            yield
+                            self._serving = batch.end
+                    turns += len(some)
+                    for client in some:
                         if client.cohort is None:
                             continue
                         served += 1
@@ -445,11 +453,6 @@ class Hub:
                         if client.seq is not None:
                             # In this write. It may have caught up, and be live, before the next batch of this sweep.
                             cut_off.add(client)
-                    turns += 1
-                    if (len(receivers) >= STRIDE or not turns % STRIDE) and self._clock() > self._deadline:
-                        self._serving = None
-                        yield
-                        self._serving = batch.end
                 self.counts.deliveries += served * batch.count
         self._serving = None
         self._observe(oldest)
