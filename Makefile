@@ -1,12 +1,13 @@
-# make run    start Brain on an embedded PostgreSQL     make test      every test, with coverage
+# make run    start Brain on an embedded PostgreSQL     make test      the tests, with coverage
 # make check  lint, types, import order                 make contract  the two regression contracts
+# make faults the tests that want the machine for themselves: floods, storms, kills (ten minutes)
 # make fuzz   hostile bytes, for minutes                make conformance  the Autobahn test suite (Python 2.7)
 # make bench  every benchmark, an hour or so (QUICK=--quick: a smoke test)
 # make torture  the oracle, for 20 minutes            make soak      100 000 connections come and go
 # make lock   pin the dependencies again                make clean     remove what the others made
 
 .DELETE_ON_ERROR:
-.PHONY: run test check contract bench fuzz conformance torture soak lock clean
+.PHONY: run test faults check contract bench fuzz conformance torture soak lock clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -20,8 +21,11 @@ run: $(VENV)/run.done
 
 test: $(VENV)/dev.done $(VENV)/node.done
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest -m "not faults" -n 2 --dist loadfile
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
+faults: $(VENV)/dev.done $(VENV)/node.done
+	$(BIN)/pytest -m faults
 
 contract: $(VENV)/dev.done $(VENV)/node.done
 	$(BIN)/pytest -m contract

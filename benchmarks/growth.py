@@ -61,20 +61,23 @@ def filtering(brain: Brain, count: int) -> Iterator[list[socket.socket]]:
 def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, float]:
     """CPU of a change that concerns one client of so many, less what the clients cost when nothing changes."""
     count = round(rate * seconds)
-    with machine.brain(url, cores=SERVER_CORE) as brain, filtering(brain, clients) as sockets:
-        with Changes(url, clients, cores=OTHER_CORES) as changes:
-            changes.start(min(count, 200), rate)
-            changes.finish(60.0)
-            time.sleep(0.5)
-            came(sockets)
-            pid = brain.process.pid
-            idle = machine.cpu_seconds(pid)
-            time.sleep(seconds)
-            began = machine.cpu_seconds(pid)
-            changes.start(count, rate)
-            changes.finish(60.0 + seconds)
-            time.sleep(0.3)
-            used = machine.cpu_seconds(pid) - began
+    with (
+        machine.brain(url, cores=SERVER_CORE) as brain,
+        Changes(url, clients, cores=OTHER_CORES) as changes,
+        filtering(brain, clients) as sockets,
+    ):
+        changes.start(min(count, 200), rate)
+        changes.finish(60.0)
+        time.sleep(0.5)
+        came(sockets)
+        pid = brain.process.pid
+        idle = machine.cpu_seconds(pid)
+        time.sleep(seconds)
+        began = machine.cpu_seconds(pid)
+        changes.start(count, rate)
+        changes.finish(60.0 + seconds)
+        time.sleep(0.5)
+        used = machine.cpu_seconds(pid) - began
         return {
             "cpu_us_per_change": (used - (began - idle)) / count * 1e6,
             "idle_core_share": (began - idle) / seconds,

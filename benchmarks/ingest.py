@@ -28,6 +28,7 @@ from benchmarks import machine
 from benchmarks.changes import RUNS, prepare
 from benchmarks.load import Load, Options
 from benchmarks.writers import pgbench
+from brain.app import COLLECTOR
 from brain.board import Board
 from brain.database import connect
 from brain.hub import Client, Hub
@@ -185,7 +186,7 @@ def replayed(recording: Recording, rows: int, stage: str) -> dict[str, float]:
     given: Sequence[object] = (begun(recording),) if with_board else ()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)  # as app.py does
+    gc.set_threshold(*COLLECTOR)
     used = time.process_time()
     work(recording, *given)
     used = time.process_time() - used
@@ -199,12 +200,7 @@ def whole(server: Postgres, brain: Brain, load: Load, write: Callable[[], object
     before = brain.metric("brain_changes_total")
     used, start = machine.cpu_seconds(brain.process.pid), time.monotonic_ns()
     write()
-    last, since, delivered = -1.0, time.monotonic(), 0
-    while time.monotonic() - since < 0.5:
-        time.sleep(0.05)
-        delivered = load.ask("progress")["delivered"]
-        if delivered != last:
-            last, since = delivered, time.monotonic()
+    delivered = machine.quiet(load)
     report = load.ask("count")
     cpu = machine.cpu_seconds(brain.process.pid) - used
     rows = brain.metric("brain_changes_total") - before
@@ -272,7 +268,7 @@ def main() -> None:
             with machine.brain(url, cores=SERVER_CORE) as brain:
                 with Load(Options(brain.port, "/ws", 1), cores=OTHER_CORES) as load:
                     write()  # what is made at the first is made
-                    time.sleep(1.0)
+                    machine.quiet(load)
                     measure = partial(whole, server, brain, load, write)
                     each = machine.interleaved(options.runs, {f"{load_name}, whole": measure})
             document["jobs"][load_name]["whole"] = {

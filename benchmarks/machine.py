@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.load import Load
 from brain.config import Settings
 from brain.runs import Table, init_sql
 from postgres import Postgres, _readable, execute
@@ -113,6 +114,17 @@ def statements(url: str, *queries: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for query in queries:
             connection.execute(query.encode())
+
+
+def quiet(load: Load, seconds: float = 0.5) -> int:
+    """Wait until nothing has come to its clients for so long. Returns the messages that came since its last reset."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(0.05)
+        delivered: int = load.ask("progress")["delivered"]
+        if delivered != last:
+            last, since = delivered, time.monotonic()
+    return last
 
 
 # Cores and processes.

@@ -108,7 +108,7 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
             sockets.append(sock)
         for _ in range(3):  # the log of a board is at its longest when each run has changed a few times
             machine.statements(url, "UPDATE runs SET progress = progress")
-        time.sleep(2.0)
+        machine.quiet(load)
         load.ask("reset")
         reader, writer = Reader(sockets), Writer(url)
         reader.start()

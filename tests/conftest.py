@@ -12,6 +12,17 @@ from brain.runs import Table, init_sql
 from postgres import VERSIONS, Postgres, available, execute, running
 
 TEMPLATE = "brain_template"
+
+FAULTS = ("test_faults_", "test_torture")
+"""Modules whose every test is one of `make faults`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith(FAULTS):
+            item.add_marker(pytest.mark.faults)
+
+
 ROLE = "cecelia"
 """An ordinary role with REPLICATION, which owns the database and its table. Not a superuser: no user of Brain's is one."""
 

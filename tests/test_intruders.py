@@ -489,6 +489,7 @@ async def test_29_a_flooding_client_takes_little(brain: Brain, control: Control)
     assert share < 0.35, "a tenth on an idle machine, and without coverage"
 
 
+@pytest.mark.faults
 async def test_23_thousands_who_say_nothing(shared: str) -> None:
     silent: list[socket.socket] = []
     with served(database_url=shared, max_connections_per_ip=0) as crowded:

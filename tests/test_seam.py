@@ -357,6 +357,7 @@ POST = ("POST", "Content-Type: application/json")
         ),
     }.values(),
 )
+@pytest.mark.faults
 async def test_what_stands_behind_a_head_is_bounded(
     brain: Brain, control: Control, line: str, body: bytes
 ) -> None:

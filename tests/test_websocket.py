@@ -211,7 +211,10 @@ async def test_byte_by_byte_from_the_request_on(brain: Brain) -> None:
             peer.send(bytes([byte]))
             await asyncio.sleep(0)
         assert (await peer.answer()).status == 101
-        assert await peer.frames() == [Frame(TEXT, b"pong"), Frame(PONG, b"x"), Frame(CLOSE, b"\x0f\xa0")]
+        *answers, close = await peer.frames()
+        # In either order: what came in one piece is answered by the protocol behind what Brain itself says to it.
+        assert sorted(answers) == sorted([Frame(TEXT, b"pong"), Frame(PONG, b"x")])
+        assert close == Frame(CLOSE, b"\x0f\xa0")
 
 
 # Floods
@@ -251,6 +254,7 @@ async def test_a_client_that_talks_within_its_allowance_stays(brain: Brain) -> N
             assert await peer.frame() == Frame(TEXT, b"pong")
 
 
+@pytest.mark.faults
 async def test_many_who_flood_at_once_disturb_nobody(brain: Brain, control: Control) -> None:
     with control.undisturbed(0.5):
         peers = [await Peer.upgraded(brain.port, "/ws?run_id=nobody") for _ in range(50)]

@@ -37,6 +37,9 @@ PENDING = 4 * 1024 * 1024
 
 DRAIN = 0.005
 
+COLLECTOR = (2_000, 2, 2_500)
+"""Thresholds of the garbage collector's three generations: see `_pump`."""
+
 FIRST_LOOK = 3.0
 """Seconds for the first look at the table before clients are let in without it."""
 
@@ -172,7 +175,7 @@ async def _pump(follow: Follow, board: Board, hub: Hub, connections: Connections
     them there, is due when 15 million more objects have been made than freed.
     """
     gc.freeze()
-    gc.set_threshold(2_000, 2, 2_500)
+    gc.set_threshold(*COLLECTOR)
     async with contextlib.aclosing(follow.events()) as events:
         async for event in events:
             begun = board.begun

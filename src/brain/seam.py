@@ -28,7 +28,7 @@ from brain.problems import MAX_BODY
 from brain.refusals import Reason, Refusals
 from brain.subscription import FilterError, Subscription, parse_subscription
 from brain.tokens import SUBPROTOCOL, Grant, TokenError, Tokens, bearer, offers_bearer
-from brain.websocket import Connection, Connections, HandshakeError, VersionError, handshake
+from brain.websocket import MOST_UNHEARD, Connection, Connections, HandshakeError, VersionError, handshake
 
 log = structlog.get_logger()
 
@@ -479,6 +479,12 @@ class _Deaf(asyncio.Protocol):
     def __init__(self, seam: Seam) -> None:
         self._seam = seam
         self._deadline = seam.loop.call_later(1.0, seam.transport.abort)
+        self._unheard = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._unheard += len(data)
+        if self._unheard > MOST_UNHEARD and not self._seam.transport.is_closing():
+            self._seam.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
