@@ -817,3 +817,11 @@ async def test_a_page_of_another_port_may_read_and_write(api: httpx.AsyncClient)
     made = await api.post("/api/runs", json={"id": "r"}, headers=page)
     assert made.headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in made.headers
+
+
+async def test_a_table_without_some_columns_is_listed_too(database: str) -> None:
+    execute(database, "CREATE TABLE few (id text PRIMARY KEY, status text)")
+    execute(database, "INSERT INTO few VALUES ('a', 'queued')")
+    async with serving(database, table="public.few") as client:
+        assert [run["id"] for run in (await client.get("/api/runs")).json()["runs"]] == ["a"]
+        assert (await client.get("/api/runs?agent=x")).json()["runs"] == []

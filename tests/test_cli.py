@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from conftest import ROLE
 from postgres import Postgres, execute
@@ -289,3 +291,31 @@ def test_demo_plays(embedded: Brain) -> None:
             time.sleep(0.1)
     finally:
         interrupt(playing)
+
+
+def test_a_log_that_cannot_be_written_takes_nothing_else_down(database: str) -> None:
+    """Its reader is gone: a line is lost, and no client is."""
+    reading, writing = os.pipe()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [*BRAIN, "serve"],
+        env=os.environ | {"BRAIN_PORT": str(port), "BRAIN_DATABASE_URL": database},
+        stdout=subprocess.DEVNULL,
+        stderr=writing,
+    )
+    os.close(writing)
+    os.close(reading)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), connect(f"ws://localhost:{port}/ws", proxy=None) as client:
+                execute(database, "INSERT INTO runs (id) VALUES ('a')")
+                assert json.loads(client.recv(5))["data"]["id"] == "a"
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0

@@ -936,9 +936,9 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         (("if self._sweep is not None and self._serving is None:", "if False:"),),
     ),
     "R6 a suspended sweep is inside nobody's write": (
-        434,
+        320,
         HUB,
-        (("self._serving = None\n                        yield", "yield"),),
+        (("self._serving = None\n                            yield", "yield"),),
     ),
     "R6 and is cut off behind the sweep": (
         85,

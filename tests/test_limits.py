@@ -40,6 +40,7 @@ def test_no_limit_is_left_out() -> None:
 
 
 INTERNAL = {
+    "seam.MOST_UNHEARD",  # of websocket
     "seam.MOST_BEHIND",  # problems.MAX_BODY, and how it is cut into chunks
     "guard.MOST_REMEMBERED",  # nobody meets it
 }

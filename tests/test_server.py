@@ -19,6 +19,8 @@ import psycopg
 import pytest
 import uvloop
 
+from brain import server
+from brain.seam import MOST_EXPIRED
 from brain.server import DESCRIPTORS, SEND_BUFFER, ListenError, listen
 from brain.websocket import Connection
 from house import house
@@ -46,6 +48,47 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         assert not lost
 
     return run
+
+
+@on_uvloop
+async def test_a_crowd_that_came_together_is_not_let_go_of_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "EXPIRE", 3600)
+    async with house() as it:
+        peers = [await Peer.open(it.port) for _ in range(MOST_EXPIRED + 50)]
+        while len(it.gate.waiting) < len(peers):
+            await asyncio.sleep(0.01)
+        for seam in it.gate.waiting:
+            it.gate.waiting[seam] = 0
+        it.gate.expire()
+        assert len(it.gate.waiting) == 50
+        it.gate.expire()
+        for peer in peers:
+            await peer.close()
+
+
+@on_uvloop
+async def test_when_a_crowd_has_left_its_memory_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    give_back = server.give_back
+
+    def counted() -> None:
+        give_back()
+        given.append(it.hub.clients)
+
+    monkeypatch.setattr(server, "give_back", counted)
+    monkeypatch.setattr(server, "TIDY", 0.05)
+    monkeypatch.setattr(server, "CROWD", 20)
+    async with house() as it:
+        peers = [await Peer.upgraded(it.port) for _ in range(60)]
+        await asyncio.sleep(0.2)
+        for peer in peers[:35]:
+            peer.reset()
+        await asyncio.sleep(0.2)
+        assert given == [25]
+        for peer in peers[35:]:
+            await peer.close()
+        await asyncio.sleep(0.2)
+        assert len(given) <= 2
 
 
 VANISHING = """
@@ -330,6 +373,7 @@ async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
         assert gone(database)
 
 
+@pytest.mark.faults
 async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str) -> None:
     execute(
         database, "INSERT INTO runs (id, error) SELECT i, repeat('e', 4000) FROM generate_series(1, 100) i"

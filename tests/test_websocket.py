@@ -1,6 +1,7 @@
 """One connection against all that a client may send, or leave unsent. A control client is there throughout, and misses nothing."""
 
 import asyncio
+import contextlib
 import itertools
 import struct
 import time
@@ -243,6 +244,20 @@ async def test_a_flood_is_cut_at_the_allowance(brain: Brain, control: Control, s
             assert len(got) <= 300, "the answers are bounded too"
 
 
+async def test_who_floods_on_when_it_was_cut_off_is_not_read(brain: Brain, control: Control) -> None:
+    """It was, by gigabytes, to be thrown away; and who else came had to wait."""
+    with control.undisturbed(0.5):
+        async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
+            sent, until = 0, time.monotonic() + 1.5
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                while time.monotonic() < until:
+                    peer.send(bytes(1 << 20))
+                    sent += 1 << 20
+                    await asyncio.wait_for(peer.writer.drain(), 1)
+            assert sent < 32 << 20, "what the kernel holds, at the most"
+            assert (await peer.frames())[-1].code == 1002
+
+
 async def test_a_client_that_talks_within_its_allowance_stays(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"ping") * (BURST - 5))
@@ -276,6 +291,7 @@ async def test_what_a_client_says_in_closing_is_not_put_into_the_log_raw(brain: 
 # Coming and going
 
 
+@pytest.mark.faults
 async def test_hundreds_come_and_go_and_leave_nothing(brain: Brain, before: Baseline) -> None:
     """By a close, by FIN, by RST, in the middle of the request, in the middle of a frame."""
     head = request("/ws?run_id=nobody")
@@ -318,6 +334,7 @@ async def test_hundreds_come_and_go_and_leave_nothing(brain: Brain, before: Base
 # Those who stop reading
 
 
+@pytest.mark.faults
 async def test_who_stalls_in_a_storm_disturbs_nobody_and_is_brought_up_to_date(
     brain: Brain, shared: str
 ) -> None:

@@ -231,8 +231,8 @@ class Board:
                 self.floor, self.floor_time = max(self.floor, entry[SEQ]), max(self.floor_time, entry[TIME])
 
     def _compact(self) -> None:
-        """In place: a new list would be young, and the collector's next two rounds would walk through all of it (25 ms for
-        100 000 runs).
+        """In place: a new list would be young, and the collector's next two rounds would walk through all of it (their longest
+        was 9 ms so with 100 000 runs, and is 4).
         """
         current = self._runs.get
         self._log[:] = [entry for entry in self._log if current(entry[2][0]) is entry]

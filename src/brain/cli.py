@@ -1,12 +1,14 @@
 """The command line: brain serve | watch | demo | doctor | init-db | psql."""
 
 import asyncio
+import contextlib
 import os
 import random
 import re
+import shutil
 import sys
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, assert_never, cast
 
 import psycopg
 import structlog
@@ -52,6 +54,18 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         fail(error)
 
 
+class _Log:
+    """Standard error. What cannot be written there (a full disk, a closed pipe) is lost, and nothing else is."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def _settings(**given: object) -> Settings:
     structlog.configure(
         processors=[
@@ -62,7 +76,7 @@ def _settings(**given: object) -> Settings:
                 key_order=["timestamp", "level", "event"], bool_as_flag=False
             ),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Log())),
     )
     try:
         settings = Settings.load(**given)
@@ -99,16 +113,17 @@ def welcome(running: "Running", settings: Settings) -> str:
     else:
         port = "" if running.embedded_port == 5432 else f" -p {running.embedded_port}"
         psql = f'psql -h localhost{port} -U cecelia cecelia -c "{change}"'
+    brain = "brain" if shutil.which("brain") else sys.argv[0]
     lines = [
         "",
         f"Brain {__version__} follows {settings.table} of {running.database} on port {running.port}. Paste, each in a terminal:",
         "",
-        f"  watch it    npx wscat -c ws://{at}/ws          (or: brain watch)",
+        f"  watch it    npx -y wscat -c ws://{at}/ws       (or: {brain} watch ws://{at}/ws)",
         f"  create one  curl -s http://{at}/api/runs -H 'Content-Type: application/json' -d '{{\"id\":\"test-run-1\"}}'",
         f"  change it   {psql}",
     ]
     if running.embedded_port is not None:
-        lines.append('              (no psql? .venv/bin/brain psql has one: brain psql -c "…")')
+        lines.append(f'              (no psql? {brain} psql -c "…")')
     return "\n".join([*lines, ""])
 
 

@@ -342,9 +342,11 @@ def select_page(
     conditions: list[sql.Composable] = [sql.SQL("true")]
     values: list[object] = []
     for field, texts in wanted.items():
+        if not texts:
+            continue
         if field not in described.columns:
             conditions.append(sql.SQL("false"))
-        elif texts:
+        else:
             # As text: a word that an enum or a uuid could not hold is met by no row, and is no error.
             conditions.append(sql.SQL("{}::text = ANY (%s::text[])").format(sql.Identifier("r", field)))
             values.append(list(texts))
