@@ -232,6 +232,8 @@ class Peer:
         self.writer.close()
         with contextlib.suppress(ConnectionError, TimeoutError):
             await asyncio.wait_for(self.writer.wait_closed(), 1)
+        self.writer.transport.abort()  # what the other side would not read is not waited for
+        await asyncio.sleep(0)
 
     def reset(self) -> None:
         """End the connection by RST."""
