@@ -207,10 +207,20 @@ async def test_41_what_a_browser_says_of_a_page_that_sends_no_origin(brain: Brai
     await refused(brain, asking(ask, *said), 403, "cross_site")
 
 
-async def test_41_a_link_may_be_followed(brain: Brain) -> None:
+CROSS = ("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate")
+
+
+@pytest.mark.parametrize("more", [(), ("Sec-Fetch-Dest: document", "Sec-Fetch-User: ?1")])
+async def test_41_a_link_may_be_followed(brain: Brain, more: tuple[str, ...]) -> None:
     async with await Peer.open(brain.port) as peer:
-        peer.send(asking(get, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Connection: close"))
+        peer.send(asking(get, *CROSS, *more, "Connection: close"))
         assert (await peer.answer()).status == 200
+
+
+@pytest.mark.parametrize("inside", ["iframe", "frame", "object", "embed"])
+async def test_41_a_page_may_not_be_framed(brain: Brain, inside: str) -> None:
+    """/docs in an invisible frame: where the visitor believes to click on something else, a run would be made."""
+    await refused(brain, asking(get, *CROSS, f"Sec-Fetch-Dest: {inside}"), 403, "cross_site")
 
 
 # 42: a name of the page's own that has become 127.0.0.1

@@ -318,7 +318,11 @@ _CROSS_SITE: Final = Refusal(
 def _is_cross_site(headers: Headers) -> bool:
     """By the word of the browser, which no page can change (Fetch Metadata). To follow a link or to type a URL is no page's doing."""
     said = {name: value for name, value in headers if name.startswith(b"sec-fetch-")}
-    return said.get(b"sec-fetch-site") == b"cross-site" and said.get(b"sec-fetch-mode") != b"navigate"
+    # But to open it inside the page is: /docs in an invisible frame, and the visitor's clicks would be its own.
+    opens = (
+        said.get(b"sec-fetch-mode") == b"navigate" and said.get(b"sec-fetch-dest", b"document") == b"document"
+    )
+    return said.get(b"sec-fetch-site") == b"cross-site" and not opens
 
 
 def _no_address(peer: str, headers: Headers) -> Refusal:
