@@ -936,7 +936,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         (("if self._sweep is not None and self._serving is None:", "if False:"),),
     ),
     "R6 a suspended sweep is inside nobody's write": (
-        320,
+        680,
         HUB,
         (("self._serving = None\n                            yield", "yield"),),
     ),

@@ -323,7 +323,9 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
         ]
         left = tracemalloc.take_snapshot().filter_traces(ours).statistics("filename")
         tracemalloc.stop()
-        assert sum(each.size for each in left) < 30_000, left
+        assert sum(each.size for each in left) < 60_000, (
+            left
+        )  # a hundred bytes a connection; any object is more
         assert len(asyncio.all_tasks()) == tasks
 
 

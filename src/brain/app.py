@@ -218,10 +218,12 @@ async def _announce(server: Server, announce: Callable[[], None]) -> None:
 def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> None:
     """The routes for who runs Brain, and the plain GET of /ws."""
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operations"], summary="Alive: the process answers")
     async def healthz() -> Response:
         return Response('{"status":"alive"}', media_type="application/json")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
     async def readyz() -> Response:
         state = parts.state
@@ -239,6 +241,7 @@ def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> Non
         }
         return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", tags=["operations"], summary="For Prometheus")
     async def read_metrics() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)

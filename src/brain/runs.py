@@ -228,18 +228,22 @@ class Decoder:
 
     def _refuse(self, run_id: str | None, word: str | None) -> None:
         self.refused += 1
-        what = (
-            "id is empty or too long"
-            if not run_id or len(run_id) > self.max_text
-            else f"status {str(word)[:40]!r}"
-        )
+        if not run_id:
+            what, cure = "an empty id", "give the run an id"
+        elif len(run_id) > self.max_text:
+            what, cure = (
+                f"an id of more than {self.max_text} characters",
+                "give the run a shorter one, or raise BRAIN_MAX_TEXT",
+            )
+        else:
+            what, cure = f"status {str(word)[:40]!r}", "map the table's own words with BRAIN_STATUS_MAP"
         self._words[what] += 1
         if self._words[what] == 1 and len(self._words) <= 100:
             log.warning(
                 "row refused",
                 why=f"{what} has no place in the contract",
                 id=str(run_id)[:40],
-                cure="map the table's own words with BRAIN_STATUS_MAP",
+                cure=cure,
             )
 
     def _cut(self, text: str) -> str:
