@@ -218,8 +218,8 @@ class Board:
         self._seqs.append(seq)
         self._times.append(time)
         if now[0] not in ACTIVE:
-            self._done.append(entry)
             self._unfinished.discard(run[0])
+            self._done.append(entry)
         elif not steady:
             self._unfinished.add(run[0])
         return entry, both, steady
