@@ -26,7 +26,7 @@ from brain.websocket import Connection
 from house import house
 from postgres import execute
 from served import BRAIN, Brain, message, served
-from wire import PING, PONG, Frame, Peer, frame, get, request
+from wire import PING, PONG, Frame, Peer, closing, frame, get, request
 
 # In this process, on uvloop and real sockets, with its clocks turned up
 
@@ -344,6 +344,41 @@ async def test_an_upgrade_leaves_nothing_to_the_collector() -> None:
             gc.enable()
         for peer in peers:
             await peer.close()
+
+
+@on_uvloop
+async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
+    """What it lets grow old stays for 15 million objects more."""
+    from websockets.protocol import SERVER, Protocol
+
+    said = {
+        "text": frame(b"hello"),
+        "half a text": frame(b"he", fin=False),
+        "half a frame": frame(b"hello")[:4],
+        "a close frame": closing(1000),
+        "against the RFC": frame(b"hello", masked=False),
+        "invalid UTF-8": frame(b"\xff"),
+        "too much": frame(length=1 << 30),
+    }
+    async with house() as it:
+        gc.collect()
+        gc.disable()
+        try:
+            for reset in (False, True):
+                peers = [await Peer.upgraded(it.port) for _ in said]
+                for peer, data in zip(peers, said.values(), strict=True):
+                    peer.send(data)
+                await asyncio.sleep(0.1)
+                for peer in peers:
+                    peer.reset() if reset else await peer.close()
+                until = time.monotonic() + 3
+                while it.hub.clients or it.doors.connections or it.gate.connections.closing:
+                    assert time.monotonic() < until
+                    await asyncio.sleep(0.01)
+            left = [each for each in gc.get_objects() if isinstance(each, Protocol) and each.side is SERVER]
+            assert not left, [(each.close_sent, each.close_rcvd, each.parser_exc) for each in left]
+        finally:
+            gc.enable()
 
 
 # As its own process

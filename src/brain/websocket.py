@@ -231,7 +231,12 @@ class Connection(Client, asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._all.closing.discard(self)
-        self._protocol = None
+        if self._protocol is not None:
+            # It and its parser, a generator, refer to each other, as do it and the traceback of what has ended that. Some of such
+            # cycles grow old before the collector sees them: 7 500 of 250 000 connections were left.
+            self._protocol.parser.close()
+            self._protocol.parser_exc = None
+            self._protocol = None
         self._lost()
         self._all.refusals.lines.info(
             "client left",
