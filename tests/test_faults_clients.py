@@ -168,7 +168,7 @@ def test_21_a_client_that_vanishes_without_fin_is_freed_by_the_ping_timeout(
     monkeypatch.setenv("PYTHONPATH", str(mutant(tmp_path, "config", "        ge=60,", "        ge=1,")))
     with served(database_url=database, ping_interval=1, ping_timeout=2.5) as brain:
         control = Control(brain, database)  # it answers pings
-        before = baseline(brain)
+        before, used = baseline(brain), resident(brain)
         with suspended(brain, 50), control.undisturbed():
             began = time.monotonic()
             while brain.get("/readyz")[1]["clients"] > before.clients:
@@ -178,6 +178,7 @@ def test_21_a_client_that_vanishes_without_fin_is_freed_by_the_ping_timeout(
             assert time.monotonic() - began > 1.5
             assert "nothing was heard for" in brain.log()
         settled(brain, before)
+        assert resident(brain) - used < SLACK
         control.stop()
 
 
@@ -333,7 +334,8 @@ async def test_29_a_flood_is_cut_with_1008_and_takes_little_of_the_cpu(brain: Br
 def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superuser_url: str) -> None:
     execute(
         database,
-        "INSERT INTO runs (id, status, progress, error) SELECT i, 'running', 1, 'x' FROM generate_series(1, 40) i",
+        """INSERT INTO runs (id, status, agent, progress, error)
+           SELECT i, 'running', 'crowd', 1, 'x' FROM generate_series(1, 40) i""",
     )
     count = room(CROWD)
     first = Brain(database_url=database, max_connections=0, port=lasting_port())
@@ -348,7 +350,9 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
         while not listening(second.port):
             time.sleep(0.01)
         began = time.monotonic()
-        with Crowd(second.port, request("/ws?snapshot=true")) as crowd:
+        control = Control(second, database)
+        alone = baseline(second)
+        with Crowd(second.port, request("/ws?snapshot=true&agent=crowd")) as crowd, control.undisturbed(3.0):
             crowd.come(count, window=count)
             shaken = time.monotonic() - began
 
@@ -372,6 +376,17 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
             assert queries < 30, "they are not asked for each client"
             execute(database, "UPDATE runs SET progress = 3 WHERE id = '1'")
             assert crowd.pump(10, lambda: all(b'"progress":3' in each.data for each in crowd.members))
+        settled(second, alone, 15)
+        time.sleep(1)  # what they took is given back
+        used = resident(second)  # of one who has had them all
+        with Crowd.clients(second.port, count, "/ws?snapshot=true&agent=crowd"), control.undisturbed(3.0):
+            pass
+        settled(second, alone, 15)
+        time.sleep(1)
+        grown = resident(second) - used
+        print(f"{grown / 1024:.0f} KB are left of {count} more")
+        assert grown < SLACK
+        control.stop()
         assert second.stop() == 0
     finally:
         if second.process.poll() is None:
@@ -400,7 +415,7 @@ async def test_31_an_exception_while_one_client_is_served_closes_that_one_alone(
     brain = Brain(database_url=database)
     try:
         control = Control(brain, database)
-        before = baseline(brain)
+        before, used = baseline(brain), resident(brain)
         with control.undisturbed():
             others = [await Peer.upgraded(brain.port, "/ws?run_id=a") for _ in range(20)]
             async with await Peer.upgraded(brain.port, "/ws?run_id=a") as peer:
@@ -412,11 +427,13 @@ async def test_31_an_exception_while_one_client_is_served_closes_that_one_alone(
                 other.send(frame(b"ping"))
                 assert (await other.frame()).opcode == TEXT
                 await other.close()
-        control.stop()
         until = time.monotonic() + 5
-        while brain.get("/readyz")[1]["clients"] >= before.clients and time.monotonic() < until:
+        while (now := baseline(brain))[:2] != before[:2] and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        assert brain.get("/readyz")[1]["clients"] == before.clients - 1
+        assert now[:2] == before[:2]
+        assert now.descriptors <= before.descriptors
+        assert resident(brain) - used < SLACK
+        control.stop()
         assert brain.log().count("client failed") == 1
         assert brain.log().count("ZeroDivisionError") >= 1
     finally:

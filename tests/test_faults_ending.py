@@ -11,9 +11,10 @@ from pathlib import Path
 import psycopg
 
 from crowd import Crowd, Member, frames, lasting_port
+from fleet import sound
 from postgres import execute
 from served import Brain
-from wire import CLOSE, Control
+from wire import CLOSE, Control, memory
 
 CLIENTS, STALLED = 900, 100
 
@@ -34,7 +35,8 @@ def storming(url: str) -> Iterator[None]:
             with psycopg.connect(url, autocommit=True) as conn:
                 while not stop.is_set():
                     conn.execute(
-                        "UPDATE runs SET progress = random() * 100, error = repeat(md5(random()::text), 100)"
+                        """UPDATE runs SET progress = random() * 100, error = repeat(md5(random()::text), 100)
+                           WHERE status = 'running'"""
                     )
         except psycopg.OperationalError:
             pass  # the database has ended
@@ -62,13 +64,19 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
     brain = Brain(folder=tmp_path, max_connections=0, postgres_port=lasting_port())
     try:
         url = embedded_url(brain)
-        execute(url, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 100) i")
+        execute(url, "INSERT INTO runs (id, status) SELECT i, 'running' FROM generate_series(1, 100) i")
+        control = Control(brain, url, "?status=queued")
+        used = memory(brain.process.pid)
         with (
             Crowd.clients(brain.port, CLIENTS, "/ws?run_id=1&run_id=2") as healthy,
             Crowd.clients(brain.port, STALLED, rcvbuf=4096),  # nobody reads for them
             storming(url),
         ):
-            assert healthy.pump(20, lambda: brain.metric("brain_clients_lagging") >= STALLED)
+            with control.undisturbed(2.0):
+                assert healthy.pump(20, lambda: brain.metric("brain_clients_lagging") >= STALLED)
+                healthy.pump(0.5)
+            grown = memory(brain.process.pid) - used
+            assert grown < 64 * 1024 * (CLIENTS + STALLED), f"{grown / 1024:.0f} KB more"
             began = time.monotonic()
             brain.process.send_signal(signal.SIGTERM)
             assert healthy.pump(10, lambda: not healthy.present)
@@ -81,6 +89,7 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             assert status == 0
             assert took < 8  # 5 s on an idle machine
             assert {farewell(member) for member in healthy.members} == {1012}
+            assert control.farewell() == 1012
             assert max(told) - min(told) > 0.5, "they do not all come back in one moment"
         assert "Traceback" not in brain.log(), brain.log()
         server = next(tmp_path.glob(".brain/**/postmaster.pid"), None)
@@ -110,10 +119,13 @@ def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None
         print(f"ready again in {time.monotonic() - began:.1f} s")
         slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'brain%'"
         assert execute(url, slots) == [(1,)], "its own"
-        with Crowd.clients(second.port, 20, "/ws?snapshot=true") as crowd:
-            assert crowd.pump(5, lambda: all(b'"status":"running"' in each.data for each in crowd.members))
         control = Control(second, url)
-        with control.undisturbed():
+        with (
+            sound(second, 6 << 20),
+            control.undisturbed(),
+            Crowd.clients(second.port, 20, "/ws?snapshot=true") as crowd,
+        ):
+            assert crowd.pump(5, lambda: all(b'"status":"running"' in each.data for each in crowd.members))
             time.sleep(0.5)
         control.stop()
         assert second.stop() == 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import psycopg
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from served import Brain
@@ -252,11 +253,11 @@ def _decoded(payload: bytes) -> dict[str, Any]:
 class Control:
     """A client that stays, in a thread of its own: it inserts a run, and waits to be told of that very run, again and again.
 
-    Whatever is done to others, it misses none, and all come in order.
+    Whatever is done to others, it misses none, and all come in order. `query` may spare it what others change: its runs are queued.
     """
 
-    def __init__(self, brain: Brain, database: str) -> None:
-        self._brain = brain
+    def __init__(self, brain: Brain, database: str, query: str = "") -> None:
+        self._url = brain.url(query)
         self._database = database
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -271,7 +272,7 @@ class Control:
         try:
             with (
                 psycopg.connect(self._database, autocommit=True) as conn,
-                connect(self._brain.url(), compression=None, proxy=None, ping_interval=None) as client,
+                connect(self._url, compression=None, proxy=None, ping_interval=None) as client,
             ):
                 for number in itertools.count():
                     if self._stop.is_set():
@@ -302,6 +303,13 @@ class Control:
         self._stop.set()
         self._thread.join(15)
         self.check()
+
+    def farewell(self) -> int:
+        """Wait until its connection is ended. Returns the code of the close frame."""
+        self._thread.join(15)
+        assert isinstance(self._error, ConnectionClosed), self._error
+        assert self._error.rcvd is not None, "it was cut off"
+        return self._error.rcvd.code
 
     @contextlib.contextmanager
     def undisturbed(self, seconds: float = 1.0) -> Iterator[None]:
