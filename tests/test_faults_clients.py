@@ -194,22 +194,27 @@ def test_22_connects_and_disconnects_leave_nothing(brain: Brain, count: int) -> 
         request("/ws?snapshot=true&run_id=nobody"),
         request() + closing(1000),
     )
-    used, began = resident(brain), time.monotonic()
-    for number, ask in enumerate(asks * 2):
-        with Crowd(brain.port, ask) as crowd:
-            if ask == asks[1]:
-                crowd._ask = b""  # there is no answer to wait for
-                crowd.come(count // len(asks) // 2)
-                crowd.say(ask)
-            else:
-                crowd.come(count // len(asks) // 2)
-            assert not crowd.refused, crowd.refused[:3]
-            crowd.leave(reset=bool(number % 2))
-    print(f"{count / (time.monotonic() - began):.0f} connections a second")
-    until = time.monotonic() + 10
-    while (grown := resident(brain) - used) > SLACK and time.monotonic() < until:
-        time.sleep(0.1)
-    assert grown <= SLACK, f"{grown / 1024:.0f} KB are left of {count} connections"
+    began = time.monotonic()
+    for lap in range(2):
+        used = resident(brain)
+        for number, ask in enumerate(asks * 2):
+            with Crowd(brain.port, ask) as crowd:
+                if ask == asks[1]:
+                    crowd._ask = b""  # there is no answer to wait for
+                    crowd.come(count // len(asks) // 2)
+                    crowd.say(ask)
+                else:
+                    crowd.come(count // len(asks) // 2)
+                assert not crowd.refused, crowd.refused[:3]
+                crowd.leave(reset=bool(number % 2))
+        # What the allocator keeps it keeps once. What leaks does so in the second lap, too.
+        most = SLACK if lap == 0 else SLACK // 6
+        until = time.monotonic() + 10
+        while (grown := resident(brain) - used) > most and time.monotonic() < until:
+            time.sleep(0.1)
+        print(f"{grown / 1024:.0f} KB are left of {count} connections")
+        assert grown <= most
+    print(f"{2 * count / (time.monotonic() - began):.0f} connections a second")
 
 
 @pytest.mark.usefixtures("undisturbed")
