@@ -3,7 +3,7 @@
 # make faults the tests that want the machine for themselves: floods, storms, kills (ten minutes)
 # make fuzz   hostile bytes, for minutes                make conformance  the Autobahn test suite (Python 2.7)
 # make bench  every benchmark, an hour or so (QUICK=--quick: a smoke test)
-# make torture  the oracle, for 20 minutes            make soak      100 000 connections come and go
+# make torture  the oracle, for 20 minutes            make soak      200 000 connections come and go
 # make lock   pin the dependencies again                make clean     remove what the others made
 
 .DELETE_ON_ERROR:
