@@ -291,9 +291,7 @@ def verdict(house: House, patience: float) -> tuple[dict[str, Any], float]:
         time.sleep(0.2)
 
 
-def torture(
-    seed: int, seconds: float, *, rate: float, version: int, patience: float, retype: bool, verbose: bool
-) -> bool:
+def torture(seed: int, seconds: float, *, rate: float, version: int, patience: float, verbose: bool) -> bool:
     """Returns whether all was well, and prints the count."""
     began = time.monotonic()
     with ExitStack() as stack:
@@ -301,7 +299,7 @@ def torture(
         house = House(with_template(server), seed)
         stack.callback(house.end)
         house.await_clients()
-        writers = Writers(house.database, str(seed), rate, retype=retype)
+        writers = Writers(house.database, str(seed), rate)
         try:
             carry_out(house, plan(seed, seconds), seconds, verbose=verbose)
         finally:
@@ -342,7 +340,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--patience", type=float, default=20.0, help="seconds in which all have to be right, in the end"
     )
-    parser.add_argument("--retype", action="store_true", help="give columns other types, too: RETYPINGS")
     parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     parser.add_argument("--verbose", action="store_true", help="print each event when it comes")
     asked = parser.parse_args(arguments)
@@ -357,7 +354,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rate=asked.rate,
         version=asked.postgres,
         patience=asked.patience,
-        retype=asked.retype,
         verbose=asked.verbose,
     )
     return 0 if well else 1

@@ -59,9 +59,9 @@ class Numbers:
 
 
 class Writers:
-    """`rate` is how many rows they change in a second, roughly, all together. `retype`: see RETYPINGS."""
+    """`rate` is how many rows they change in a second, roughly, all together."""
 
-    def __init__(self, url: str, seed: str, rate: float, *, retype: bool = False) -> None:
+    def __init__(self, url: str, seed: str, rate: float) -> None:
         self.changes = self.transactions = self.failures = 0
         self.errors: list[Exception] = []
         """Beside those of a database that goes and comes: faults of the test's own."""
@@ -78,7 +78,7 @@ class Writers:
             "wavers": (_waver, 0.1),
             "sits": (_sit, 0.05),
             "deletes": (_delete, 0.002),
-            "alters": (_alter(ALTERATIONS + RETYPINGS if retype else ALTERATIONS), 0.0),
+            "alters": (_alter, 0.0),
             "prepares": (_prepare, 0.03),
         }
         self._threads = [
@@ -216,25 +216,18 @@ ALTERATIONS: tuple[LiteralString, ...] = (
     "CREATE INDEX IF NOT EXISTS runs_agent ON runs (agent)",
     "DROP INDEX IF EXISTS runs_agent",
     "ANALYZE runs",
-)
-RETYPINGS: tuple[LiteralString, ...] = (
     "ALTER TABLE runs ALTER progress TYPE numeric",
     "ALTER TABLE runs ALTER progress TYPE double precision",
     "ALTER TABLE runs ALTER agent TYPE varchar(100)",
     "ALTER TABLE runs ALTER agent TYPE text",
 )
-"""Known to break the promise, so only on demand: where a column of the contract gets another type while Brain is away, the next Snapshot
-is a new beginning, and a client that stayed is neither told of a run that came and ended meanwhile, nor to come back.
-"""
+"""Those of types are a new beginning: every client is told to come back."""
 
 
-def _alter(alterations: tuple[LiteralString, ...]) -> Act:
-    def alter(conn: Conn, dice: random.Random) -> int:
-        conn.execute(dice.choice(alterations))
-        conn.commit()
-        return 0
-
-    return alter
+def _alter(conn: Conn, dice: random.Random) -> int:
+    conn.execute(dice.choice(ALTERATIONS))
+    conn.commit()
+    return 0
 
 
 def _prepare(conn: Conn, dice: random.Random) -> int:
