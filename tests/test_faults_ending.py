@@ -26,8 +26,8 @@ def embedded_url(brain: Brain) -> str:
 
 
 @contextmanager
-def storming(url: str) -> Iterator[None]:
-    """A hundred runs that change as fast as they can, until the block or the database ends."""
+def storming(url: str) -> Iterator[threading.Event]:
+    """A hundred runs that change as fast as they can, until the block or the database ends, or the event is set."""
     stop = threading.Event()
 
     def work() -> None:
@@ -44,7 +44,7 @@ def storming(url: str) -> Iterator[None]:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        yield
+        yield stop
     finally:
         stop.set()
         thread.join(10)
@@ -71,7 +71,7 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             Crowd.clients(brain.port, CLIENTS, "/ws?run_id=1&run_id=2") as healthy,
             Crowd.clients(brain.port, QUIET, "/ws?status=failed") as quiet,
             Crowd.clients(brain.port, STALLED, rcvbuf=4096),  # nobody reads for them
-            storming(url),
+            storming(url) as storm,
         ):
             with control.undisturbed(2.0):
                 assert healthy.pump(20, lambda: brain.metric("brain_clients_lagging") >= STALLED)
@@ -80,6 +80,7 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             assert grown < 64 * 1024 * (CLIENTS + QUIET + STALLED), f"{grown / 1024:.0f} KB more"
             began = time.monotonic()
             brain.process.send_signal(signal.SIGTERM)
+            storm.set()  # or it would be busy enough to spread anything
             assert healthy.pump(10, lambda: not quiet.pump(0) and not quiet.present and not healthy.present)
             # Of these: the others have to read what was sent to them before.
             told = [member.ended - began for member in quiet.members]
@@ -92,7 +93,7 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             assert took < 8  # 5 s on an idle machine
             assert {farewell(member) for member in (*healthy.members, *quiet.members)} == {1012}
             assert control.farewell() == 1012
-            assert max(told) - min(told) > 0.8, "they do not all come back in one moment"
+            assert max(told) - min(told) > 0.4, "they do not all come back in one moment"
         assert "Traceback" not in brain.log(), brain.log()
         server = next(tmp_path.glob(".brain/**/postmaster.pid"), None)
         assert server is None, "the embedded PostgreSQL was stopped"
