@@ -103,3 +103,31 @@ async def test_when_the_table_begins_anew_everyone_is_told_to_come_back(database
         execute(database, "UPDATE runs SET progress = 1 WHERE id = 'active'")
         assert (await again.message())["data"]["progress"] == 1
         await again.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "query", "becomes"),
+    [
+        ([], "agent=b", "agent = 'c'"),
+        ([], "status=running", "status = 'completed'"),
+        (["INSERT INTO runs (id, agent) VALUES ('r', 'a')"], "agent=b", "agent = 'c'"),
+        (["INSERT INTO runs (id, agent) VALUES ('r', 'a')"], "agent=b", "agent = 'a', status = 'queued'"),
+    ],
+)
+async def test_who_was_shown_a_run_ahead_of_a_poll_hears_what_becomes_of_it(
+    database: str, before: list[str], query: str, becomes: str
+) -> None:
+    """The API shows the table, and no poll has ever found the run as it was shown."""
+    for statement in before:
+        execute(database, statement)
+    with served(database_url=database, source="poll", follows="poll", poll_interval=2) as brain:
+        shown = """INSERT INTO runs (id, status, agent) VALUES ('r', 'running', 'b')
+                   ON CONFLICT (id) DO UPDATE SET status = 'running', agent = 'b'"""
+        execute(database, shown)
+        page = brain.get(f"/api/runs?{query}")[1]
+        assert [run["id"] for run in page["runs"]] == ["r"]
+        execute(database, f"UPDATE runs SET {becomes}")
+        async with await Peer.upgraded(brain.port, f"/ws?{query}&since={page['timestamp']}") as peer:
+            run = (await peer.message())["data"]
+            assert brain.get("/api/runs/r")[1] == run
+            assert [run["agent"], run["status"]] != ["b", "running"]

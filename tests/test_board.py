@@ -182,6 +182,64 @@ def test_an_unknown_active_run_of_a_snapshot_is_taken_for_a_new_one() -> None:
     assert facets == (("running", None, None),)
 
 
+# What the API shows ahead of the source
+
+
+def test_what_was_shown_ahead_of_a_poll_belongs_to_what_the_run_was() -> None:
+    board = begun(PLENTY, run("known", agent="a"))
+    for shown in (run("known", agent="b"), run("new", "running", agent="b")):
+        for _ in range(2):
+            assert board.show(shown, board.seq) is None
+    pushes = board.apply(Snapshot([run("known", agent="c"), run("new", "failed", agent="c")], T))
+    assert [facets for _, facets, _ in pushes] == [
+        (("queued", "a", None), ("queued", "c", None), ("queued", "b", None)),
+        (*FINISHED, ("failed", "c", None), ("running", "b", None)),
+    ]
+    assert all(set(facets) <= set(entry[FACETS]) for entry, facets, _ in pushes)
+    ((_, facets, _),) = board.apply(Snapshot([run("known", agent="d")], T))
+    assert facets == (("queued", "c", None), ("queued", "d", None))
+
+
+def test_a_run_that_is_again_what_it_was_is_news_to_who_was_shown_it_otherwise() -> None:
+    board = begun(PLENTY, run("r", agent="a"))
+    board.show(run("r", agent="b"), board.seq)
+    ((_, facets, _),) = board.apply(Snapshot([run("r", agent="a")], T))
+    assert facets == (("queued", "a", None), ("queued", "b", None))
+    assert board.apply(Snapshot([run("r", agent="a")], T)) == []
+
+
+def test_where_a_snapshot_came_in_between_the_board_is_shown() -> None:
+    """Which of the two is the later is not known. If it is the table's, it will be pushed."""
+    board = begun()
+    asked = board.seq
+    board.apply(Snapshot([run("r", agent="c")], T))
+    assert board.show(run("r", agent="b"), asked) is board.get("r")
+    assert board.show(run("r", agent="b"), board.seq) is None
+    asked = board.seq
+    change(
+        board, "update", run("r", agent="d")
+    )  # from the stream: rows.py knows whether the question has seen it
+    assert board.show(run("r", agent="b"), asked) is None
+
+
+def test_what_was_shown_and_then_deleted_is_forgotten() -> None:
+    board = begun()
+    for gone in ("delete", "truncate", "snapshots"):
+        board.show(run("r", agent="b"), board.seq)
+        match gone:
+            case "delete":
+                board.apply(Changes([("delete", only_id("r"))], T, 7))
+            case "truncate":
+                board.apply(Changes([("truncate", only_id(""))], T, 7))
+            case _:
+                board.apply(Snapshot([], T))  # its question may have been asked before
+                assert board._shown
+                board.apply(Snapshot([], T))
+        assert not board._shown
+    board.show(run("r", "failed"), board.seq)  # what a finished run becomes, who filters is told in any case
+    assert not board._shown
+
+
 def test_is_or_was_for_a_flush_and_ever_was_for_catching_up() -> None:
     board = begun()
     change(board, "insert", run("r", agent="a"))

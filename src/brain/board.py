@@ -89,6 +89,9 @@ class Board:
         self._deleted: dict[str, int] = {}
         """Run id → the board's seq at its delete, and `_emptied` for all others: see `_is_news`."""
         self._emptied = 0
+        self._shown: dict[str, tuple[int, tuple[Facet, ...]]] = {}
+        """Run id → what it was where the API has shown it ahead of the source, and which complete Snapshot was the last then."""
+        self._complete = 0
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._runs
@@ -105,6 +108,20 @@ class Board:
 
     def unfinished(self) -> Collection[str]:
         return self._unfinished
+
+    def show(self, run: Run, asked: int) -> Entry | None:
+        """The table said this to a question that was asked at that seq: whoever is shown it and filters has to hear what becomes of it,
+        though a poll may never find it so. Returns what to show in its place, if a Snapshot came in between: it may be the later.
+        """
+        known = self._runs.get(run[ID])
+        if known is not None and known[RUN] == run:
+            return None
+        if known is not None and known[SEQ] > asked and not known[XID]:
+            return known
+        if known is not None or run[STATUS] in ACTIVE:
+            _, shown = self._shown.get(run[ID], (0, ()))
+            self._shown[run[ID]] = (self._complete, _joined(shown, (facet(run),)))
+        return None
 
     # What is new?
 
@@ -137,11 +154,13 @@ class Board:
             known = self._runs.get(run[ID])
             if op == "delete":
                 self._forget(known)
+                self._shown.pop(run[ID], None)
                 self.seq += 1
                 self._deleted[run[ID]] = self.seq
             elif op == "truncate":
                 for entry in list(self._runs.values()):
                     self._forget(entry)
+                self._shown.clear()
                 self.seq += 1
                 self._deleted.clear()
                 self._emptied = self.seq
@@ -179,6 +198,10 @@ class Board:
                 self._forget(known)
         if event.unless_after is not None:
             self.corrections += len(pushes)
+        elif event.complete:
+            # The question behind this one was asked after what was shown before the last: of that, only the deleted are left.
+            self._shown = {each: shown for each, shown in self._shown.items() if shown[0] >= self._complete}
+            self._complete += 1
         if not self.begun:
             pushes = []
             if event.complete:
@@ -189,7 +212,8 @@ class Board:
     def _is_news(self, run: Run, known: Entry | None, unless_after: int | None) -> bool:
         """Whether a row of a Snapshot tells something new, and not something that the stream has overtaken."""
         if known is not None:
-            return run != known[RUN] and (unless_after is None or known[SEQ] <= unless_after)
+            news = run != known[RUN] or run[ID] in self._shown
+            return news and (unless_after is None or known[SEQ] <= unless_after)
         # A run that is not held may have been deleted since the question was asked, or have changed and been evicted.
         return (
             unless_after is None or max(self.floor, self._deleted.get(run[ID], self._emptied)) <= unless_after
@@ -212,6 +236,8 @@ class Board:
             if now not in seen:
                 seen = (*seen, now) if len(seen) < MOST_FACETS else ANYTHING
             self.size += 2 * (len(frame) - len(known[FRAME]))
+        if self._shown and (shown := self._shown.pop(run[ID], None)):
+            seen, both = _joined(seen, shown[1]), _joined(both, shown[1])
         entry: Entry = (seq, time, run, frame, seen, xid)
         self._runs[run[0]] = entry
         self._log.append(entry)
@@ -294,6 +320,11 @@ def _roundest(low: int, high: int) -> int:
     """The number in (low, high] that is divisible by the highest power of two."""
     shift = (low ^ high).bit_length() - 1
     return high >> shift << shift
+
+
+def _joined(facets: tuple[Facet, ...], more: tuple[Facet, ...]) -> tuple[Facet, ...]:
+    found = tuple(dict.fromkeys(facets + more))
+    return found if len(found) <= MOST_FACETS else ANYTHING
 
 
 def _cost(entry: Entry) -> int:

@@ -94,7 +94,7 @@ class Runs:
         size, last, left = 0, after, limit
         async with self._connection() as (conn, described):
             while True:
-                count = min(left, PIECE)
+                count, asked = min(left, PIECE), self.board.seq
                 query = select_page(
                     self.table, described, self.decoder.max_text, wanted=texts, after=last, limit=count + 1
                 )
@@ -111,9 +111,8 @@ class Runs:
                     moment = min([moment, *(entry[TIME] for entry in unseen.values())])
                 for _, *fields in rows[:count]:
                     run = self.decoder(fields) if fields[ID] is not None else None
-                    if run and run[ID] in unseen:
-                        seen = unseen[run[ID]][RUN]
-                        run = seen if _matches(seen, wanted) else None
+                    if run and (entry := unseen.get(run[ID]) or self.board.show(run, asked)):
+                        run = entry[RUN] if _matches(entry[RUN], wanted) else None
                     if run:
                         text = body(run)
                         size += len(text)
