@@ -14,12 +14,12 @@ from postgres import VERSIONS, Postgres, available, execute, running
 TEMPLATE = "brain_template"
 
 FAULTS = ("test_faults_", "test_torture")
-"""Modules whose every test is one of `make faults`."""
+"""Modules whose tests are those of `make faults`, but for the `cheap` ones."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name.startswith(FAULTS):
+        if item.path.name.startswith(FAULTS) and item.get_closest_marker("cheap") is None:
             item.add_marker(pytest.mark.faults)
 
 

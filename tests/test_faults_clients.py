@@ -406,6 +406,7 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.cheap
 async def test_31_an_exception_while_one_client_is_served_closes_that_one_alone(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def agrees(fleet: Fleet, url: str, prefix: str) -> None:
     assert not fleet.ended
 
 
+@pytest.mark.cheap
 def test_09_what_is_not_committed(fleet: Fleet, url: str) -> None:
     with psycopg.connect(url) as conn:
         conn.execute("INSERT INTO runs (id) VALUES ('9-no')")
@@ -103,6 +104,7 @@ def test_09_what_is_not_committed(fleet: Fleet, url: str) -> None:
     agrees(fleet, url, "9-")
 
 
+@pytest.mark.cheap
 def test_10_ten_thousand_rows_in_one_transaction(fleet: Fleet, url: str) -> None:
     execute(url, "INSERT INTO runs (id) SELECT '10-' || i FROM generate_series(1, 10000) i")
     fleet.told('"10-10000"', 20)
@@ -126,6 +128,7 @@ def test_10_hundreds_of_thousands(postgres: Postgres) -> None:
         assert not fleet.ended
 
 
+@pytest.mark.cheap
 def test_11_a_megabyte_of_error_and_then_the_status_alone(fleet: Fleet, url: str) -> None:
     execute(url, "ALTER TABLE runs ALTER error SET STORAGE EXTERNAL")
     execute(url, "INSERT INTO runs (id, error) VALUES ('11-a', repeat('é', 1000000))")
@@ -137,6 +140,7 @@ def test_11_a_megabyte_of_error_and_then_the_status_alone(fleet: Fleet, url: str
     assert {run["error"] for run in messages} == {"é" * 8192 + "… [cut]"}
 
 
+@pytest.mark.cheap
 def test_12_delete_and_truncate(postgres: Postgres) -> None:
     with own(postgres) as (url, brain, fleet):
         execute(url, "INSERT INTO runs (id) SELECT '12-' || i FROM generate_series(1, 5) i")
@@ -152,6 +156,7 @@ def test_12_delete_and_truncate(postgres: Postgres) -> None:
             late.until(lambda: late.state(bytes(late._taken[0])) == truth(url))
 
 
+@pytest.mark.cheap
 @pytest.mark.parametrize(
     "definition",
     [
@@ -173,6 +178,7 @@ def test_13_tables_of_another_make(postgres: Postgres, definition: str) -> None:
             assert fleet.messages()[-1]["data"]["started_at"].isoformat() == "2026-11-21T09:30:00+00:00"
 
 
+@pytest.mark.cheap
 def test_13_a_name_that_looks_like_a_placeholder(postgres: Postgres) -> None:
     table = '"100%s of %(it)s"'
     made = (
@@ -198,6 +204,7 @@ def test_13_a_name_that_looks_like_a_placeholder(postgres: Postgres) -> None:
         brain.wait_ready("replication")
 
 
+@pytest.mark.cheap
 def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
     texts = ["😀", "\u2028", "</script>", '"\\', "\x01\x7f", "", "null"]
     made = ("ALTER TABLE runs DROP CONSTRAINT runs_progress_check, DROP CONSTRAINT runs_status_check",)
@@ -228,6 +235,7 @@ def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
         json.dumps([message["data"] for message in fleet.messages()], allow_nan=False)
 
 
+@pytest.mark.cheap
 def test_15_a_role_with_settings_of_its_own(postgres: Postgres) -> None:
     odd = {
         "client_encoding": "LATIN1",
@@ -268,6 +276,7 @@ def test_16_a_hundred_updates_a_second_on_one_row(fleet: Fleet, brain: Brain, ur
     assert len(own_rows(fleet, "16-")) < updates
 
 
+@pytest.mark.cheap
 def test_18_a_million_rows_elsewhere(fleet: Fleet, url: str) -> None:
     """Late by half a second per million, says docs/operations.md. Never wrong."""
     execute(url, "CREATE TABLE elsewhere (a int, b text)")
@@ -281,6 +290,7 @@ def test_18_a_million_rows_elsewhere(fleet: Fleet, url: str) -> None:
     agrees(fleet, url, "18-")
 
 
+@pytest.mark.cheap
 def test_18_two_phase_commit(fleet: Fleet, url: str) -> None:
     for name in ("kept", "left"):
         execute(

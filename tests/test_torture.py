@@ -31,6 +31,7 @@ def verdict(source: Path | None, seed: int, *, minutes: float, patience: float) 
     return done.returncode, done.stdout
 
 
+@pytest.mark.cheap
 def test_52_random_kills_of_client_server_and_database_and_all_converge() -> None:
     """The schedule is always the same, and what it meets never is. `make torture` makes a new one."""
     status, said = verdict(None, 2, minutes=1, patience=60)
@@ -75,11 +76,13 @@ def test_the_oracle_finds_nothing_wrong_with_a_copy(tmp_path: Path) -> None:
     assert status == 0, said
 
 
+@pytest.mark.cheap
 def test_a_seed_gives_a_schedule_and_another_seed_another() -> None:
     assert plan(7, 60) == plan(7, 60)
     assert plan(7, 60) != plan(8, 60)
 
 
+@pytest.mark.cheap
 @pytest.mark.parametrize("seed", range(20))
 def test_a_schedule_does_nothing_to_who_is_away_and_ends_in_peace(seed: int) -> None:
     until: dict[str, float] = {}
