@@ -28,13 +28,19 @@ def fresh(version: int = 18, **settings: str) -> Iterator[tuple[Postgres, str]]:
 
 @contextmanager
 def followed(
-    url: str, follows: str = "replication", *, clients: int = 3, growth: int = 48 << 20, **settings: Any
+    url: str,
+    follows: str = "replication",
+    *,
+    clients: int = 3,
+    growth: int = 48 << 20,
+    anew: bool = False,
+    **settings: Any,
 ) -> Iterator[tuple[Brain, Fleet]]:
     """A Brain, and clients of it who stay to the end, when nothing is left behind."""
     with (
         served(database_url=url, follows=follows, **settings) as brain,
         sound(brain, growth),
-        Fleet(brain, clients) as fleet,
+        Fleet(brain, clients, anew=anew) as fleet,
     ):
         yield brain, fleet
 

@@ -5,7 +5,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -13,38 +13,61 @@ from typing import Any, Self, TypeAlias
 
 import psycopg
 
+from brain.hub import COME_BACK, COME_BACK_REASON
 from served import Brain
 from wire import CLOSE, PING, TEXT, baseline, memory, request, settled
 
 State: TypeAlias = dict[str, dict[str, Any]]
 """Run id → `data` of the last message about it."""
 
+AGAIN = COME_BACK.to_bytes(2) + COME_BACK_REASON.encode()
+
 FIELDS = "id, status, progress, task_id, agent, started_at, completed_at, error"
 
 
 class Fleet:
     """Clients that read all they are sent, in a thread of their own, and stay. What they were sent is looked at afterwards:
-    those who were sent the same bytes need be looked at once.
+    those who were sent the same bytes need be looked at once. `anew`: at the end each has been told, by 4410, to begin anew, and
+    has loaded GET /api/runs and come back.
     """
 
-    def __init__(self, brain: Brain, count: int = 5, query: str = "?snapshot=true") -> None:
+    def __init__(
+        self, brain: Brain, count: int = 5, query: str = "?snapshot=true", *, anew: bool = False
+    ) -> None:
+        self._brain = brain
+        self._anew = anew
+        self._loaded: dict[int, list[dict[str, Any]]] = {}
+        """What who began anew was answered by GET /api/runs."""
         self._sockets: list[socket.socket] = []
         self._taken: list[bytearray] = []
         self.ended: list[int] = []
         """Those whose connection has ended, by number."""
         self._selector = selectors.DefaultSelector()
         for number in range(count):
-            sock = socket.create_connection(("127.0.0.1", brain.port))
-            sock.sendall(request(f"/ws{query}"))
-            sock.setblocking(False)
-            self._sockets.append(sock)
+            self._sockets.append(self._connect(number, query))
             self._taken.append(bytearray())
-            self._selector.register(sock, selectors.EVENT_READ, number)
         self._going = True
         self._thread = threading.Thread(target=self._read, name="fleet")
         self._thread.start()
         self.until(lambda: all(b"\r\n\r\n" in taken for taken in self._taken), 20)
         assert all(taken.startswith(b"HTTP/1.1 101 ") for taken in self._taken), bytes(self._taken[0][:500])
+
+    def _connect(self, number: int, query: str) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self._brain.port))
+        sock.sendall(request(f"/ws{query}"))
+        sock.setblocking(False)
+        self._selector.register(sock, selectors.EVENT_READ, number)
+        return sock
+
+    def _begin_anew(self, number: int) -> None:
+        self._loaded[number], stamp, cursor = [], "", ""
+        while not stamp or cursor:
+            page = self._brain.get("/api/runs?limit=1000" + (f"&cursor={cursor}" if cursor else ""))[1]
+            self._loaded[number] += page["runs"]
+            stamp, cursor = stamp or page["timestamp"], page["next_cursor"]
+        self._taken[number] = bytearray()
+        self._sockets[number].close()
+        self._sockets[number] = self._connect(number, f"?since={stamp}")
 
     def _read(self) -> None:
         while self._going:
@@ -57,15 +80,19 @@ class Fleet:
                 if data:
                     self._taken[number] += data
                 else:
-                    self.ended.append(number)
                     self._selector.unregister(sock)
+                    if self._anew and AGAIN in self._taken[number][-128:]:
+                        self._begin_anew(number)
+                    else:
+                        self.ended.append(number)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._going = False
         self._thread.join(5)
+        assert error[0] is not None or len(self._loaded) == (len(self._taken) if self._anew else 0)
         for sock in self._sockets:
             sock.close()
         self._selector.close()
@@ -90,7 +117,10 @@ class Fleet:
         def everyone() -> bool:
             for number in list(left):
                 taken = self._taken[number]
-                if taken.find(needle, max(0, looked[number] - len(needle))) >= 0:
+                if len(taken) < looked[number]:  # it has begun anew
+                    looked[number] = 0
+                loaded = number in self._loaded and needle in json.dumps(self._loaded[number]).encode()
+                if loaded or taken.find(needle, max(0, looked[number] - len(needle))) >= 0:
                     left.discard(number)
                 looked[number] = len(taken)
             return not left
@@ -101,9 +131,9 @@ class Fleet:
         """All that this client was sent so far."""
         return list(_messages(bytes(self._taken[number])))
 
-    def state(self, taken: bytes) -> State:
-        """What a client knows who was sent this. Its clock never goes back, nor does a run of Load's."""
-        state: State = {}
+    def state(self, taken: bytes, loaded: Sequence[dict[str, Any]] = ()) -> State:
+        """What a client knows who has loaded and then was sent this. Its clock never goes back, nor does a run of Load's."""
+        state: State = {run["id"]: _timed(run) for run in loaded}
         last = ""
         for message in _messages(taken):
             assert _moment(message["timestamp"]) >= _moment(last or message["timestamp"])
@@ -118,12 +148,15 @@ class Fleet:
         until = time.monotonic() + seconds
         while True:
             wanted = truth(url)
-            states = [self.state(taken) for taken in {bytes(taken) for taken in self._taken}]
+            states = [
+                self.state(taken) for taken in {bytes(each) for each in self._taken if not self._loaded}
+            ]
+            states += [self.state(bytes(self._taken[i]), loaded) for i, loaded in list(self._loaded.items())]
             wrong = [
                 (i, state.get(i), row) for state in states for i, row in wanted.items() if state.get(i) != row
             ]
             assert not self.ended, f"clients {self.ended} have lost their connection"
-            if not wrong:
+            if not wrong and len(self._loaded) in (0, len(self._taken)):
                 return
             assert time.monotonic() < until, (
                 f"{len(wrong)} states differ from SELECT, for example {wrong[:3]}"
@@ -150,10 +183,15 @@ def _messages(taken: bytes) -> Iterator[dict[str, Any]]:
 @lru_cache(200_000)
 def _decoded(payload: bytes) -> dict[str, Any]:
     message: dict[str, Any] = json.loads(payload)
-    for field in ("started_at", "completed_at"):
-        if field in message["data"]:
-            message["data"][field] = _moment(message["data"][field])
+    message["data"] = _timed(message["data"])
     return message
+
+
+def _timed(run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _moment(value) if name in ("started_at", "completed_at") else value
+        for name, value in run.items()
+    }
 
 
 @lru_cache(10_000)

@@ -179,7 +179,10 @@ def test_17_silent_without_an_error(version: int) -> None:
             url,
             *(server.url(server.create_database(TEMPLATE, ROLE), ROLE) for _ in range(1, len(changes))),
         ]
-        brains = [stack.enter_context(followed(each)) for each in urls]
+        brains = [
+            stack.enter_context(followed(each, anew="made again" in name))
+            for each, name in zip(urls, changes, strict=True)
+        ]
         for (_, fleet), each, (name, change) in zip(brains, urls, changes.items(), strict=True):
             told(fleet, each, "before")
             execute(each, change)
@@ -220,7 +223,7 @@ def test_18_a_standby() -> None:
         try:
             standby.start()
             there = url.replace(str(server.port), str(standby.port))
-            with followed(there, "poll") as (brain, fleet):
+            with followed(there, "poll", anew=True) as (brain, fleet):
                 why(brain, "read replica", "primary")
                 with Load(url, 200):
                     told(fleet, url, "by way of the primary")
@@ -282,7 +285,7 @@ async def refused(brain: Brain, since: str) -> bool:
 
 @aside
 def test_19_restored_from_a_backup() -> None:
-    with fresh() as (server, url), followed(url) as (brain, fleet):
+    with fresh() as (server, url), followed(url, anew=True) as (brain, fleet):
         told(fleet, url, "in the backup")
         execute(url, "INSERT INTO runs SELECT i, 'running' FROM generate_series(1, 50) i")
         fleet.check(url)
@@ -318,7 +321,7 @@ def test_19_failed_over_to_a_standby() -> None:
         try:
             standby.start()
             both = url.replace(f":{server.port}/", f":{server.port},127.0.0.1:{standby.port}/")
-            with followed(f"{both}?target_session_attrs=read-write") as (brain, fleet):
+            with followed(f"{both}?target_session_attrs=read-write", anew=True) as (brain, fleet):
                 told(fleet, url, "before")
                 stamp = fleet.messages()[-1]["timestamp"]
                 there = url.replace(str(server.port), str(standby.port))
