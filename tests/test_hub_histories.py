@@ -1097,8 +1097,8 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         BOARD,
         (
             (
-                "return run != known[RUN] and (unless_after is None or known[SEQ] <= unless_after)",
-                "return run != known[RUN]",
+                "return news and (unless_after is None or known[SEQ] <= unless_after)",
+                "return news",
             ),
         ),
     ),
