@@ -93,7 +93,7 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             assert took < 8  # 5 s on an idle machine
             assert {farewell(member) for member in (*healthy.members, *quiet.members)} == {1012}
             assert control.farewell() == 1012
-            assert max(told) - min(told) > 0.4, "they do not all come back in one moment"
+            # That they are told one hundred after another is seen in test_server.py, where nothing else keeps Brain busy.
         assert "Traceback" not in brain.log(), brain.log()
         server = next(tmp_path.glob(".brain/**/postmaster.pid"), None)
         assert server is None, "the embedded PostgreSQL was stopped"
