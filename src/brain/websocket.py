@@ -52,6 +52,9 @@ MOST_UNHEARD = 64 * 1024
 read 10 GB in 8 s to throw it away, and new clients waited for 0.1 s.
 """
 
+LAST_LOOK = 0.25
+"""Seconds that such a client has to read why. A reset may overtake what it was told."""
+
 GRACE = 3.0
 """Seconds that a closing connection may take to flush and to say goodbye."""
 
@@ -209,6 +212,9 @@ class Connection(Client, asyncio.Protocol):
             self._unheard += len(data)
             if self._unheard > MOST_UNHEARD and not self._transport.is_closing():
                 self._transport.pause_reading()  # nothing matters now but the end, and that is not to come
+                assert self._deadline is not None
+                self._deadline.cancel()
+                self._deadline = self._all.loop.call_later(LAST_LOOK, self._transport.abort)
             return
         try:
             self._parse(data)
