@@ -15,6 +15,7 @@ import pytest
 from websockets.sync.client import connect
 
 from conftest import ROLE
+from issuer import SECRET, token
 from postgres import Postgres, execute
 from served import BRAIN, Brain, served
 
@@ -261,6 +262,17 @@ def test_watch_comes_back(database: str) -> None:
             said = interrupt(watching)
     assert said.count("is away; trying again") == 1
     assert said.count("and back") == 1
+
+
+def test_watch_shows_the_token_of_the_environment(database: str) -> None:
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
+        url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
+        assert "ended with 4401" in run("watch", url, code=2)
+        assert "refuses with 401: the token is not valid" in run("watch", url, code=2, token="hunter2")
+        said = run("watch", url, code=2, token=token(exp=time.time() + 3))
+        assert json.loads(said.splitlines()[0])["data"]["id"] == "for-bearers"
+        assert "ended with 4401: the token has expired" in said
 
 
 def test_watch_says_why_it_is_refused(embedded: Brain) -> None:

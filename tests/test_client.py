@@ -18,6 +18,7 @@ from brain.client import Away, Connected, Event, Message, WatchError, watch
 from brain.messages import RunData  # noqa: TC001 - beside the rest of what is imported
 from conftest import ROLE, TEMPLATE
 from faulty import Proxy, answer, closing
+from issuer import SECRET, token
 from postgres import Postgres, execute
 from served import Brain, served
 
@@ -36,6 +37,14 @@ def database(postgres: Postgres) -> Iterator[str]:
 def brain(database: str) -> Iterator[Brain]:
     with served(database_url=database) as brain:
         yield brain
+
+
+@pytest.fixture(scope="module")
+def guarded(database: str) -> Iterator[Brain]:
+    """It asks for tokens."""
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        yield brain
+        assert "eyJ" not in brain.log()
 
 
 class Watching:
@@ -409,3 +418,70 @@ def test_the_codes_are_those_of_the_docs() -> None:
         final = client.is_final_status(code) if code < 1000 else client.is_final_code(code)
         assert final != comes_back, code
     assert client.BEGIN_ANEW == hub.COME_BACK
+
+
+# Tokens.
+
+
+async def test_a_token_that_is_a_text_is_good_until_it_expires(guarded: Brain, database: str) -> None:
+    execute(database, "INSERT INTO runs (id) VALUES ('shown')")
+    async with Watching(guarded.url(), snapshot=True, run_id="shown", token=token(exp=time.time() + 2)) as w:
+        await w.told("shown", "queued")
+        with pytest.raises(WatchError, match="ended with 4401: the token has expired") as caught:
+            await asyncio.wait_for(w.task, 5)
+    assert caught.value.code == 4401
+    assert not w.of(Away)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (None, 4401),
+        ("nonsense", 401),
+        (token("another secret, as long as the other one"), 401),
+        (token(exp=time.time() - 9), 401),
+        (token(scope="write", exp=time.time() + 3600), 403),
+    ],
+)
+async def test_a_token_that_was_never_good_ends_it(guarded: Brain, given: str | None, code: int) -> None:
+    async def again() -> str:
+        return str(given)
+
+    for way in (given, again) if given else (None,):
+        async with Watching(guarded.url(), token=way) as w:
+            with pytest.raises(WatchError) as caught:
+                await asyncio.wait_for(w.task, 8)
+        assert not w.of(Away)
+        assert caught.value.code == code
+        assert given is None or given not in str(caught.value)
+
+
+async def test_a_function_is_asked_for_another_when_one_has_expired(guarded: Brain, database: str) -> None:
+    given: list[str] = []
+
+    async def fresh() -> str:
+        match len(given):
+            case 1:
+                given.append(given[0])  # a cache whose clock is late
+            case 2:
+                given.append("")
+                raise OSError("who issues them is away")
+            case _:
+                given.append(token(exp=time.time() + (2 if not given else 60)))
+        return given[-1]
+
+    execute(database, "INSERT INTO runs (id) VALUES ('renewed')")
+    async with Watching(
+        guarded.url(),
+        snapshot=True,
+        run_id="renewed",
+        token=fresh,
+        additional_headers={"X-Request-Id": "mine"},
+    ) as w:
+        await w.told("renewed", "queued")
+        await w.until(lambda: w.of(Away))
+        execute(database, "UPDATE runs SET status = 'running' WHERE id = 'renewed'")
+        await w.told("renewed", "running")
+        assert w.of(Connected) == [Connected(anew=True), Connected(anew=False)], "nothing was void"
+        assert w.of(Away) == [Away("closed with 4401: the token has expired")]
+    assert len(given) == 4

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ import pytest
 
 from conftest import ROLE, TEMPLATE
 from faulty import Proxy, answer, closing
+from issuer import SECRET, token
 from postgres import Postgres, execute
 from served import Brain, served
 
@@ -28,13 +29,14 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 PAGE = """
 import { watch } from './client.mjs';
-const runs = new Map();
+const runs = new Map(), tokens = TOKENS;
 const say = (kind, more) => tell({ kind, ...more, runs: [...runs.values()].map(run => [run.id, run.status]) });
 watch(URL_OF_BRAIN, {
   message: message => { runs.set(message.data.id, message.data); say('message', { message }); },
   connected: anew => { if (anew) runs.clear(); say('connected', { anew }); },
   away: () => say('away', {}),
   ended: (code, why) => say('ended', { code, why }),
+  token: tokens.length ? async () => tokens.length > 1 ? tokens.shift() : tokens[0] : undefined,
 }, DEADLINE);
 """
 
@@ -76,6 +78,13 @@ def brain(database: str) -> Iterator[Brain]:
         yield brain
 
 
+@pytest.fixture(scope="module")
+def guarded(database: str) -> Iterator[Brain]:
+    """It asks for tokens."""
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        yield brain
+
+
 class Page:
     """What a page that watches has said so far."""
 
@@ -101,11 +110,14 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def in_node(folder: Path, url: str, deadline: int = 40_000) -> AsyncIterator[Page]:
+async def in_node(
+    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str] = ()
+) -> AsyncIterator[Page]:
+    """The last of the tokens is given for ever."""
     page = Page()
     (folder / "client.mjs").write_text(code())
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
-    (folder / "page.mjs").write_text(filled(url, deadline) + tell)
+    (folder / "page.mjs").write_text(filled(url, deadline, tokens) + tell)
     command = node()
     assert command, "Node 20 or newer"
     process = await asyncio.create_subprocess_exec(
@@ -128,12 +140,13 @@ async def in_node(folder: Path, url: str, deadline: int = 40_000) -> AsyncIterat
         await listening
 
 
-def filled(url: str, deadline: int) -> str:
-    return PAGE.replace("URL_OF_BRAIN", json.dumps(url)).replace("DEADLINE", str(deadline))
+def filled(url: str, deadline: int, tokens: Sequence[str]) -> str:
+    page = PAGE.replace("URL_OF_BRAIN", json.dumps(url)).replace("DEADLINE", str(deadline))
+    return page.replace("TOKENS", json.dumps(tokens))
 
 
 @contextlib.contextmanager
-def in_browser(folder: Path, url: str, deadline: int = 40_000) -> Iterator[Page]:
+def in_browser(folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str] = ()) -> Iterator[Page]:
     """A page of a server of its own, as that of a front end's developer."""
     page = Page()
     # One after the other, or they overtake each other.
@@ -142,7 +155,7 @@ def in_browser(folder: Path, url: str, deadline: int = 40_000) -> Iterator[Page]
         "const tell = (event, body = JSON.stringify(event)) => "
         "{ told = told.then(() => fetch('/', { method: 'POST', body })); };\n"
     )
-    script = f"<!doctype html><script type=module>{filled(url, deadline)}{tell}</script>"
+    script = f"<!doctype html><script type=module>{filled(url, deadline, tokens)}{tell}</script>"
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -294,6 +307,41 @@ async def test_a_server_that_refuses_is_not_hammered(brain: Brain, tmp_path: Pat
             assert 2 <= len(proxy.came) <= 15
             proxy.answers.clear()
             await page.until(page.connections)
+
+
+@needs_node
+async def test_it_sends_a_token_first_and_another_when_that_has_expired(
+    guarded: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "INSERT INTO runs (id) VALUES ('bearer')")
+    soon, late = token(exp=time.time() + 2.5), token()
+    url = guarded.url("?snapshot=true&run_id=bearer")
+    async with in_node(tmp_path, url, tokens=[soon, soon, late]) as page:
+        await page.holds(bearer="queued")
+        await page.until(lambda: page.of("away"))
+        execute(database, "UPDATE runs SET status = 'running' WHERE id = 'bearer'")
+        await page.holds(bearer="running")
+        assert page.connections() == [True, False], "nothing was void"
+    async with in_node(tmp_path, guarded.url("?run_id=nobody"), tokens=[late]) as page:
+        await page.until(
+            page.connections, 2
+        )  # a token is followed by ping, which is answered when it has been found good
+    for wrong, code in ((soon, 4401), ("nonsense", 4401), (token(scope="write"), 4403)):
+        async with in_node(tmp_path, url, tokens=[wrong]) as page:
+            await page.until(lambda: page.of("ended"))
+            assert page.of("ended")[0]["code"] == code
+            assert not page.of("connected")
+
+
+@needs_browser
+async def test_in_a_real_browser_with_a_token(guarded: Brain, database: str, tmp_path: Path) -> None:
+    execute(database, "INSERT INTO runs (id) VALUES ('entitled')")
+    tokens = [token(exp=time.time() + 6), token(exp=time.time() + 3600)]
+    url = guarded.url("?snapshot=true&run_id=entitled")
+    with in_browser(tmp_path, url, tokens=tokens) as page:
+        await page.holds(entitled="queued")
+        await page.until(lambda: page.connections() == [True, False])
+        assert len(page.of("away")) == 1
 
 
 @needs_browser

@@ -152,6 +152,7 @@ def test_every_field_with_a_bound_has_a_rule_that_says_it() -> None:
         "BRAIN_DATA_DIR",  # any text is a folder
         "BRAIN_DATABASE_URL",
         "BRAIN_JWT_SECRET",
+        "BRAIN_TOKEN",
     }
 
 
@@ -243,6 +244,15 @@ def test_a_secret_for_tokens_is_long_and_is_never_said(monkeypatch: pytest.Monke
     both = refused(monkeypatch, BRAIN_JWT_JWKS="keys.json")
     assert "leave one of them unset" in both
     assert "hunter2" not in both
+
+
+@pytest.mark.parametrize("broken", ["two hunter2", "hunter2\r\nHost: there", "hunter2é"])
+def test_a_token_is_one_word_and_is_never_said(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    assert refused(monkeypatch, BRAIN_TOKEN=broken) == "BRAIN_TOKEN: a token is one word of ASCII"
+    settings = load(monkeypatch, BRAIN_TOKEN="hunter2\n")
+    assert settings.token is not None
+    assert settings.token.get_secret_value() == "hunter2"
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
 
 
 def test_a_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from brain.subscription import Subscription
 from brain.tokens import Grant, TokenError, Tokens
-from brain.websocket import Connection, Connections, Message
+from brain.websocket import ANSWER, HELLO, Connection, Connections, Message
 
 FIRST_WITHIN = 5.0
 """Seconds for the token, where it comes as the first message."""
@@ -29,7 +29,7 @@ def permitted(wish: Subscription, grant: Grant) -> Subscription:
 
 
 class TokenConnection(Connection):
-    __slots__ = ("_grant", "_task", "_timer", "_tokens", "_wish")
+    __slots__ = ("_asked", "_grant", "_task", "_timer", "_tokens", "_wish")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class TokenConnection(Connection):
         self._tokens = tokens
         self._grant = grant
         self._task: asyncio.Task[None] | None = None
+        self._asked = False
+        """It has said "ping" behind its token, and wants to know that it is in."""
         self._timer: asyncio.TimerHandle | None = None
         self._wish = Subscription()
 
@@ -68,6 +70,8 @@ class TokenConnection(Connection):
         elif self._task is None:
             token = message.data.decode() if message.text else ""
             self._task = self._all.loop.create_task(self._check(token), name="token")
+        elif message.text and message.data == HELLO:
+            self._asked = True
 
     async def _check(self, token: str) -> None:
         try:
@@ -85,6 +89,8 @@ class TokenConnection(Connection):
         self._grant = grant
         self._cancel()
         self._admit(grant, full=self.paused)
+        if self._asked and not self.paused:
+            self.write(ANSWER)
 
     def _admit(self, grant: Grant, *, full: bool) -> None:
         super().start(self._wish, full=full)

@@ -141,17 +141,19 @@ def watch(
     url: Annotated[str | None, typer.Argument(help="ws://HOST:PORT/ws, with a filter if you like.")] = None,
     snapshot: Annotated[bool, typer.Option(help="First, what is queued and running now.")] = False,
 ) -> None:
-    """Print every message, one per line, and come back after any drop."""
-    target = url or f"ws://localhost:{_settings().port}/ws"
+    """Print every message, one per line, and come back after any drop. A Brain that asks for tokens is shown BRAIN_TOKEN."""
+    settings = _settings()
+    target = url or f"ws://localhost:{settings.port}/ws"
+    token = settings.token.get_secret_value() if settings.token else None
     try:
-        _run(_watch(target, snapshot=snapshot))
+        _run(_watch(target, snapshot=snapshot, token=token))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-async def _watch(url: str, *, snapshot: bool) -> None:
+async def _watch(url: str, *, snapshot: bool, token: str | None) -> None:
     away = begun = False
-    async for event in client.watch(url, snapshot=snapshot):
+    async for event in client.watch(url, snapshot=snapshot, token=token):
         match event:
             case client.Message(text=text):
                 print(text, flush=True)

@@ -16,7 +16,7 @@ docs/client.md shows the same in a browser, docs/protocol.md what both rely on.
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.datastructures import Headers, HeadersLike
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from brain.messages import RunData, Status, Type, WSMessage, iso, micros
@@ -45,6 +46,9 @@ BEGIN_ANEW = 4410
 
 FINAL_CODES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 """Close codes that would come again, with 4400 to 4499 but BEGIN_ANEW: a bug of this client's, or no right to be here."""
+
+UNAUTHORISED = frozenset({401, 4401})
+"""HTTP status and close code: the token was not valid, or is not any more."""
 
 PASSING_STATUSES = frozenset({408, 425, 429})
 FINAL_STATUSES = frozenset({501, 505})
@@ -107,12 +111,16 @@ async def watch(
     task_id: str | Iterable[str] = (),
     agent: str | Iterable[str] = (),
     status: Status | Iterable[Status] = (),
+    token: str | Callable[[], Awaitable[str]] | None = None,
     deadline: float = 40.0,
+    additional_headers: HeadersLike | None = None,
     **options: Any,
 ) -> AsyncGenerator[Event]:
     """Watch until you stop iterating, or to come back would be in vain: then WatchError is raised.
 
     `url` may have a query of its own. `since` is the timestamp of the last message seen, where a former watch ended.
+    `token` is for a Brain that asks for one. A text is good until it expires. A function is asked for one before each connection, so
+    the watch goes on when one has expired; where it cannot have one now, it raises OSError.
     A connection on which for `deadline` seconds nothing came, not even an answer to a ping, is taken for dead. `options` go to
     `websockets.asyncio.client.connect`: `ssl`, `additional_headers`, `proxy`. Use contextlib.aclosing() around it if the
     connection must be closed by the time when you go on.
@@ -126,18 +134,26 @@ async def watch(
         [("snapshot", "true" if snapshot else given["snapshot"])] if snapshot or "snapshot" in given else []
     )
     resume = iso(micros(since)) if since is not None else given.get("since")
-    failures, told = 0, True
+    failures, told, renewed = 0, True, False
     while True:
         anew = resume is None
         wish = beginning if resume is None else [("since", resume)]
         opened, at_least = None, 0.0
         try:
-            socket = await connect(f"{address}?{urlencode(query + wish)}", **(OPTIONS | options))
+            headers = Headers(additional_headers or ())
+            if token is not None:
+                headers["Authorization"] = f"Bearer {await token() if callable(token) else token}"
+            socket = await connect(
+                f"{address}?{urlencode(query + wish)}",
+                additional_headers=headers,
+                **(OPTIONS | options),
+            )
             try:
                 opened = loop.time()
                 # The upgrade alone promises nothing: a `since` that cannot be answered is refused behind it.
                 text = await _hear(socket, 0, deadline)
                 told = True
+                renewed = callable(token)  # it gave one that was good, and will again
                 # From now on something may be missed: without a message to resume from, only the current state will do.
                 beginning = CURRENT
                 yield Connected(anew)
@@ -153,7 +169,7 @@ async def watch(
                 )  # its own context manager would take the end of an iteration for an error, and say 1011
         except ConnectionClosed as closed:
             code, said = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, str(closed))
-            if is_final_code(code):
+            if is_final_code(code) and not (renewed and code in UNAUTHORISED):
                 raise WatchError(f"{url} ended with {code}: {said}", code) from closed
             reason = f"closed with {code}: {said}" if closed.rcvd else "the connection broke"
             if code == BEGIN_ANEW:
@@ -162,7 +178,7 @@ async def watch(
                     continue
         except InvalidStatus as refused:
             code, said = refused.response.status_code, _said(refused.response.body)
-            if is_final_status(code):
+            if is_final_status(code) and not (renewed and code in UNAUTHORISED):
                 raise WatchError(f"{url} refuses with {code}: {said}", code) from refused
             reason = f"refused with {code}: {said}"
             at_least = _retry_after(refused.response.headers.get("Retry-After", ""))

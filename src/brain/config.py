@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 PREFIX = "BRAIN_"
-UNSAID = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET")
+UNSAID = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
 """Their values are never said."""
 
 
@@ -98,6 +98,13 @@ def _jwt_secret(text: str) -> SecretStr:
         raise ValueError(
             f"a secret has {SHORTEST_SECRET} bytes or more (RFC 7518, 3.2): openssl rand -base64 32 makes one"
         )
+    return SecretStr(text)
+
+
+def _token(text: str) -> SecretStr:
+    text = text.strip()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a token is one word of ASCII")
     return SecretStr(text)
 
 
@@ -239,6 +246,9 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = _setting(
         None, "What the claim `iss` of a token has to be. Unset: anything.", unit="text"
     )
+    token: Annotated[SecretStr | None, _from_text(_token)] = _setting(
+        None, "What `brain watch` shows to a Brain that asks for tokens.", unit="secret"
+    )
     max_text: int = _setting(
         8192,
         "The longest error, agent or task_id that is sent; a longer one is cut, and marked as cut.",
@@ -370,7 +380,7 @@ def _said(fault: ErrorDetails) -> str:
     extra = variables()[variable].json_schema_extra
     assert isinstance(extra, dict)
     rule = fault["ctx"]["error"] if fault["type"] == "value_error" else extra["rule"]
-    if variable == "BRAIN_JWT_SECRET":
+    if variable in ("BRAIN_JWT_SECRET", "BRAIN_TOKEN"):
         return f"{variable}: {rule}"
     if variable in UNSAID:
         own = os.environ.get(variable) or not os.environ.get("DATABASE_URL")
