@@ -50,7 +50,7 @@ conformance: $(VENV)/dev.done
 	$(BIN)/python tests/conformance/autobahn.py .autobahn
 
 # Each program stands alone: python -m benchmarks.NAME. What this machine cannot build is skipped, and said.
-BENCHMARKS ?= fanout latency connections writers ingest growth pauses polling stalled
+BENCHMARKS ?= fanout latency connections writers ingest growth pauses polling stalled silent
 
 bench: $(VENV)/dev.done
 	@$(BIN)/python -m benchmarks.peers

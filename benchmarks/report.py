@@ -31,6 +31,7 @@ ORDER = (
     "pauses",
     "polling",
     "stalled",
+    "silent",
 )
 
 Node: TypeAlias = dict[str, Any]
