@@ -62,6 +62,7 @@ def guided(law: str, seconds: int) -> None:
     for number, data in enumerate(seeds(law)):
         (folder / f"seed-{number}").write_bytes(data)
     kept = laws.CORPUS / law
+    kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer wants one
     limits = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES[law]}", f"-artifact_prefix={kept}/"]
     atheris.Setup([sys.argv[0], str(folder), str(kept), *limits, *OPTIONS], laws.LAWS[law])
     atheris.Fuzz()
