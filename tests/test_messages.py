@@ -64,6 +64,7 @@ def read(data: bytes) -> Frame:
 def test_body_says_what_the_model_says(run: Run) -> None:
     text = body(run)
     assert text.isascii()
+    assert text.isprintable()
     given_ = {name: value for name, value in zip(FIELDS, run, strict=True) if value is not None}
     assert json.loads(text) == given_
     model = RunData.model_validate_json(text)

@@ -79,7 +79,7 @@ class WSMessage(BaseModel):
 
 
 def body(run: Run) -> str:
-    """The `data` of a message, as JSON in ASCII: it needs no second look wherever it is embedded."""
+    """The `data` of a message, as JSON in printable ASCII."""
     run_id, status, progress, task_id, agent, started_at, completed_at, error = run
     text = f'{{"id":{quoted(run_id)},"status":"{status}"'
     if progress is not None:
