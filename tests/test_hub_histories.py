@@ -1050,8 +1050,8 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         BOARD,
         (
             (
-                "        if now[0] not in ACTIVE:\n            self._unfinished.discard(run[0])\n            self._done.append(entry)\n        elif",
-                "        self._done.append(entry)\n        if now[0] not in ACTIVE:\n            self._unfinished.discard(run[0])\n        elif",
+                "            self._unfinished.add(run[0])\n            self._done.pop(run[0], None)\n",
+                "            self._unfinished.add(run[0])\n            self._done[run[0]] = None\n",
             ),
         ),
     ),

@@ -12,7 +12,7 @@ Entries are flat tuples of atoms and of such tuples, which Python's collector st
 """
 
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Final, TypeAlias, assert_never
 
@@ -83,8 +83,8 @@ class Board:
         self._times: list[Micros] = []
         self._cursor = 0
         """Where the log is compacted next."""
-        self._done: deque[Entry] = deque()
-        """Finished runs in the order of their change; like the log, with stale ones in between."""
+        self._done: OrderedDict[str, None] = OrderedDict()
+        """The ids of finished runs, in the order of their last change."""
         self._unfinished: set[str] = set()
         self._deleted: dict[str, int] = {}
         """Run id → the board's seq at its delete, and `_emptied` for all others: see `_is_news`."""
@@ -135,11 +135,8 @@ class Board:
             case _:
                 assert_never(event)
         self._evict()
-        most = 2 * len(self._runs) + 1024
-        if len(self._log) > most:
+        if len(self._log) > 2 * len(self._runs) + 1024:
             self._compact()
-        if len(self._done) > most:
-            self._done = deque(entry for entry in self._done if self._runs.get(entry[RUN][ID]) is entry)
         return pushes
 
     def _advance(self, at: Micros) -> None:
@@ -245,9 +242,11 @@ class Board:
         self._times.append(time)
         if now[0] not in ACTIVE:
             self._unfinished.discard(run[0])
-            self._done.append(entry)
+            self._done[run[0]] = None
+            self._done.move_to_end(run[0])
         elif not steady:
             self._unfinished.add(run[0])
+            self._done.pop(run[0], None)
         return entry, both, steady
 
     def _forget(self, entry: Entry | None) -> None:
@@ -255,14 +254,14 @@ class Board:
             run_id = entry[RUN][0]
             del self._runs[run_id]
             self._unfinished.discard(run_id)
+            self._done.pop(run_id, None)
             self.size -= _cost(entry)
 
     def _evict(self) -> None:
         while self.size > self._memory and self._done:
-            entry = self._done.popleft()
-            if self._runs.get(entry[RUN][0]) is entry:
-                self._forget(entry)
-                self.floor, self.floor_time = max(self.floor, entry[SEQ]), max(self.floor_time, entry[TIME])
+            entry = self._runs[next(iter(self._done))]
+            self._forget(entry)
+            self.floor, self.floor_time = max(self.floor, entry[SEQ]), max(self.floor_time, entry[TIME])
 
     def _compact(self) -> None:
         """Take the stale ones out of the next window. Of 100 000 runs, all at once held the loop for 80 to 140 ms; to look for each
