@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -121,13 +120,6 @@ async def test_the_service_starts_on_5221(product: Brain) -> None:
     assert product.get("/healthz") == (200, {"status": "alive"})
     status, ready = product.get("/readyz")
     assert (status, ready["source"]) == (200, "replication")
-
-
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-def test_a_probe_may_ask_for_the_head_alone(product: Brain, path: str) -> None:
-    asked = urllib.request.Request(f"http://127.0.0.1:{product.port}{path}", method="HEAD")
-    with urllib.request.urlopen(asked, timeout=10) as answer:
-        assert (answer.status, answer.read()) == (200, b"")
 
 
 @pytest.mark.contract

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +130,10 @@ def _refused(brain: Brain) -> dict[str, float]:
         r'^brain_refused_total\{reason="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
     )
     return {rule: float(count) for rule, count in found}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_a_probe_may_ask_for_the_head_alone(brain: Brain, path: str) -> None:
+    asked = urllib.request.Request(f"http://127.0.0.1:{brain.port}{path}", method="HEAD")
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        assert (answer.status, answer.read()) == (200, b"")

@@ -242,13 +242,12 @@ class Witness(asyncio.Protocol):
     def cut(self, how: str, away: float) -> None:
         """Lose the connection: by RST, by FIN, or by a close frame."""
         self._away = away
-        if self._transport is None:
-            return
+        if self._transport is None or self._transport.is_closing():
+            return  # the other side was first
         match how:
             case "rst":
                 sock = self._transport.get_extra_info("socket")
-                if sock is not None:  # it may be closing already
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._transport.abort()
             case "fin":
                 self._transport.close()
