@@ -145,6 +145,14 @@ async def test_audience_and_issuer_count_where_they_are_configured() -> None:
         await refused(checked, token(**claims))
 
 
+@pytest.mark.parametrize("claim", ["agent", "task_id"])
+@pytest.mark.parametrize("text", ["a\ud800", "\0", "a\0"])
+async def test_a_claim_that_no_run_can_have(claim: str, text: str) -> None:
+    claims: tuple[dict[str, Any], ...] = ({claim: text}, {claim: ["a", text]})
+    for each in claims:
+        await refused(tokens(), token(**each))
+
+
 async def test_a_clock_may_be_a_little_ahead() -> None:
     await tokens().check(token(iat=time.time() + 5, nbf=time.time() + 5))
 
