@@ -23,11 +23,11 @@ def idle(suite: Suite, name: str, clients: int) -> dict[str, Any]:
     with Server(peer, suite.url, cores=SERVER_CORE) as server:
         with Load(Options(server.port, peer.path, 10, hello=peer.hello), cores=OTHER_CORES):
             pass
-        time.sleep(1.0)
+        time.sleep(1.0)  # those ten are gone, and what they left is freed
         before, used = machine.rss_bytes(server.pid), machine.cpu_seconds(server.pid)
         with Load(Options(server.port, peer.path, clients, hello=peer.hello), cores=OTHER_CORES) as load:
             cpu = machine.cpu_seconds(server.pid) - used
-            time.sleep(1.0)
+            time.sleep(1.0)  # what the last of them left is freed
             connected = load.connected
             return {
                 "clients": connected["clients"],

@@ -68,15 +68,15 @@ def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, f
     ):
         changes.start(min(count, 200), rate)
         changes.finish(60.0)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the last flush is over
         came(sockets)
         pid = brain.process.pid
         idle = machine.cpu_seconds(pid)
-        time.sleep(seconds)
+        time.sleep(seconds)  # measured: what the clients cost when nothing changes
         began, merged = machine.cpu_seconds(pid), brain.metric("brain_changes_conflated_total")
         changes.start(count, rate)
         changes.finish(60.0 + seconds)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the last flush is over
         used = machine.cpu_seconds(pid) - began
         return {
             "cpu_us_per_change": (used - (began - idle)) / count * 1e6,

@@ -120,7 +120,7 @@ def quiet(load: Load, seconds: float = 0.5) -> int:
     """Wait until nothing has come to its clients for so long. Returns the messages that came since its last reset."""
     last, since = -1, time.monotonic()
     while time.monotonic() - since < seconds:
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks
         delivered: int = load.ask("progress")["delivered"]
         if delivered != last:
             last, since = delivered, time.monotonic()

@@ -35,7 +35,7 @@ def storm(url: str, runs: int, clients: int, seconds: float) -> dict[str, float]
                     changes.start(round(RATE * seconds), RATE)
                     changes.finish(seconds + 60)
                 load.ask("again")
-            time.sleep(1.0)
+            time.sleep(1.0)  # rounds that the last connections cause are over
             lines = Path(file.name).read_bytes()[begun:].decode().splitlines()
     rounds = [(int(g), float(wall), float(cpu)) for g, wall, cpu in map(str.split, lines)]
     oldest = [cpu for generation, _, cpu in rounds if generation == 2]

@@ -53,7 +53,7 @@ def poll(server: Postgres, brain: Brain, load: Load, changes: Changes, seconds: 
     changes.start(count, RATE)
     changes.finish(seconds + 30)
     after, took = spent(server, brain), time.monotonic() - began
-    time.sleep(2.0)
+    time.sleep(2.0)  # two polls: the last change has come
     latency = load.ask("count")["latency"]
     own, postgres = ((b - a) / took for a, b in zip(before, after, strict=True))
     return {

@@ -80,7 +80,7 @@ def hold(url: str, count: int, seconds: float) -> dict[str, float]:
         finally:
             process.kill()
             process.join()
-        time.sleep(10.0)
+        time.sleep(10.0)  # as the docstring says: Brain has let all go, and given back
         after = machine.rss_bytes(pid)
         return {
             "clients": float(len(found)),

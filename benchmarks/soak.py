@@ -73,7 +73,7 @@ def gone(brain: Brain, stay: int) -> float:
     """Wait until only those are there who stay. Returns how many connections there are."""
     until = time.monotonic() + 10
     while (left := brain.metric("brain_connections") - 1) > stay and time.monotonic() < until:
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks
     return left
 
 

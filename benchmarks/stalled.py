@@ -53,7 +53,7 @@ class Writer(threading.Thread):
                 assert result.command_tuples == STEP, result.error_message
                 self.made += STEP
                 self.late = time.monotonic() - began - self.made / RATE
-                time.sleep(max(0.0, -self.late))
+                time.sleep(max(0.0, -self.late))  # until the next is due
 
     def stop(self) -> None:
         self._going = False
@@ -73,7 +73,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while self._going:
             if self.stalled.is_set() or not self.read():
-                time.sleep(0.02)
+                time.sleep(0.02)  # nothing to read, or it is not to read
 
     def stop(self) -> None:
         self._going = False
@@ -121,15 +121,15 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
         while_stalled = sampled(seconds)
         lagging = brain.get("/readyz")[1]["lagging"]
         reader.stalled.clear()
-        time.sleep(1.0)
+        time.sleep(1.0)  # it reads on while changes still come
         writer.stop()
         due = writer.made * (clients - stalled)
         until = time.monotonic() + 30
         while load.ask("progress")["delivered"] < due and time.monotonic() < until:
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two looks
         while brain.get("/readyz")[1]["lagging"] and time.monotonic() < until:
-            time.sleep(0.1)
-        time.sleep(1.0)
+            time.sleep(0.1)  # between two looks
+        time.sleep(1.0)  # what was written last is read
         reader.stop()
         counted = load.ask("count")
         with psycopg.connect(url) as connection:
@@ -160,7 +160,7 @@ def _highest(pid: int, seconds: float) -> int:
     until, highest = time.monotonic() + seconds, 0
     while time.monotonic() < until:
         highest = max(highest, machine.rss_bytes(pid))
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two samples
     return highest
 
 

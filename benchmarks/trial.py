@@ -112,7 +112,7 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
     behind = False
     so_far, grew = 0, began
     while True:
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two looks
         now = time.monotonic()
         progress = load.ask("progress")
         if progress["delivered"] > so_far:

@@ -106,7 +106,7 @@ def _brain(flush_interval: float | None = None) -> Peer:
 
 
 def _run(command: list[str], **options: object) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload] - cwd and env, as they are
     if done.returncode:
         print(done.stderr or done.stdout, file=sys.stderr)
         last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
@@ -181,7 +181,7 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"{peer.name} did not start:\n{self.log()[-2000:]}")
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks
 
     def log(self) -> str:
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")

@@ -17,31 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from brain.messages import (
-    ID,
-    RunData,
-    Status,
-    WSMessage,
-    body,
-    iso,
-    parse_time,
-)
+from brain.messages import ID, RunData, Status, WSMessage, body, iso, parse_time, storable
 from brain.problems import MAX_BODY, Problem, ProblemDocument, documented, handle, problem_answer
 from brain.refusals import Refusals
 from brain.rows import ByFields, Runs
 from brain.tokens import BOUNDS, OPEN, Grant, TokenError, Tokens, bearer
 
 # What a request may say
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain NUL, which PostgreSQL cannot store")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must not contain half a surrogate pair, which is no character") from None
-    return text
 
 
 def _moment(text: str) -> str:
@@ -52,7 +34,7 @@ def _moment(text: str) -> str:
         raise ValueError(f"{text!r} lies outside the years 1 to 9999 in UTC") from None
 
 
-String = Annotated[str, AfterValidator(_storable)]
+String = Annotated[str, AfterValidator(storable)]
 RunId = Annotated[String, Field(min_length=1, max_length=1024)]
 Progress = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True, description="percent")]
 Moment = Annotated[
@@ -141,7 +123,7 @@ def _cursor(run_id: str) -> str:
 def _after(cursor: str) -> str:
     try:
         run_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
-        return _storable(run_id)
+        return storable(run_id)
     except ValueError:
         wrong = ("cursor", "is not one that a page gave: take next_cursor as it is")
         raise Problem(422, f"cursor {cursor[:100]!r} {wrong[1]}", wrong) from None

@@ -178,8 +178,8 @@ class Board:
     def _snapshot(self, event: Snapshot) -> list[Push]:
         self._advance(event.at)
         if event.new:
-            for entry in [entry for entry in self._runs.values() if entry[RUN][STATUS] not in ACTIVE]:
-                self._forget(entry)
+            for run_id in list(self._done):
+                self._forget(self._runs[run_id])
             self.floor, self.floor_time = self.seq, self.time
         pushes: list[Push] = []
         for run in event.rows:

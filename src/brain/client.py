@@ -122,7 +122,7 @@ async def watch(
     `token` is for a Brain that asks for one. A text is good until it expires. A function is asked for one before each connection, so
     the watch goes on when one has expired; where it cannot have one now, it raises OSError.
     A connection on which for `deadline` seconds nothing came, not even an answer to a ping, is taken for dead. `options` go to
-    `websockets.asyncio.client.connect`: `ssl`, `additional_headers`, `proxy`. Use contextlib.aclosing() around it if the
+    `websockets.asyncio.client.connect`: `ssl`, `proxy`. Use contextlib.aclosing() around it if the
     connection must be closed by the time when you go on.
     """
     loop = asyncio.get_running_loop()

@@ -446,9 +446,8 @@ class Hub:
                         if client.cohort is None:
                             continue
                         served += 1
-                        write = (
-                            client.write
-                        )  # a slot: as a method call, CPython would look it up the slow way
+                        # A slot: as a method call, CPython would look it up the slow way.
+                        write = client.write
                         try:
                             write(data)
                         except Exception as error:  # noqa: BLE001 - one client's failure must never end a sweep

@@ -78,6 +78,17 @@ class WSMessage(BaseModel):
     timestamp: Annotated[datetime, Field(description="when the change was committed; ISO 8601, UTC")]
 
 
+def storable(text: str) -> str:
+    """The text, if a run can hold it. Raises ValueError, with a sentence that lacks its subject."""
+    if "\0" in text:
+        raise ValueError("must not contain NUL, which PostgreSQL cannot store")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain half a surrogate pair, which is no character") from None
+    return text
+
+
 def body(run: Run) -> str:
     """The `data` of a message, as JSON in printable ASCII."""
     run_id, status, progress, task_id, agent, started_at, completed_at, error = run

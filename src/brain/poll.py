@@ -2,8 +2,8 @@
 
 `xmin` is the id of the transaction that wrote a row's version (PostgreSQL documentation, 5.6 "System Columns"). Ids have no
 order and no index, so the query is a sequential scan: about 45 ms per million rows. It runs only if
-something was committed at all since (an unchanged `pg_current_snapshot()` means that nothing was), and no sooner than 20
-times its own duration after the last.
+something was committed at all since (an unchanged `pg_current_snapshot()` means that nothing was), and no sooner than
+SHARE times its duration after the last.
 
 The horizon is the *xmin* of the last snapshot, the oldest transaction still open then: its xmax, a row's own visibility
 (subtransactions) or a comparison of the numbers (wraparound) each lose rows.
@@ -33,13 +33,14 @@ Xid = NewType("Xid", int)
 NOWHERE = LSN(0)
 PIECE = 1000
 SHARE = 20
-"""A scan is followed by a pause of so many times its duration: it takes 5 % of a core at the most."""
+"""A scan is followed by a pause of so many times its duration, or of what PAGE says it takes, if that is less."""
 
 PAUSE_MOST = 60.0
 """Seconds. A scan of three seconds may take more of a core than that, in a table that is that large."""
 
 PAGE = 2.8e-6
-"""Seconds of a core that a scan takes for 8 KiB of the table, at the most: 43 ms for a million rows of 126 bytes, which took 43 to 50."""
+"""Seconds that are reckoned for 8 KiB of the table, at the most: a million rows are read once a second so, for 7.6 % of a core
+(`python -m benchmarks.polling`), and not later on a busy machine, where a scan takes longer than it costs."""
 
 LOCKED = 15.0
 """Seconds that a poll waits for who has locked the table (ALTER TABLE, VACUUM FULL)."""

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal
 import jwt
 import structlog
 
+from brain.messages import storable
 from brain.subscription import MOST_CHARACTERS, MOST_VALUES
 
 log = structlog.get_logger()
@@ -213,11 +214,10 @@ def _values(name: str, value: object) -> frozenset[str]:
             401,
             f"the token's claim {name} holds 1 to {MOST_VALUES} texts of 1 to {MOST_CHARACTERS} characters",
         )
-    if any(each == "\0" or "\ud800" <= each <= "\udfff" for text in values for each in text):
-        raise TokenError(
-            401, f"the token's claim {name} holds NUL or half a surrogate pair, which no run can have"
-        )
-    return values
+    try:
+        return frozenset(map(storable, values))
+    except ValueError as error:
+        raise TokenError(401, f"the token's claim {name} {error}") from error
 
 
 class Secret:
