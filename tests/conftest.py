@@ -1,5 +1,6 @@
 """One PostgreSQL for the session, and for each test a fresh copy of a database that holds an empty table `runs`."""
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,9 @@ from psycopg import conninfo
 
 from brain.runs import Table, init_sql
 from postgres import VERSIONS, Postgres, available, execute, running
+
+# A shell's background job ignores SIGINT, and so would every program that it starts: tests that send one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEMPLATE = "brain_template"
 
