@@ -14,11 +14,13 @@ import psycopg
 import pytest
 import uvicorn
 
+from brain import turns
 from brain.api import create_api
 from brain.board import Board
 from brain.database import parse_url
 from brain.messages import STATUSES, Run, Status, body, iso, message
 from brain.problems import MAX_BODY
+from brain.refusals import Refusals
 from brain.rows import open_runs
 from brain.runs import TRANSITIONS, Decoder, Table
 from brain.source import Changes, Op, Snapshot
@@ -78,7 +80,7 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert document["instance"].startswith("/")
     assert "?" not in document["instance"]
     assert "Traceback" not in answer.text
-    assert ("retry-after" in answer.headers) == (status == 503)
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
     return document
 
 
@@ -748,6 +750,57 @@ async def test_a_request_does_not_wait_for_a_lock_for_ever(database: str) -> Non
         await other.execute("LOCK TABLE runs")
         answer = await api.get("/api/runs/a")
         assert "lock timeout" in problem(answer, 503)["detail"]
+
+
+async def test_the_requests_of_one_address_leave_the_others_their_turn(
+    api: httpx.AsyncClient, database: str
+) -> None:
+    """Twelve changes of a row that somebody has locked: four wait at the database, and the rest for these."""
+    await api.post("/api/runs", json={"id": "a"})
+    async with (
+        await psycopg.AsyncConnection.connect(database) as other,
+        httpx.AsyncClient(
+            base_url=api.base_url, timeout=20, transport=httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        ) as bad,
+    ):
+        await other.execute("UPDATE runs SET progress = 1 WHERE id = 'a'")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        changes = [asyncio.create_task(bad.patch("/api/runs/a", json={"agent": "x"})) for _ in range(12)]
+        await asyncio.sleep(0.5)
+        locks = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
+        waiting = await (await other.execute(locks)).fetchone()
+        assert waiting == (turns.MOST,)
+        for _ in range(20):
+            asked = loop.time()
+            assert (await api.get("/api/runs/a")).status_code == 200
+            assert loop.time() - asked < 1
+        assert loop.time() - began < 2.5, "while they all wait"
+        answers = await asyncio.gather(*changes)
+        refused = [answer for answer in answers if answer.status_code == 429]
+        # A row's waiters wait one behind the other, each for up to lock_timeout, so a turn may come late.
+        assert 4 <= len(refused) <= 8, [answer.status_code for answer in answers]
+        assert "4 requests of 127.0.0.2 are at the database" in problem(refused[0], 429)["detail"]
+        assert loop.time() - began > turns.MOST_WAIT
+        await other.rollback()
+        assert (await bad.patch("/api/runs/a", json={"agent": "y"})).status_code == 200
+
+
+async def test_who_gives_up_waiting_leaves_their_turn() -> None:
+    found = turns.Turns(Refusals())
+    async with asyncio.timeout(5), contextlib.AsyncExitStack() as taken:
+        for _ in range(turns.MOST):
+            await taken.enter_async_context(found.take("one"))
+        gone = asyncio.create_task(found.take("one").__aenter__())
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        async with found.take("another"):
+            pass
+    async with found.take("one"):
+        assert len(found.addresses) == 1
+    assert not found.addresses
 
 
 async def test_a_connection_that_dies_under_a_change(

@@ -33,7 +33,7 @@ def test_a_limit_is_what_the_page_says(name: str, value: str, what: str, why: st
 def test_no_limit_is_left_out() -> None:
     assert len(ROWS) == PAGE.read_text().count("\n| `")
     named = {name for name, *_ in ROWS}
-    for module in ("guard", "seam", "websocket", "admission", "tokens"):
+    for module in ("guard", "seam", "websocket", "admission", "tokens", "turns"):
         for name in vars(import_module(f"brain.{module}")):
             if re.match("MOST_|BURST$|RATE$", name) and name not in ("MOST_VALUES", "MOST_CHARACTERS"):
                 assert f"{module}.{name}" in named | INTERNAL, f"{module}.{name}"

@@ -5,10 +5,10 @@ Every error is a problem document (RFC 9457).
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Path, Query, Request, Response
@@ -17,11 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from brain.guard import Headers
 from brain.messages import ID, RunData, Status, WSMessage, body, iso, parse_time, storable
 from brain.problems import MAX_BODY, Problem, ProblemDocument, documented, handle, problem_answer
 from brain.refusals import Refusals
 from brain.rows import ByFields, Runs
 from brain.tokens import BOUNDS, OPEN, Grant, TokenError, Tokens, bearer
+from brain.turns import Turns
 
 # What a request may say
 
@@ -139,7 +141,17 @@ def _only_json(request: Request) -> None:
 # The application
 
 
-def create_api(runs: Runs, tokens: Tokens | None = None, refusals: Refusals | None = None) -> FastAPI:
+Visitor: TypeAlias = Callable[[str, Headers], Hashable]
+"""Who asks: of the peer's address and the headers, as guard.Policy.client_address finds it."""
+
+
+def create_api(
+    runs: Runs,
+    tokens: Tokens | None = None,
+    refusals: Refusals | None = None,
+    visitor: Visitor = lambda peer, _: peer,
+) -> FastAPI:
+    refusals = refusals or Refusals()
     app = _Api(
         title="Brain",
         description="Runs, and every change of them. `/ws` pushes each as a `WSMessage`; `GET /api/runs` is where a client begins.",
@@ -148,7 +160,7 @@ def create_api(runs: Runs, tokens: Tokens | None = None, refusals: Refusals | No
     )
     app.add_middleware(_BoundedBody)
     if tokens is not None:
-        app.add_middleware(_Bearer, tokens=tokens, refusals=refusals or Refusals())
+        app.add_middleware(_Bearer, tokens=tokens, refusals=refusals)
     # Any origin, for the guard has refused every one that may not read, and no cookie is of any use here. Outermost: a preflight
     # carries no token, and a page may read why it was refused.
     app.add_middleware(
@@ -159,18 +171,22 @@ def create_api(runs: Runs, tokens: Tokens | None = None, refusals: Refusals | No
         expose_headers=["Location", "Retry-After"],
     )
     handle(app)
-    app.include_router(_routes(runs))
+    app.include_router(_routes(runs, Turns(refusals), visitor))
     return app
 
 
-def _routes(runs: Runs) -> APIRouter:
+def _routes(runs: Runs, turns: Turns, visitor: Visitor) -> APIRouter:
+    def turn(request: Request) -> AbstractAsyncContextManager[None]:
+        peer = request.client.host if request.client is not None else ""
+        return turns.take(visitor(peer, request.scope["headers"]))
+
     router = APIRouter(prefix="/api/runs", tags=["runs"], default_response_class=Response)
     run_id_path = Path(description="the run's id; a slash in it is written %2F")
 
     @router.get(
         "",
         summary="List runs",
-        responses={200: {"model": RunList}, **documented(401, 403, 422, 503)},
+        responses={200: {"model": RunList}, **documented(401, 403, 422, 429, 503)},
         response_model=None,
     )
     async def list_runs(request: Request, query: Annotated[RunQuery, Query()]) -> Response:
@@ -184,7 +200,8 @@ def _routes(runs: Runs) -> APIRouter:
             bounded = {name: grant.narrowed(name, values) for name, values in asked.items()}
         wanted: ByFields = {"status": query.status, **bounded}
         after = None if query.cursor is None else _after(query.cursor)
-        found, last, moment = await runs.page(wanted, after, query.limit)
+        async with turn(request):
+            found, last, moment = await runs.page(wanted, after, query.limit)
         following = "null" if last is None else f'"{_cursor(last)}"'
         timestamp = "null" if moment is None else f'"{iso(moment)}"'
         return _json(f'{{"runs":[{",".join(found)}],"next_cursor":{following},"timestamp":{timestamp}}}')
@@ -193,29 +210,34 @@ def _routes(runs: Runs) -> APIRouter:
         "",
         summary="Create a run",
         status_code=201,
-        responses={201: {"model": RunData}, **documented(401, 403, 409, 413, 415, 422, 503)},
+        responses={201: {"model": RunData}, **documented(401, 403, 409, 413, 415, 422, 429, 503)},
         response_model=None,
         dependencies=[Depends(_only_json)],
     )
     async def create_run(request: Request, new: Annotated[RunCreate, Body()]) -> Response:
         given = new.texts("id", "progress", "task_id", "agent", "started_at", "completed_at", "error")
         _refuse_beyond(_grant(request), given, BOUNDS)
-        run = await runs.create(new.status, {name: text for name, text in given.items() if text is not None})
+        async with turn(request):
+            run = await runs.create(
+                new.status, {name: text for name, text in given.items() if text is not None}
+            )
         return _json(body(run), 201, Location=f"/api/runs/{quote(run[ID], safe='')}")
 
     @router.get(
         "/{run_id:path}",
         summary="Get a run",
-        responses={200: {"model": RunData}, **documented(401, 403, 404, 422, 503)},
+        responses={200: {"model": RunData}, **documented(401, 403, 404, 422, 429, 503)},
         response_model=None,
     )
     async def get_run(request: Request, run_id: Annotated[RunId, run_id_path]) -> Response:
-        return _json(body(await runs.get(run_id, _grant(request).within)))
+        async with turn(request):
+            run = await runs.get(run_id, _grant(request).within)
+        return _json(body(run))
 
     @router.patch(
         "/{run_id:path}",
         summary="Change a run",
-        responses={200: {"model": RunData}, **documented(401, 403, 404, 409, 413, 415, 422, 503)},
+        responses={200: {"model": RunData}, **documented(401, 403, 404, 409, 413, 415, 422, 429, 503)},
         response_model=None,
         dependencies=[Depends(_only_json)],
     )
@@ -226,7 +248,9 @@ def _routes(runs: Runs) -> APIRouter:
         values = change.texts("progress", "task_id", "agent", "error")
         grant = _grant(request)
         _refuse_beyond(grant, values, values)
-        return _json(body(await runs.change(run_id, change.status, values, grant.within)))
+        async with turn(request):
+            run = await runs.change(run_id, change.status, values, grant.within)
+        return _json(body(run))
 
     return router
 

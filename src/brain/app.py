@@ -140,7 +140,7 @@ async def _serve(
     if gate.tokens is not None:
         await gate.tokens.keys.begin()
     async with open_runs(url, settings.table, decoder, board) as runs:
-        api = create_api(runs, gate.tokens, gate.refusals)
+        api = create_api(runs, gate.tokens, gate.refusals, policy.client_address)
         _operations(api, parts, gate, metrics)
         server = Server(api, gate, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
         _on_signal(server.stop)

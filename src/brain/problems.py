@@ -66,6 +66,7 @@ _MEANINGS = {
     413: f"The body is larger than {MAX_BODY} bytes",
     415: "The Content-Type is not application/json",
     422: "The request, or a value that the table refuses",
+    429: "Too many requests of this address are under way: `detail` says which rule",
     503: "The database is away, or the table is not as Brain needs it: `detail` says what to do",
 }
 
@@ -80,7 +81,7 @@ def problem_answer(request: Request, problem: Problem, headers: Mapping[str, str
     }
     if problem.wrong:
         document["errors"] = [{"field": name, "message": message} for name, message in problem.wrong]
-    more = {"Retry-After": "1"} if problem.status == 503 else {}
+    more = {"Retry-After": "1"} if problem.status in (429, 503) else {}
     return JSONResponse(document, problem.status, {**(headers or {}), **more}, "application/problem+json")
 
 

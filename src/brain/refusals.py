@@ -19,6 +19,7 @@ Reason = Literal[
     "handshakes",
     "connections",
     "requests",
+    "turns",
     "outgoing",
     # The token, and what it permits.
     "token",
