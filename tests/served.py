@@ -34,6 +34,7 @@ class Brain:
         wait: bool = True,
         follows: str = "replication",
         folder: Path | None = None,
+        descriptors: int | None = None,
         **settings: object,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
@@ -43,9 +44,10 @@ class Brain:
         environment.pop("DATABASE_URL", None)
         environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
         environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
+        few = [] if descriptors is None else ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*BRAIN, "serve"],
+                [*few, *BRAIN, "serve"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

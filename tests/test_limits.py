@@ -2,17 +2,23 @@
 
 import asyncio
 import re
+import socket
+import threading
+import time
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from brain import seam
 from brain.config import variables
 from house import house
-from wire import Peer, get, request
+from postgres import execute
+from served import Brain
+from wire import Control, Peer, get, request
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 ROWS = re.findall(r"^\| `(\w+(?:\.\w+)*)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
@@ -44,6 +50,59 @@ INTERNAL = {
     "seam.MOST_BEHIND",  # problems.MAX_BODY, and how it is cut into chunks
     "guard.MOST_REMEMBERED",  # nobody meets it
 }
+
+
+def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
+    database: str, superuser_url: str
+) -> None:
+    """It takes all that it can, and knocks on while Brain is cut off from its database."""
+    brain = Brain(database_url=database, descriptors=200)
+    try:
+        assert "connections=136" in brain.log()
+        used = psutil.Process(brain.process.pid).num_fds
+        idle = used()
+        crowd: list[socket.socket] = []
+        full = False
+        control = Control(brain, database, "?status=queued")
+        with control.undisturbed(3.0):
+            while not full:
+                crowd.append(socket.create_connection(("127.0.0.1", brain.port), 2))
+                crowd[-1].sendall(request("/ws?run_id=nobody"))
+                answer = crowd[-1].recv(1000)
+                full = b" 503 " in answer
+        assert b"136 connections are all that this process has file descriptors for" in answer
+        assert len(crowd) == 136  # the last in vain; and the control client
+        assert used() < 200 - 40
+        knocking = threading.Event()
+
+        def knock() -> None:
+            while not knocking.is_set():
+                silent = [socket.create_connection(("127.0.0.1", brain.port), 2) for _ in range(100)]
+                for each in silent:
+                    each.close()
+
+        thread = threading.Thread(target=knock)
+        thread.start()
+        try:
+            with control.undisturbed(3.0):
+                for _ in range(3):
+                    execute(
+                        superuser_url,
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'brain%'",
+                    )
+                    time.sleep(1)
+        finally:
+            knocking.set()
+            thread.join()
+        for each in crowd:
+            each.close()
+        control.stop()
+        until = time.monotonic() + 5
+        while used() > idle + 3:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        assert brain.stop() == 0
 
 
 # Those that no setting makes small enough to be met from outside

@@ -362,7 +362,7 @@ class Doors:
         self._handshakes: dict[Address, float] = {}
         """Address → when its HANDSHAKES will be full again."""
         self._policy = policy
-        self._most = max_connections
+        self.most = max_connections
         self._most_per_ip = max_connections_per_ip
 
     def enter(self, peer: str) -> Visit | Refusal:
@@ -375,7 +375,7 @@ class Doors:
     def upgrade(self, visit: Visit, client: Address | None) -> Refusal | None:
         """The connection is to become a WebSocket of `client` (Policy.client_address). If refused, it stays what it was."""
         assert not visit.websocket, "a connection becomes a WebSocket once"
-        if self.websockets >= self._most > 0:
+        if self.websockets >= self.most > 0:
             reason = f"{self.websockets} clients are connected, as many as BRAIN_MAX_CONNECTIONS allows: come back later"
             return Refusal(503, reason, "connections", retry_after=1)
         if visit.address is None and client is not None and (refusal := self._seat(visit, client)):

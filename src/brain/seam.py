@@ -8,6 +8,7 @@ hook loses a frame that came in the request's own segment, accepts HTTP/1.0 and 
 
 import asyncio
 import json
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -65,6 +66,8 @@ class Gate:
     tokens: Tokens | None = None
     http: Collection["Seam"] = ()
     """uvicorn's set of the connections that are no WebSockets."""
+    room: int = sys.maxsize
+    """Connections of either kind that there are file descriptors for."""
 
     def __post_init__(self) -> None:
         clock = self.connections.loop.time
@@ -74,18 +77,25 @@ class Gate:
     def refusals(self) -> Refusals:
         return self.connections.refusals
 
-    def make_room(self) -> bool:
-        """One more connection has come. False if there is no room, and none could be made."""
-        if len(self.http) <= MOST_UNUPGRADED:
-            return True
+    def make_room(self) -> Refusal | None:
+        """One more connection has come. If there is no room, who has been silent longest gives way; or else it is refused."""
+        everybody = len(self.http) + self.doors.websockets
+        if everybody > self.room:
+            why = (
+                f"{everybody - 1} connections are all that this process has file descriptors for (ulimit -n)"
+            )
+        elif len(self.http) > MOST_UNUPGRADED:
+            why = f"more than {MOST_UNUPGRADED} requests are under way"
+        else:
+            return None
         if not self.waiting:
-            return False
+            return Refusal(503, f"{why}: try again", "requests", 1)
         seam = next(iter(self.waiting))
         del self.waiting[seam]
-        why = f"more than {MOST_UNUPGRADED} connections wait, and it was silent longest"
+        why = f"{why}, and it was silent longest"
         self.refusals.note("requests", peer=seam.peer, status=503, why=why)
         seam.abort(why)
-        return True
+        return None
 
     def relieve(self) -> None:
         """Let go of those who do not read, if together they hold up too many bytes: who has been silent longest first."""
@@ -193,12 +203,11 @@ class Seam(HttpToolsProtocol):
         self.client = None if peer is None else (peer[0], peer[1])
         self.peer = "" if peer is None else peer[0]
         entered = self._gate.doors.enter(self.peer)
+        full = self._gate.make_room()
         if isinstance(entered, Visit):
-            self._visit = entered
+            self._visit, self._unwelcome = entered, full
         else:
             self._unwelcome = entered
-        if not self._gate.make_room():
-            self._unwelcome = Refusal(503, "too many requests are under way: try again", "requests", 1)
         self.accepted = self.loop.time()
         self._owe()
 

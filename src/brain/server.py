@@ -7,6 +7,7 @@ import errno
 import logging
 import resource
 import socket
+import sys
 from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +31,9 @@ CANCEL_WITHIN = 0.5
 
 DESCRIPTORS = 65_536
 """File descriptors that are asked for; the hard limit of the process may be lower."""
+
+RESERVED = 64
+"""File descriptors that no client gets: the database's, some 20. A crowd that had them all would keep Brain from coming back to it."""
 
 SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
 """Seconds of the shutdown: over which the close frames are sent, and after which HTTP requests and WebSockets are cut off."""
@@ -104,12 +108,16 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def raise_descriptors() -> None:
-    """Each connection is a file descriptor, and 1 024, nearly everywhere what a process gets if it does not ask, are soon gone."""
+def raise_descriptors() -> int:
+    """Each connection is a file descriptor, and 1 024, nearly everywhere what a process gets if it does not ask, are soon gone.
+    Returns for how many connections there are enough.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - RESERVED, soft // 2)
 
 
 class Server(uvicorn.Server):
@@ -149,7 +157,13 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        raise_descriptors()
+        self._gate.room = room = raise_descriptors()
+        if room < (self._gate.doors.most or room):
+            log.warning(
+                "few file descriptors",
+                connections=room,
+                cure=f"for the {self._gate.doors.most} of BRAIN_MAX_CONNECTIONS raise the limit of the process: ulimit -n, or LimitNOFILE= of systemd",
+            )
         for each in sockets or []:
             # Accepted connections inherit it: a client that takes nothing in for so long is gone, acknowledged or not.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._timeout * 1000))
