@@ -25,7 +25,7 @@ BRAIN = [sys.executable, "-m", "brain"]
 
 class Brain:
     """`brain serve` with these settings. When the constructor returns it follows the database by the source named, or, if
-    that is "", by any; unless `wait` is false.
+    that is "", by any; unless `wait` is false. `shell` is a command that starts it as "$@".
     """
 
     def __init__(
@@ -34,7 +34,8 @@ class Brain:
         wait: bool = True,
         follows: str = "replication",
         folder: Path | None = None,
-        descriptors: int | None = None,
+        shell: str = "",
+        errors: int = subprocess.STDOUT,
         **settings: object,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
@@ -44,12 +45,12 @@ class Brain:
         environment.pop("DATABASE_URL", None)
         environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
         environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-        few = [] if descriptors is None else ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
+        within = ["/bin/sh", "-c", shell, "sh"] if shell else []
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*few, *BRAIN, "serve"],
+                [*within, *BRAIN, "serve"],
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=errors,
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 cwd=self.folder,

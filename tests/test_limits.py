@@ -56,7 +56,7 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
     database: str, superuser_url: str
 ) -> None:
     """It takes all that it can, and knocks on while Brain is cut off from its database."""
-    brain = Brain(database_url=database, descriptors=200)
+    brain = Brain(database_url=database, shell='ulimit -n 200; exec "$@"')
     try:
         assert "connections=136" in brain.log()
         used = psutil.Process(brain.process.pid).num_fds

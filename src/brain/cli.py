@@ -1,7 +1,7 @@
 """The command line: brain serve | watch | demo | doctor | init-db | psql."""
 
 import asyncio
-import contextlib
+import atexit
 import os
 import random
 import re
@@ -20,6 +20,7 @@ from brain import __version__, client, doctor
 from brain.config import Settings, SettingsError
 from brain.database import connect, masked, why
 from brain.embedded import EmbeddedError, program, running
+from brain.log import Log
 from brain.runs import Decoder, TableError, describe, init_sql
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+STDOUT, STDERR = 1, 2
 
 EXPECTED = (SettingsError, EmbeddedError, TableError, psycopg.Error, OSError, client.WatchError, InvalidURI)
 
@@ -54,16 +57,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         fail(error)
 
 
-class _Log:
-    """Standard error. What cannot be written there (a full disk, a closed pipe) is lost, and nothing else is."""
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
+def _written(descriptor: int) -> Log:
+    log = Log(descriptor)
+    atexit.register(log.close)
+    return log
 
 
 def _settings(**given: object) -> Settings:
@@ -76,7 +73,7 @@ def _settings(**given: object) -> Settings:
                 key_order=["timestamp", "level", "event"], bool_as_flag=False
             ),
         ],
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Log())),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _written(STDERR))),
     )
     try:
         settings = Settings.load(**given)
@@ -101,7 +98,8 @@ def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
     from brain.app import serve  # noqa: PLC0415 - half of the time of every other command would go into importing FastAPI
 
     settings = _settings(port=port, database_url=database_url)
-    _run(serve(settings, lambda running: print(welcome(running, settings), flush=True)))
+    output = _written(STDOUT)
+    _run(serve(settings, lambda running: output.write(welcome(running, settings) + "\n")))
 
 
 def welcome(running: "Running", settings: Settings) -> str:
