@@ -365,6 +365,32 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
             assert (await api.get("/api/runs/a")).json()["status"] == "failed"
 
 
+async def test_a_query_that_was_asked_before_a_change_and_answered_behind_a_later_one(database: str) -> None:
+    """The first takes a second for its answer. Meanwhile a run changes, and a second query sees that."""
+    execute(database, "CREATE TABLE naps AS SELECT 1.0 AS seconds")
+    execute(
+        database,
+        "CREATE VIEW slow AS SELECT r.* FROM runs r, (SELECT pg_sleep(seconds) FROM naps OFFSET 0) n",
+    )
+    execute(database, "INSERT INTO runs (id) VALUES ('a')")
+    board = Board(1 << 20)
+    board.apply(Snapshot(rows=[run("a", "queued")], at=1000))
+    async with serving(database, board=board, table="public.slow") as api:
+        first = asyncio.create_task(api.get("/api/runs"))
+        await asyncio.sleep(0.5)
+        async with await psycopg.AsyncConnection.connect(database) as writer:
+            await writer.execute("UPDATE runs SET status = 'running'")
+            await writer.execute("UPDATE naps SET seconds = 0")
+            cursor = await writer.execute("SELECT pg_current_xact_id()::text::bigint")
+            (xid,) = await cursor.fetchone() or (0,)
+        board.apply(Changes([("update", run("a", "running"))], at=2000, xid=xid))
+        page = (await api.get("/api/runs")).json()
+        assert [each["status"] for each in page["runs"]] == ["running"]
+        assert not first.done()
+        page = (await first).json()
+        assert [each["status"] for each in page["runs"]] == ["running"]
+
+
 @asynccontextmanager
 async def committed_but_unseen(writer: psycopg.AsyncConnection, server: Postgres) -> AsyncIterator[None]:
     waits = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

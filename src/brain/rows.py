@@ -60,6 +60,10 @@ class Runs:
     board: Board
     _described: Description | None = default(default=None, init=False)
     _until: float = default(default=0.0, init=False)
+    _visible: int = default(default=0, init=False)
+    """A seq of the board: whatever is asked from now on sees all changes up to it. What one query saw each later one sees; to look
+    through RECENT entries for each took more than half of the time of a page.
+    """
 
     async def get(self, run_id: str, within: ByFields = EVERYWHERE) -> Run:
         async with self._connection() as (conn, described):
@@ -94,7 +98,7 @@ class Runs:
         size, last, left = 0, after, limit
         async with self._connection() as (conn, described):
             while True:
-                count, asked = min(left, PIECE), self.board.seq
+                count, asked, visible = min(left, PIECE), self.board.seq, self._visible
                 query = select_page(
                     self.table, described, self.decoder.max_text, wanted=texts, after=last, limit=count + 1
                 )
@@ -106,7 +110,7 @@ class Runs:
                     raise Problem(
                         422, "cursor is not one that a page gave", ("cursor", said(error))
                     ) from error
-                unseen = self._unseen(Visible.parse(str(rows[0][0])))
+                unseen = self._unseen(Visible.parse(str(rows[0][0])), visible)
                 if moment is not None:
                     moment = min([moment, *(entry[TIME] for entry in unseen.values())])
                 for _, *fields in rows[:count]:
@@ -241,15 +245,19 @@ class Runs:
             )
         return run
 
-    def _unseen(self, visible: Visible) -> dict[str, Entry]:
+    def _unseen(self, visible: Visible, after: int) -> dict[str, Entry]:
+        """What lies behind `after` on the board, and a query that saw this much did not see."""
         found: dict[str, Entry] = {}
+        seq = self.board.seq
 
         def look(entry: Entry) -> bool:
             if _unseen(entry, visible):
                 found[entry[RUN][ID]] = entry
             return False
 
-        self.board.piece(max(0, self.board.seq - RECENT), self.board.seq, look)
+        self.board.piece(max(after, seq - RECENT), seq, look)
+        if not found:
+            self._visible = max(self._visible, seq)
         return found
 
 
