@@ -11,6 +11,8 @@ from psycopg import conninfo
 
 from brain.runs import Table, init_sql
 from postgres import VERSIONS, Postgres, available, execute, running
+from served import Brain
+from wire import Baseline, Control, baseline, settled
 
 # A shell's background job ignores SIGINT, and so would every program that it starts: tests that send one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -113,3 +115,35 @@ def begun(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]]]:
             found[item.name] = partial(scenario, **(callspec.params if callspec else {}))
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         yield {name: pool.submit(scenario) for name, scenario in found.items()}
+
+
+# For modules whose tests share a Brain, which each of them calls `brain`
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: Postgres) -> Iterator[str]:
+    """A database for the whole module."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    yield postgres.url(name, ROLE)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def control(brain: Brain, shared: str) -> Iterator[Control]:
+    control = Control(brain, shared)
+    yield control
+    control.stop()
+
+
+@pytest.fixture(scope="module")
+def before(brain: Brain, control: Control) -> Baseline:
+    assert control.latencies
+    return baseline(brain)
+
+
+@pytest.fixture
+def undisturbed(brain: Brain, control: Control, before: Baseline) -> Iterator[None]:
+    """Behind the test: nobody noticed, and nothing is left."""
+    with control.undisturbed():
+        yield
+    settled(brain, before)

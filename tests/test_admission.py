@@ -13,19 +13,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from conftest import ROLE, TEMPLATE
 from issuer import SECRET, Key, hosting, jwks, token
-from postgres import Postgres, execute
+from postgres import execute
 from served import Brain, message, served, silent
 from wire import TEXT, Baseline, Frame, Peer, baseline, frame, request, settled
-
-
-@pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
-    """A database for the whole module."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,9 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from conftest import ROLE, TEMPLATE
 from crowd import Crowd, Member, frames, lasting_port, room
 from mutant import mutant
-from postgres import Postgres, execute
+from postgres import execute
 from served import Brain, message, served
 from test_seam import ODD
 from test_websocket import BROKEN, FLOODS
@@ -46,23 +45,9 @@ SLACK = 6 << 20
 
 
 @pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
-
-
-@pytest.fixture(scope="module")
 def brain(shared: str) -> Iterator[Brain]:
     with served(database_url=shared, flush_interval=0.005, max_connections=0) as brain:
         yield brain
-
-
-@pytest.fixture(scope="module")
-def control(brain: Brain, shared: str) -> Iterator[Control]:
-    control = Control(brain, shared)
-    yield control
-    control.stop()
 
 
 @pytest.fixture(scope="module")

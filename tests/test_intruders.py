@@ -29,35 +29,24 @@ import pytest
 from websockets.asyncio.client import connect
 
 from brain.guard import NETWORKS
-from conftest import ROLE, TEMPLATE
-from postgres import Postgres
 from served import Brain, served
 from wire import (
     CONT,
     PING,
     TEXT,
-    Baseline,
     Control,
     Frame,
     Peer,
-    baseline,
     frame,
     get,
     memory,
     request,
-    settled,
 )
 
 NODE = Path(__file__).parent / "node" / "node_modules"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
-
-@pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
-    """A database for the whole module."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+pytestmark = pytest.mark.usefixtures("undisturbed")
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +64,6 @@ def strict(shared: str) -> Iterator[Brain]:
         database_url=shared, allowed_networks=networks, trusted_proxies="127.0.0.5/32", max_connections=2
     ) as strict:
         yield strict
-
-
-@pytest.fixture(scope="module")
-def control(brain: Brain, shared: str) -> Iterator[Control]:
-    control = Control(brain, shared)
-    yield control
-    control.stop()
-
-
-@pytest.fixture(scope="module")
-def before(brain: Brain, control: Control) -> Baseline:
-    assert control.latencies
-    return baseline(brain)
-
-
-@pytest.fixture(autouse=True)
-def _undisturbed(brain: Brain, control: Control, before: Baseline) -> Iterator[None]:
-    """Behind each test here: nobody noticed, and nothing is left."""
-    with control.undisturbed():
-        yield
-    settled(brain, before)
 
 
 def addresses() -> list[str]:

@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import ROLE, TEMPLATE
-from postgres import Postgres, execute
+from postgres import execute
 from served import Brain, messages, served
 from wire import Peer, get, request
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "metrics.md"
-
-
-@pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
-    """A database for the whole module."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from conftest import ROLE, TEMPLATE
-from postgres import Postgres, execute
+from postgres import execute
 from served import Brain, message, served
 
 PAGE = Path(__file__).parent.parent / "docs" / "proxies.md"
@@ -34,14 +33,6 @@ IDLE = 2
 PROGRAMS = {
     name: shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin") for name in ("nginx", "haproxy")
 }
-
-
-@pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
-    """A database for the whole module."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from brain.websocket import BURST, GRACE, LAST_LOOK, MOST_BYTES
-from conftest import ROLE, TEMPLATE
-from postgres import Postgres, execute
+from postgres import execute
 from served import Brain, served
 from wire import (
     BINARY,
@@ -25,7 +24,6 @@ from wire import (
     Control,
     Frame,
     Peer,
-    baseline,
     closing,
     frame,
     memory,
@@ -33,13 +31,7 @@ from wire import (
     settled,
 )
 
-
-@pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
-    """A database for the whole module."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+pytestmark = pytest.mark.usefixtures("undisturbed")
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +39,6 @@ def brain(shared: str) -> Iterator[Brain]:
     # The control client hears more often so, and no ping comes between what a test expects.
     with served(database_url=shared, flush_interval=0.005, ping_interval=3600, ping_timeout=7200) as brain:
         yield brain
-
-
-@pytest.fixture(scope="module")
-def control(brain: Brain, shared: str) -> Iterator[Control]:
-    control = Control(brain, shared)
-    yield control
-    control.stop()
-
-
-@pytest.fixture(scope="module")
-def before(brain: Brain, control: Control) -> Baseline:
-    assert control.latencies
-    return baseline(brain)
-
-
-@pytest.fixture(autouse=True)
-def _undisturbed(brain: Brain, control: Control, before: Baseline) -> Iterator[None]:
-    """Behind each test here: nobody noticed, and nothing is left."""
-    with control.undisturbed():
-        yield
-    settled(brain, before)
 
 
 # What a client may not send (RFC 6455; the codes are of section 7.4.1)
