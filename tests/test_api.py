@@ -687,6 +687,8 @@ BAD_QUERIES: list[tuple[str, str]] = [
     ("limit=0", "limit"),
     ("limit=1001", "limit"),
     ("limit=x", "limit"),
+    ("limit=1&limit=2", "limit"),
+    ("cursor=YQ&cursor=YQ", "cursor"),
     ("status=paused", "status.0"),
     ("stauts=running", "stauts"),
     ("agent=%00", "agent.0"),

@@ -194,6 +194,9 @@ def _routes(runs: Runs, turns: Turns, visitor: Visitor) -> APIRouter:
 
         To follow on from here: connect to `/ws?since=<timestamp>` with the timestamp of the first page.
         """
+        for name in ("limit", "cursor"):
+            if len(request.query_params.getlist(name)) > 1:
+                raise Problem(422, f"{name} is given more than once", (name, "give it once"))
         grant = _grant(request)
         asked = {"agent": query.agent, "task_id": query.task_id}
         with _permitted():
