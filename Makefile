@@ -4,7 +4,7 @@
 # make fuzz   hostile bytes, for minutes                make conformance  the Autobahn test suite (Python 2.7)
 # make bench  every benchmark, an hour or so (QUICK=--quick: a smoke test)
 # make torture  the oracle, for 20 minutes            make soak      200 000 connections come and go
-# make lock   pin the dependencies again                make clean     remove what the others made
+# make lock   pin the dependencies again                make clean     remove what the others made, but for the data
 
 .DELETE_ON_ERROR:
 .PHONY: run test faults check contract bench fuzz conformance torture soak lock clean
@@ -97,4 +97,4 @@ lock: $(VENV)/dev.done
 		--no-header --no-annotate --group dev -o requirements-dev.lock pyproject.toml --extra embedded
 
 clean:
-	rm -rf $(VENV) benchmarks/build benchmarks/peers/node_ws/node_modules .autobahn .fuzz node_modules tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf $(VENV) benchmarks/build benchmarks/peers/node_ws/node_modules .autobahn .fuzz node_modules tests/node/node_modules .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage*

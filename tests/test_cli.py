@@ -4,17 +4,17 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from websockets.sync.client import connect
 
-from conftest import ROLE
+from conftest import ROLE, TEMPLATE
 from issuer import SECRET, token
 from postgres import Postgres, execute
 from served import BRAIN, Brain, served
@@ -196,7 +196,7 @@ def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
         assert brain.get("/healthz")[0] == 200
         run("init-db", database_url=url)
         brain.wait_ready("replication")
-        assert brain.log().count("there is no table") == 1, "one line per change of state, not per try"
+        assert brain.log().count('why="there is no table') == 1, "one line per change of state, not per try"
         assert brain.stop() == 0
     finally:
         brain.process.kill()
@@ -305,29 +305,91 @@ def test_demo_plays(embedded: Brain) -> None:
         interrupt(playing)
 
 
-def test_a_log_that_cannot_be_written_takes_nothing_else_down(database: str) -> None:
-    """Its reader is gone: a line is lost, and no client is."""
-    reading, writing = os.pipe()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [*BRAIN, "serve"],
-        env=os.environ | {"BRAIN_PORT": str(port), "BRAIN_DATABASE_URL": database},
+def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Postgres) -> None:
+    """And ends what it has begun."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    url = postgres.url(name, ROLE)
+    execute(url, "ALTER TABLE runs ALTER id DROP DEFAULT")
+    for column in ("agent", "task_id", "error", "progress", "started_at", "completed_at"):
+        execute(url, f"ALTER TABLE runs DROP COLUMN {column}")
+    playing = subprocess.Popen(
+        [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
+        env=os.environ | {"BRAIN_DATABASE_URL": url},
         stdout=subprocess.DEVNULL,
-        stderr=writing,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    os.close(writing)
-    os.close(reading)
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), connect(f"ws://localhost:{port}/ws", proxy=None) as client:
-                execute(database, "INSERT INTO runs (id) VALUES ('a')")
-                assert json.loads(client.recv(5))["data"]["id"] == "a"
-                break
-            assert time.monotonic() < deadline
+
+    def ended(least: int) -> None:
+        until = time.monotonic() + 20
+        while execute(url, "SELECT count(*) FROM runs WHERE status = 'completed'")[0][0] < least:
+            assert time.monotonic() < until
+            assert playing.poll() is None
             time.sleep(0.1)
+
+    try:
+        ended(3)
+        execute(
+            postgres.url(name),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'brain-api'",
+        )
+        ended(execute(url, "SELECT count(*) FROM runs")[0][0] + 3)
     finally:
-        process.terminate()
-        assert process.wait(10) == 0
+        said = interrupt(playing)
+    assert "Traceback" not in said
+    assert execute(url, "SELECT count(*) FROM runs WHERE status IN ('queued', 'running')") == [(0,)]
+    postgres.drop_database(name)
+
+
+def test_demo_says_what_it_cannot_do(database: str) -> None:
+    said = run("demo", code=2, database_url=database, table="nosuch")
+    assert "nosuch" in said
+    execute(database, "ALTER TABLE runs ADD CONSTRAINT mine CHECK (agent = 'mine')")
+    assert "mine" in run("demo", code=2, database_url=database)
+
+
+def test_serve_does_not_say_that_it_follows_what_it_does_not(database: str) -> None:
+    with served(follows="none", wait=False, database_url=database, table="jobs") as brain:
+        brain.wait_for("Paste")
+        assert "does not follow public.jobs of" in brain.log()
+        assert "doctor` says what to do" in brain.log()
+        assert "Brain 0.1.0 follows" not in brain.log()
+
+
+def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None:
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        commands = [line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)]
+        assert len(commands) == 2
+        environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
+        assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
+        command = commands[1].split("one", 1)[1]
+        said = subprocess.run(
+            command, shell=True, env=environment, capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+        assert json.loads(said)["id"] == "test-run-1"
+
+
+def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
+    program = " ".join(map(shlex.quote, BRAIN))
+    said = subprocess.run(
+        f"{program} doctor | true",
+        shell=True,
+        env=os.environ | {"BRAIN_DATABASE_URL": database},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert said.stderr == ""
+
+
+def test_what_libraries_log_is_a_line_like_ours() -> None:
+    """Psycopg warns when a connection ends under a query that is being given up."""
+    program = (
+        "import logging, sys; from brain import cli; cli._settings(); logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
+        "logging.getLogger('psycopg').info('nothing')"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
+    ).stderr
+    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', said), said

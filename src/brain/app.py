@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -52,6 +52,8 @@ class Running:
     database: str
     """Without the password."""
     embedded_port: int | None
+    trouble: str | None = None
+    """Why the table is not followed, if it is not."""
 
 
 async def serve(settings: Settings, announce: Callable[[Running], None]) -> None:
@@ -71,7 +73,7 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
         async with _database(settings) as (url, embedded_port):
             port = sockets[0].getsockname()[1]
             running = Running(port, masked(url), embedded_port)
-            await _serve(settings, url, sockets, lambda: announce(running))
+            await _serve(settings, url, sockets, lambda trouble: announce(replace(running, trouble=trouble)))
             _on_signal(task.cancel)
     log.info("stopped")
 
@@ -94,7 +96,7 @@ async def _database(settings: Settings) -> AsyncIterator[tuple[str, int | None]]
 
 
 async def _serve(
-    settings: Settings, url: str, sockets: list[socket.socket], announce: Callable[[], None]
+    settings: Settings, url: str, sockets: list[socket.socket], announce: Callable[[str | None], None]
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = Decoder(settings.status_map, settings.max_text)
@@ -147,7 +149,7 @@ async def _serve(
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(_pump(follow, board, hub, gate.connections), name="follow")
             await _first_look(parts)
-            announcing = tasks.create_task(_announce(server, announce), name="announce")
+            announcing = tasks.create_task(_announce(server, parts, announce), name="announce")
             await server.serve(sockets)
             following.cancel()
             # psycopg asks the server first to cancel its statement, for 10 s if that is silent, unless it is cancelled again.
@@ -209,10 +211,10 @@ async def _first_look(parts: Parts) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def _announce(server: Server, announce: Callable[[], None]) -> None:
+async def _announce(server: Server, parts: Parts, announce: Callable[[str | None], None]) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    announce()
+    announce(None if parts.board.begun else parts.state.reason)
 
 
 def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> None:

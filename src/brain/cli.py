@@ -2,12 +2,15 @@
 
 import asyncio
 import atexit
+import contextlib
+import logging
 import os
 import random
 import re
 import shutil
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, assert_never, cast
 
 import psycopg
@@ -21,10 +24,14 @@ from brain.config import Settings, SettingsError
 from brain.database import connect, masked, why
 from brain.embedded import EmbeddedError, program, running
 from brain.log import Log
+from brain.messages import ID, Run, Status
 from brain.runs import Decoder, TableError, describe, init_sql
 
 if TYPE_CHECKING:
+    from structlog.typing import Processor
+
     from brain.app import Running
+    from brain.rows import Runs
 
 app = typer.Typer(
     help="Pushes every change of a PostgreSQL table of runs to every WebSocket client. Settings: BRAIN_*, see docs/settings.md.",
@@ -53,6 +60,9 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
+    except BrokenPipeError:
+        # Whoever read what we print has had enough (head). Typer knows what to do.
+        raise
     except EXPECTED as error:
         fail(error)
 
@@ -64,17 +74,25 @@ def _written(descriptor: int) -> Log:
 
 
 def _settings(**given: object) -> Settings:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(
-                key_order=["timestamp", "level", "event"], bool_as_flag=False
-            ),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _written(STDERR))),
+    log = cast("TextIO", _written(STDERR))
+    before: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    after: list[Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+    ]
+    structlog.configure(processors=[*before, *after], logger_factory=structlog.WriteLoggerFactory(log))
+    # What libraries have to say comes as our own lines do, and by the same way.
+    libraries = logging.StreamHandler(log)
+    libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
+        )
     )
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries])
     try:
         settings = Settings.load(**given)
     except SettingsError as error:
@@ -105,6 +123,8 @@ def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
 def welcome(running: "Running", settings: Settings) -> str:
     """What to paste next: true for the ports in use."""
     at = f"localhost:{running.port}"
+    asked = settings.jwt_secret or settings.jwt_jwks
+    bearer = ' -H "Authorization: Bearer $BRAIN_TOKEN"' if asked else ""
     change = f"UPDATE {_named(settings)} SET status='running' WHERE id='test-run-1'"
     if running.embedded_port is None:
         psql = f'psql "{running.database}" -c "{change}"'
@@ -112,16 +132,21 @@ def welcome(running: "Running", settings: Settings) -> str:
         port = "" if running.embedded_port == 5432 else f" -p {running.embedded_port}"
         psql = f'psql -h localhost{port} -U cecelia cecelia -c "{change}"'
     brain = "brain" if shutil.which("brain") else sys.argv[0]
+    table = f"{settings.table} of {running.database}"
     lines = [
         "",
-        f"Brain {__version__} follows {settings.table} of {running.database} on port {running.port}. Paste, each in a terminal:",
+        f"Brain {__version__} follows {table} on port {running.port}. Paste, each in a terminal:"
+        if running.trouble is None
+        else f"Brain {__version__} does not follow {table} yet: {running.trouble}. `{brain} doctor` says what to do; Brain keeps "
+        f"trying, on port {running.port}. Paste, when it does, each in a terminal:",
         "",
-        f"  watch it    npx -y wscat -c ws://{at}/ws       (or: {brain} watch ws://{at}/ws)",
-        f"  create one  curl -s http://{at}/api/runs -H 'Content-Type: application/json' -d '{{\"id\":\"test-run-1\"}}'",
+        f"  watch it    npx -y wscat -c ws://{at}/ws{bearer}       (or: {brain} watch ws://{at}/ws)",
+        f"  create one  curl -s http://{at}/api/runs{bearer} -H 'Content-Type: application/json' -d '{{\"id\":\"test-run-1\"}}'",
         f"  change it   {psql}",
+        f'              (no psql? {brain} psql -c "…")',
     ]
-    if running.embedded_port is not None:
-        lines.append(f'              (no psql? {brain} psql -c "…")')
+    if asked:
+        lines.append("  Brain asks for tokens: BRAIN_TOKEN holds one, in each of these terminals")
     return "\n".join([*lines, ""])
 
 
@@ -239,33 +264,62 @@ def demo(
         raise SystemExit(130) from None
 
 
-async def _demo(settings: Settings, runs: int, seconds: float) -> None:
+async def _demo(settings: Settings, count: int, seconds: float) -> None:
+    from brain.board import Board  # noqa: PLC0415 - as serve
+    from brain.problems import Problem  # noqa: PLC0415
+    from brain.rows import open_runs  # noqa: PLC0415
+
     url = _url(settings)
-    print(f"playing {runs} runs at a time in {settings.table} of {masked(url)}: Ctrl-C ends it")
-    async with await connect(url, "brain-demo") as conn, asyncio.TaskGroup() as tasks:
-        for number in range(runs):
-            tasks.create_task(_play(conn, settings.table.sql.as_string(conn), number, seconds))
+    async with await connect(url, "brain-demo") as conn:
+        columns = frozenset((await describe(conn, settings.table)).columns)
+    decoder = Decoder(settings.status_map, settings.max_text)
+    print(f"playing {count} runs at a time in {settings.table} of {masked(url)}: Ctrl-C ends it, and them")
+    async with open_runs(url, settings.table, decoder, Board(0)) as runs:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(count):
+                    tasks.create_task(_play(runs, columns, number, seconds))
+        except* (Problem, psycopg.Error, TableError) as group:
+            fail(group.exceptions[0])
 
 
-async def _play(conn: Any, table: str, number: int, seconds: float) -> None:
-    agent = f"agent-{number % 3 + 1}"
+async def _play(runs: "Runs", columns: frozenset[str], number: int, seconds: float) -> None:
+    """One run after the other, by a table that may lack any column but id and status."""
+
+    async def change(status: Status | None, **values: str | None) -> None:
+        there = {name: value for name, value in values.items() if name in columns}
+        if status or there:
+            await _insist(lambda: runs.change(run_id, status, there))
+
     while True:
-        created = await conn.execute(
-            f"INSERT INTO {table} (agent, task_id) VALUES (%s, %s) RETURNING id", (agent, f"task-{number}")
-        )
-        (run_id,) = await created.fetchone()
-        await asyncio.sleep(random.uniform(0, seconds / 5))
-        await conn.execute(
-            f"UPDATE {table} SET status = 'running', started_at = now() WHERE id = %s", (run_id,)
-        )
-        for progress in range(10, 100, 10):
+        given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
+        made = {name: value for name, value in given.items() if name in columns}
+        run_id = (await _insist(partial(runs.create, "queued", made)))[ID]
+        try:
             await asyncio.sleep(random.uniform(0, seconds / 5))
-            await conn.execute(f"UPDATE {table} SET progress = %s WHERE id = %s", (progress, run_id))
-        end, error = ("failed", "out of luck") if random.random() < 0.2 else ("completed", None)
-        await conn.execute(
-            f"UPDATE {table} SET status = %s, progress = 100, completed_at = now(), error = %s WHERE id = %s",
-            (end, error, run_id),
-        )
+            await change("running")
+            for progress in range(10, 100, 10):
+                await asyncio.sleep(random.uniform(0, seconds / 5))
+                await change(None, progress=str(progress))
+            if random.random() < 0.2:
+                await change("failed", error="out of luck")
+            else:
+                await change("completed", progress="100")
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):  # the database may be away, or the run have ended just now
+                async with asyncio.timeout(1):
+                    await change("failed", error="the demo has ended")
+            raise
+
+
+async def _insist(ask: Callable[[], Awaitable[Run]]) -> Run:
+    """Ask until there is a database to answer."""
+    while True:
+        try:
+            return await ask()
+        except psycopg.OperationalError as error:
+            print(f"brain: trying again: {why(error)}", file=sys.stderr)
+            await asyncio.sleep(1)
 
 
 @app.command(

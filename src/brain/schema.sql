@@ -1,10 +1,11 @@
 -- The table of runs that Brain follows, and the publication that lets it stream the changes.
 -- Run it as often as you like: what is there stays as it is.
 --
--- Brain may have a role of its own. This is all that it needs:
---   ALTER ROLE brain LOGIN REPLICATION;                    to stream; without REPLICATION it polls
---   GRANT SELECT ON runs TO brain;                         to follow; on the whole table, not on columns
---   GRANT INSERT, UPDATE ON runs TO brain;                 for POST and PATCH /api/runs
+-- Brain may have a role of its own. With the publication that is made here, this is all that it needs:
+--   CREATE ROLE brain LOGIN REPLICATION PASSWORD '…';      to stream; without REPLICATION it polls
+--   GRANT USAGE ON SCHEMA {schema} TO brain;
+--   GRANT SELECT ON {table} TO brain;                      to follow; on the whole table, not on columns
+--   GRANT INSERT, UPDATE ON {table} TO brain;              for POST and PATCH /api/runs
 
 DO $brain$
 BEGIN
