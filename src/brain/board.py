@@ -286,6 +286,16 @@ class Board:
         i = bisect_left(self._times, time)
         return self._seqs[i] - 1 if i < len(self._seqs) else self.seq
 
+    def oldest(self, after: int, upto: int, wanted: Callable[[Entry], bool]) -> Entry | None:
+        """The first run of those whose last change lies in (after, upto] that is wanted."""
+        for i in range(bisect_right(self._seqs, after), len(self._log)):
+            entry = self._log[i]
+            if entry[SEQ] > upto:
+                break
+            if self._runs.get(entry[RUN][ID]) is entry and wanted(entry):
+                return entry
+        return None
+
     def piece(self, after: int, upto: int, wanted: Callable[[Entry], bool] | None) -> tuple[bytes, int]:
         """Frames of the runs whose last change lies in (after, upto], oldest first, and the seq they reach.
 

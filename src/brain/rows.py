@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from dataclasses import field as default
+from functools import partial
 from http import HTTPStatus
 from typing import TypeAlias, cast
 
@@ -18,16 +19,12 @@ import psycopg
 from psycopg import errors, sql
 from psycopg_pool import AsyncConnectionPool
 
-from brain.board import RUN, TIME, XID, Board, Entry
+from brain.board import RUN, SEQ, TIME, XID, Board, Entry
 from brain.database import Conn, Session, answered, configure, parameters
 from brain.messages import AGENT, ID, STATUS, TASK_ID, Micros, Run, Status, body
 from brain.poll import Visible, Xid
 from brain.problems import Problem, said
 from brain.runs import TRANSITIONS, Decoder, Description, Table, describe
-
-RECENT = 4096
-"""Entries of the board among which a list looks for what its query could not see yet. That window is microseconds long
-without a synchronous standby, and with one that does not answer all commits stand still together."""
 
 STALE = 10.0
 """Seconds after which the table's columns are looked up again."""
@@ -61,8 +58,8 @@ class Runs:
     _described: Description | None = default(default=None, init=False)
     _until: float = default(default=0.0, init=False)
     _visible: int = default(default=0, init=False)
-    """A seq of the board: whatever is asked from now on sees all changes up to it. What one query saw each later one sees; to look
-    through RECENT entries for each took more than half of the time of a page.
+    """A seq of the board: whatever is asked from now on sees all changes up to it, for what one query saw each later one sees. So
+    few entries have to be looked at, unless a synchronous standby does not answer.
     """
 
     async def get(self, run_id: str, within: ByFields = EVERYWHERE) -> Run:
@@ -93,12 +90,13 @@ class Runs:
         """
         # Beyond what was evicted, of which the query will see all: or who was sent here by a 4410 would be sent back for ever.
         moment = max(self.board.time, self.board.floor_time + 1) if self.board.begun else None
+        begun, visible = self.board.seq, self._visible
         texts = {**wanted, "status": self.decoder.words(*wanted["status"])}
         found: list[str] = []
         size, last, left = 0, after, limit
         async with self._connection() as (conn, described):
             while True:
-                count, asked, visible = min(left, PIECE), self.board.seq, self._visible
+                count, asked = min(left, PIECE), self.board.seq
                 query = select_page(
                     self.table, described, self.decoder.max_text, wanted=texts, after=last, limit=count + 1
                 )
@@ -110,13 +108,19 @@ class Runs:
                     raise Problem(
                         422, "cursor is not one that a page gave", ("cursor", said(error))
                     ) from error
-                unseen = self._unseen(Visible.parse(str(rows[0][0])), visible)
-                if moment is not None:
-                    moment = min([moment, *(entry[TIME] for entry in unseen.values())])
+                seen = Visible.parse(str(rows[0][0]))
+                if moment is not None and left == limit:  # later queries see what the first has seen
+                    hidden = self.board.oldest(visible, begun, partial(_unseen, visible=seen))
+                    moment = moment if hidden is None else min(moment, hidden[TIME])
+                    self._visible = max(self._visible, begun if hidden is None else hidden[SEQ] - 1)
                 for _, *fields in rows[:count]:
                     run = self.decoder(fields) if fields[ID] is not None else None
-                    if run and (entry := unseen.get(run[ID]) or self.board.show(run, asked)):
-                        run = entry[RUN] if _matches(entry[RUN], wanted) else None
+                    if run:
+                        entry = self.board.get(run[ID])
+                        if entry is None or not _unseen(entry, seen):
+                            entry = self.board.show(run, asked)
+                        if entry is not None:
+                            run = entry[RUN] if _matches(entry[RUN], wanted) else None
                     if run:
                         text = body(run)
                         size += len(text)
@@ -245,21 +249,6 @@ class Runs:
             )
         return run
 
-    def _unseen(self, visible: Visible, after: int) -> dict[str, Entry]:
-        """What lies behind `after` on the board, and a query that saw this much did not see."""
-        found: dict[str, Entry] = {}
-        seq = self.board.seq
-
-        def look(entry: Entry) -> bool:
-            if _unseen(entry, visible):
-                found[entry[RUN][ID]] = entry
-            return False
-
-        self.board.piece(max(after, seq - RECENT), seq, look)
-        if not found:
-            self._visible = max(self._visible, seq)
-        return found
-
 
 @asynccontextmanager
 async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> AsyncIterator[Runs]:
@@ -346,7 +335,7 @@ def select_page(
     limit: int,
 ) -> Statement:
     """Likewise, the first `limit` runs behind the id `after` whose fields have one of the `wanted` texts."""
-    conditions: list[sql.Composable] = [sql.SQL("true")]
+    conditions: list[sql.Composable] = [sql.SQL("r.id IS NOT NULL")]
     values: list[object] = []
     for field, texts in wanted.items():
         if not texts:
