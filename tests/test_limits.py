@@ -73,6 +73,13 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         assert b"136 connections are all that this process has file descriptors for" in answer
         assert len(crowd) == 136  # the last in vain; and the control client
         assert used() < 200 - 40
+        for _ in range(50):  # who is silent gives way to who comes next, and that one is no client either
+            silent = socket.create_connection(("127.0.0.1", brain.port), 2)
+            with socket.create_connection(("127.0.0.1", brain.port), 2) as another:
+                another.sendall(request("/ws?run_id=nobody"))
+                assert b" 503 " in another.recv(1000)
+            crowd.append(silent)
+        assert used() < 200 - 40
         knocking = threading.Event()
 
         def knock() -> None:

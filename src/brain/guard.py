@@ -14,6 +14,7 @@ JSON alone, which a page cannot send without asking.
 """
 
 import re
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -357,6 +358,8 @@ class Doors:
     """
 
     def __init__(self, policy: Policy, *, max_connections: int, max_connections_per_ip: int) -> None:
+        self.room = sys.maxsize
+        """Connections of either kind that there are file descriptors for."""
         self.connections: dict[Address, int] = {}
         self.websockets = 0
         self._handshakes: dict[Address, float] = {}
@@ -375,8 +378,13 @@ class Doors:
     def upgrade(self, visit: Visit, client: Address | None) -> Refusal | None:
         """The connection is to become a WebSocket of `client` (Policy.client_address). If refused, it stays what it was."""
         assert not visit.websocket, "a connection becomes a WebSocket once"
-        if self.websockets >= self.most > 0:
-            reason = f"{self.websockets} clients are connected, as many as BRAIN_MAX_CONNECTIONS allows: come back later"
+        if self.websockets >= self.room or self.websockets >= self.most > 0:
+            which = (
+                "BRAIN_MAX_CONNECTIONS allows"
+                if self.websockets < self.room
+                else "there are file descriptors for"
+            )
+            reason = f"{self.websockets} clients are connected, as many as {which}: come back later"
             return Refusal(503, reason, "connections", retry_after=1)
         if visit.address is None and client is not None and (refusal := self._seat(visit, client)):
             return refusal

@@ -8,7 +8,6 @@ hook loses a frame that came in the request's own segment, accepts HTTP/1.0 and 
 
 import asyncio
 import json
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -66,8 +65,6 @@ class Gate:
     tokens: Tokens | None = None
     http: Collection["Seam"] = ()
     """uvicorn's set of the connections that are no WebSockets."""
-    room: int = sys.maxsize
-    """Connections of either kind that there are file descriptors for."""
 
     def __post_init__(self) -> None:
         clock = self.connections.loop.time
@@ -80,7 +77,7 @@ class Gate:
     def make_room(self) -> Refusal | None:
         """One more connection has come. If there is no room, who has been silent longest gives way; or else it is refused."""
         everybody = len(self.http) + self.doors.websockets
-        if everybody > self.room:
+        if everybody > self.doors.room:
             why = (
                 f"{everybody - 1} connections are all that this process has file descriptors for (ulimit -n)"
             )

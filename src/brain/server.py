@@ -157,7 +157,7 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._gate.room = room = raise_descriptors()
+        self._gate.doors.room = room = raise_descriptors()
         if room < (self._gate.doors.most or room):
             log.warning(
                 "few file descriptors",
