@@ -166,7 +166,10 @@ def test_init_db_makes_another_table(postgres: Postgres) -> None:
     [
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
         ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
-        ({"flush_interval": "soon"}, "BRAIN_FLUSH_INTERVAL='soon': an interval is 0 to 10 seconds"),
+        (
+            {"flush_interval": "soon"},
+            "BRAIN_FLUSH_INTERVAL='soon': an interval is a number of seconds, 0 to 10",
+        ),
         ({"host": "203.0.113.7"}, "port 5221 of 203.0.113.7 cannot be listened on"),
     ],
 )

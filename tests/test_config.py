@@ -112,8 +112,8 @@ REFUSED = [
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
     ("BRAIN_PUSH_UNCHANGED", "maybe", "it is true or false"),
-    ("BRAIN_FLUSH_INTERVAL", "10.1", "an interval is 0 to 10 seconds"),
-    ("BRAIN_FLUSH_INTERVAL", "nan", "an interval is 0 to 10 seconds"),
+    ("BRAIN_FLUSH_INTERVAL", "10.1", "an interval is a number of seconds, 0 to 10"),
+    ("BRAIN_FLUSH_INTERVAL", "nan", "an interval is a number of seconds, 0 to 10"),
     ("BRAIN_ALLOWED_NETWORKS", "10.0.0.1/8", "did you mean 10.0.0.0/8?"),
     ("BRAIN_ALLOWED_NETWORKS", "127.0.0.0/8,lan", "'lan' is not a network, such as 192.168.0.0/16"),
     ("BRAIN_ALLOWED_NETWORKS", ",", "nobody could connect"),
@@ -128,10 +128,10 @@ REFUSED = [
     ("BRAIN_JWT_AUDIENCE", "brain", "no tokens are asked for: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too"),
     ("BRAIN_JWT_ISSUER", "https://idp.example", "no tokens are asked for"),
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
-    ("BRAIN_BOARD_MEMORY", "128MB", "the board takes 1048576 bytes or more"),
-    ("BRAIN_PING_INTERVAL", "0", "an interval of pings is 1 to 3600 seconds"),
-    ("BRAIN_PING_TIMEOUT", "59", "a timeout of pings is 60 to 7200 seconds"),
-    ("BRAIN_POLL_INTERVAL", "0", "an interval of polls is 0.01 to 60 seconds"),
+    ("BRAIN_BOARD_MEMORY", "128MB", "the board takes a number of bytes, 1048576 or more"),
+    ("BRAIN_PING_INTERVAL", "0", "an interval of pings is a number of seconds, 1 to 3600"),
+    ("BRAIN_PING_TIMEOUT", "59", "a timeout of pings is a number of seconds, 60 to 7200"),
+    ("BRAIN_POLL_INTERVAL", "0", "an interval of polls is a number of seconds, 0.01 to 60"),
     ("BRAIN_LOG_LEVEL", "loud", "a level is debug, info, warning or error"),
 ]  # fmt: skip
 
@@ -286,7 +286,7 @@ def test_unknown_variables_are_warned_of_without_their_value(monkeypatch: pytest
     with capture_logs() as logs:
         load(monkeypatch, BRAIN_DATABASE_ULR=PASSWORD)
     assert logs == [
-        {"event": "unknown setting", "log_level": "warning", "variable": "BRAIN_DATABASE_ULR", "nearest": "BRAIN_DATABASE_URL"}
+        {"event": "unknown setting is ignored", "log_level": "warning", "variable": "BRAIN_DATABASE_ULR", "nearest": "BRAIN_DATABASE_URL"}
     ]  # fmt: skip
 
 

@@ -191,7 +191,7 @@ class Settings(BaseSettings):
         0.025,
         "Changes within it leave together. 0: each at once.",
         unit="seconds",
-        rule="an interval is 0 to 10 seconds",
+        rule="an interval is a number of seconds, 0 to 10",
         ge=0,
         le=10,
         allow_inf_nan=False,
@@ -261,14 +261,14 @@ class Settings(BaseSettings):
         128 * 1024 * 1024,
         "How much of finished runs is kept in memory, so that clients who were away can catch up.",
         unit="bytes",
-        rule="the board takes 1048576 bytes or more",
+        rule="the board takes a number of bytes, 1048576 or more",
         ge=1_048_576,
     )
     ping_interval: float = _setting(
         30,
         "How often a client is pinged.",
         unit="seconds",
-        rule="an interval of pings is 1 to 3600 seconds",
+        rule="an interval of pings is a number of seconds, 1 to 3600",
         ge=1,
         le=3600,
         allow_inf_nan=False,
@@ -278,7 +278,7 @@ class Settings(BaseSettings):
         "A client of whom not a byte has come for so long is gone. More than the interval of pings.",
         unit="seconds",
         # The kernel's TCP_USER_TIMEOUT follows it, and ends clients that live but do not read for so long.
-        rule="a timeout of pings is 60 to 7200 seconds",
+        rule="a timeout of pings is a number of seconds, 60 to 7200",
         ge=60,
         le=7200,
         allow_inf_nan=False,
@@ -287,7 +287,7 @@ class Settings(BaseSettings):
         0.1,
         "How often the database is asked where it cannot be streamed; less often while that is dear.",
         unit="seconds",
-        rule="an interval of polls is 0.01 to 60 seconds",
+        rule="an interval of polls is a number of seconds, 0.01 to 60",
         ge=0.01,
         le=60,
         allow_inf_nan=False,
@@ -350,7 +350,7 @@ class Settings(BaseSettings):
         Raises SettingsError.
         """
         for variable, nearest in unknown(os.environ).items():
-            log.warning("unknown setting", variable=variable, nearest=nearest)
+            log.warning("unknown setting is ignored", variable=variable, nearest=nearest)
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         except ValidationError as error:

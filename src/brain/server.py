@@ -65,9 +65,13 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
             except OSError as error:
                 if name == "::" and not hosts and error.errno in _NO_IPV6:
                     continue
+                cure = (
+                    "stop what uses it, or set BRAIN_PORT to another (0 takes a free one)"
+                    if error.errno == errno.EADDRINUSE
+                    else "set BRAIN_HOST to an address of this machine, or BRAIN_PORT to a port that is permitted"
+                )
                 raise ListenError(
-                    f"port {port} of {name} cannot be listened on ({error.strerror}): stop what uses it, "
-                    "or set BRAIN_PORT to another (0 takes a free one), or BRAIN_HOST to an address of this machine"
+                    f"port {port} of {name} cannot be listened on ({error.strerror}): {cure}"
                 ) from error
             port = sockets[-1].getsockname()[1]
     except BaseException:
