@@ -69,11 +69,13 @@ class SlotWaits(Refused):
 
 _REFUSALS: dict[str, tuple[Cause, str, str]] = {
     # SQLSTATE: what it means here, what to do. PostgreSQL documentation, Appendix A.
-    "42501": ("role", "the role may not replicate", "ALTER ROLE {user} REPLICATION"),
+    "42501": ("role", "the role may not replicate", "ALTER ROLE {user} REPLICATION;"),
+    # A stream names a database, so the lines for that database count, as for any connection; those for `replication` do not
+    # (seen on 15 and 18). What refuses it has changed since Brain's other connection was let in.
     "28000": (
         "pg_hba",
-        "pg_hba.conf or the role refuses a replication connection",
-        "ALTER ROLE {user} REPLICATION",
+        "pg_hba.conf lets no new connection in",
+        "give {user} a line for this database in pg_hba.conf, and run SELECT pg_reload_conf();",
     ),
     "53400": (
         "slots",
@@ -207,7 +209,7 @@ async def ensure(conn: Conn, table: Table, application: str) -> Facts:
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 pass  # another Brain was quicker, or as quick
             except psycopg.errors.InsufficientPrivilege as error:
-                cure = "; ".join(each.as_string(conn) for each in statements(table, found))
+                cure = "\n".join(f"{each.as_string(conn)};" for each in statements(table, found))
                 raise Refused(
                     f"the publication {table.publication} is missing: {why(error)}", cure, "publication"
                 ) from error
@@ -246,15 +248,15 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
         )
         return
     if not description.logged:
-        yield Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED", "unlogged")
+        yield Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged")
     if "id" not in description.identity or found.helpless:
         name, identity = found.helpless or ("", description.replica_identity)
         if identity == "d" and not description.primary_key:
-            cure = f"{alter} ADD PRIMARY KEY (id)"
+            cure = f"{alter} ADD PRIMARY KEY (id);"
         elif identity == "n" and "id" in description.primary_key:
-            cure = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT"
+            cure = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
         else:
-            cure = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL"
+            cure = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL;"
         yield Refused(
             "the table has no replica identity that contains id, and a publication could make the application's own UPDATEs fail",
             cure,
