@@ -1,5 +1,6 @@
 """brain doctor: each finding made for real, and gone when what it prints has been run."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import psycopg
 import pytest
@@ -20,7 +21,7 @@ from brain.doctor import Finding, Report, examine
 from brain.publication import Cause
 from brain.runs import Decoder, Table, init_sql
 from conftest import ROLE, TEMPLATE, own, with_template
-from postgres import Postgres, _free_port, execute, running
+from postgres import Postgres, _free_port, _readable, execute, running
 from served import BRAIN, served
 
 RUNS = Table("public", "runs")
@@ -43,10 +44,17 @@ def the(report: Report, check: str) -> Finding:
 
 
 def run(cure: str, url: str) -> None:
-    """As psql would: each statement by itself, comments left out."""
-    statements = [part for line in cure.splitlines() for part in line.partition("--")[0].split(";")]
-    for statement in filter(None, map(str.strip, statements)):
-        execute(url, statement)
+    """Paste it into psql, and go on: a statement without a semicolon would swallow the next."""
+    done = subprocess.run(
+        [_readable(18) / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url],
+        input=f"{cure}\nSELECT 1;\n",
+        env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{cure}\n{done.stderr}"
 
 
 async def cured(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = ()) -> Finding:
@@ -115,6 +123,34 @@ async def test_a_database_that_is_away() -> None:
     assert (report.status, report.source, found.level) == (2, "none", "broken")
     assert "Connection refused" in found.what
     assert "secret" not in report.text() + report.json()
+
+
+async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
+    with own() as (server, url):
+        lines = ("host all lost 127.0.0.1/32 reject", "host all secret 127.0.0.1/32 scram-sha-256")
+        configuration = server.data / "pg_hba.conf"
+        configuration.write_text("\n".join([*lines, configuration.read_text()]))
+        execute(
+            server.url(),
+            "CREATE ROLE lost LOGIN; CREATE ROLE secret LOGIN PASSWORD 'x'; CREATE ROLE idle; SELECT pg_reload_conf()",
+        )
+        for wrong, cure in (
+            (url.replace(f"{ROLE}@", "secret:wrong@"), "set the right role and password"),
+            (url.replace(f"{ROLE}@", "secret@"), "set the right role and password"),
+            (url.replace(f"{ROLE}@", "lost@"), "give the role a line for this database in pg_hba.conf"),
+            (url.replace(f":{server.port}/", ":1/"), "start PostgreSQL there"),
+            (url.replace("127.0.0.1", "nowhere.invalid"), "no such host is known here"),
+        ):
+            found = the(await look(wrong), "away")
+            assert found.cure.startswith(cure), found
+            assert found.why.endswith("keeps trying; until then clients receive no changes")
+        for wrong in (
+            server.url('ano"ther', ROLE),
+            url.replace(f"{ROLE}@", "unheard@"),
+            url.replace(f"{ROLE}@", "idle@"),
+        ):
+            run(the(await look(wrong), "away").cure, server.url())
+            assert "away" not in checks(await look(wrong))
 
 
 async def test_a_table_that_is_missing(postgres: Postgres) -> None:
@@ -216,11 +252,44 @@ async def test_what_rules_out_a_stream(any_database: str, harm: str, check: str,
 
 
 async def test_a_table_without_a_key(any_database: str) -> None:
-    execute(any_database, "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+    """One finding, though ids cannot be looked up either: what cures one cures the other."""
+    execute(any_database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+    assert checks(await look(any_database)) == ["replica_identity"]
+    execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
+    assert "id_index" in checks(await look(any_database, stream=False))
     report = await look(any_database)
-    assert checks(report) == ["id_index", "replica_identity"]
+    assert checks(report) == ["replica_identity"]
     assert "UPDATEs fail" in the(report, "replica_identity").what
     await cured(any_database, "replica_identity")
+
+
+async def test_ids_that_rule_out_a_key(any_database: str) -> None:
+    execute(any_database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+    execute(any_database, "ALTER TABLE runs ALTER started_at TYPE text")
+    execute(any_database, "INSERT INTO runs (id, started_at) VALUES ('a', 'x'), ('a', 'y'), ('b', NULL)")
+    report = await look(any_database)
+    found = the(report, "values")
+    assert found.what == "2 values in 2 rows do not fit the contract: started_at (text)"
+    assert "IN ('a');" in found.cure
+    found = the(report, "replica_identity")
+    assert found.what.endswith("ids that are NULL or stand there more than once rule out a key")
+    query, key = found.cure.splitlines()
+    assert execute(any_database, query) == [("a", 2)]
+    run(found.cure, any_database)
+    execute(any_database, "DELETE FROM runs WHERE id = 'a'")
+    run(key.removeprefix("-- and then: "), any_database)
+    assert (await look(any_database)).findings == []
+
+
+async def test_cures_are_pasted_one_after_the_other(any_database: str) -> None:
+    execute(
+        any_database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey; ALTER TABLE runs SET UNLOGGED",
+    )
+    report = await look(any_database)
+    assert checks(report) == ["replica_identity", "unlogged"]
+    run("\n".join(found.cure for found in report.findings), any_database)
+    assert (await look(any_database)).findings == []
 
 
 async def test_a_view(any_database: str) -> None:
@@ -282,44 +351,77 @@ async def test_a_status_that_is_padded(database: str) -> None:
     assert "status" not in checks(await look(database))
 
 
-async def test_values_that_the_contract_cannot_carry(database: str) -> None:
+async def test_values_that_the_contract_cannot_carry(any_database: str) -> None:
+    """Brain does with them what it can, and what they should be is not for it to say: the rows are shown."""
     execute(
-        database,
+        any_database,
         "ALTER TABLE runs DROP COLUMN started_at; ALTER TABLE runs ADD started_at bigint;"
-        " ALTER TABLE runs DROP CONSTRAINT runs_progress_check",
+        " ALTER TABLE runs DROP COLUMN completed_at; ALTER TABLE runs ADD completed_at text;"
+        " ALTER TABLE runs DROP COLUMN progress; ALTER TABLE runs ADD progress text",
     )
+    execute(any_database, "INSERT INTO runs (id, progress) VALUES ('a', '50%')")
+    found = the(await look(any_database), "values")
+    assert found.what == "1 value in 1 row does not fit the contract: progress (text)"
     execute(
-        database,
-        "INSERT INTO runs (id, started_at, progress) VALUES ('a', 1790000000, 250), ('b', NULL, 'NaN')",
+        any_database,
+        "INSERT INTO runs (id, started_at, progress, completed_at) VALUES"
+        " ('it''s', 1790000000, '250', 'yesterday'), ('c', NULL, '100', '2026-11-21T10:00:00Z')",
     )
-    found = await cured(database, "values")
-    assert "3 values" in found.what
-    assert "progress (float8)" in found.what
-    assert "started_at (int8)" in found.what
-    assert execute(database, "SELECT started_at IS NOT NULL, progress FROM runs WHERE id = 'a'") == [
-        (True, None)
+    before = execute(any_database, "SELECT * FROM runs ORDER BY id")
+    found = the(await look(any_database), "values")
+    assert found.what.startswith("4 values in 2 rows do not fit the contract: completed_at (text), progress")
+    run(found.cure, any_database)
+    assert [execute(any_database, line) for line in found.cure.splitlines()] == [
+        [("it's", "yesterday")],
+        [("a", "50%"), ("it's", "250")],
+        [("it's", 1790000000)],
     ]
+    assert execute(any_database, "SELECT * FROM runs ORDER BY id") == before
+    execute(any_database, "INSERT INTO runs (id, progress) SELECT i, 'half' FROM generate_series(1, 20) i")
+    assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").cure
 
 
 async def test_indexes(any_database: str) -> None:
+    fill = "INSERT INTO runs (id, status) SELECT i, 'completed' FROM generate_series({}, {}) i"
     execute(any_database, "DROP INDEX runs_id_idx")
-    assert the(await look(any_database), "status_index").level == "note", "few rows"
-    execute(
-        any_database, "INSERT INTO runs (id, status) SELECT i, 'completed' FROM generate_series(1, 10000) i"
-    )
+    execute(any_database, fill.format(1, 9999))
+    assert (await look(any_database)).findings == [], "few rows"
+    execute(any_database, fill.format(10000, 10000))
+    assert "10000 rows or more" in the(await look(any_database), "status_index").why, "no statistics"
     execute(any_database, "ANALYZE runs")
-    assert the(await look(any_database), "status_index").level == "better"
     found = await cured(any_database, "status_index")
-    assert "10000 rows" in found.why
+    assert found.level == "better"
+    assert "about 10000 rows" in found.why
     execute(
         any_database,
         "ALTER TABLE runs REPLICA IDENTITY FULL; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
     )
     execute(any_database, "ALTER TABLE runs ADD other serial PRIMARY KEY")
-    execute(any_database, "ANALYZE runs")
+    execute(any_database, "INSERT INTO runs (id) VALUES ('1')")
+    assert the(await look(any_database), "id_index").cure.startswith("SELECT id, count(*) FROM")
+    execute(any_database, "DELETE FROM runs WHERE other > 10000")
     found = await cured(any_database, "id_index")
     assert found.level == "better"
     assert found.cure == 'CREATE UNIQUE INDEX ON "public"."runs" (id);'
+
+
+@pytest.mark.parametrize("type_", ["word", "domain"])
+async def test_no_index_serves_an_enum(any_database: str, type_: str) -> None:
+    """That PostgreSQL refuses the one that would is why there is no cure."""
+    execute(
+        any_database,
+        "DROP INDEX runs_id_idx; ALTER TABLE runs DROP COLUMN status;"
+        " CREATE TYPE word AS ENUM ('queued', 'running', 'completed', 'failed'); CREATE DOMAIN domain AS word",
+    )
+    execute(any_database, f"ALTER TABLE runs ADD status {type_} NOT NULL DEFAULT 'completed'")
+    execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
+    execute(any_database, "CREATE INDEX ON runs (status)")
+    report = await look(any_database)
+    found = the(report, "status_index")
+    assert (found.level, found.cure, report.status) == ("note", "", 0)
+    assert "status is an enum" in found.what
+    with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):
+        execute(any_database, "CREATE INDEX ON runs (id) WHERE status::text IN ('queued', 'running')")
 
 
 async def test_a_partitioned_table(any_database: str) -> None:
@@ -331,6 +433,7 @@ async def test_a_partitioned_table(any_database: str) -> None:
         " CREATE TABLE runs_1 PARTITION OF runs FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
     )
     execute(any_database, "DROP PUBLICATION brain_public_runs")
+    execute(any_database, "INSERT INTO runs SELECT i, 'failed' FROM generate_series(1, 10000) i")
     await cured(any_database, "status_index", stays=("columns",))
 
 
@@ -358,13 +461,49 @@ async def test_no_slot_is_free() -> None:
         execute(
             server.url(), "SELECT pg_create_physical_replication_slot('some''body'::name)".replace("''", "_")
         )
-        found = await cured(url, "slots", by=server.url())
-        assert "some_body" in found.cure
+        found = the(await look(url), "slots")
+        raised, other = found.cure.splitlines()
+        assert raised == "ALTER SYSTEM SET max_replication_slots = 5; -- then restart PostgreSQL"
+        run(other.removeprefix("-- or, if nobody needs it: "), server.url())
+        assert (await look(url)).findings == []
         with served(database_url=url) as brain:
             report = await look(url)
             assert the(report, "slots").level == "note", "it is Brain's own"
+            assert the(report, "slots").cure == raised
             assert (report.status, report.source) == (0, "replication")
             assert brain.metric("brain_streams_lost_total") == 0
+        execute(server.url(), "SELECT pg_create_physical_replication_slot('some_body')")
+        run(found.cure, server.url())
+        server.restart()
+        assert (await look(url)).findings == []
+        assert execute(server.url(), "SELECT slot_name FROM pg_replication_slots") == [("some_body",)]
+
+
+async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
+    """A stream needs the line that any connection to the database needs, and none for `replication`."""
+    with own() as (server, url):
+        configuration = server.data / "pg_hba.conf"
+        allowed = (
+            f"host all postgres 127.0.0.1/32 trust\nhost {url.rpartition('/')[2]} {ROLE} 127.0.0.1/32 trust\n"
+        )
+        refused = f"host replication all 127.0.0.1/32 trust\n{allowed.splitlines()[0]}\n"
+        configuration.write_text(f"host replication all 127.0.0.1/32 reject\n{allowed}")
+        execute(server.url(), "SELECT pg_reload_conf()")
+        assert (await look(url)).findings == []
+        with served(database_url=url) as brain, psycopg.connect(server.url(), autocommit=True) as admin:
+            brain.wait_ready("replication", 10)
+            configuration.write_text(refused)
+            admin.execute("SELECT pg_reload_conf()")
+            admin.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
+            until = time.monotonic() + 10
+            while (said := brain.get("/readyz")[1])["cause"] != "pg_hba":
+                assert time.monotonic() < until, said
+                await asyncio.sleep(0.05)
+            assert said["cure"].startswith(f'give "{ROLE}" a line for this database in pg_hba.conf')
+            assert the(await look(url), "away").cure.startswith("give the role a line for this database")
+            configuration.write_text(allowed)
+            admin.execute("SELECT pg_reload_conf()")
+            brain.wait_ready("replication", 20)
 
 
 async def test_no_walsender_is_free() -> None:
@@ -409,6 +548,39 @@ async def test_a_transaction_that_a_slot_waits_for(kind: str, monkeypatch: pytes
             run(found.cure, url)
             assert (await look(url)).findings == []
             writer.close()
+
+
+async def test_a_transaction_of_a_role_that_shows_little_of_it(
+    database: str, superuser_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another role's session is and how old, is kept from an ordinary role."""
+    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+    with psycopg.connect(superuser_url) as writer:
+        writer.execute("INSERT INTO runs (id) VALUES ('open')")
+        report = await look(database)
+        assert (report.status, report.source) == (1, "poll")
+        found = the(report, "slot_waits")
+        assert found.what == f"a writing transaction of postgres (pid {writer.info.backend_pid}) is open"
+        run(found.cure, superuser_url)
+        assert (await look(database)).findings == []
+        writer.close()
+
+
+async def test_a_poll_is_never_without_a_reason(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction for which the slot has waited, and which is gone when one looks for it."""
+    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+    with psycopg.connect(database) as writer:
+        writer.execute("INSERT INTO runs (id) VALUES ('open')")
+        looked_for = doctor._transactions
+
+        async def late(*given: Any, **options: Any) -> None:
+            writer.rollback()
+            await looked_for(*given, **options)
+
+        monkeypatch.setattr(doctor, "_transactions", late)
+        report = await look(database)
+    assert (report.status, report.source) == (1, "poll")
+    assert "which has ended since" in the(report, "slot_waits").what
 
 
 async def test_an_old_transaction_is_said_where_no_slot_is_tried(

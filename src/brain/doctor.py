@@ -5,6 +5,7 @@ made, and whether a stream can be had, no catalog knows for sure. Nothing is cha
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,10 +30,16 @@ LONG = 60
 """Seconds after which an open writing transaction is worth a word where no slot could be tried."""
 
 LARGE = 10_000
-"""Rows, as PostgreSQL estimates them, from which on a missing index is felt."""
+"""Rows from which on a missing index is felt."""
+
+MOST_GROUPED = 1_000_000
+"""Rows among which ids that stand there twice are looked for."""
 
 SAMPLE = 1000
 """Rows that are read as Brain reads them."""
+
+LISTED = 10
+"""Ids of rows that are shown as examples."""
 
 LEAST_WAL = 64
 """Megabytes of max_slot_wal_keep_size below which an ordinary burst may take the slot away."""
@@ -48,7 +55,7 @@ POLLS = (
     "Brain polls instead of streaming: a change is seen up to 0.1 s late, and later where the table is large, of several"
     " changes between two polls only the last is seen, and an UPDATE that changes nothing is not seen at all"
 )
-NOTHING = "Brain cannot read the table, and tries again for ever; clients are told nothing"
+NOTHING = "Brain cannot read the table, and keeps trying; until then clients receive no changes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +120,7 @@ async def examine(url: str, table: Table, decoder: Decoder, *, stream: bool = Tr
         conn = await connect(url, APPLICATION, lock_timeout="2s")
     except psycopg.Error as error:
         pooler = "startup parameter" in str(error)
-        report.add(
-            "pooler" if pooler else "away",
-            "broken",
-            why(error),
-            NOTHING,
-            known("08P01", "").cure if pooler else "start it, or name the right one in BRAIN_DATABASE_URL",
-        )
+        report.add("pooler" if pooler else "away", "broken", why(error), NOTHING, _let_in(error))
         return report
     try:
         async with conn:
@@ -162,24 +163,32 @@ async def _examine(
         return
     report.source = "poll"
     await _rows(report, conn, table, found, decoder)
-    await _indexes(report, conn, table, found, decoder)
+    unfits = list(unfit(found, table, conn.info.parameter_status("application_name") or APPLICATION))
+    cures = {each.cure for each in unfits} if stream else set()
+    await _indexes(report, conn, table, found, decoder, cures=cures)
     if not stream:
         report.add("chosen", "note", "BRAIN_SOURCE is poll", POLLS, "BRAIN_SOURCE=auto")
         return
-    unfits = list(unfit(found, table, conn.info.parameter_status("application_name") or APPLICATION))
     for refused in unfits:
-        report.polls(refused)
-    waits = False
+        twice, cure = await _unique(conn, table, refused.cure)
+        report.add(refused.cause, "better", refused.reason + twice, POLLS, cure)
+    refusals = unfits
     if not unfits:
-        publishable = await _publication(report, conn, table)
         opening = Stream.open(
             url, table, found.description, decoder, application=APPLICATION, patience=PATIENCE
         )
-        streamed, waits = await _stream(report, conn, user, opening)
-        report.source = "replication" if publishable and streamed else "poll"
+        tried = (await _publication(report, conn, table), await _stream(report, conn, user, opening))
+        refusals = [refused for refused in tried if refused is not None]
+    report.source = "poll" if refusals else "replication"
     if not found.standby:
-        await _transactions(report, conn, all_of_them=waits)
+        await _transactions(
+            report, conn, all_of_them=any(isinstance(refused, SlotWaits) for refused in refusals)
+        )
         await _log(report, conn)
+    for refused in refusals:
+        # Why Brain polls is never left out.
+        if all(each.check != refused.cause for each in report.findings):
+            report.polls(refused)
     if int(backend) != conn.info.backend_pid and all(each.check != "pooler" for each in report.findings):
         report.add(
             "pooler",
@@ -188,6 +197,28 @@ async def _examine(
             "it costs a hop, and not every pooler passes replication on",
             known("08P01", user).cure,
         )
+
+
+_LET_IN = {
+    "startup parameter": known("08P01", "").cure,
+    # 28P01, 28000, 3D000, 53300
+    "password": "set the right role and password in BRAIN_DATABASE_URL, with %40 for an @, %2F for a / and %25 for a % in them",
+    'role "(.+)" does not exist': "CREATE ROLE {} LOGIN REPLICATION; -- or name another in BRAIN_DATABASE_URL",
+    'role "(.+)" is not permitted to log in': "ALTER ROLE {} LOGIN; -- or name another in BRAIN_DATABASE_URL",
+    "pg_hba.conf": "give the role a line for this database in pg_hba.conf, and run SELECT pg_reload_conf();",
+    'database "(.+)" does not exist': "CREATE DATABASE {}; -- or name the right one in BRAIN_DATABASE_URL",
+    "too many c|connection slots": "let fewer connect, or raise max_connections and restart PostgreSQL",
+    "(?:resolve host|translate host name)": "no such host is known here: mend its name in BRAIN_DATABASE_URL, or the name resolution",
+    "Connection refused|No such file": "start PostgreSQL there, or name the right host and port in BRAIN_DATABASE_URL",
+}
+"""What stands in the error of a connection that was not to be had, and its cure: libpq keeps the SQLSTATE to itself."""
+
+
+def _let_in(error: psycopg.Error) -> str:
+    for words, cure in _LET_IN.items():
+        if match := re.search(words, str(error)):
+            return cure.replace("{}", sql.Identifier(match[1]).as_string()) if match.re.groups else cure
+    return "see that it runs, and that BRAIN_DATABASE_URL names the right role, password and database"
 
 
 def _init(table: Table) -> str:
@@ -272,75 +303,79 @@ async def _rows(report: Report, conn: Conn, table: Table, found: Facts, decoder:
             _rename(table, sorted(word for word in strange if word), words),
         )
     before = decoder.corrected
-    wrong = set()
+    wrong: dict[str, list[str]] = {}
+    runs = 0
     for row in rows:
-        if row[ID]:
+        if run_id := row[ID]:
+            earlier = decoder.corrected
             for i, name in enumerate(FIELDS):
                 if i not in (ID, STATUS) and row[i] is not None:
                     corrected = decoder.corrected
                     decoder([row[j] if j in (ID, STATUS, i) else None for j in range(len(FIELDS))])
                     if decoder.corrected > corrected:
-                        wrong.add(name)
+                        wrong.setdefault(name, []).append(run_id)
+            runs += decoder.corrected > earlier
     if decoder.corrected > before:
+        values = decoder.corrected - before
         types = ", ".join(
             f"{name} ({_plain(found.description.columns[name].type)})" for name in sorted(wrong)
         )
         report.add(
             "values",
             "better",
-            f"{decoder.corrected - before} values in {len(rows)} rows are none that the contract can carry: {types}",
-            "a time has to be one of ISO 8601, and progress a number from 0 to 100; others are left out, or brought into range",
-            "\n".join(_retype(table, found, name) for name in sorted(wrong)),
+            f"{_count(values, 'value')} in {_count(runs, 'row')} {'does' if values == 1 else 'do'} not fit the contract: {types}",
+            "clients receive no time that is not one of ISO 8601, no progress that is not a number, and 0 or 100 for one out of range;"
+            " the rows themselves stay as they are",
+            "\n".join(_list(table, name, ids) for name, ids in sorted(wrong.items())),
         )
 
 
 def _rename(table: Table, strange: list[str], words: list[str]) -> str:
     name = table.sql.as_string()
     if any(word.strip() in words for word in strange):
-        return f"ALTER TABLE {name} ALTER COLUMN status TYPE text USING trim(status::text);"
+        return f"ALTER TABLE {name} ALTER COLUMN status TYPE text USING trim(status::text); -- rewrites the table"
     if strange:
         pairs = ",".join(f"{word}=…" for word in strange)
         return f"BRAIN_STATUS_MAP='{pairs}', with queued, running, completed or failed for each …"
-    return f"UPDATE {name} SET status = 'failed' WHERE status IS NULL; -- or what they are"
+    return f"SELECT * FROM {name} WHERE status IS NULL; -- give them one"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _plain(type_: str) -> str:
     return type_.rpartition(".")[2].strip('"')
 
 
-def _retype(table: Table, found: Facts, name: str) -> str:
-    column, type_ = sql.Identifier(name).as_string(), _plain(found.description.columns[name].type)
-    alter = f"ALTER TABLE {table.sql.as_string()} ALTER COLUMN {column} TYPE"
-    if name == "progress":
-        return f"UPDATE {table.sql.as_string()} SET {column} = NULL WHERE NOT ({column}::float8 BETWEEN 0 AND 100); -- changes these rows"
-    if type_ in ("int4", "int8", "numeric", "float8"):
-        return f"{alter} timestamptz USING to_timestamp({column}); -- if they are seconds since 1970"
-    return f"{alter} timestamptz USING {column}::timestamptz;"
+def _list(table: Table, name: str, ids: list[str]) -> str:
+    """Shows what does not fit. What it should be is for the application to say: nothing is rewritten."""
+    different = list(dict.fromkeys(ids))
+    shown = sql.SQL(", ").join(map(sql.Literal, different[:LISTED])).as_string()
+    more = f", the first {LISTED} of {len(different)}" if len(different) > LISTED else ""
+    return f"SELECT id, {name} FROM {table.sql.as_string()} WHERE id IN ({shown}); -- to look at{more}"
 
 
-async def _indexes(report: Report, conn: Conn, table: Table, found: Facts, decoder: Decoder) -> None:
-    """Whether there is an index for what is under way, and for an id; as the planner says, forbidden to scan."""
-    if found.description.kind not in "rp":
+async def _indexes(
+    report: Report, conn: Conn, table: Table, found: Facts, decoder: Decoder, *, cures: set[str]
+) -> None:
+    """Whether there is an index for what is under way, and for an id; as the planner says, forbidden to scan. `cures` are those
+    of other findings.
+    """
+    if found.description.kind not in "rp" or (rows := await _size(conn, table, found)) is None:
         return
-    (estimate,) = await _one(
-        conn,
-        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c"
-        " WHERE c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s))",
-        {"oid": found.description.oid},
-    )
-    level: Level = "better" if int(str(estimate)) >= LARGE else "note"
     name = table.sql.as_string()
     active = sql.SQL(", ").join(map(sql.Literal, decoder.active_words))
     if await _scans(conn, table, sql.SQL("r.status::text IN ({})").format(active)):
-        report.add(
-            "status_index",
-            level,
-            "no index finds what is queued and running",
-            f"Brain reads the whole table when it starts, about {estimate} rows",
-            f"CREATE INDEX ON {name} (id) WHERE status::text IN ({active.as_string()});"
-            if _immutable(found.description.columns["status"].type)
-            else "",
-        )
+        what = "no index finds what is queued and running"
+        reads = f"Brain reads the whole table when it starts, {rows}"
+        if await _is_enum(conn, found):
+            # Its output is STABLE, which no index may contain, and Brain compares text: a word may be none of the enum's.
+            what += ", and none can: status is an enum, whose text PostgreSQL lets no index contain"
+            report.add("status_index", "note", what, reads)
+        else:
+            cure = f"CREATE INDEX ON {name} (id) WHERE status::text IN ({active.as_string()});"
+            report.add("status_index", "better", what, reads, cure)
     if await _scans(
         conn,
         table,
@@ -348,20 +383,74 @@ async def _indexes(report: Report, conn: Conn, table: Table, found: Facts, decod
             sql.SQL(found.description.columns["id"].type)
         ),
     ):
-        report.add(
-            "id_index",
-            level,
-            "no index finds a run by its id",
-            f"each poll, and each GET /api/runs/…, reads the whole table, about {estimate} rows",
-            f"CREATE UNIQUE INDEX ON {name} (id);"
-            if found.description.primary_key
-            else f"ALTER TABLE {name} ADD PRIMARY KEY (id);",
-        )
+        cure = f"ALTER TABLE {name} ADD PRIMARY KEY (id);"
+        if found.description.primary_key:
+            cure = f"CREATE UNIQUE INDEX ON {name} (id);"
+        if cure not in cures:
+            twice, cure = await _unique(conn, table, cure)
+            report.add(
+                "id_index",
+                "better",
+                f"no index finds a run by its id{twice}",
+                f"each poll, and each GET /api/runs/…, reads the whole table, {rows}",
+                cure,
+            )
 
 
-def _immutable(type_: str) -> bool:
-    """Whether the type's cast to text may stand in an index: that of an enum may not."""
-    return type_.startswith('"pg_catalog".')
+async def _size(conn: Conn, table: Table, found: Facts) -> str | None:
+    """How many rows, in words; None if there are too few to matter. The estimate is that of the last ANALYZE: if it is small,
+    so many rows are counted as matter.
+    """
+    (estimate,) = await _one(
+        conn,
+        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c WHERE c.relkind <> 'p' AND"
+        " (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s)))",
+        {"oid": found.description.oid},
+    )
+    if int(str(estimate)) >= LARGE:
+        return f"about {estimate} rows"
+    count = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) counted").format(table.sql, LARGE)
+    try:
+        async with _briefly(conn):
+            ((counted,),) = await _all(conn, count)
+    except psycopg.errors.QueryCanceled:
+        return "and to count its rows took more than 5 s"
+    return f"{LARGE} rows or more" if int(str(counted)) >= LARGE else None
+
+
+async def _unique(conn: Conn, table: Table, cure: str) -> tuple[str, str]:
+    """What to say and to run, where the ids stand in the way of a cure that wants them unique."""
+    if not re.search("PRIMARY KEY|UNIQUE", cure):
+        return "", cure
+    head = sql.SQL("SELECT id, count(*) FROM {}").format(table.sql)
+    nulls = "OR id IS NULL" if "PRIMARY KEY" in cure else "AND id IS NOT NULL"
+    tail = sql.SQL(f" GROUP BY id HAVING count(*) > 1 {nulls}")
+    few = sql.SQL("SELECT count(*) <= {most} FROM (SELECT FROM {table} LIMIT {most} + 1) counted").format(
+        table=table.sql, most=MOST_GROUPED
+    )
+    try:
+        async with _briefly(conn):
+            ((cheap,),) = await _all(conn, few)
+            repeated = await _all(conn, head + tail + sql.SQL(" LIMIT 1")) if cheap == "t" else []
+    except psycopg.errors.QueryCanceled:
+        return "", cure
+    if not repeated:
+        return "", cure
+    return (
+        ", and ids that are NULL or stand there more than once rule out a key",
+        f"{(head + tail).as_string()}; -- make these unique\n-- and then: {cure}",
+    )
+
+
+async def _is_enum(conn: Conn, found: Facts) -> bool:
+    """Also by way of a domain."""
+    (kind,) = await _one(
+        conn,
+        "SELECT coalesce(b.typtype, t.typtype) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+        " LEFT JOIN pg_type b ON b.oid = t.typbasetype WHERE a.attrelid = %s AND a.attname = 'status'",
+        [found.description.oid],
+    )
+    return kind == "e"
 
 
 async def _scans(conn: Conn, table: Table, condition: sql.Composable) -> bool:
@@ -383,14 +472,14 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # The stream.
 
 
-async def _publication(report: Report, conn: Conn, table: Table) -> bool:
-    """Whether there is a publication, or Brain can make one: it makes it, and takes it back."""
+async def _publication(report: Report, conn: Conn, table: Table) -> Refused | None:
+    """Why there is no publication, and Brain cannot make one: it makes it, and takes it back."""
     try:
         async with _briefly(conn):
             await ensure(conn, table, APPLICATION)
     except Refused as refused:
         report.polls(refused)
-        return False
+        return refused
     except psycopg.errors.LockNotAvailable:
         report.add(
             "publication",
@@ -399,22 +488,24 @@ async def _publication(report: Report, conn: Conn, table: Table) -> bool:
             "Brain tries for longer",
             "run this again",
         )
-    return True
+    return None
 
 
 async def _stream(
     report: Report, conn: Conn, user: str, opening: Coroutine[Any, Any, Stream]
-) -> tuple[bool, bool]:
-    """Whether a stream can be had, and whether its slot waits for a transaction."""
+) -> Refused | None:
+    """Why no stream can be had."""
     try:
         stream = await opening
     except psycopg.Error as error:
         refused = refusal(error, user)
     else:
         await stream.close()
-        return True, False
+        return None
     if isinstance(refused, SlotWaits):
-        return False, True  # the transactions are found below
+        # The transactions are found below, if they are still there.
+        waited = f"a slot waited for {PATIENCE:g} s for a writing transaction, which has ended since"
+        return SlotWaits(waited, "run this again", refused.cause)
     mine = await _all(
         conn,
         "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database() AND slot_name LIKE 'brain\\_%%'",
@@ -425,11 +516,12 @@ async def _stream(
             "note",
             f"{refused.reason}; a Brain has one, {mine[0][0]}",
             "a second Brain would poll",
+            await _room(conn, refused.cause),
         )
-        return True, False
+        return None
     report.polls(refused, await _room(conn, refused.cause))
     await _settings(report, conn, user, refused.cause)
-    return False, False
+    return refused
 
 
 async def _settings(report: Report, conn: Conn, user: str, said: str) -> None:
@@ -447,36 +539,35 @@ async def _settings(report: Report, conn: Conn, user: str, said: str) -> None:
         ("53300", senders == "t"),
     ):
         refused = known(code, user)
-        if not well and refused.cause != said and not (refused.cause == "role" and said == "pg_hba"):
+        if not well and refused.cause != said:
             report.polls(refused, await _room(conn, refused.cause))
 
 
 async def _room(conn: Conn, cause: str) -> str:
     """The exact cure for what has run out; "" for other causes."""
-    if cause == "slots":
-        idle = await _all(
-            conn, "SELECT quote_literal(slot_name) FROM pg_replication_slots WHERE NOT active ORDER BY 1"
-        )
-        if idle:
-            return "\n".join(
-                f"SELECT pg_drop_replication_slot({name}); -- if nobody needs it" for (name,) in idle
-            )
     name = {"slots": "max_replication_slots", "walsenders": "max_wal_senders"}.get(cause)
     if name is None:
         return ""
     (now,) = await _one(conn, "SELECT current_setting(%s)", [name])
-    return f"ALTER SYSTEM SET {name} = {int(str(now)) + 4}; -- then restart PostgreSQL"
+    cure = f"ALTER SYSTEM SET {name} = {int(str(now)) + 4}; -- then restart PostgreSQL"
+    if cause == "slots":
+        # A slot that is idle now may be a standby's that comes back: to drop one is never what a paste does.
+        for (idle,) in await _all(
+            conn, "SELECT quote_literal(slot_name) FROM pg_replication_slots WHERE NOT active ORDER BY 1"
+        ):
+            cure += f"\n-- or, if nobody needs it: SELECT pg_drop_replication_slot({idle});"
+    return cure
 
 
 async def _transactions(report: Report, conn: Conn, *, all_of_them: bool) -> None:
-    """Those that write and stay open. `all_of_them`: a slot has waited for them in vain. Others' ages are for superusers and
-    members of pg_read_all_stats to see.
+    """Those that write and stay open. `all_of_them`: a slot has waited for them in vain. The age and kind of others' sessions
+    are for superusers and members of pg_read_all_stats to see.
     """
     reason = "a slot waits for every transaction that writes when it is made, Brain polls meanwhile, and log is kept back"
     for pid, user, age in await _all(
         conn,
-        "SELECT a.pid, a.usename, extract(epoch FROM clock_timestamp() - a.xact_start)::int FROM pg_stat_activity a"
-        " WHERE a.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.pid IN"
+        "SELECT a.pid, coalesce(a.usename, a.backend_type, 'PostgreSQL'), extract(epoch FROM clock_timestamp() - a.xact_start)::int FROM pg_stat_activity a"
+        " WHERE a.pid <> pg_backend_pid() AND a.pid IN"
         " (SELECT pid FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted)",
     ):
         if all_of_them or (age is not None and int(age) >= LONG):
