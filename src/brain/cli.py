@@ -231,7 +231,7 @@ def doctor_command(
 ) -> None:
     """Look at the database, end to end, and say what is wrong and what to run.
 
-    Exit status: 0 all is well, 1 it works and could be better, 2 it does not work.
+    Exit status: 0 nothing to mend, 1 it works and could be better, 2 it does not work.
     """
     settings = _settings(database_url=database_url)
     status = 0
