@@ -473,6 +473,9 @@ async def test_columns_of_other_types(database: str) -> None:
         }
         ended = (await api.patch("/api/runs/1", json={"status": "completed", "agent": "x"})).json()
         assert ended["completed_at"].endswith("Z")
+        assert ended["agent"] == "x    "
+        for agent, count in (("x    ", 1), ("x", 0)):  # as it is told, so that /ws finds the same
+            assert len((await api.get("/api/runs", params={"agent": agent})).json()["runs"]) == count
         for _ in range(12):
             await api.post("/api/runs", json={})
         assert [each["id"] for each in await pages(api, limit=5)] == [str(i) for i in range(1, 14)]

@@ -325,6 +325,9 @@ def select_one(table: Table, described: Description, max_text: int, run_id: str)
     return query, [run_id, 1]
 
 
+_TEXTS = ('"pg_catalog"."text"', '"pg_catalog"."varchar"')
+
+
 def select_page(
     table: Table,
     described: Description,
@@ -343,8 +346,11 @@ def select_page(
         if field not in described.columns:
             conditions.append(sql.SQL("false"))
         else:
-            # As text: a word that an enum or a uuid could not hold is met by no row, and is no error.
-            conditions.append(sql.SQL("{}::text = ANY (%s::text[])").format(sql.Identifier("r", field)))
+            # As text: a word that an enum or a uuid could not hold is met by no row, and is no error. And as the type prints
+            # itself, which a cast differs from (char(n)), for so a client is told of it; only a cast finds an index.
+            plain = described.columns[field].type in _TEXTS
+            text = sql.SQL("{}::text" if plain else "concat({})").format(sql.Identifier("r", field))
+            conditions.append(sql.SQL("{} = ANY (%s::text[])").format(text))
             values.append(list(texts))
     if after is not None:
         conditions.append(sql.SQL("r.id > %s"))
