@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from brain import follow
 from brain.database import Conn, connect
 from brain.publication import _REFUSALS, Facts, Refused, SlotWaits, ensure, facts, refusal
-from brain.runs import Table
+from brain.runs import Table, init_sql
 from conftest import ROLE, TEMPLATE
 from following import RUNS, Following, connected
 from postgres import Postgres, execute
@@ -34,7 +35,7 @@ async def refused(url: str) -> Refused:
     return caught.value
 
 
-def publications(url: str) -> list[tuple[str, ...]]:
+def publications(url: str) -> list[tuple[str | None, ...]]:
     query = "SELECT p.pubname, t.tablename FROM pg_publication p LEFT JOIN pg_publication_tables t USING (pubname) ORDER BY 1, 2"
     return execute(url, query)
 
@@ -212,6 +213,46 @@ async def test_where_it_would_hurt_it_is_not_made_and_the_cure_works(
     assert publications(database) == []
     execute(database, found.cure)
     await ensured(database)
+
+
+async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
+    """They would be published as tables of their own, and without a key their UPDATEs would fail, the parent's rows' too."""
+    execute(any_database, f"DROP PUBLICATION {NAME}")
+    execute(any_database, "CREATE TABLE runs_old () INHERITS (runs)")
+    for key in ("", "ALTER TABLE runs_old ADD PRIMARY KEY (id)"):
+        execute(any_database, key)
+        found = await refused(any_database)
+        assert (found.cause, "other tables inherit from public.runs" in found.reason) == ("inheritance", True)
+        execute(any_database, init_sql(RUNS))
+        assert publications(any_database) == []
+        execute(
+            any_database,
+            "INSERT INTO runs_old (id) VALUES ('a'); UPDATE runs SET progress = 1; DELETE FROM runs",
+        )
+    execute(any_database, f"CREATE PUBLICATION {NAME}")
+    assert (await refused(any_database)).cause == "inheritance"
+    execute(any_database, init_sql(RUNS))
+    assert publications(any_database) == [(NAME, None)]
+    execute(any_database, "ALTER TABLE runs_old NO INHERIT runs")
+    await ensured(any_database)
+    assert publications(any_database) == [(NAME, "runs")]
+
+
+async def test_a_child_that_is_made_while_it_is_streamed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
+    async with Following(database, "auto") as f:
+        await f.source("replication")
+        await f.sql(
+            "CREATE TABLE runs_old (PRIMARY KEY (id)) INHERITS (runs)",
+            "INSERT INTO runs_old VALUES ('a', 'running')",
+        )
+        await f.pushed("a", "running")
+        await f.until(lambda: f.follow.state.cause == "inheritance")
+        await f.sql("UPDATE runs SET status = 'failed'", "INSERT INTO runs VALUES ('b', 'running')")
+        await f.pushed("a", "failed")
+        await f.settled()
 
 
 @pytest.mark.parametrize("publish", ["insert", "update", "delete", "truncate"])

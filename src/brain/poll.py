@@ -56,7 +56,7 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
 """
 
 _SIZE = """
-SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(%(oid)s)), pg_relation_size(%(oid)s))
+SELECT sum(pg_relation_size(oid)) FROM unnest(%s::oid[]) oid
 """
 
 _HERE = """
@@ -168,7 +168,7 @@ class Poll:
                 return
         # This takes the scan's lock first: to wait for it is no cost of the scan, and an hour would be followed by a day's pause.
         async with answered(LOCKED, f"a lock on the table {self._table}"):
-            row = await (await self.conn.execute(_SIZE, {"oid": self.description.oid})).fetchone()
+            row = await (await self.conn.execute(_SIZE, (list(self.description.tree),))).fetchone()
         assert row is not None
         took, begun = 0.0, time.perf_counter()
         async with aclosing(self.scan()) as pieces:

@@ -31,6 +31,7 @@ Cause: TypeAlias = Literal[
     "view",
     "unlogged",
     "replica_identity",
+    "inheritance",
     "virtual",
     "generated",
     "publication",
@@ -240,6 +241,7 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
     # PostgreSQL compares these names without regard to case.
     names = [name.strip(' "()').lower() for name in found.synchronous.replace("(", ",").split(",")]
     alter = f"ALTER TABLE {table.sql.as_string()}"
+    inherited = description.kind == "r" and len(description.tree) > 1
     if found.standby:
         yield Refused("this server is a read replica", "name the primary in BRAIN_DATABASE_URL", "standby")
     if description.kind not in "rp":
@@ -249,7 +251,14 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
         return
     if not description.logged:
         yield Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged")
-    if "id" not in description.identity or found.helpless:
+    if inherited:
+        # Its publication would take the children in as tables of their own, keys or not; one made later it would not.
+        yield Refused(
+            f"other tables inherit from {table} without being its partitions, and the stream would leave their rows out",
+            "make it a partitioned table, or end that with ALTER TABLE … NO INHERIT for each of them",
+            "inheritance",
+        )
+    elif "id" not in description.identity or found.helpless:
         name, identity = found.helpless or ("", description.replica_identity)
         if identity == "d" and not description.primary_key:
             cure = f"{alter} ADD PRIMARY KEY (id);"

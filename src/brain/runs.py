@@ -101,6 +101,8 @@ class Description:
     identity: tuple[str, ...]
     """The columns that the stream carries of a row's old version: those of its replica identity."""
     columns: Mapping[str, Column]
+    tree: frozenset[int]
+    """The oids of the tables that a query of this one reads: itself, its partitions or whoever inherits from it, and theirs."""
 
     def select(self, alias: str, max_text: int) -> sql.Composable:
         """The fields of the contract as a select list; NULL for a column that the table lacks.
@@ -130,7 +132,10 @@ SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
        (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
                                          a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
-         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (WITH RECURSIVE tree (oid) AS (
+            SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree t ON i.inhparent = t.oid)
+        SELECT json_agg(t.oid::bigint) FROM tree t)
 FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
 WHERE s.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
@@ -148,7 +153,7 @@ async def describe(conn: Conn, table: Table) -> Description:
             f"there is no table {table} in database {conn.info.dbname!r}: "
             "make it with `brain init-db`, or name another with BRAIN_TABLE"
         )
-    oid, kind, persistence, replica, key, identity, columns = (value or "" for value in row)
+    oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {
         name: Column(name, _escaped(sql.Identifier(schema, type_)), generated, default)
         for name, schema, type_, generated, default in json.loads(columns or "[]")
@@ -167,6 +172,7 @@ async def describe(conn: Conn, table: Table) -> Description:
         primary_key=tuple(json.loads(key or "[]")),
         identity=tuple(dict.fromkeys(json.loads(identity or "[]"))),
         columns=found,
+        tree=frozenset(json.loads(tree)),
     )
 
 

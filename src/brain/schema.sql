@@ -48,6 +48,8 @@ BEGIN
     SELECT CASE
         WHEN c.relkind NOT IN ('r', 'p') THEN 'only a table can be published'
         WHEN c.relpersistence <> 'p' THEN 'an unlogged or temporary table cannot be published'
+        WHEN c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+            THEN 'tables that inherit from it would be published with it, keys or not'
         WHEN EXISTS (
             SELECT FROM pg_class leaf
             WHERE leaf.relkind <> 'p' AND (leaf.oid = c.oid OR leaf.oid IN (SELECT relid FROM pg_partition_tree(c.oid)))
