@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 from psycopg import conninfo
+from structlog.testing import capture_logs
 
 from brain import follow
 from brain.database import Conn, connect
@@ -252,6 +253,96 @@ async def test_a_child_that_is_made_while_it_is_streamed(
         await f.until(lambda: f.follow.state.cause == "inheritance")
         await f.sql("UPDATE runs SET status = 'failed'", "INSERT INTO runs VALUES ('b', 'running')")
         await f.pushed("a", "failed")
+        await f.settled()
+
+
+# Where it has come to hurt.
+
+
+@pytest.mark.parametrize(
+    ("harm", "mend"),
+    [
+        ("ALTER TABLE runs DROP CONSTRAINT runs_pkey", "ALTER TABLE runs ADD PRIMARY KEY (id)"),
+        ("ALTER TABLE runs REPLICA IDENTITY NOTHING", "ALTER TABLE runs REPLICA IDENTITY DEFAULT"),
+        (
+            f"CREATE TABLE a () INHERITS (runs); ALTER PUBLICATION {NAME} SET TABLE runs, other; CREATE TABLE b () INHERITS (runs)",
+            "ALTER TABLE a NO INHERIT runs; ALTER TABLE b NO INHERIT runs",
+        ),
+    ],
+)
+async def test_the_table_is_taken_out_of_it_and_put_back(any_database: str, harm: str, mend: str) -> None:
+    execute(any_database, "CREATE TABLE other (id text PRIMARY KEY)")
+    execute(any_database, f"INSERT INTO runs (id) VALUES ('a'); ALTER PUBLICATION {NAME} ADD TABLE other")
+    for statement in harm.split("; "):
+        execute(any_database, statement)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        execute(any_database, "UPDATE runs SET progress = 1")
+    with capture_logs() as logs:
+        found = await refused(any_database)
+        again = await refused(any_database)
+    assert [line["event"] for line in logs] == ["taken out of the publication"]
+    assert (found.reason, found.cure) == (again.reason, again.cure)
+    assert "makes" not in found.reason
+    assert "DROP PUBLICATION" not in found.cure
+    assert publications(any_database) == [(NAME, "other")]
+    execute(any_database, "UPDATE runs SET progress = 1")
+    execute(any_database, mend)
+    await ensured(any_database)
+    assert publications(any_database) == [(NAME, "other"), (NAME, "runs")]
+
+
+@pytest.mark.parametrize("made", ["FOR TABLE runs", "FOR ALL TABLES"])
+@pytest.mark.parametrize(
+    ("harm", "mend"),
+    [
+        ("ALTER TABLE runs DROP CONSTRAINT runs_pkey", ""),
+        ("CREATE TABLE a () INHERITS (runs)", "ALTER TABLE a NO INHERIT runs"),
+    ],
+)
+async def test_a_publication_that_is_not_ours_is_left_and_its_end_is_the_cure(
+    database: str, superuser_url: str, made: str, harm: str, mend: str
+) -> None:
+    execute(superuser_url, f"DROP PUBLICATION {NAME}")
+    execute(database, harm)
+    execute(superuser_url, f"CREATE PUBLICATION {NAME} {made}")
+    execute(database, "INSERT INTO runs (id) VALUES ('a')")
+    with capture_logs() as logs:
+        found = await refused(database)
+    assert logs == []
+    assert (NAME, "runs") in publications(database)
+    assert f"the publication {NAME} makes the application's own UPDATEs fail" in found.reason
+    stop, _, rest = found.cure.partition(";")
+    assert stop == f'DROP PUBLICATION "{NAME}"'
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        execute(database, f"UPDATE {'a' if mend else 'runs'} SET progress = 1; UPDATE runs SET progress = 1")
+    execute(superuser_url, stop)
+    execute(database, "UPDATE runs SET progress = 1")
+    execute(superuser_url, mend or rest)
+    await ensured(database)
+
+
+async def test_publications_by_other_names_are_left(database: str) -> None:
+    execute(database, f"ALTER PUBLICATION {NAME} RENAME TO theirs")
+    execute(database, "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+    await refused(database)
+    assert publications(database) == [("theirs", "runs")]
+
+
+async def test_a_key_that_goes_and_comes_back_while_it_is_streamed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
+    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.1)
+    async with Following(database, "auto") as f:
+        await f.source("replication")
+        await f.sql("INSERT INTO runs VALUES ('a', 'running')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+        await f.until(lambda: f.follow.state.cause == "replica_identity")
+        await f.sql("UPDATE runs SET status = 'failed'")
+        await f.pushed("a", "failed")
+        await f.sql("ALTER TABLE runs ADD PRIMARY KEY (id)")
+        await f.source("replication")
+        await f.sql("INSERT INTO runs VALUES ('b', 'running')")
+        await f.until(lambda: ("insert", "b") in f.changes())
         await f.settled()
 
 

@@ -6,15 +6,18 @@ replica identity it would make the *application's* UPDATEs and DELETEs fail (550
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import psycopg
+import structlog
 from psycopg import sql
 
 from brain.database import Conn, answered, why
 from brain.messages import FIELDS
 from brain.runs import Description, Table, describe
+
+log = structlog.get_logger()
 
 Cause: TypeAlias = Literal[
     # The role, the server, and what stands between.
@@ -137,11 +140,14 @@ class Facts:
     """Its row of pg_publication."""
     member: dict[str, Any] | None
     """The table's row of pg_publication_tables: columns and row filter, from PostgreSQL 15 on."""
+    listed: tuple[tuple[str, str], ...] = field(compare=False)
+    """Schema and name of those of the table's tree that the publication lists one by one. PostgreSQL may say so an instant later than
+    `member`, which tells of the same change."""
     standby: bool
     synchronous: str
     version: int
     helpless: tuple[str, str] | None
-    """A table that holds rows, the table itself or a partition, whose UPDATEs a publication would make fail, and its relreplident."""
+    """A table that holds rows, the table itself or one of its tree, whose UPDATEs a publication would make fail, and its relreplident."""
     virtual: str | None
     """A column of the contract that is computed when it is read: no log contains it."""
 
@@ -150,9 +156,13 @@ _FACTS = """
 SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication)s)::text,
        (SELECT to_jsonb(t) FROM pg_publication_tables t
          WHERE t.pubname = %(publication)s AND t.schemaname = %(schema)s AND t.tablename = %(name)s)::text,
+       (SELECT json_agg(json_build_array(s.nspname, c.relname) ORDER BY s.nspname, c.relname)
+          FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+          JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace s ON s.oid = c.relnamespace
+         WHERE p.pubname = %(publication)s AND c.oid = ANY (%(tree)s::oid[]))::text,
        pg_is_in_recovery(), current_setting('synchronous_standby_names'), current_setting('server_version_num'),
        (SELECT json_build_array(leaf.oid::regclass, leaf.relreplident) FROM pg_class leaf
-         WHERE leaf.relkind = 'r' AND (leaf.oid = %(oid)s OR leaf.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s)))
+         WHERE leaf.relkind = 'r' AND leaf.oid = ANY (%(tree)s::oid[])
            AND leaf.relreplident <> 'f'
            AND NOT EXISTS (
                SELECT FROM pg_index i WHERE i.indrelid = leaf.oid AND i.indisvalid AND i.indimmediate
@@ -172,16 +182,18 @@ async def facts(conn: Conn, table: Table) -> Facts:
         "schema": table.schema,
         "name": table.name,
         "oid": description.oid,
+        "tree": list(description.tree),
         "fields": list(FIELDS),
     }
     async with answered():
         row = await (await conn.execute(_FACTS, names)).fetchone()
     assert row is not None
-    publication, member, standby, synchronous, version, helpless, virtual = row
+    publication, member, listed, standby, synchronous, version, helpless, virtual = row
     return Facts(
         description,
         json.loads(publication) if publication else None,
         json.loads(member) if member else None,
+        tuple((schema, name) for schema, name in json.loads(listed or "[]")),
         standby == "t",
         str(synchronous),
         int(str(version)),
@@ -197,6 +209,8 @@ async def ensure(conn: Conn, table: Table, application: str) -> Facts:
     """
     application = conn.info.parameter_status("application_name") or application
     found = await facts(conn, table)
+    if found.listed and any(each.cause in _HARMFUL for each in unfit(found, table, application)):
+        found = await _withdraw(conn, table, found)
     if reason := next(unfit(found, table, application), None):
         raise reason
     if found.publication is None or found.member is None:
@@ -205,7 +219,10 @@ async def ensure(conn: Conn, table: Table, application: str) -> Facts:
                 async with conn.transaction():
                     await conn.execute(statement)
                     # It holds the table's lock now, for which it may have waited until the table was another.
-                    if reason := next(unfit(await facts(conn, table), table, application), None):
+                    now = await facts(conn, table)
+                    # As it will be when this has been rolled back.
+                    before = replace(now, member=found.member, listed=found.listed)
+                    if reason := next(unfit(before, table, application), None):
                         raise reason
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 pass  # another Brain was quicker, or as quick
@@ -218,6 +235,33 @@ async def ensure(conn: Conn, table: Table, application: str) -> Facts:
     if reason := _unpublished(found, table):
         raise reason
     return found
+
+
+_HARMFUL: tuple[Cause, ...] = ("replica_identity", "inheritance")
+"""Why a publication must not have the table: its application's UPDATEs fail, or would with the next table that inherits from it."""
+
+
+async def _withdraw(conn: Conn, table: Table, found: Facts) -> Facts:
+    """Take the table and its like out of the publication that bears Brain's name, if we may."""
+    # ONLY: each is listed for itself, and one that inherited later is not.
+    names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*each)) for each in found.listed)
+    name = sql.Identifier(table.publication)
+    try:
+        if not found.standby:
+            async with conn.transaction():
+                await conn.execute(sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(name, names))
+            log.warning(
+                "taken out of the publication",
+                publication=table.publication,
+                tables=", ".join(map(".".join, found.listed)),
+            )
+    except (
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedObject,
+        psycopg.errors.UndefinedTable,
+    ):
+        pass  # it is not ours, or another Brain was quicker
+    return await facts(conn, table)
 
 
 def statements(table: Table, found: Facts) -> list[sql.Composed]:
@@ -241,6 +285,8 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
     # PostgreSQL compares these names without regard to case.
     names = [name.strip(' "()').lower() for name in found.synchronous.replace("(", ",").split(",")]
     alter = f"ALTER TABLE {table.sql.as_string()}"
+    harms = found.helpless and (found.member or found.listed)
+    drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}"
     inherited = description.kind == "r" and len(description.tree) > 1
     if found.standby:
         yield Refused("this server is a read replica", "name the primary in BRAIN_DATABASE_URL", "standby")
@@ -253,9 +299,15 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
         yield Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged")
     if inherited:
         # Its publication would take the children in as tables of their own, keys or not; one made later it would not.
+        cure = "make it a partitioned table, or end that with ALTER TABLE … NO INHERIT for each of them"
         yield Refused(
-            f"other tables inherit from {table} without being its partitions, and the stream would leave their rows out",
-            "make it a partitioned table, or end that with ALTER TABLE … NO INHERIT for each of them",
+            f"other tables inherit from {table} without being its partitions, and the stream would leave their rows out"
+            + (
+                f"; the publication {table.publication} makes the application's own UPDATEs fail"
+                if harms
+                else ""
+            ),
+            f"{drop}; -- then {cure}" if harms else cure,
             "inheritance",
         )
     elif "id" not in description.identity or found.helpless:
@@ -267,8 +319,10 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
         else:
             cure = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL;"
         yield Refused(
-            "the table has no replica identity that contains id, and a publication could make the application's own UPDATEs fail",
-            cure,
+            "the table has no replica identity that contains id, and "
+            + (f"the publication {table.publication} makes" if harms else "a publication could make")
+            + " the application's own UPDATEs fail",
+            f"{drop}; {cure}" if harms else cure,
             "replica_identity",
         )
     if found.virtual:
