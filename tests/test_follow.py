@@ -14,7 +14,7 @@ from brain.follow import State
 from brain.messages import ID, STATUS
 from brain.poll import Poll
 from brain.runs import Decoder, TableError
-from brain.source import Changes, Event
+from brain.source import Changes, Event, Snapshot
 from conftest import ROLE, TEMPLATE, with_template
 from following import Following, connected
 from postgres import execute, running
@@ -237,6 +237,38 @@ async def test_what_the_stream_did_not_say_is_found(database: str, monkeypatch: 
             await f.sql("UPDATE runs SET status = 'failed'")
             await asyncio.sleep(0.7)
         assert logs == []
+
+
+async def test_partitions_come_and_go(database: str) -> None:
+    """What is under way in one that is attached is told, what was told goes with one that is detached, and an empty one is no news."""
+    async with Following(database, "replication") as f:
+        await f.sql(
+            "DROP TABLE runs",
+            "CREATE TABLE runs (id text, status text, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
+            "CREATE TABLE a PARTITION OF runs FOR VALUES FROM ('a') TO ('b')",
+            "CREATE TABLE b (LIKE runs INCLUDING ALL)",
+            "INSERT INTO b VALUES ('b1', 'queued'), ('b2', 'running'), ('b3', 'failed')",
+            "DROP PUBLICATION brain_public_runs",
+        )
+        await f.source("replication")
+        await f.sql("INSERT INTO runs VALUES ('a1', 'running')")
+        await f.until(lambda: ("insert", "a1") in f.changes())
+        before, pushes = len(f.events), len(f.pushes)
+
+        async def rejoined(statement: str) -> None:
+            streams = f.follow.state.streams
+            await f.sql(statement)
+            await f.until(lambda: f.follow.state.streams > streams)
+            await f.source("replication")
+
+        await rejoined("CREATE TABLE c PARTITION OF runs FOR VALUES FROM ('c') TO ('d')")
+        assert len(f.pushes) == pushes
+        await rejoined("ALTER TABLE runs ATTACH PARTITION b FOR VALUES FROM ('b') TO ('c')")
+        assert f.told()[pushes:] == [("b1", "queued"), ("b2", "running")]
+        await rejoined("ALTER TABLE runs DETACH PARTITION b")
+        await f.settled()
+        assert len(f.pushes) == pushes + 2
+        assert not any(event.new for event in f.events[before:] if isinstance(event, Snapshot))
 
 
 def leave_out(f: Following, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -29,7 +29,7 @@ from brain import follow, replication
 from brain.board import RUN, Board
 from brain.follow import Follow
 from brain.messages import ID, TASK_ID
-from brain.poll import Poll, Visible
+from brain.poll import Moment, Poll, Visible
 from brain.replication import Stream
 from brain.runs import Decoder
 from brain.source import Changes, Event, Snapshot
@@ -298,13 +298,19 @@ def drop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def horizon_at_xmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was open at the last good moment is never read."""
     since = Poll._since
-    monkeypatch.setattr(Poll, "_since", lambda self, v: since(self, Visible(v.xmax, v.xmax, frozenset())))
+
+    def later(self: Poll, moment: Moment) -> tuple[sql.Composed, list[object]]:
+        xmax = moment.visible.xmax
+        return since(self, replace(moment, visible=Visible(xmax, xmax, frozenset())))
+
+    monkeypatch.setattr(Poll, "_since", later)
 
 
 def horizon_by_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot lists top-level transactions, and a row may bear the id of a subtransaction."""
 
-    def since(self: Poll, visible: Visible) -> tuple[sql.Composed, list[object]]:
+    def since(self: Poll, moment: Moment) -> tuple[sql.Composed, list[object]]:
+        visible = moment.visible
         running = ",".join(map(str, sorted(visible.running)))
         condition = sql.SQL("NOT pg_visible_in_snapshot(r.xmin::text::xid8, %s::text::pg_snapshot)")
         return self._query(sql.SQL("r.xmin"), condition), [f"{visible.xmin}:{visible.xmax}:{running}"]

@@ -360,6 +360,62 @@ async def test_a_busy_machine_does_not_make_a_small_table_a_large_one(
         assert 1 < reader.poll.pause <= module.PAUSE_MOST
 
 
+# Which tables it reads.
+
+
+PARTITIONED = (
+    "DROP TABLE runs",
+    "CREATE TABLE runs (id text, status text, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
+    "CREATE TABLE a PARTITION OF runs FOR VALUES FROM ('a') TO ('b')",
+    "CREATE TABLE b (LIKE runs INCLUDING ALL)",
+    "INSERT INTO b VALUES ('b1', 'queued'), ('b2', 'running'), ('b3', 'failed')",
+    "INSERT INTO runs VALUES ('a1', 'running'), ('a2', 'completed')",
+)
+INHERITED = (
+    "CREATE TABLE b (LIKE runs INCLUDING ALL)",
+    "CREATE TABLE grandchild () INHERITS (b)",
+    "INSERT INTO b VALUES ('b1', 'queued'), ('b3', 'failed')",
+    "INSERT INTO grandchild VALUES ('b2', 'running')",
+    "INSERT INTO runs VALUES ('a1', 'running'), ('a2', 'completed')",
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "attach", "detach"),
+    [
+        (
+            PARTITIONED,
+            "ALTER TABLE runs ATTACH PARTITION b FOR VALUES FROM ('b') TO ('c')",
+            "ALTER TABLE runs DETACH PARTITION b",
+        ),
+        (INHERITED, "ALTER TABLE b INHERIT runs", "ALTER TABLE b NO INHERIT runs"),
+    ],
+    ids=["partition", "inheritance"],
+)
+async def test_what_is_under_way_in_a_table_that_is_attached(
+    database: str, before: tuple[str, ...], attach: str, detach: str
+) -> None:
+    """Its rows are older than any horizon. Those of it that have ended are not told."""
+    for statement in before:
+        execute(database, statement)
+    async with writing(database) as writer, reading(database) as reader:
+        assert await reader.ids() == ["a1"]
+        await writer.execute(attach.encode())
+        await reader.ids()  # before the look: the horizon passes what has been attached
+        await reader.poll.look()
+        assert [run_id for run_id in await reader.ids() if run_id != "a1"] == ["b1", "b2"]
+        assert not any(piece.new for piece in reader.pieces)
+        # Told once: from now on only what has changed.
+        await writer.execute("UPDATE runs SET status = 'running' WHERE id = 'b1'")
+        await reader.poll.look()
+        assert await reader.ids() == ["b1"]
+        await writer.execute(detach.encode())
+        await reader.poll.look()
+        await reader.read()
+        assert sorted(reader.pieces[-1].gone) == ["b1", "b2"]
+        assert list(reader.board._runs) == ["a1"]
+
+
 # A new beginning.
 
 

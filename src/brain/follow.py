@@ -366,7 +366,7 @@ class Follow:
             finally:
                 scanned, poll.moment = poll.moment, moment
         else:
-            scanned = Moment(moment.identity, await poll.visible(), flushed=moment.flushed)
+            scanned = replace(moment, visible=await poll.visible(), versions=frozenset())
         unseen = {xid for xid in streamed if not scanned.visible.sees(Xid(xid))}
         self._streamed -= streamed - unseen
         if unseen:

@@ -102,6 +102,8 @@ class Moment:
     the next answer will contain them again."""
     flushed: LSN = NOWHERE
     """How far the log was on the disk, and is for ever, unless an older state of this server is put back."""
+    tree: frozenset[int] = frozenset()
+    """Of which tables. One that was attached since has brought rows along that are older than the horizon."""
 
 
 class Poll:
@@ -161,7 +163,11 @@ class Poll:
     async def read(self, *, always: bool = False) -> AsyncGenerator[Snapshot]:
         """What changed since the last good moment, in pieces. Nothing, and no scan, if nothing was committed anywhere."""
         heap = self.description.kind in "rpm"
-        if not always and heap and self.moment is not None and self.moment.identity == self._identity:
+        same = self.moment is not None and (self.moment.identity, self.moment.tree) == (
+            self._identity,
+            self.description.tree,
+        )
+        if not always and heap and same and self.moment is not None:
             visible, flushed = await self._here()
             back = 0 < flushed < self.moment.flushed
             if visible == self.moment.visible and visible.whole and not back:
@@ -197,7 +203,7 @@ class Poll:
             query, parameters = self._first(by_id)
         else:
             by_id = self._by_id()
-            query, parameters = self._since(moment.visible)
+            query, parameters = self._since(moment)
         missing = set(self._known.unfinished())
         seen = moment.versions if moment is not None and not new else frozenset()
         versions: set[tuple[str, str | None]] = set()
@@ -232,19 +238,25 @@ class Poll:
                             rows, new = [], False
         gone = await self._gone(missing, by_id)
         yield Snapshot(rows, at, gone, new=new)
-        self.moment = Moment(self._identity, visible, frozenset(versions), flushed)
+        # The catalog was read before the scan: what was attached between the two is found by the next look.
+        self.moment = Moment(self._identity, visible, frozenset(versions), flushed, self.description.tree)
 
     def _first(self, by_id: sql.Composable) -> tuple[sql.Composed, list[object]]:
         """Nothing is known, or nothing that holds: what is queued and running, and what is held as such."""
-        words = sql.SQL(", ").join(map(sql.Literal, self._decoder.active_words))
-        condition = sql.SQL("(r.status::text IN ({}) OR {})").format(words, by_id)
+        condition = sql.SQL("({} OR {})").format(self._active(), by_id)
         return self._query(sql.SQL("NULL"), condition), [list(self._known.unfinished())]
 
-    def _since(self, visible: Visible) -> tuple[sql.Composed, list[object]]:
+    def _active(self) -> sql.Composed:
+        words = sql.SQL(", ").join(map(sql.Literal, self._decoder.active_words))
+        return sql.SQL("r.status::text IN ({})").format(words)
+
+    def _since(self, moment: Moment) -> tuple[sql.Composed, list[object]]:
         if self.description.kind not in "rpm":
             return self._first(self._by_id())  # a view's rows have no xmin
-        condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))")
-        return self._query(sql.SQL("r.xmin"), condition), [str(visible.xmin % 2**32)]
+        condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))").format()
+        if moment.tree != self.description.tree:
+            condition = sql.SQL("({} OR {})").format(condition, self._active())
+        return self._query(sql.SQL("r.xmin"), condition), [str(moment.visible.xmin % 2**32)]
 
     def _query(self, xmin: sql.Composable, condition: sql.Composable) -> sql.Composed:
         return sql.SQL(
