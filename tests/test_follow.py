@@ -177,6 +177,25 @@ async def test_patience_grows_with_every_try(database: str, monkeypatch: pytest.
             assert f.follow._slot_tries == 0
 
 
+async def test_a_key_that_goes_while_a_slot_waits(database: str) -> None:
+    """A climb that has found all well waits for as long as somebody else writes; the application's UPDATEs must not."""
+    await asyncio.to_thread(execute, database, "CREATE TABLE other ()")
+    async with connected(database) as conn:
+        await conn.execute("INSERT INTO other DEFAULT VALUES")
+        async with Following(database, "auto") as f:
+            await f.source("poll")
+            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database() AND wait_event_type = 'Lock'"
+            await f.until(lambda: bool(execute(database, query)), 3)
+            await f.sql("INSERT INTO runs (id) VALUES ('a')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+            await f.until(lambda: f.follow.state.cause == "replica_identity", 3)
+            assert f.follow._slot_tries == 0
+            await f.sql("UPDATE runs SET status = 'running'")
+            await f.pushed("a", "running")
+            await f.sql("ALTER TABLE runs ADD PRIMARY KEY (id)")
+            await conn.commit()
+            await f.source("replication")
+
+
 # Watching.
 
 

@@ -172,8 +172,14 @@ class Follow:
             while True:
                 if loop.time() >= next_look:
                     # Another table may have taken the name, with rows older than any horizon, or a column have been added.
+                    before = poll.description
                     await poll.look()
                     next_look = loop.time() + WATCH_EVERY
+                    if climb is not None and poll.description != before:
+                        # It may wait for a slot for minutes, and a publication that has come to hurt would stay for as long.
+                        abandoned, climb = climb, None
+                        await _abandon(abandoned)
+                        self._next_climb = 0.0
                 if self._streamed:
                     await self._seen(poll)
                 async with aclosing(poll.read()) as pieces:
@@ -204,9 +210,7 @@ class Follow:
                     await asyncio.wait([climb], timeout=pause)
         finally:
             if climb is not None:
-                await _give_up(climb)
-                if climb.done() and not climb.cancelled() and climb.exception() is None:
-                    await climb.result()[0].close()
+                await _abandon(climb)
 
     async def _seen(self, poll: Poll) -> None:
         """Wait until a query sees what the stream has told, or the next poll would take runs back to what they were.
@@ -413,6 +417,12 @@ async def _give_up(task: asyncio.Task[Any]) -> None:
         await asyncio.wait([task], timeout=1)
     if task.done() and not task.cancelled():
         task.exception()  # or its end would be reported as never looked at
+
+
+async def _abandon(climb: asyncio.Task[tuple[Stream, Facts]]) -> None:
+    await _give_up(climb)
+    if climb.done() and not climb.cancelled() and climb.exception() is None:
+        await climb.result()[0].close()
 
 
 async def _retained(conn: Conn, slot: str) -> int:
