@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from conftest import ROLE, TEMPLATE
-from faults import WITHIN, followed
+from faults import WITHIN, followed, why
 from fleet import Fleet, sound, truth
 from postgres import Postgres, execute
 from served import Brain, served
@@ -176,6 +176,47 @@ def test_13_tables_of_another_make(postgres: Postgres, definition: str) -> None:
         assert fleet.messages()[-1]["data"]["agent"] == "all"
         if "timestamp" in definition:
             assert fleet.messages()[-1]["data"]["started_at"].isoformat() == "2026-11-21T09:30:00+00:00"
+
+
+def test_13_a_key_that_is_dropped(postgres: Postgres) -> None:
+    """The publication makes UPDATEs fail, until the watch has looked."""
+    with own(postgres) as (url, brain, fleet):
+        execute(url, "INSERT INTO runs (id) VALUES ('13-a'); ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+
+        def written() -> bool:
+            try:
+                execute(url, "UPDATE runs SET status = 'running'")
+            except psycopg.errors.ObjectNotInPrerequisiteState:
+                return False
+            return True
+
+        assert not written()
+        Fleet.until(written, 15)
+        fleet.told('"running"')
+        why(brain, "no replica identity", "ADD PRIMARY KEY")
+        assert "taken out of the publication" in brain.log()
+
+
+def test_13_a_table_that_inherits(postgres: Postgres) -> None:
+    with own(postgres) as (url, brain, fleet):
+        execute(url, "CREATE TABLE old () INHERITS (runs); INSERT INTO old (id) VALUES ('13-old')")
+        fleet.told('"13-old"', 15)
+        why(brain, "other tables inherit from public.runs")
+        execute(url, "UPDATE runs SET status = 'running'")
+        fleet.told('"running"')
+
+
+def test_13_a_partition_that_is_attached(postgres: Postgres) -> None:
+    with own(
+        postgres,
+        "DROP TABLE runs",
+        "CREATE TABLE runs (id text PRIMARY KEY, status text) PARTITION BY LIST (id)",
+        "CREATE TABLE part (LIKE runs INCLUDING ALL)",
+        "INSERT INTO part VALUES ('13-part', 'running')",
+    ) as (url, _, fleet):
+        execute(url, "ALTER TABLE runs ATTACH PARTITION part DEFAULT")
+        fleet.told('"13-part"', 15)
+        assert own_rows(fleet, "13-") == [("13-part", "running")]
 
 
 @pytest.mark.cheap
