@@ -251,6 +251,17 @@ async def test_what_rules_out_a_stream(any_database: str, harm: str, check: str,
     assert (await look(any_database)).source == "replication"
 
 
+async def test_a_table_from_which_others_inherit(any_database: str) -> None:
+    execute(any_database, "CREATE TABLE a () INHERITS (runs)")
+    found = the(await look(any_database), "inheritance")
+    assert "UPDATEs fail" not in found.what  # the publication has the parent alone
+    assert found.cure.startswith("make it a partitioned table")
+    execute(any_database, "ALTER PUBLICATION brain_public_runs SET TABLE runs")
+    found = the(await look(any_database), "inheritance")
+    assert "makes the application's own UPDATEs fail" in found.what
+    assert found.cure.startswith('DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table')
+
+
 async def test_a_table_without_a_key(any_database: str) -> None:
     """One finding, though ids cannot be looked up either: what cures one cures the other."""
     execute(any_database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey")

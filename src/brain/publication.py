@@ -147,7 +147,8 @@ class Facts:
     synchronous: str
     version: int
     helpless: tuple[str, str] | None
-    """A table that holds rows, the table itself or one of its tree, whose UPDATEs a publication would make fail, and its relreplident."""
+    """A table that holds rows (this one, a partition, or a published one that inherits) whose UPDATEs a publication would make fail, and
+    its relreplident."""
     virtual: str | None
     """A column of the contract that is computed when it is read: no log contains it."""
 
@@ -163,6 +164,9 @@ SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication
        pg_is_in_recovery(), current_setting('synchronous_standby_names'), current_setting('server_version_num'),
        (SELECT json_build_array(leaf.oid::regclass, leaf.relreplident) FROM pg_class leaf
          WHERE leaf.relkind = 'r' AND leaf.oid = ANY (%(tree)s::oid[])
+           AND (leaf.oid = %(oid)s OR leaf.relispartition OR EXISTS (
+               SELECT FROM pg_publication_tables t JOIN pg_namespace s ON s.nspname = t.schemaname
+                WHERE t.pubname = %(publication)s AND s.oid = leaf.relnamespace AND t.tablename = leaf.relname))
            AND leaf.relreplident <> 'f'
            AND NOT EXISTS (
                SELECT FROM pg_index i WHERE i.indrelid = leaf.oid AND i.indisvalid AND i.indimmediate
