@@ -468,4 +468,6 @@ async def test_values_that_were_not_sent_are_asked_for(database: str) -> None:
         )
         await f.settled()
         errors = {run[ID]: run[7] for run in f.pushes if run[STATUS] == "failed"}
-        assert errors == {"1": None, "2": "x" * 5000, "3": "x" * 5000}
+        # A commit is in the stream a little before a query sees it: then "1" is still there.
+        assert errors.pop("1") in (None, "x" * 5000)
+        assert errors == {"2": "x" * 5000, "3": "x" * 5000}

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 from brain import poll as module
 from brain.board import RUN, Board
 from brain.database import connect
-from brain.messages import ID, STATUS, Run
+from brain.messages import ID, STATUS, Run, Status
 from brain.poll import Moment, Poll, Visible, Xid, widen
 from brain.runs import Decoder, TableError
 from conftest import ROLE, TEMPLATE
@@ -115,6 +115,20 @@ async def test_the_first_answer_is_what_is_under_way(database: str) -> None:
         assert await reader.read() == []
         await writer.execute("UPDATE runs SET progress = 1 WHERE id IN ('a', 'd')")
         assert await reader.ids() == ["a", "d"]
+
+
+async def test_a_word_of_status_may_be_any(database: str) -> None:
+    async with writing(database) as writer:
+        await writer.execute("ALTER TABLE runs DROP CONSTRAINT runs_status_check")
+        await writer.execute(
+            "INSERT INTO runs VALUES ('a', '50%s'), ('b', '%'), ('c', 'it''s \\'), ('d', 'other')"
+        )
+        words: dict[str, Status] = {"50%s": "running", "%": "queued", "it's \\": "running"}
+        async with await connect(database, "brain-test") as conn:
+            poll = Poll(conn, RUNS, Decoder(words, 1000), Board(1 << 20), None)
+            await poll.look()
+            rows = [run async for piece in poll.read() for run in piece.rows]
+            assert sorted(run[:2] for run in rows) == [("a", "running"), ("b", "queued"), ("c", "running")]
 
 
 async def test_the_first_answer_tells_what_became_of_runs_that_are_known(database: str) -> None:

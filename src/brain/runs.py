@@ -47,8 +47,8 @@ class Table:
 
     @property
     def in_query(self) -> sql.SQL:
-        """The name in a query that is sent with values, where psycopg would read a % in it as a place for one."""
-        return sql.SQL(_escaped(self.sql))
+        """The name in a query that is sent with values."""
+        return sql.SQL(escaped(self.sql))
 
     @property
     def sql(self) -> sql.Identifier:
@@ -60,8 +60,9 @@ class Table:
         return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
 
 
-def _escaped(name: sql.Identifier) -> str:
-    return name.as_string().replace("%", "%%")
+def escaped(part: sql.Composable) -> str:
+    """As it stands in a query that is sent with values, where psycopg would read a % in it as a place for one."""
+    return part.as_string().replace("%", "%%")
 
 
 def init_sql(table: Table) -> str:
@@ -155,7 +156,7 @@ async def describe(conn: Conn, table: Table) -> Description:
         )
     oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {
-        name: Column(name, _escaped(sql.Identifier(schema, type_)), generated, default)
+        name: Column(name, escaped(sql.Identifier(schema, type_)), generated, default)
         for name, schema, type_, generated, default in json.loads(columns or "[]")
     }
     missing = [field for field in ("id", "status") if field not in found]
