@@ -26,6 +26,9 @@ from brain.poll import Visible, Xid
 from brain.problems import Problem, said
 from brain.runs import TRANSITIONS, Decoder, Description, Table, describe
 
+CONNECTIONS = 8
+"""To the database, for all requests of the API. `turns` shares them out."""
+
 STALE = 10.0
 """Seconds after which the table's columns are looked up again."""
 
@@ -268,7 +271,7 @@ async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> A
         configure=configure,
         check=_alive,
         min_size=0,
-        max_size=8,
+        max_size=CONNECTIONS,
         open=False,
         timeout=2.0,
         # Then it gives up, and the next request tries again: with the default, pauses grow to minutes.

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from brain.problems import Problem
 from brain.refusals import Refusals
+from brain.rows import CONNECTIONS
 
-MOST = 4
-"""Requests of an address that may be at the database at a time: half of the API's connections (`rows.open_runs`)."""
+MOST = CONNECTIONS // 2
+"""Requests of an address that may be at the database at a time."""
 
 MOST_WAIT = 5.0
 """Seconds that a request waits for those of its own address."""
