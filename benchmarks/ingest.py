@@ -29,15 +29,15 @@ from benchmarks.changes import RUNS, prepare
 from benchmarks.load import Load, Options
 from benchmarks.writers import pgbench
 from brain.app import COLLECTOR
-from brain.board import Board
-from brain.database import connect
-from brain.hub import Client, Hub
-from brain.pgoutput import LSN, parse
-from brain.poll import Visible
-from brain.replication import Stream
-from brain.runs import Decoder, Description, Table, describe
-from brain.source import Changes, Snapshot
-from brain.subscription import Subscription
+from brain.contract.events import Changes, Snapshot
+from brain.contract.subscription import Subscription
+from brain.delivery.board import Board
+from brain.delivery.hub import Client, Hub
+from brain.postgres.connection import connect
+from brain.postgres.pgoutput import LSN, parse
+from brain.postgres.poll import Visible
+from brain.postgres.replication import Stream
+from brain.postgres.table import Decoder, Description, Table, describe
 from postgres import Postgres, execute
 from served import Brain
 

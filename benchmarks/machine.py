@@ -20,7 +20,7 @@ import psycopg
 
 from benchmarks.load import Load
 from brain.config import Settings
-from brain.runs import Table, init_sql
+from brain.postgres.table import Table, init_sql
 from postgres import Postgres, _readable, execute
 from served import Brain
 

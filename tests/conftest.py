@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from psycopg import conninfo
 
-from brain.runs import Table, init_sql
+from brain.postgres.table import Table, init_sql
 from postgres import VERSIONS, Postgres, available, execute, running
 from served import Brain
 from wire import Baseline, Control, baseline, settled

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias
 
 import psycopg
 
-from brain.hub import COME_BACK, COME_BACK_REASON
+from brain.delivery.hub import COME_BACK, COME_BACK_REASON
 from served import Brain
 from wire import CLOSE, PING, TEXT, baseline, memory, request, settled
 

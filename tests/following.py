@@ -11,11 +11,11 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
-from brain.board import RUN, Board
-from brain.follow import Follow, Mode
-from brain.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
-from brain.runs import Decoder, Table
-from brain.source import Changes, Event, Snapshot
+from brain.contract.events import Changes, Event, Snapshot
+from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
+from brain.delivery.board import RUN, Board
+from brain.postgres.follow import Follow, Mode
+from brain.postgres.table import Decoder, Table
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]

@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from brain.board import Board
-from brain.guard import Doors, Policy
-from brain.hub import Hub
-from brain.seam import Gate
-from brain.server import Server, listen
-from brain.source import Changes, Snapshot
-from brain.websocket import Connection, Connections
+from brain.access.policy import Doors, Policy
+from brain.contract.events import Changes, Snapshot
+from brain.delivery.board import Board
+from brain.delivery.hub import Hub
+from brain.server.http import Gate
+from brain.server.listener import Server, listen
+from brain.server.websocket import Connection, Connections
 
 
 class House:

@@ -14,16 +14,16 @@ import psycopg
 import pytest
 import uvicorn
 
-from brain import turns
-from brain.api import create_api
-from brain.board import Board
-from brain.database import parse_url
-from brain.messages import STATUSES, Run, Status, body, iso, message
-from brain.problems import MAX_BODY
-from brain.refusals import Refusals
-from brain.rows import open_runs
-from brain.runs import TRANSITIONS, Decoder, Table
-from brain.source import Changes, Op, Snapshot
+from brain.access.rejections import Refusals
+from brain.api import concurrency as turns
+from brain.api.problems import MAX_BODY
+from brain.api.repository import open_runs
+from brain.api.routes import create_api
+from brain.contract.events import Changes, Op, Snapshot
+from brain.contract.messages import STATUSES, Run, Status, body, iso, message
+from brain.delivery.board import Board
+from brain.postgres.connection import parse_url
+from brain.postgres.table import TRANSITIONS, Decoder, Table
 from conftest import ROLE, TEMPLATE, with_template
 from postgres import Postgres, execute, running
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from brain import follow
-from brain.hub import COME_BACK
+from brain.delivery.hub import COME_BACK
+from brain.postgres import follow
 from conftest import own
 from following import Following
 from postgres import execute

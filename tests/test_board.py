@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain import board as module
-from brain.board import (
+from brain.contract.events import Changes, Op, Snapshot, only_id
+from brain.contract.messages import UNCHANGED, Micros, Run, body, iso, message
+from brain.delivery import board as module
+from brain.delivery.board import (
     ANY,
     ANYTHING,
     FACETS,
@@ -26,8 +28,6 @@ from brain.board import (
     Push,
     facet,
 )
-from brain.messages import UNCHANGED, Micros, Run, body, iso, message
-from brain.source import Changes, Op, Snapshot, only_id
 
 T = 1_700_000_000_000_000
 PLENTY = 10**9

@@ -389,7 +389,7 @@ def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
 def test_what_libraries_log_is_a_line_like_ours() -> None:
     """Psycopg warns when a connection ends under a query that is being given up."""
     program = (
-        "import logging, sys; from brain import cli; cli._settings(); logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
+        "import logging, sys; from brain.cli import commands; commands._settings(); logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
         "logging.getLogger('psycopg').info('nothing')"
     )
     said = subprocess.run(

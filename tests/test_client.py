@@ -13,9 +13,10 @@ from typing import Any, Self
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from brain import client, hub
+from brain import client
 from brain.client import Away, Connected, Event, Message, WatchError, watch
-from brain.messages import RunData  # noqa: TC001 - beside the rest of what is imported
+from brain.contract.messages import RunData  # noqa: TC001 - beside the rest of what is imported
+from brain.delivery import hub
 from conftest import ROLE, TEMPLATE
 from faulty import Proxy, answer, closing
 from issuer import SECRET, token

@@ -10,10 +10,10 @@ from pydantic import SecretStr, ValidationError
 from structlog.testing import capture_logs
 
 from brain import config
+from brain.access.policy import NETWORKS, Policy
 from brain.config import Settings, SettingsError
-from brain.guard import NETWORKS, Policy
-from brain.messages import STATUSES
-from brain.runs import Table
+from brain.contract.messages import STATUSES
+from brain.postgres.table import Table
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 PASSWORD = "hunter2"

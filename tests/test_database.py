@@ -5,7 +5,7 @@ import time
 import pytest
 from psycopg import AsyncConnection, OperationalError, conninfo, errors
 
-from brain.database import (
+from brain.postgres.connection import (
     SESSION,
     DatabaseURLError,
     answered,

@@ -7,8 +7,11 @@ import pytest
 import typer.main
 from websockets.frames import CloseCode
 
-from brain import cli, hub, seam, websocket
+from brain.cli import commands as cli
 from brain.config import Settings
+from brain.delivery import hub
+from brain.server import http as seam
+from brain.server import websocket
 
 ROOT = Path(__file__).parent.parent
 DOCS = [

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from brain import doctor
-from brain.doctor import Finding, Report, examine
-from brain.publication import Cause
-from brain.runs import Decoder, Table, init_sql
+from brain.doctor import checks as doctor
+from brain.doctor.checks import Finding, Report, examine
+from brain.postgres.publication import Cause
+from brain.postgres.table import Decoder, Table, init_sql
 from conftest import ROLE, TEMPLATE, own, with_template
 from postgres import Postgres, _free_port, _readable, execute, running
 from served import BRAIN, served

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from brain import postmaster as processes
-from brain.cluster import SHARED_HOME
-from brain.embedded import EmbeddedError, Server, embedded, program, running
+from brain.embedded import postmaster as processes
+from brain.embedded.datadir import SHARED_HOME
+from brain.embedded.server import EmbeddedError, Server, embedded, program, running
 
 AS_ROOT = os.geteuid() == 0
 SOURCE = Path(processes.__file__).parents[1]
@@ -31,7 +31,7 @@ SITE = program("postgres").parents[3]
 HOLDER = """
 import asyncio, contextlib, signal, sys
 from pathlib import Path
-from brain.embedded import EmbeddedError, embedded
+from brain.embedded.server import EmbeddedError, embedded
 async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
     try:
@@ -449,9 +449,7 @@ def test_without_the_wheel_it_says_what_to_install(folder: Path) -> None:
         if not entry.name.startswith("pixeltable") and entry.suffix != ".pth":
             (folder / "site" / entry.name).symlink_to(entry)
     path = f"{SOURCE}:{folder / 'site'}"
-    code = (
-        "import sys; from brain.embedded import *\ntry: program('psql')\nexcept EmbeddedError as e: print(e)"
-    )
+    code = "import sys; from brain.embedded.server import *\ntry: program('psql')\nexcept EmbeddedError as e: print(e)"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code],
         env={"PYTHONPATH": path},
@@ -548,7 +546,7 @@ class TestRoot:
         own = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/local/bin:/usr/bin")
         for python in filter(None, (sys.executable, own)):
             with contextlib.suppress(PermissionError):
-                if run(python, "-c", "import brain.embedded, pytest_asyncio").returncode == 0:
+                if run(python, "-c", "import brain.embedded.server, pytest_asyncio").returncode == 0:
                     break
         else:
             pytest.skip("the account nobody can reach no Python with Brain's packages")

@@ -398,7 +398,7 @@ async def test_31_an_exception_while_one_client_is_served_closes_that_one_alone(
     """Of a Brain that was given a fault: one that nobody has found yet."""
     faulty = mutant(
         tmp_path,
-        "websocket",
+        "server.websocket",
         '"""A whole message. Brain listens to none but this one."""',
         'if message.data == b"fault": raise ZeroDivisionError',
     )

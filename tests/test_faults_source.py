@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from brain.runs import Table, init_sql
+from brain.postgres.table import Table, init_sql
 from conftest import ROLE, TEMPLATE
 from faults import WITHIN, aside, followed, fresh, sources, walsenders, why
 from fleet import Fleet, Load, truth

@@ -9,12 +9,12 @@ import pytest
 from psycopg import AsyncConnection
 from structlog.testing import capture_logs
 
-from brain import follow, poll, replication
-from brain.follow import State
-from brain.messages import ID, STATUS
-from brain.poll import Poll
-from brain.runs import Decoder, TableError
-from brain.source import Changes, Event, Snapshot
+from brain.contract.events import Changes, Event, Snapshot
+from brain.contract.messages import ID, STATUS
+from brain.postgres import follow, poll, replication
+from brain.postgres.follow import State
+from brain.postgres.poll import Poll
+from brain.postgres.table import Decoder, TableError
 from conftest import ROLE, TEMPLATE, with_template
 from following import Following, connected
 from postgres import execute, running

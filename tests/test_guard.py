@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brain.guard import (
+from brain.access.policy import (
     FAULT,
     HANDSHAKES,
     MOST_REMEMBERED,
@@ -20,7 +20,7 @@ from brain.guard import (
     Visit,
     address,
 )
-from brain.refusals import REASONS
+from brain.access.rejections import REASONS
 
 LOCALHOST = (b"host", b"localhost:5221")
 LAN = "192.168.1.7"

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from brain import hub as module
-from brain.board import ANY, OVERHEAD, PIECE, Board, Facet, Push
-from brain.hub import BATCH, COME_BACK, NOT_YET, Client, Hub
-from brain.messages import Micros, Run
-from brain.source import Changes, Op, Snapshot
-from brain.subscription import ALL, Filter, Subscription
+from brain.contract.events import Changes, Op, Snapshot
+from brain.contract.messages import Micros, Run
+from brain.contract.subscription import ALL, Filter, Subscription
+from brain.delivery import hub as module
+from brain.delivery.board import ANY, OVERHEAD, PIECE, Board, Facet, Push
+from brain.delivery.hub import BATCH, COME_BACK, NOT_YET, Client, Hub
 
 T = 1_700_000_000_000_000
 INTERVAL = 0.025

@@ -26,10 +26,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from brain import board as the_board
-from brain import hub as the_hub
-from brain.board import RUN, SEQ, TIME, Push
-from brain.messages import (
+from brain.contract.events import Changes, Event, Op, Snapshot, only_id
+from brain.contract.messages import (
     ACTIVE,
     ID,
     STATUS,
@@ -42,7 +40,9 @@ from brain.messages import (
     parse_time,
     text_frame,
 )
-from brain.source import Changes, Event, Op, Snapshot, only_id
+from brain.delivery import board as the_board
+from brain.delivery import hub as the_hub
+from brain.delivery.board import RUN, SEQ, TIME, Push
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))

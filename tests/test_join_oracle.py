@@ -25,14 +25,14 @@ import pytest
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
-from brain import follow, replication
-from brain.board import RUN, Board
-from brain.follow import Follow
-from brain.messages import ID, TASK_ID
-from brain.poll import Moment, Poll, Visible
-from brain.replication import Stream
-from brain.runs import Decoder
-from brain.source import Changes, Event, Snapshot
+from brain.contract.events import Changes, Event, Snapshot
+from brain.contract.messages import ID, TASK_ID
+from brain.delivery.board import RUN, Board
+from brain.postgres import follow, replication
+from brain.postgres.follow import Follow
+from brain.postgres.poll import Moment, Poll, Visible
+from brain.postgres.replication import Stream
+from brain.postgres.table import Decoder
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS
 from postgres import Postgres, available, running
@@ -225,7 +225,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "BACK_OFF_MOST", 0.05)
     monkeypatch.setattr(replication, "IDLE", 0.02)
     # A stream that is lost is asked for again at once.
-    monkeypatch.setattr("brain.follow.random.uniform", lambda low, _: low)
+    monkeypatch.setattr("brain.postgres.follow.random.uniform", lambda low, _: low)
     print(f"seed: BRAIN_ORACLE_SEED={SEED}")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from brain import seam
 from brain.config import variables
+from brain.server import http as seam
 from house import house
 from postgres import execute
 from served import Brain

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from brain.messages import (
+from brain.contract.messages import (
     FIELDS,
     STATUSES,
     TYPES,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import CapturingLogger
 
-from brain.pace import LINES, Pace, Sparing
+from brain.access.rate_limit import LINES, Pace, Sparing
 
 
 @given(

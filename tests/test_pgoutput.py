@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brain.messages import UNCHANGED
-from brain.pgoutput import (
+from brain.contract.messages import UNCHANGED
+from brain.postgres.pgoutput import (
     Begin,
     Commit,
     Delete,

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from brain import poll as module
-from brain.board import RUN, Board
-from brain.database import connect
-from brain.messages import ID, STATUS, Run, Status
-from brain.poll import Moment, Poll, Visible, Xid, widen
-from brain.runs import Decoder, TableError
+from brain.contract.messages import ID, STATUS, Run, Status
+from brain.delivery.board import RUN, Board
+from brain.postgres import poll as module
+from brain.postgres.connection import connect
+from brain.postgres.poll import Moment, Poll, Visible, Xid, widen
+from brain.postgres.table import Decoder, TableError
 from conftest import ROLE, TEMPLATE
 from following import RUNS, connected
 from postgres import Postgres, execute, running
 
 if TYPE_CHECKING:
-    from brain.source import Snapshot
+    from brain.contract.events import Snapshot
 
 Writer = AsyncConnection[TupleRow]
 

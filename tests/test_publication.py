@@ -9,10 +9,10 @@ import pytest
 from psycopg import conninfo
 from structlog.testing import capture_logs
 
-from brain import follow
-from brain.database import Conn, connect
-from brain.publication import _REFUSALS, Facts, Refused, SlotWaits, ensure, facts, refusal
-from brain.runs import Table, init_sql
+from brain.postgres import follow
+from brain.postgres.connection import Conn, connect
+from brain.postgres.publication import _REFUSALS, Facts, Refused, SlotWaits, ensure, facts, refusal
+from brain.postgres.table import Table, init_sql
 from conftest import ROLE, TEMPLATE
 from following import RUNS, Following, connected
 from postgres import Postgres, execute

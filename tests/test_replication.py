@@ -11,15 +11,15 @@ import psutil
 import psycopg
 import pytest
 
-from brain import pgoutput, replication
-from brain.board import Board
-from brain.database import connect
-from brain.messages import ID
-from brain.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
-from brain.poll import Poll, Visible
-from brain.replication import SLICE, LostError, Stream
-from brain.runs import Decoder, describe
-from brain.source import Changes
+from brain.contract.events import Changes
+from brain.contract.messages import ID
+from brain.delivery.board import Board
+from brain.postgres import pgoutput, replication
+from brain.postgres.connection import connect
+from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
+from brain.postgres.poll import Poll, Visible
+from brain.postgres.replication import SLICE, LostError, Stream
+from brain.postgres.table import Decoder, describe
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS, Following, connected, slots_gone
 from postgres import Postgres, execute, running

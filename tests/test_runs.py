@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from brain.database import connect
-from brain.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
-from brain.runs import CUT, TRANSITIONS, Decoder, Description, Table, TableError, describe, init_sql
+from brain.contract.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
+from brain.postgres.connection import connect
+from brain.postgres.table import CUT, TRANSITIONS, Decoder, Description, Table, TableError, describe, init_sql
 from conftest import ROLE
 from postgres import Postgres, execute
 

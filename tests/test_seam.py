@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.asyncio.client import connect
 
-from brain.seam import MOST_HEAD, REQUEST_DEADLINE
+from brain.server.http import MOST_HEAD, REQUEST_DEADLINE
 from postgres import execute
 from served import Brain, served
 from wire import (

@@ -19,10 +19,10 @@ import psycopg
 import pytest
 import uvloop
 
-from brain import server
-from brain.seam import MOST_EXPIRED
-from brain.server import DESCRIPTORS, SEND_BUFFER, ListenError, listen
-from brain.websocket import Connection
+from brain.server import listener as server
+from brain.server.http import MOST_EXPIRED
+from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
+from brain.server.websocket import Connection
 from house import house
 from postgres import execute
 from served import BRAIN, Brain, message, served
@@ -270,7 +270,7 @@ async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
 @on_uvloop
 async def test_who_never_closes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has broken a rule, was told so, and goes on talking: the grace ends it."""
-    monkeypatch.setattr("brain.websocket.GRACE", 0.3)
+    monkeypatch.setattr("brain.server.websocket.GRACE", 0.3)
     async with house() as it:
         peer = await Peer.upgraded(it.port)
         peer.send(frame(b"", 3))
@@ -332,7 +332,7 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
 @on_uvloop
 async def test_an_upgrade_leaves_nothing_to_the_collector() -> None:
     """10 000 clients that come at once would each leave a cycle, and the collector would hold everybody up."""
-    from brain.seam import Seam
+    from brain.server.http import Seam
 
     async with house() as it:
         gc.collect()

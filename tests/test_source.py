@@ -12,10 +12,10 @@ import pytest
 from psycopg import conninfo
 from structlog.testing import capture_logs
 
-from brain import follow, poll, replication
-from brain.follow import Mode
-from brain.messages import ID, STATUS
-from brain.runs import CUT
+from brain.contract.messages import ID, STATUS
+from brain.postgres import follow, poll, replication
+from brain.postgres.follow import Mode
+from brain.postgres.table import CUT
 from conftest import ROLE, TEMPLATE, with_template
 from following import Following, connected
 from postgres import Postgres, execute, running
@@ -34,7 +34,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes ten seconds in life."""
     monkeypatch.setattr(follow, "WATCH_EVERY", 0.05)
     monkeypatch.setattr(follow, "CLIMB_EVERY", 0.05)
-    monkeypatch.setattr("brain.follow.random.uniform", lambda low, _: low)
+    monkeypatch.setattr("brain.postgres.follow.random.uniform", lambda low, _: low)
     monkeypatch.setattr(replication, "IDLE", 0.02)
     monkeypatch.setattr(poll, "SHARE", 1)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from brain.messages import iso
-from brain.subscription import (
+from brain.contract.messages import iso
+from brain.contract.subscription import (
     MOST_CHARACTERS,
     MOST_VALUES,
     Filter,

@@ -13,8 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
-from brain import tokens as the_tokens
-from brain.tokens import (
+from brain.access import tokens as the_tokens
+from brain.access.tokens import (
     LOAD_WITHIN,
     MOST_JWKS,
     MOST_TOKEN,

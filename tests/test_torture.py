@@ -44,16 +44,16 @@ def test_52_random_kills_of_client_server_and_database_and_all_converge() -> Non
 
 FAULTS = {
     "who lagged is live again, and not brought up to date": (
-        "hub",
+        "delivery.hub",
         "if client.intact and client.seq == self.flushed:",
         "if client.intact:",
     ),
     "what changed during an outage is not pushed": (
-        "board",
+        "delivery.board",
         "        if not self.begun:\n            pushes = []",
         "        if not self.begun or event.unless_after is None:\n            pushes = []",
     ),
-    "since begins now": ("hub", "client.seq = min(seq, self.flushed)", "client.seq = self.flushed"),
+    "since begins now": ("delivery.hub", "client.seq = min(seq, self.flushed)", "client.seq = self.flushed"),
 }
 
 
@@ -72,7 +72,7 @@ def test_the_oracle_finds_what_is_wrong(fault: str, tmp_path: Path) -> None:
 
 
 def test_the_oracle_finds_nothing_wrong_with_a_copy(tmp_path: Path) -> None:
-    status, said = verdict(mutant(tmp_path, "hub", "R14", "R14"), 88, minutes=0.2, patience=60)
+    status, said = verdict(mutant(tmp_path, "delivery.hub", "R14", "R14"), 88, minutes=0.2, patience=60)
     assert status == 0, said
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain.websocket import BURST, GRACE, LAST_LOOK, MOST_BYTES
+from brain.server.websocket import BURST, GRACE, LAST_LOOK, MOST_BYTES
 from postgres import execute
 from served import Brain, served
 from wire import (

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from brain.messages import FIELDS
+from brain.contract.messages import FIELDS
 from conftest import ROLE, TEMPLATE, with_template
 from crowd import lasting_port
 from postgres import VERSIONS, Postgres, execute, running

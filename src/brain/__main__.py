@@ -17,7 +17,7 @@ def main() -> None:
         # What is imported below takes more than half a second. Who is told to stop meanwhile has nothing to clean up.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
-    from brain import cli  # noqa: PLC0415 - behind the signals
+    from brain.cli import commands as cli  # noqa: PLC0415 - behind the signals
 
     cli.main()
 

@@ -13,22 +13,22 @@ from dataclasses import dataclass, replace
 import structlog
 from fastapi import FastAPI, Request, Response
 
-from brain.api import create_api
-from brain.board import Board
+from brain.access.policy import Doors, Policy
+from brain.access.tokens import KeySet, Secret, Tokens
+from brain.api.repository import open_runs
+from brain.api.routes import create_api
 from brain.config import Settings
-from brain.database import connect, masked
-from brain.embedded import embedded
-from brain.follow import Follow
-from brain.guard import Doors, Policy
-from brain.hub import COME_BACK, COME_BACK_REASON, Hub
+from brain.contract.events import Snapshot
+from brain.delivery.board import Board
+from brain.delivery.hub import COME_BACK, COME_BACK_REASON, Hub
+from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
-from brain.rows import open_runs
-from brain.runs import Decoder, init_sql
-from brain.seam import Gate, http_answer
-from brain.server import Server, listen
-from brain.source import Snapshot
-from brain.tokens import KeySet, Secret, Tokens
-from brain.websocket import Connections
+from brain.postgres.connection import connect, masked
+from brain.postgres.follow import Follow
+from brain.postgres.table import Decoder, init_sql
+from brain.server.http import Gate, http_answer
+from brain.server.listener import Server, listen
+from brain.server.websocket import Connections
 
 log = structlog.get_logger()
 

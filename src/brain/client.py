@@ -27,7 +27,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.datastructures import Headers, HeadersLike
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from brain.messages import RunData, Status, Type, WSMessage, iso, micros
+from brain.contract.messages import RunData, Status, Type, WSMessage, iso, micros
 
 BACK_OFF_FIRST, BACK_OFF_MOST = 0.1, 5.0
 """Seconds. Each wait is a random time up to a bound that doubles ("full jitter"): a crowd that was dropped at once is spread."""

@@ -25,11 +25,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brain.database import parse_url
-from brain.guard import NETWORKS, Authority, Network, Origin, parse_network
-from brain.messages import STATUSES, Status
-from brain.runs import Table
-from brain.tokens import SHORTEST_SECRET
+from brain.access.policy import NETWORKS, Authority, Network, Origin, parse_network
+from brain.access.tokens import SHORTEST_SECRET
+from brain.contract.messages import STATUSES, Status
+from brain.postgres.connection import parse_url
+from brain.postgres.table import Table
 
 log = structlog.get_logger()
 

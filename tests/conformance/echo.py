@@ -16,8 +16,8 @@ from websockets.frames import Frame, Opcode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from brain import websocket
-from brain.websocket import Connection, Message
+from brain.server import websocket
+from brain.server.websocket import Connection, Message
 from house import house
 
 

@@ -18,13 +18,13 @@ import uvloop
 from structlog.testing import capture_logs
 from websockets.frames import EXTERNAL_CLOSE_CODES
 
+from brain.access.policy import Policy
 from brain.config import UNSAID, Settings, SettingsError
-from brain.guard import Policy
-from brain.messages import STATUSES
-from brain.pgoutput import PgoutputError, parse
-from brain.runs import Decoder, init_sql
-from brain.seam import Seam
-from brain.websocket import MOST_BYTES, STRIDE, Connection
+from brain.contract.messages import STATUSES
+from brain.postgres.pgoutput import PgoutputError, parse
+from brain.postgres.table import Decoder, init_sql
+from brain.server.http import Seam
+from brain.server.websocket import MOST_BYTES, STRIDE, Connection
 from house import House, house
 from wire import CLOSE, Frame, Peer, parsed, request
 

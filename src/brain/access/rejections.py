@@ -1,0 +1,56 @@
+"""Who was refused, and why: counted by reason for /metrics, and logged, sparingly."""
+
+from collections import Counter
+from typing import Any, Literal, get_args
+
+import structlog
+
+from brain.access.rate_limit import Sparing
+
+Reason = Literal[
+    # The guard's rules, before anything else is looked at.
+    "network",
+    "forwarded",
+    "host",
+    "origin",
+    "cross_site",
+    # Its limits.
+    "connections_per_ip",
+    "handshakes",
+    "connections",
+    "requests",
+    "turns",
+    "outgoing",
+    # The token, and what it permits.
+    "token",
+    "scope",
+    # The request.
+    "malformed",
+    "size",
+    "deadline",
+    "path",
+    "method",
+    "version",
+    "parameter",
+    "content_type",
+    # What a WebSocket client sent.
+    "frame",
+    "text",
+    "message_size",
+    "flood",
+    "silence",
+    # Brain's own end.
+    "closing",
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+class Refusals:
+    def __init__(self, log: Any = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.lines = Sparing(log or structlog.get_logger())
+
+    def note(self, reason: Reason, *, peer: str, status: int, why: str) -> None:
+        """`status` is that of HTTP or the code of a close frame; `why` holds nothing raw, and no secret, from outside."""
+        self.counts[reason] += 1
+        self.lines.info("refused", reason, peer=peer, status=status, why=why)

@@ -1,0 +1,298 @@
+"""The table `runs`: its place, its columns, how its rows are read, and which changes of status are allowed."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.resources import files
+
+import structlog
+from psycopg import sql
+
+from brain.contract.messages import ACTIVE, FIELDS, STATUSES, UNCHANGED, Run, Status
+from brain.postgres.connection import Conn
+
+log = structlog.get_logger()
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"queued", "running", "failed"}),
+    "running": frozenset({"running", "completed", "failed"}),
+    "completed": frozenset({"completed"}),
+    "failed": frozenset({"failed"}),
+}
+"""What the HTTP API lets a status become. A status may stay as it is (progress); an end is final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Table":
+        """`schema.name`, or `name` in the schema public. Raises ValueError."""
+        schema, dot, name = text.partition(".")
+        if not dot:
+            schema, name = "public", schema
+        if not schema or not name or "." in name:
+            raise ValueError(f"{text!r} is not the name of a table: schema.name, such as public.runs")
+        return cls(schema, name)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def in_query(self) -> sql.SQL:
+        """The name in a query that is sent with values."""
+        return sql.SQL(escaped(self.sql))
+
+    @property
+    def sql(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def publication(self) -> str:
+        """The name of the publication that Brain follows. PostgreSQL cuts names at 63 bytes, so Brain does first."""
+        return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
+
+
+def escaped(part: sql.Composable) -> str:
+    """As it stands in a query that is sent with values, where psycopg would read a % in it as a place for one."""
+    return part.as_string().replace("%", "%%")
+
+
+def init_sql(table: Table) -> str:
+    """The SQL that makes the table and its publication, where they are missing; `schema.sql` says what it leaves alone."""
+    names = {
+        "table": table.sql,
+        "table_text": sql.Literal(table.sql.as_string()),
+        "schema": sql.Identifier(table.schema),
+        "schema_text": sql.Literal(sql.Identifier(table.schema).as_string()),
+        "publication": sql.Identifier(table.publication),
+        "publication_text": sql.Literal(table.publication),
+    }
+    template = files("brain.postgres").joinpath("schema.sql").read_text("utf-8")
+    return sql.SQL(template).format(**names).as_string()
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    type: str
+    """The type's name, quoted and with its schema, fit for a cast in a query that is sent with values."""
+    generated: bool
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the catalog says of the table, as far as following it depends on it."""
+
+    oid: int
+    kind: str
+    """pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign."""
+    logged: bool
+    replica_identity: str
+    """pg_class.relreplident: d primary key, f all columns, i an index, n nothing."""
+    primary_key: tuple[str, ...]
+    identity: tuple[str, ...]
+    """The columns that the stream carries of a row's old version: those of its replica identity."""
+    columns: Mapping[str, Column]
+    tree: frozenset[int]
+    """The oids of the tables that a query of this one reads: itself, its partitions or whoever inherits from it, and theirs."""
+
+    def select(self, alias: str, max_text: int) -> sql.Composable:
+        """The fields of the contract as a select list; NULL for a column that the table lacks.
+
+        No cast: a type's own output is what the stream carries too, and a cast differs from it (bool, char(n)).
+        """
+        return sql.SQL(", ").join(
+            sql.SQL("NULL")
+            if field not in self.columns
+            # One more than the bound, so that the reader sees that there was more.
+            else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, field), max_text + 1)
+            if field == "error"
+            else sql.Identifier(alias, field)
+            for field in FIELDS
+        )
+
+
+_DESCRIBE = """
+SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
+       (SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_index i
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+         WHERE i.indrelid = c.oid AND i.indisprimary),
+       (SELECT json_agg(a.attname ORDER BY a.attnum)
+          FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           AND CASE c.relreplident WHEN 'f' THEN true WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END),
+       (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
+                                         a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
+          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (WITH RECURSIVE tree (oid) AS (
+            SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree t ON i.inhparent = t.oid)
+        SELECT json_agg(t.oid::bigint) FROM tree t)
+FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+WHERE s.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+
+
+class TableError(Exception):
+    """The table cannot be followed as it is. The text says what to do; it is for the database's owner to do."""
+
+
+async def describe(conn: Conn, table: Table) -> Description:
+    """Raises TableError if there is no such table, or if it lacks `id` or `status`."""
+    row = await (await conn.execute(_DESCRIBE, (table.schema, table.name))).fetchone()
+    if row is None:
+        raise TableError(
+            f"there is no table {table} in database {conn.info.dbname!r}: "
+            "make it with `brain init-db`, or name another with BRAIN_TABLE"
+        )
+    oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
+    found = {
+        name: Column(name, escaped(sql.Identifier(schema, type_)), generated, default)
+        for name, schema, type_, generated, default in json.loads(columns or "[]")
+    }
+    missing = [field for field in ("id", "status") if field not in found]
+    if missing:
+        raise TableError(
+            f"the table {table} has no column {' and no column '.join(missing)}: "
+            "Brain needs id and status; its other columns are optional"
+        )
+    return Description(
+        oid=int(oid),
+        kind=kind,
+        logged=persistence == "p",
+        replica_identity=replica,
+        primary_key=tuple(json.loads(key or "[]")),
+        identity=tuple(dict.fromkeys(json.loads(identity or "[]"))),
+        columns=found,
+        tree=frozenset(json.loads(tree)),
+    )
+
+
+CUT = "… [cut]"
+"""Ends a text that was longer than the bound."""
+
+
+class Decoder:
+    """Rows as PostgreSQL prints them → runs in the words of the contract.
+
+    `statuses` maps the table's own words to the contract's. A row that cannot be said in the contract (no id, an unknown
+    status) is refused: counted, and logged once per word. A value that cannot (NaN, a year 10000) is left out of its run, and
+    a progress out of range is brought to the nearer end; both are counted as corrected.
+    """
+
+    def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
+        self._map = dict(statuses)
+        self._statuses: dict[str | None, str] = {status: status for status in (*STATUSES, UNCHANGED)}
+        self._statuses.update(statuses)
+        self.max_text = max_text
+        self.refused = 0
+        self.corrected = 0
+        self._words: Counter[str] = Counter()
+
+    @property
+    def active_words(self) -> list[str]:
+        """The table's words for queued and running."""
+        return self.words(*ACTIVE)
+
+    def words(self, *statuses: str) -> list[str]:
+        """Every word of the table that means one of these."""
+        return [word for word, status in self._statuses.items() if word is not None and status in statuses]
+
+    def word(self, status: Status) -> str:
+        """What is written for `status`: the first word that the map gives it, else itself."""
+        return next((word for word, mapped in self._map.items() if mapped == status), status)
+
+    def status(self, word: str | None) -> str | None:
+        """None: the word has no place in the contract."""
+        return self._statuses.get(word)
+
+    def __call__(self, row: Sequence[str | None]) -> Run | None:
+        """`row` holds the fields of the contract in their order. None: the row was refused."""
+        run_id, word, progress, task_id, agent, started_at, completed_at, error = row
+        status = self._statuses.get(word)
+        if status is None or not run_id or len(run_id) > self.max_text:
+            self._refuse(run_id, word)
+            return None
+        return (
+            run_id,
+            status,
+            None if progress is None else self._progress(progress),
+            task_id if task_id is None or len(task_id) <= self.max_text else self._cut(task_id),
+            agent if agent is None or len(agent) <= self.max_text else self._cut(agent),
+            None if started_at is None else self._time(started_at),
+            None if completed_at is None else self._time(completed_at),
+            error if error is None or len(error) <= self.max_text else self._cut(error),
+        )
+
+    def _refuse(self, run_id: str | None, word: str | None) -> None:
+        self.refused += 1
+        if not run_id:
+            what, cure = "an empty id", "give the run an id"
+        elif len(run_id) > self.max_text:
+            what, cure = (
+                f"an id of more than {self.max_text} characters",
+                "give the run a shorter one, or raise BRAIN_MAX_TEXT",
+            )
+        else:
+            what, cure = f"status {str(word)[:40]!r}", "map the table's own words with BRAIN_STATUS_MAP"
+        self._words[what] += 1
+        if self._words[what] == 1 and len(self._words) <= 100:
+            log.warning(
+                "row refused",
+                why=f"{what} has no place in the contract",
+                id=str(run_id)[:40],
+                cure=cure,
+            )
+
+    def _cut(self, text: str) -> str:
+        return text[: self.max_text] + CUT
+
+    def _progress(self, text: str) -> float | None:
+        value = _number(text)
+        if 0 <= value <= 100:
+            return value
+        self.corrected += 1
+        return None if math.isnan(value) else 0 if value < 0 else 100
+
+    def _time(self, text: str) -> str | None:
+        moment = _utc(text)
+        if moment is None:
+            self.corrected += 1
+        return moment
+
+
+@lru_cache(maxsize=4096)  # there are few different ones among thousands of rows
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return int(value) if value.is_integer() else value
+
+
+_printed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?\+00", re.ASCII).fullmatch
+
+
+@lru_cache(maxsize=4096)  # each change of a run repeats its started_at
+def _utc(text: str) -> str | None:
+    """ISO 8601 in UTC, with Z. A timestamp without a zone is taken as UTC: the contract has no other.
+
+    None: no time, or none that ISO 8601 and Python hold. A column of any type may stand here, so nothing is trusted.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        if _printed(text):
+            return f"{text[:10]}T{text[11:-3]}Z"
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return moment.isoformat().replace("+00:00", "Z")
