@@ -34,10 +34,11 @@ from brain.contract.subscription import Subscription
 from brain.delivery.board import Board
 from brain.delivery.hub import Client, Hub
 from brain.postgres.connection import connect
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, parse
-from brain.postgres.poll import Visible
 from brain.postgres.replication import Stream
-from brain.postgres.table import Decoder, Description, Table, describe
+from brain.postgres.snapshots import Visible
+from brain.postgres.table import Description, Table, describe
 from postgres import Postgres, execute
 from served import Brain
 

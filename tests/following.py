@@ -14,8 +14,9 @@ from psycopg.rows import TupleRow
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
 from brain.delivery.board import RUN, Board
+from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow, Mode
-from brain.postgres.table import Decoder, Table
+from brain.postgres.table import Table
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]

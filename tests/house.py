@@ -5,7 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from brain.access.policy import Doors, Policy
+from brain.access.limits import Doors
+from brain.access.policy import Policy
 from brain.contract.events import Changes, Snapshot
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub

@@ -21,9 +21,8 @@ from psycopg import AsyncConnection, conninfo
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
-from brain.contract.messages import STATUSES, Type, WSMessage
+from brain.contract.messages import STATUSES, TRANSITIONS, Type, WSMessage
 from brain.embedded.server import program
-from brain.postgres.table import TRANSITIONS
 from conftest import ROLE, TEMPLATE
 from postgres import Postgres, execute
 from served import Brain, Message, message, messages, served, silent, until

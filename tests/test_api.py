@@ -20,10 +20,11 @@ from brain.api.problems import MAX_BODY
 from brain.api.repository import open_runs
 from brain.api.routes import create_api
 from brain.contract.events import Changes, Op, Snapshot
-from brain.contract.messages import STATUSES, Run, Status, body, iso, message
+from brain.contract.messages import STATUSES, TRANSITIONS, Run, Status, body, iso, message
 from brain.delivery.board import Board
 from brain.postgres.connection import parse_url
-from brain.postgres.table import TRANSITIONS, Decoder, Table
+from brain.postgres.decoder import Decoder
+from brain.postgres.table import Table
 from conftest import ROLE, TEMPLATE, with_template
 from postgres import Postgres, execute, running
 

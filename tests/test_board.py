@@ -10,9 +10,9 @@ import pytest
 
 from brain.contract.events import Changes, Op, Snapshot, only_id
 from brain.contract.messages import UNCHANGED, Micros, Run, body, iso, message
+from brain.contract.subscription import ANY, facet
 from brain.delivery import board as module
 from brain.delivery.board import (
-    ANY,
     ANYTHING,
     FACETS,
     FINISHED,
@@ -26,7 +26,6 @@ from brain.delivery.board import (
     Board,
     Entry,
     Push,
-    facet,
 )
 
 T = 1_700_000_000_000_000

@@ -10,7 +10,8 @@ from pydantic import SecretStr, ValidationError
 from structlog.testing import capture_logs
 
 from brain import config
-from brain.access.policy import NETWORKS, Policy
+from brain.access.addresses import NETWORKS
+from brain.access.policy import Policy
 from brain.config import Settings, SettingsError
 from brain.contract.messages import STATUSES
 from brain.postgres.table import Table

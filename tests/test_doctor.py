@@ -18,8 +18,9 @@ from psycopg import conninfo
 
 from brain.doctor import checks as doctor
 from brain.doctor.checks import Finding, Report, examine
+from brain.postgres.decoder import Decoder
 from brain.postgres.publication import Cause
-from brain.postgres.table import Decoder, Table, init_sql
+from brain.postgres.table import Table, init_sql
 from conftest import ROLE, TEMPLATE, own, with_template
 from postgres import Postgres, _free_port, _readable, execute, running
 from served import BRAIN, served

@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, STATUS
 from brain.postgres import follow, poll, replication
+from brain.postgres.decoder import Decoder
 from brain.postgres.follow import State
 from brain.postgres.poll import Poll
-from brain.postgres.table import Decoder, TableError
+from brain.postgres.table import TableError
 from conftest import ROLE, TEMPLATE, with_template
 from following import Following, connected
 from postgres import execute, running

@@ -5,22 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brain.access.policy import (
-    FAULT,
-    HANDSHAKES,
-    MOST_REMEMBERED,
-    MOST_WAIT,
-    NETWORKS,
-    Authority,
-    Doors,
-    Headers,
-    Origin,
-    Policy,
-    Refusal,
-    Visit,
-    address,
-)
-from brain.access.rejections import REASONS
+from brain.access.addresses import NETWORKS, Authority, Origin, address
+from brain.access.limits import FAULT, HANDSHAKES, MOST_REMEMBERED, MOST_WAIT, Doors, Visit
+from brain.access.policy import Headers, Policy
+from brain.access.rejections import REASONS, Refusal
 
 LOCALHOST = (b"host", b"localhost:5221")
 LAN = "192.168.1.7"

@@ -7,9 +7,9 @@ import pytest
 
 from brain.contract.events import Changes, Op, Snapshot
 from brain.contract.messages import Micros, Run
-from brain.contract.subscription import ALL, Filter, Subscription
+from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery import hub as module
-from brain.delivery.board import ANY, OVERHEAD, PIECE, Board, Facet, Push
+from brain.delivery.board import OVERHEAD, PIECE, Board, Push
 from brain.delivery.hub import BATCH, COME_BACK, NOT_YET, Client, Hub
 
 T = 1_700_000_000_000_000

@@ -28,7 +28,7 @@ import psycopg
 import pytest
 from websockets.asyncio.client import connect
 
-from brain.access.policy import NETWORKS
+from brain.access.addresses import NETWORKS
 from served import Brain, served
 from wire import (
     CONT,

@@ -29,10 +29,12 @@ from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, TASK_ID
 from brain.delivery.board import RUN, Board
 from brain.postgres import follow, replication
+from brain.postgres.checkpoints import Moment
+from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
-from brain.postgres.poll import Moment, Poll, Visible
+from brain.postgres.poll import Poll
 from brain.postgres.replication import Stream
-from brain.postgres.table import Decoder
+from brain.postgres.snapshots import Visible
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS
 from postgres import Postgres, available, running

@@ -19,9 +19,12 @@ from psycopg.rows import TupleRow
 from brain.contract.messages import ID, STATUS, Run, Status
 from brain.delivery.board import RUN, Board
 from brain.postgres import poll as module
+from brain.postgres.checkpoints import Moment
 from brain.postgres.connection import connect
-from brain.postgres.poll import Moment, Poll, Visible, Xid, widen
-from brain.postgres.table import Decoder, TableError
+from brain.postgres.decoder import Decoder
+from brain.postgres.poll import Poll
+from brain.postgres.snapshots import Visible, Xid, widen
+from brain.postgres.table import TableError
 from conftest import ROLE, TEMPLATE
 from following import RUNS, connected
 from postgres import Postgres, execute, running

@@ -16,10 +16,12 @@ from brain.contract.messages import ID
 from brain.delivery.board import Board
 from brain.postgres import pgoutput, replication
 from brain.postgres.connection import connect
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
-from brain.postgres.poll import Poll, Visible
+from brain.postgres.poll import Poll
 from brain.postgres.replication import SLICE, LostError, Stream
-from brain.postgres.table import Decoder, describe
+from brain.postgres.snapshots import Visible
+from brain.postgres.table import describe
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS, Following, connected, slots_gone
 from postgres import Postgres, execute, running

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from brain.contract.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
+from brain.contract.messages import FIELDS, STATUSES, TRANSITIONS, UNCHANGED, RunData, Status, body
 from brain.postgres.connection import connect
-from brain.postgres.table import CUT, TRANSITIONS, Decoder, Description, Table, TableError, describe, init_sql
+from brain.postgres.decoder import CUT, Decoder
+from brain.postgres.table import Description, Table, TableError, describe, init_sql
 from conftest import ROLE
 from postgres import Postgres, execute
 

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from brain.contract.messages import ID, STATUS
 from brain.postgres import follow, poll, replication
+from brain.postgres.decoder import CUT
 from brain.postgres.follow import Mode
-from brain.postgres.table import CUT
 from conftest import ROLE, TEMPLATE, with_template
 from following import Following, connected
 from postgres import Postgres, execute, running

@@ -13,21 +13,18 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
-from brain.access import tokens as the_tokens
-from brain.access.tokens import (
+from brain.access import jwks
+from brain.access.jwks import (
     LOAD_WITHIN,
     MOST_JWKS,
-    MOST_TOKEN,
     RELOAD,
-    Grant,
     KeysError,
     KeySet,
     Secret,
     TokenError,
-    Tokens,
-    bearer,
     parse_jwks,
 )
+from brain.access.tokens import MOST_TOKEN, Grant, Tokens, bearer
 from issuer import SECRET, Key, hosting, jwks, token
 
 
@@ -256,7 +253,7 @@ async def test_a_new_key_is_fetched_once_and_made_up_ones_are_not() -> None:
         await asyncio.gather(*(refused(checked, Key("made up").token()) for _ in range(20)))
         assert host.asked == 2
         host.body = jwks(TWO)
-        clock.now += the_tokens.FRESH
+        clock.now += jwks.FRESH
         await checked.check(ONE.token())  # as was known; and meanwhile it is asked
         async with asyncio.timeout(5):
             while host.asked < 3:
@@ -293,7 +290,7 @@ async def test_a_host_that_is_away_slow_or_too_large_holds_nobody_up() -> None:
         clock.now += RELOAD
         await checked.check(ONE.token())
         host.status = 500
-        clock.now += the_tokens.FRESH
+        clock.now += jwks.FRESH
         await checked.check(ONE.token())
         await asyncio.sleep(0.2)
         await checked.check(ONE.token())  # what is held counts on while its host is away

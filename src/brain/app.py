@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import structlog
 from fastapi import FastAPI, Request, Response
 
-from brain.access.policy import Doors, Policy
-from brain.access.tokens import KeySet, Secret, Tokens
+from brain.access.jwks import KeySet, Secret
+from brain.access.limits import Doors
+from brain.access.policy import Policy
+from brain.access.tokens import Tokens
 from brain.api.repository import open_runs
 from brain.api.routes import create_api
 from brain.config import Settings
@@ -24,8 +26,9 @@ from brain.delivery.hub import COME_BACK, COME_BACK_REASON, Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.postgres.connection import connect, masked
+from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
-from brain.postgres.table import Decoder, init_sql
+from brain.postgres.table import init_sql
 from brain.server.http import Gate, http_answer
 from brain.server.listener import Server, listen
 from brain.server.websocket import Connections

@@ -25,8 +25,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brain.access.policy import NETWORKS, Authority, Network, Origin, parse_network
-from brain.access.tokens import SHORTEST_SECRET
+from brain.access.addresses import NETWORKS, Authority, Network, Origin, parse_network
+from brain.access.jwks import SHORTEST_SECRET
 from brain.contract.messages import STATUSES, Status
 from brain.postgres.connection import parse_url
 from brain.postgres.table import Table

@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from brain.access.policy import Doors
+from brain.access.limits import Doors
 from brain.access.rejections import REASONS
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
+from brain.postgres.decoder import Decoder
 from brain.postgres.follow import State
 from brain.postgres.publication import Cause
-from brain.postgres.table import Decoder
 
 SOURCES = ("none", "poll", "replication")
 CAUSES: tuple[Cause, ...] = get_args(Cause)

@@ -21,8 +21,9 @@ from websockets.frames import EXTERNAL_CLOSE_CODES
 from brain.access.policy import Policy
 from brain.config import UNSAID, Settings, SettingsError
 from brain.contract.messages import STATUSES
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import PgoutputError, parse
-from brain.postgres.table import Decoder, init_sql
+from brain.postgres.table import init_sql
 from brain.server.http import Seam
 from brain.server.websocket import MOST_BYTES, STRIDE, Connection
 from house import House, house

@@ -1,6 +1,7 @@
 """Who was refused, and why: counted by reason for /metrics, and logged, sparingly."""
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import structlog
@@ -54,3 +55,14 @@ class Refusals:
         """`status` is that of HTTP or the code of a close frame; `why` holds nothing raw, and no secret, from outside."""
         self.counts[reason] += 1
         self.lines.info("refused", reason, peer=peer, status=status, why=why)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    status: int
+    reason: str
+    """A sentence that is safe to log and to send: what came from outside is quoted in ASCII, and cut."""
+    kind: Reason
+    """Which rule, as the label of a metric."""
+    retry_after: int | None = None
+    """Seconds."""

@@ -8,7 +8,7 @@ import base64
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Path, Query, Request, Response
@@ -17,13 +17,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from brain.access.jwks import TokenError
 from brain.access.policy import Headers
 from brain.access.rejections import Refusals
-from brain.access.tokens import BOUNDS, OPEN, Grant, TokenError, Tokens, bearer
+from brain.access.tokens import BOUNDS, OPEN, Grant, Tokens, bearer
 from brain.api.concurrency import Turns
 from brain.api.problems import MAX_BODY, Problem, ProblemDocument, documented, handle, problem_answer
-from brain.api.repository import ByFields, Runs
+from brain.api.repository import Runs
 from brain.contract.messages import ID, RunData, Status, WSMessage, body, iso, parse_time, storable
+
+if TYPE_CHECKING:
+    from brain.api.queries import ByFields
 
 # What a request may say
 

@@ -26,7 +26,8 @@ from brain.doctor import checks as doctor
 from brain.embedded.server import EmbeddedError, program, running
 from brain.log import Log
 from brain.postgres.connection import connect, masked, why
-from brain.postgres.table import Decoder, TableError, describe, init_sql
+from brain.postgres.decoder import Decoder
+from brain.postgres.table import TableError, describe, init_sql
 
 if TYPE_CHECKING:
     from structlog.typing import Processor

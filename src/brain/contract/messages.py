@@ -156,3 +156,12 @@ def parse_time(text: str) -> Micros:
     if moment is None or moment.tzinfo is None:
         raise ValueError(f"{text!r} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z")
     return micros(moment)
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"queued", "running", "failed"}),
+    "running": frozenset({"running", "completed", "failed"}),
+    "completed": frozenset({"completed"}),
+    "failed": frozenset({"failed"}),
+}
+"""What the HTTP API lets a status become. A status may stay as it is (progress); an end is final."""

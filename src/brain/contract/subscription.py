@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from brain.contract.messages import AGENT, STATUSES, TASK_ID, Micros, Run, parse_time
-from brain.delivery.board import ANY, Facet
+from brain.contract.messages import AGENT, STATUS, STATUSES, TASK_ID, Micros, Run, parse_time
 
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
@@ -13,6 +13,17 @@ _PLACES = {"agent": AGENT, "task_id": TASK_ID}
 
 MOST_VALUES = 100
 MOST_CHARACTERS = 1024
+
+
+Facet: TypeAlias = tuple[str, str | None, str | None]
+"""What filters look at besides the id: status, agent, task_id."""
+
+ANY = "\0"
+"""In a Facet: unknown, so it matches every filter. No text of PostgreSQL's holds a NUL."""
+
+
+def facet(run: Run) -> Facet:
+    return (run[STATUS], run[AGENT], run[TASK_ID])
 
 
 class FilterError(ValueError):

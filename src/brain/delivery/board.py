@@ -19,22 +19,15 @@ from typing import Final, TypeAlias, assert_never
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import (
     ACTIVE,
-    AGENT,
     ID,
     STATUS,
     STATUSES,
-    TASK_ID,
     UNCHANGED,
     Micros,
     Run,
     message,
 )
-
-Facet: TypeAlias = tuple[str, str | None, str | None]
-"""What filters look at besides the id: status, agent, task_id."""
-
-ANY = "\0"
-"""In a Facet: unknown, so it matches every filter. No text of PostgreSQL's holds a NUL."""
+from brain.contract.subscription import ANY, Facet, facet
 
 FINISHED: tuple[Facet, ...] = (("completed", ANY, ANY), ("failed", ANY, ANY))
 """What a run may have been that is updated and that the board does not hold: active runs are never evicted."""
@@ -64,10 +57,6 @@ WINDOW = 2048
 
 OVERHEAD = 1200
 """Bytes that an entry costs beside its texts, its share of the stale ones in the log included: tests/test_board.py measures it."""
-
-
-def facet(run: Run) -> Facet:
-    return (run[STATUS], run[AGENT], run[TASK_ID])
 
 
 class Board:

@@ -28,8 +28,8 @@ from typing import Protocol, TypeAlias
 import structlog
 
 from brain.contract.messages import ACTIVE, Micros
-from brain.contract.subscription import ALL, FIELDS, Filter, Subscription
-from brain.delivery.board import ANY, Board, Entry, Facet, Push
+from brain.contract.subscription import ALL, ANY, FIELDS, Facet, Filter, Subscription
+from brain.delivery.board import Board, Entry, Push
 
 log = structlog.get_logger()
 

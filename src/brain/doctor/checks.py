@@ -16,9 +16,10 @@ from psycopg import sql
 
 from brain.contract.messages import FIELDS, ID, STATUS
 from brain.postgres.connection import Conn, Text, answered, connect, masked, why
+from brain.postgres.decoder import Decoder
 from brain.postgres.publication import Facts, Refused, SlotWaits, ensure, facts, known, refusal, unfit
 from brain.postgres.replication import Stream
-from brain.postgres.table import Decoder, Table, TableError
+from brain.postgres.table import Table, TableError
 
 APPLICATION = "brain"
 """What Brain calls itself: synchronous_standby_names may name it."""

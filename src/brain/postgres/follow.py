@@ -23,12 +23,15 @@ from psycopg import conninfo
 
 from brain.contract.events import Event, Known, Op, Snapshot
 from brain.contract.messages import ACTIVE, ID, STATUS, UNCHANGED, Run
+from brain.postgres.checkpoints import Moment
 from brain.postgres.connection import Conn, answered, connect, why
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
-from brain.postgres.poll import LOCKED, Moment, Poll, Xid
+from brain.postgres.poll import LOCKED, Poll
 from brain.postgres.publication import Cause, Facts, Refused, SlotWaits, ensure, facts, refusal
 from brain.postgres.replication import LostError, SilentError, Stream
-from brain.postgres.table import Decoder, Table, TableError
+from brain.postgres.snapshots import Xid
+from brain.postgres.table import Table, TableError
 
 log = structlog.get_logger()
 

@@ -12,25 +12,20 @@ The horizon is the *xmin* of the last snapshot, the oldest transaction still ope
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import NewType, TypeAlias, cast
+from typing import cast
 
 import psycopg
 from psycopg import sql
 
 from brain.contract.events import Known, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
+from brain.postgres.checkpoints import Identity, Moment
 from brain.postgres.connection import Conn, Text, answered
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
-from brain.postgres.table import Decoder, Description, Table, describe, escaped
+from brain.postgres.snapshots import Visible, widen
+from brain.postgres.table import Description, Table, describe, escaped
 
-Identity: TypeAlias = tuple[str | None, ...]
-"""System identifier, timeline, database, table and its columns: when one of them changes, what was known of the table is void."""
-
-Xid = NewType("Xid", int)
-"""A transaction id of 64 bits, whose upper half counts the wraparounds of the 32 that rows and the stream carry."""
-
-NOWHERE = LSN(0)
 PIECE = 1000
 SHARE = 20
 """A scan is followed by a pause of so many times its duration, or of what PAGE says it takes, if that is less."""
@@ -62,48 +57,6 @@ SELECT sum(pg_relation_size(oid)) FROM unnest(%s::oid[]) oid
 _HERE = """
 SELECT pg_current_snapshot()::text, CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() - '0/0'::pg_lsn END
 """
-
-
-def widen(xid: int, near: int) -> Xid:
-    """The 64-bit id of a 32-bit one that is less than 2^31 transactions away from `near`."""
-    return Xid(near + (xid - near + 2**31) % 2**32 - 2**31)
-
-
-@dataclass(frozen=True, slots=True)
-class Visible:
-    """A value of pg_current_snapshot(): which transactions a query has seen."""
-
-    xmin: int
-    xmax: int
-    running: frozenset[int]
-
-    @classmethod
-    def parse(cls, text: str) -> "Visible":
-        xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
-
-    def sees(self, xid: Xid) -> bool:
-        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
-
-    @property
-    def whole(self) -> bool:
-        """A read replica's says that something is running, but not what: equal ones need not mean that nothing was committed."""
-        return self.xmin == self.xmax or bool(self.running)
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """As of when everything is known: the last good moment."""
-
-    identity: Identity
-    visible: Visible
-    versions: frozenset[tuple[str, str | None]] = frozenset()
-    """Id and xmin of the row versions that are known though they lie beyond the horizon, which an open transaction holds:
-    the next answer will contain them again."""
-    flushed: LSN = NOWHERE
-    """How far the log was on the disk, and is for ever, unless an older state of this server is put back."""
-    tree: frozenset[int] = frozenset()
-    """Of which tables. One that was attached since has brought rows along that are older than the horizon."""
 
 
 class Poll:

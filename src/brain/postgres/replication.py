@@ -20,6 +20,7 @@ from psycopg import generators, pq, sql
 from brain.contract.events import Changes, only_id
 from brain.contract.messages import FIELDS, ID, UNCHANGED, Micros
 from brain.postgres.connection import Conn, answered, connect, why
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import (
     LSN,
     POSTGRES_EPOCH,
@@ -36,8 +37,8 @@ from brain.postgres.pgoutput import (
     Values,
     parse,
 )
-from brain.postgres.poll import Visible, Xid, widen
-from brain.postgres.table import Decoder, Description, Table
+from brain.postgres.snapshots import Visible, Xid, widen
+from brain.postgres.table import Description, Table
 
 SLICE = 1000
 """Rows that are handed on at a time: a transaction of a million never stands in memory whole."""

@@ -1,30 +1,17 @@
 """The table `runs`: its place, its columns, how its rows are read, and which changes of status are allowed."""
 
 import json
-import math
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.resources import files
 
 import structlog
 from psycopg import sql
 
-from brain.contract.messages import ACTIVE, FIELDS, STATUSES, UNCHANGED, Run, Status
+from brain.contract.messages import FIELDS
 from brain.postgres.connection import Conn
 
 log = structlog.get_logger()
-
-TRANSITIONS: dict[Status, frozenset[Status]] = {
-    "queued": frozenset({"queued", "running", "failed"}),
-    "running": frozenset({"running", "completed", "failed"}),
-    "completed": frozenset({"completed"}),
-    "failed": frozenset({"failed"}),
-}
-"""What the HTTP API lets a status become. A status may stay as it is (progress); an end is final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,124 +162,3 @@ async def describe(conn: Conn, table: Table) -> Description:
         columns=found,
         tree=frozenset(json.loads(tree)),
     )
-
-
-CUT = "… [cut]"
-"""Ends a text that was longer than the bound."""
-
-
-class Decoder:
-    """Rows as PostgreSQL prints them → runs in the words of the contract.
-
-    `statuses` maps the table's own words to the contract's. A row that cannot be said in the contract (no id, an unknown
-    status) is refused: counted, and logged once per word. A value that cannot (NaN, a year 10000) is left out of its run, and
-    a progress out of range is brought to the nearer end; both are counted as corrected.
-    """
-
-    def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
-        self._map = dict(statuses)
-        self._statuses: dict[str | None, str] = {status: status for status in (*STATUSES, UNCHANGED)}
-        self._statuses.update(statuses)
-        self.max_text = max_text
-        self.refused = 0
-        self.corrected = 0
-        self._words: Counter[str] = Counter()
-
-    @property
-    def active_words(self) -> list[str]:
-        """The table's words for queued and running."""
-        return self.words(*ACTIVE)
-
-    def words(self, *statuses: str) -> list[str]:
-        """Every word of the table that means one of these."""
-        return [word for word, status in self._statuses.items() if word is not None and status in statuses]
-
-    def word(self, status: Status) -> str:
-        """What is written for `status`: the first word that the map gives it, else itself."""
-        return next((word for word, mapped in self._map.items() if mapped == status), status)
-
-    def status(self, word: str | None) -> str | None:
-        """None: the word has no place in the contract."""
-        return self._statuses.get(word)
-
-    def __call__(self, row: Sequence[str | None]) -> Run | None:
-        """`row` holds the fields of the contract in their order. None: the row was refused."""
-        run_id, word, progress, task_id, agent, started_at, completed_at, error = row
-        status = self._statuses.get(word)
-        if status is None or not run_id or len(run_id) > self.max_text:
-            self._refuse(run_id, word)
-            return None
-        return (
-            run_id,
-            status,
-            None if progress is None else self._progress(progress),
-            task_id if task_id is None or len(task_id) <= self.max_text else self._cut(task_id),
-            agent if agent is None or len(agent) <= self.max_text else self._cut(agent),
-            None if started_at is None else self._time(started_at),
-            None if completed_at is None else self._time(completed_at),
-            error if error is None or len(error) <= self.max_text else self._cut(error),
-        )
-
-    def _refuse(self, run_id: str | None, word: str | None) -> None:
-        self.refused += 1
-        if not run_id:
-            what, cure = "an empty id", "give the run an id"
-        elif len(run_id) > self.max_text:
-            what, cure = (
-                f"an id of more than {self.max_text} characters",
-                "give the run a shorter one, or raise BRAIN_MAX_TEXT",
-            )
-        else:
-            what, cure = f"status {str(word)[:40]!r}", "map the table's own words with BRAIN_STATUS_MAP"
-        self._words[what] += 1
-        if self._words[what] == 1 and len(self._words) <= 100:
-            log.warning(
-                "row refused",
-                why=f"{what} has no place in the contract",
-                id=str(run_id)[:40],
-                cure=cure,
-            )
-
-    def _cut(self, text: str) -> str:
-        return text[: self.max_text] + CUT
-
-    def _progress(self, text: str) -> float | None:
-        value = _number(text)
-        if 0 <= value <= 100:
-            return value
-        self.corrected += 1
-        return None if math.isnan(value) else 0 if value < 0 else 100
-
-    def _time(self, text: str) -> str | None:
-        moment = _utc(text)
-        if moment is None:
-            self.corrected += 1
-        return moment
-
-
-@lru_cache(maxsize=4096)  # there are few different ones among thousands of rows
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return int(value) if value.is_integer() else value
-
-
-_printed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?\+00", re.ASCII).fullmatch
-
-
-@lru_cache(maxsize=4096)  # each change of a run repeats its started_at
-def _utc(text: str) -> str | None:
-    """ISO 8601 in UTC, with Z. A timestamp without a zone is taken as UTC: the contract has no other.
-
-    None: no time, or none that ISO 8601 and Python hold. A column of any type may stand here, so nothing is trusted.
-    """
-    try:
-        moment = datetime.fromisoformat(text)
-        if _printed(text):
-            return f"{text[:10]}T{text[11:-3]}Z"
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-    return moment.isoformat().replace("+00:00", "Z")

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from brain.access.tokens import Grant, TokenError, Tokens
+from brain.access.jwks import TokenError
+from brain.access.tokens import Grant, Tokens
 from brain.contract.subscription import Subscription
 from brain.server.websocket import ANSWER, HELLO, Connection, Connections, Message
 

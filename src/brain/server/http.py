@@ -22,9 +22,12 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from websockets.frames import CloseCode
 
-from brain.access.policy import Address, Doors, Policy, Refusal, Visit
-from brain.access.rejections import Reason, Refusals
-from brain.access.tokens import SUBPROTOCOL, Grant, TokenError, Tokens, bearer, offers_bearer
+from brain.access.addresses import Address
+from brain.access.jwks import TokenError
+from brain.access.limits import Doors, Visit
+from brain.access.policy import Policy
+from brain.access.rejections import Reason, Refusal, Refusals
+from brain.access.tokens import SUBPROTOCOL, Grant, Tokens, bearer, offers_bearer
 from brain.api.problems import MAX_BODY
 from brain.contract.subscription import FilterError, Subscription, parse_subscription
 from brain.server.authentication import TokenConnection, permitted
