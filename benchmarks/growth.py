@@ -22,7 +22,7 @@ from served import Brain
 from wire import request
 
 FEW = 100
-MOST = 1.5
+MAX_REQUESTS = 1.5
 """What a change among 10 000 filters may cost, of what it costs among a hundred."""
 
 
@@ -140,7 +140,7 @@ def main() -> None:
         machine.target(
             f"a change among {filters} run_id filters to one among {FEW}",
             most["cpu_us_per_change"]["median"] / few["cpu_us_per_change"]["median"],
-            most=MOST,
+            most=MAX_REQUESTS,
         ),
         machine.target(
             "messages lost", max(job["figures"]["lost"]["max"] for job in (first, *others)), most=0

@@ -37,7 +37,7 @@ from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, parse
 from brain.postgres.replication import Stream
-from brain.postgres.snapshots import Visible
+from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe
 from postgres import Postgres, execute
 from served import Brain
@@ -90,7 +90,7 @@ async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
     stream = await Stream.open(
         url, TABLE, description, Decoder({}, 8192), application="benchmark", patience=30
     )
-    await stream.start(Visible(0, 0, frozenset()), LSN(0))
+    await stream.start(PgSnapshot(0, 0, frozenset()), LSN(0))
     loading = asyncio.create_task(asyncio.to_thread(load))
     data: list[bytes] = []
     found = 0

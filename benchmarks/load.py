@@ -113,7 +113,7 @@ class Crowd:
                         connecting.modify(fd, select.EPOLLIN)
                         continue
                     self.fail(client, f"errno {error}")
-                elif (settled := self.answered(client)) is None:
+                elif (settled := self.deadline(client)) is None:
                     continue
                 elif settled:
                     (self.probing if client.probe else self.counting).register(fd, select.EPOLLIN)
@@ -139,7 +139,7 @@ class Crowd:
         sock.bind((f"127.0.{self.round % 250}.{2 + number % self.options.sources}", 0))
         sock.connect_ex(("127.0.0.1", self.options.port))
 
-    def answered(self, client: Client) -> bool | None:
+    def deadline(self, client: Client) -> bool | None:
         """None: not yet. Bytes behind the head of the answer are the stream's first."""
         try:
             data = client.sock.recv(65536)
@@ -160,9 +160,9 @@ class Crowd:
             self.came(client, rest) if client.probe else self.counted(client, len(rest))
         return True
 
-    def fail(self, client: Client, why: str) -> bool:
+    def fail(self, client: Client, detail: str) -> bool:
         client.state = "failed"
-        self.failed[why] = self.failed.get(why, 0) + 1
+        self.failed[detail] = self.failed.get(detail, 0) + 1
         return False
 
     def give_up(self, under_way: dict[int, Client], done: int) -> list[tuple[int, int]]:

@@ -120,8 +120,10 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
     for job, rows in tables(result["jobs"]):
         lines += ["", f"**{job}**" if job else "", *table(rows, result.get("columns", {}))]
     titles = {name: peer.title for name, peer in PEERS.items()}
-    lines += [f"Skipped: {titles.get(who, who)}: {why}" for who, why in result.get("skipped", {}).items()]
-    lines += [f"Failed: {what}: {why}" for what, why in result.get("failed", {}).items()]
+    lines += [
+        f"Skipped: {titles.get(who, who)}: {detail}" for who, detail in result.get("skipped", {}).items()
+    ]
+    lines += [f"Failed: {what}: {detail}" for what, detail in result.get("failed", {}).items()]
     return [*lines, ""]
 
 

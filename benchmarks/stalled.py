@@ -23,7 +23,7 @@ from wire import request
 SERVER_CORE, OTHER_CORES = machine.cores()
 STEP = 80
 RATE = 8_000
-MOST_KB = 64
+MAX_KB = 64
 # "queued" and "failed", "run_update" and "run_failed" are of one length, so bytes count messages.
 CHANGE = """
 UPDATE runs SET status = CASE status WHEN 'queued' THEN 'failed' ELSE 'queued' END, error = $1 WHERE id >= $2 AND id < $3
@@ -175,7 +175,7 @@ def main() -> None:
         "jobs": {job: {"runs": found[job], "figures": figures}},
         "targets": [
             machine.target("changes that the others lost", figures["lost_by_others"]["max"], most=0),
-            machine.target("KB for each stalled client", figures["kb_per_stalled"]["median"], most=MOST_KB),
+            machine.target("KB for each stalled client", figures["kb_per_stalled"]["median"], most=MAX_KB),
             machine.target("stalled clients that end up wrong", figures["wrong_at_the_end"]["max"], most=0),
         ],
     }

@@ -50,13 +50,13 @@ def sources(brain: Brain) -> list[str]:
     return re.findall(r"^.*\bsource\b.*\bnow=.*$", brain.log(), re.MULTILINE)
 
 
-def why(brain: Brain, *words: str, seconds: float = WITHIN) -> None:
+def detail(brain: Brain, *words: str, seconds: float = WITHIN) -> None:
     """Wait until /readyz says this of the source."""
     found: dict[str, Any] = {}
 
     def said() -> bool:
         found.update(brain.get("/readyz")[1])
-        return all(word in f"{found['reason']} {found['cure']}" for word in words)
+        return all(word in f"{found['detail']} {found['hint']}" for word in words)
 
     Fleet.until(said, seconds, lambda: f"not {words}, but {found}")
 

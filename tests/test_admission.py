@@ -259,8 +259,8 @@ def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
     assert ask(brain, "GET", "/api/runs/a", reads)[0] == 200
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert brain.get(path)[0] == 200, "for who runs Brain, and what is no secret"
-    assert brain.metric('brain_refused_total{reason="token"}') > 0
-    assert brain.metric('brain_refused_total{reason="scope"}') > 0
+    assert brain.metric('brain_rejections_total{code="token"}') > 0
+    assert brain.metric('brain_rejections_total{code="scope"}') > 0
 
 
 def test_a_token_for_some_runs_sees_and_changes_those_alone(brain: Brain) -> None:

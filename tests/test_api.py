@@ -14,10 +14,10 @@ import psycopg
 import pytest
 import uvicorn
 
-from brain.access.rejections import Refusals
-from brain.api import concurrency as turns
+from brain.access.rejections import RejectionCounter
+from brain.api import concurrency
 from brain.api.problems import MAX_BODY
-from brain.api.repository import open_runs
+from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.contract.events import Changes, Op, Snapshot
 from brain.contract.messages import STATUSES, TRANSITIONS, Run, Status, body, iso, message
@@ -41,7 +41,7 @@ async def serving(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the API, which listens on a port of its own until the end of the block."""
     decoder = Decoder(statuses or {}, 10_000)
-    async with open_runs(
+    async with open_repository(
         parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
     ) as runs:
         config = uvicorn.Config(create_api(runs), lifespan="off", ws="none", log_config=None)
@@ -818,7 +818,7 @@ async def test_the_requests_of_one_address_leave_the_others_their_turn(
         await asyncio.sleep(0.5)
         locks = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
         waiting = await (await other.execute(locks)).fetchone()
-        assert waiting == (turns.MOST,)
+        assert waiting == (concurrency.MAX_REQUESTS,)
         for _ in range(20):
             asked = loop.time()
             assert (await api.get("/api/runs/a")).status_code == 200
@@ -829,15 +829,15 @@ async def test_the_requests_of_one_address_leave_the_others_their_turn(
         # A row's waiters wait one behind the other, each for up to lock_timeout, so a turn may come late.
         assert 4 <= len(refused) <= 8, [answer.status_code for answer in answers]
         assert "4 requests of 127.0.0.2 are at the database" in problem(refused[0], 429)["detail"]
-        assert loop.time() - began > turns.MOST_WAIT
+        assert loop.time() - began > concurrency.MAX_WAIT
         await other.rollback()
         assert (await bad.patch("/api/runs/a", json={"agent": "y"})).status_code == 200
 
 
 async def test_who_gives_up_waiting_leaves_their_turn() -> None:
-    found = turns.Turns(Refusals())
+    found = concurrency.ConcurrencyLimiter(RejectionCounter())
     async with asyncio.timeout(5), contextlib.AsyncExitStack() as taken:
-        for _ in range(turns.MOST):
+        for _ in range(concurrency.MAX_REQUESTS):
             await taken.enter_async_context(found.take("one"))
         gone = asyncio.create_task(found.take("one").__aenter__())
         await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from wire import Peer
 
 def causes(brain: Brain) -> list[str]:
     """Those that are 1."""
-    found = re.findall(r'^brain_source_cause\{cause="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE)
+    found = re.findall(r'^brain_source_code\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE)
     assert len(found) > 20
     return [cause for cause, value in found if float(value) == 1]
 
@@ -27,7 +27,7 @@ def causes(brain: Brain) -> list[str]:
 def until(brain: Brain, cause: str | None, seconds: float = 20) -> dict[str, Any]:
     """/readyz, once it says so."""
     deadline = time.monotonic() + seconds
-    while (document := brain.get("/readyz")[1])["cause"] != cause:
+    while (document := brain.get("/readyz")[1])["code"] != cause:
         assert time.monotonic() < deadline, document
         time.sleep(0.02)
     return dict(document)
@@ -42,11 +42,11 @@ def test_the_source_and_its_cause_are_said_in_three_places() -> None:
     with own(wal_level="replica") as (server, url), served(database_url=url, follows="poll") as brain:
         document = until(brain, "wal_level")
         assert (document["ready"], document["source"]) == (True, "poll")
-        assert document["reason"].startswith("wal_level is not logical: ")
+        assert document["detail"].startswith("wal_level is not logical: ")
         assert causes(brain) == ["wal_level"]
         assert brain.metric('brain_source{source="poll"}') == 1
         assert sum("wal_level" in line for line in sources(brain)) == 1
-        execute(server.url(), document["cure"].partition(";")[0])
+        execute(server.url(), document["hint"].partition(";")[0])
         server.stop()
         document = until(brain, "away")
         assert (document["ready"], document["source"]) == (False, "none")
@@ -54,7 +54,7 @@ def test_the_source_and_its_cause_are_said_in_three_places() -> None:
         server.start()
         brain.wait_ready("replication", 30)
         document = until(brain, None)
-        assert (document["reason"], document["cure"]) == (None, None)
+        assert (document["detail"], document["hint"]) == (None, None)
         assert causes(brain) == []
         said = sources(brain)
         assert said[-1] == "now=replication"
@@ -64,18 +64,18 @@ def test_the_source_and_its_cause_are_said_in_three_places() -> None:
 def test_polling_by_choice_is_said_to_be_one(database: str) -> None:
     with served(database_url=database, source="poll", follows="poll") as brain:
         document = until(brain, "chosen")
-        assert (document["reason"], document["cure"]) == ("BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+        assert (document["detail"], document["hint"]) == ("BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
         assert causes(brain) == ["chosen"]
 
 
 async def test_a_stream_that_is_refused_again_and_again_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.02)
+    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.02)
     with own(wal_level="replica") as (server, url):
         tries = len(re.findall("logical decoding requires", server.log()))
         with capture_logs() as logs:
             async with Following(url, "auto") as f:
                 await f.until(lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5)
-        causes = [line["why"].partition(":")[0] for line in logs if line["event"] == "source"]
+        causes = [line["detail"].partition(":")[0] for line in logs if line["event"] == "source"]
         assert causes == ["the stream is being prepared", "wal_level is not logical"]
 
 

@@ -134,7 +134,7 @@ def test_a_comparison_does_not_bring_back_what_was_deleted_since(op: Op) -> None
 
 
 def test_so_many_deletes_are_remembered_singly_and_more_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_DELETED", 2)
+    monkeypatch.setattr(module, "MAX_DELETED", 2)
     board = begun()
     asked = board.seq
     board.apply(Changes([("delete", only_id("r")), ("delete", only_id("s"))], T, 7))
@@ -253,7 +253,7 @@ def test_is_or_was_for_a_flush_and_ever_was_for_catching_up() -> None:
 
 
 def test_a_run_that_was_too_much_was_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_FACETS", 2)
+    monkeypatch.setattr(module, "MAX_FACETS", 2)
     board = begun()
     for agent in "abc":
         entry, _, _ = change(board, "update", run("r", "completed", agent=agent))

@@ -195,11 +195,13 @@ def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
         brain.port = int(re.findall(r"on port (\d+)\. Paste", brain.log())[-1])
         status, ready = brain.get("/readyz")
         assert (status, ready["ready"]) == (503, False)
-        assert "make it with `brain init-db`" in ready["reason"]
+        assert "make it with `brain init-db`" in ready["detail"]
         assert brain.get("/healthz")[0] == 200
         run("init-db", database_url=url)
         brain.wait_ready("replication")
-        assert brain.log().count('why="there is no table') == 1, "one line per change of state, not per try"
+        assert brain.log().count('detail="there is no table') == 1, (
+            "one line per change of state, not per try"
+        )
         assert brain.stop() == 0
     finally:
         brain.process.kill()

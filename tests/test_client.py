@@ -315,11 +315,11 @@ async def test_statuses_that_stay(brain: Brain, status: int) -> None:
 
 
 async def test_what_brain_itself_refuses(brain: Brain) -> None:
-    for url, code, why in (
+    for url, code, detail in (
         (brain.url("?nonsense=1"), 400, "unknown parameter 'nonsense'"),
         (brain.url().replace("/ws", "/nowhere"), 404, "WebSockets are spoken at /ws"),
     ):
-        with pytest.raises(WatchError, match=why) as raised:
+        with pytest.raises(WatchError, match=detail) as raised:
             await anext(watch(url, proxy=None))
         assert raised.value.code == code
 

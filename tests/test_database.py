@@ -8,13 +8,13 @@ from psycopg import AsyncConnection, OperationalError, conninfo, errors
 from brain.postgres.connection import (
     SESSION,
     DatabaseURLError,
-    answered,
     configure,
     connect,
-    masked,
+    deadline,
+    error_line,
     parameters,
     parse_url,
-    why,
+    redact,
 )
 from postgres import execute
 from proxy import Proxy
@@ -113,16 +113,19 @@ def test_urls_that_name_no_database(url: str, named: str) -> None:
     ],
 )
 def test_a_password_is_never_shown(url: str, shown: str) -> None:
-    assert masked(parse_url(url)) == shown
+    assert redact(parse_url(url)) == shown
 
 
 async def test_an_error_shows_no_password() -> None:
     with pytest.raises(OperationalError) as refused:
         await connect("postgresql://u:secret@127.0.0.1:1/d", "test")
-    assert "secret" not in why(refused.value)
-    assert "\n" not in why(refused.value)
-    assert why(ValueError()) == "ValueError"
-    assert why(OperationalError("cannot read postgresql://u:secret@h/d")) == "cannot read postgresql://…@h/d"
+    assert "secret" not in error_line(refused.value)
+    assert "\n" not in error_line(refused.value)
+    assert error_line(ValueError()) == "ValueError"
+    assert (
+        error_line(OperationalError("cannot read postgresql://u:secret@h/d"))
+        == "cannot read postgresql://…@h/d"
+    )
 
 
 async def test_why_names_the_sqlstate(database: str) -> None:
@@ -130,7 +133,7 @@ async def test_why_names_the_sqlstate(database: str) -> None:
     async with conn:
         with pytest.raises(errors.UndefinedTable) as refused:
             await conn.execute("SELECT * FROM nothing")
-    assert why(refused.value) == 'relation "nothing" does not exist (42P01)'
+    assert error_line(refused.value) == 'relation "nothing" does not exist (42P01)'
 
 
 async def settings(url: str, *names: str, statement_timeout: str = "0") -> list[str | None]:
@@ -198,7 +201,7 @@ async def test_who_never_answers_is_given_up(database: str) -> None:
         proxy.fall_silent()
         begun = time.monotonic()
         with pytest.raises(OperationalError, match=r"waiting for an answer for 0 s"):
-            async with answered(0.3):
+            async with deadline(0.3):
                 await conn.execute("SELECT 1")
         assert time.monotonic() - begun < 4
         await conn.close()

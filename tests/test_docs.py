@@ -10,8 +10,7 @@ from websockets.frames import CloseCode
 from brain.cli import commands as cli
 from brain.config import Settings
 from brain.delivery import hub
-from brain.server import http as seam
-from brain.server import websocket
+from brain.server import http, websocket
 
 ROOT = Path(__file__).parent.parent
 DOCS = [
@@ -65,13 +64,13 @@ def rows(column: str) -> set[int]:
 
 
 def test_every_close_code_is_explained() -> None:
-    sources = [Path(str(module.__file__)).read_text() for module in (hub, seam, websocket)]
+    sources = [Path(str(module.__file__)).read_text() for module in (hub, http, websocket)]
     names = {name for source in sources for name in re.findall(r"CloseCode\.([A-Z_]+)", source)}
     sent = {int(CloseCode[name]) for name in names} | {hub.COME_BACK, hub.NOT_YET}
     assert sent <= rows("close code"), sent - rows("close code")
 
 
 def test_every_refusal_of_an_upgrade_is_explained() -> None:
-    source = Path(str(seam.__file__)).read_text()
+    source = Path(str(http.__file__)).read_text()
     sent = {int(status) for status in re.findall(r"(?:_refuse|TargetError|Refusal)\((\d{3})", source)}
     assert sent <= rows("status")

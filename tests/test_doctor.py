@@ -19,7 +19,7 @@ from psycopg import conninfo
 from brain.doctor import checks as doctor
 from brain.doctor.checks import Finding, Report, examine
 from brain.postgres.decoder import Decoder
-from brain.postgres.publication import Cause
+from brain.postgres.publication import UnavailableCode
 from brain.postgres.table import Table, init_sql
 from conftest import ROLE, TEMPLATE, own, with_template
 from postgres import Postgres, _free_port, _readable, execute, running
@@ -39,7 +39,7 @@ def checks(report: Report) -> list[str]:
 
 def the(report: Report, check: str) -> Finding:
     (found,) = (found for found in report.findings if found.check == check)
-    assert found.why
+    assert found.detail
     assert found.what in report.text()
     return found
 
@@ -61,7 +61,7 @@ def run(cure: str, url: str) -> None:
 async def cured(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = ()) -> Finding:
     """The finding, which goes when its cure is run; `stays` are others that do not."""
     found = the(await look(url), check)
-    run(found.cure, by or url)
+    run(found.hint, by or url)
     after = await look(url)
     assert checks(after) == sorted(stays), after.text()
     return found
@@ -143,14 +143,14 @@ async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
             (url.replace("127.0.0.1", "nowhere.invalid"), "no such host is known here"),
         ):
             found = the(await look(wrong), "away")
-            assert found.cure.startswith(cure), found
-            assert found.why.endswith("keeps trying; until then clients receive no changes")
+            assert found.hint.startswith(cure), found
+            assert found.detail.endswith("keeps trying; until then clients receive no changes")
         for wrong in (
             server.url('ano"ther', ROLE),
             url.replace(f"{ROLE}@", "unheard@"),
             url.replace(f"{ROLE}@", "idle@"),
         ):
-            run(the(await look(wrong), "away").cure, server.url())
+            run(the(await look(wrong), "away").hint, server.url())
             assert "away" not in checks(await look(wrong))
 
 
@@ -158,7 +158,7 @@ async def test_a_table_that_is_missing(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     report = await look(url)
     assert report.status == 2
-    assert the(report, "table").cure.startswith("brain init-db")
+    assert the(report, "table").hint.startswith("brain init-db")
     execute(url, init_sql(RUNS))
     assert (await look(url)).findings == []
     execute(url, "ALTER TABLE runs DROP COLUMN status")
@@ -192,7 +192,7 @@ async def test_rights_one_after_the_other(any_postgres: Postgres, any_database: 
             report = await look(url)
             seen.append((report.status, report.source, checks(report)))
             for found in report.findings:
-                run(found.cure, admin)
+                run(found.hint, admin)
             if not report.findings:
                 break
         assert seen == [
@@ -212,7 +212,7 @@ async def test_a_publication_that_the_role_may_not_make(
     execute(superuser_url, "ALTER ROLE doctors_stranger REPLICATION")
     found = await cured(stranger, "publication", by=superuser_url)
     assert found.what.startswith("the publication brain_public_runs is missing: permission denied")
-    assert found.cure.startswith("CREATE PUBLICATION")
+    assert found.hint.startswith("CREATE PUBLICATION")
 
 
 async def test_row_security(database: str, stranger: str, superuser_url: str) -> None:
@@ -248,7 +248,7 @@ async def test_what_rules_out_a_stream(any_database: str, harm: str, check: str,
     execute(any_database, harm)
     report = await look(any_database)
     assert (report.status, report.source) == (1, "poll")
-    assert says in (await cured(any_database, check)).cure
+    assert says in (await cured(any_database, check)).hint
     assert (await look(any_database)).source == "replication"
 
 
@@ -256,11 +256,11 @@ async def test_a_table_from_which_others_inherit(any_database: str) -> None:
     execute(any_database, "CREATE TABLE a () INHERITS (runs)")
     found = the(await look(any_database), "inheritance")
     assert "UPDATEs fail" not in found.what  # the publication has the parent alone
-    assert found.cure.startswith("make it a partitioned table")
+    assert found.hint.startswith("make it a partitioned table")
     execute(any_database, "ALTER PUBLICATION brain_public_runs SET TABLE runs")
     found = the(await look(any_database), "inheritance")
     assert "makes the application's own UPDATEs fail" in found.what
-    assert found.cure.startswith('DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table')
+    assert found.hint.startswith('DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table')
 
 
 async def test_a_table_without_a_key(any_database: str) -> None:
@@ -282,12 +282,12 @@ async def test_ids_that_rule_out_a_key(any_database: str) -> None:
     report = await look(any_database)
     found = the(report, "values")
     assert found.what == "2 values in 2 rows do not fit the contract: started_at (text)"
-    assert "IN ('a');" in found.cure
+    assert "IN ('a');" in found.hint
     found = the(report, "replica_identity")
     assert found.what.endswith("ids that are NULL or stand there more than once rule out a key")
-    query, key = found.cure.splitlines()
+    query, key = found.hint.splitlines()
     assert execute(any_database, query) == [("a", 2)]
-    run(found.cure, any_database)
+    run(found.hint, any_database)
     execute(any_database, "DELETE FROM runs WHERE id = 'a'")
     run(key.removeprefix("-- and then: "), any_database)
     assert (await look(any_database)).findings == []
@@ -300,7 +300,7 @@ async def test_cures_are_pasted_one_after_the_other(any_database: str) -> None:
     )
     report = await look(any_database)
     assert checks(report) == ["replica_identity", "unlogged"]
-    run("\n".join(found.cure for found in report.findings), any_database)
+    run("\n".join(found.hint for found in report.findings), any_database)
     assert (await look(any_database)).findings == []
 
 
@@ -343,7 +343,7 @@ async def test_words_of_status_that_the_contract_does_not_have(database: str) ->
     found = the(await look(database), "status")
     assert "NULL" in found.what
     assert "'pending'" in found.what
-    setting = found.cure.partition("=")[2].partition(", with")[0].strip("'")
+    setting = found.hint.partition("=")[2].partition(", with")[0].strip("'")
     assert setting == "done=…,pending=…"
     execute(database, "DELETE FROM runs WHERE status IS NULL")
     said = brain("doctor", code=0, database_url=database, status_map="done=completed,pending=queued")
@@ -359,7 +359,7 @@ async def test_a_status_that_is_padded(database: str) -> None:
     execute(database, "INSERT INTO runs (id, status) VALUES ('a', 'running')")
     report = await look(database)
     assert "'running     '" in the(report, "status").what
-    run(the(report, "status").cure, database)
+    run(the(report, "status").hint, database)
     assert "status" not in checks(await look(database))
 
 
@@ -382,15 +382,15 @@ async def test_values_that_the_contract_cannot_carry(any_database: str) -> None:
     before = execute(any_database, "SELECT * FROM runs ORDER BY id")
     found = the(await look(any_database), "values")
     assert found.what.startswith("4 values in 2 rows do not fit the contract: completed_at (text), progress")
-    run(found.cure, any_database)
-    assert [execute(any_database, line) for line in found.cure.splitlines()] == [
+    run(found.hint, any_database)
+    assert [execute(any_database, line) for line in found.hint.splitlines()] == [
         [("it's", "yesterday")],
         [("a", "50%"), ("it's", "250")],
         [("it's", 1790000000)],
     ]
     assert execute(any_database, "SELECT * FROM runs ORDER BY id") == before
     execute(any_database, "INSERT INTO runs (id, progress) SELECT i, 'half' FROM generate_series(1, 20) i")
-    assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").cure
+    assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").hint
 
 
 async def test_indexes(any_database: str) -> None:
@@ -399,22 +399,22 @@ async def test_indexes(any_database: str) -> None:
     execute(any_database, fill.format(1, 9999))
     assert (await look(any_database)).findings == [], "few rows"
     execute(any_database, fill.format(10000, 10000))
-    assert "10000 rows or more" in the(await look(any_database), "status_index").why, "no statistics"
+    assert "10000 rows or more" in the(await look(any_database), "status_index").detail, "no statistics"
     execute(any_database, "ANALYZE runs")
     found = await cured(any_database, "status_index")
     assert found.level == "better"
-    assert "about 10000 rows" in found.why
+    assert "about 10000 rows" in found.detail
     execute(
         any_database,
         "ALTER TABLE runs REPLICA IDENTITY FULL; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
     )
     execute(any_database, "ALTER TABLE runs ADD other serial PRIMARY KEY")
     execute(any_database, "INSERT INTO runs (id) VALUES ('1')")
-    assert the(await look(any_database), "id_index").cure.startswith("SELECT id, count(*) FROM")
+    assert the(await look(any_database), "id_index").hint.startswith("SELECT id, count(*) FROM")
     execute(any_database, "DELETE FROM runs WHERE other > 10000")
     found = await cured(any_database, "id_index")
     assert found.level == "better"
-    assert found.cure == 'CREATE UNIQUE INDEX ON "public"."runs" (id);'
+    assert found.hint == 'CREATE UNIQUE INDEX ON "public"."runs" (id);'
 
 
 @pytest.mark.parametrize("type_", ["word", "domain"])
@@ -430,7 +430,7 @@ async def test_no_index_serves_an_enum(any_database: str, type_: str) -> None:
     execute(any_database, "CREATE INDEX ON runs (status)")
     report = await look(any_database)
     found = the(report, "status_index")
-    assert (found.level, found.cure, report.status) == ("note", "", 0)
+    assert (found.level, found.hint, report.status) == ("note", "", 0)
     assert "status is an enum" in found.what
     with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):
         execute(any_database, "CREATE INDEX ON runs (id) WHERE status::text IN ('queued', 'running')")
@@ -459,10 +459,10 @@ async def test_wal_level_and_the_role_at_once() -> None:
         report = await look(url)
         assert checks(report) == ["role", "wal_level"]
         assert (report.status, report.source) == (1, "poll")
-        run(the(report, "role").cure, server.url())
+        run(the(report, "role").hint, server.url())
         found = the(await look(url), "wal_level")
-        assert found.cure.endswith("-- then restart PostgreSQL")
-        run(found.cure, server.url())
+        assert found.hint.endswith("-- then restart PostgreSQL")
+        run(found.hint, server.url())
         server.restart()
         report = await look(url)
         assert (report.findings, report.source) == ([], "replication")
@@ -474,18 +474,18 @@ async def test_no_slot_is_free() -> None:
             server.url(), "SELECT pg_create_physical_replication_slot('some''body'::name)".replace("''", "_")
         )
         found = the(await look(url), "slots")
-        raised, other = found.cure.splitlines()
+        raised, other = found.hint.splitlines()
         assert raised == "ALTER SYSTEM SET max_replication_slots = 5; -- then restart PostgreSQL"
         run(other.removeprefix("-- or, if nobody needs it: "), server.url())
         assert (await look(url)).findings == []
         with served(database_url=url) as brain:
             report = await look(url)
             assert the(report, "slots").level == "note", "it is Brain's own"
-            assert the(report, "slots").cure == raised
+            assert the(report, "slots").hint == raised
             assert (report.status, report.source) == (0, "replication")
             assert brain.metric("brain_streams_lost_total") == 0
         execute(server.url(), "SELECT pg_create_physical_replication_slot('some_body')")
-        run(found.cure, server.url())
+        run(found.hint, server.url())
         server.restart()
         assert (await look(url)).findings == []
         assert execute(server.url(), "SELECT slot_name FROM pg_replication_slots") == [("some_body",)]
@@ -508,11 +508,11 @@ async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
             admin.execute("SELECT pg_reload_conf()")
             admin.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
             until = time.monotonic() + 10
-            while (said := brain.get("/readyz")[1])["cause"] != "pg_hba":
+            while (said := brain.get("/readyz")[1])["code"] != "pg_hba":
                 assert time.monotonic() < until, said
                 await asyncio.sleep(0.05)
-            assert said["cure"].startswith(f'give "{ROLE}" a line for this database in pg_hba.conf')
-            assert the(await look(url), "away").cure.startswith("give the role a line for this database")
+            assert said["hint"].startswith(f'give "{ROLE}" a line for this database in pg_hba.conf')
+            assert the(await look(url), "away").hint.startswith("give the role a line for this database")
             configuration.write_text(allowed)
             admin.execute("SELECT pg_reload_conf()")
             brain.wait_ready("replication", 20)
@@ -522,7 +522,7 @@ async def test_no_walsender_is_free() -> None:
     with own(max_wal_senders="1") as (server, url):
         taken = psycopg.connect(f"{server.url()}?replication=database", autocommit=True)
         found = the(await look(url), "walsenders")
-        run(found.cure, server.url())
+        run(found.hint, server.url())
         taken.close()
         server.restart()
         taken = psycopg.connect(f"{server.url()}?replication=database", autocommit=True)
@@ -539,7 +539,7 @@ async def test_synchronous_standbys_and_little_log_for_slots() -> None:
         while not (report := await look(url)).findings:
             assert time.monotonic() < until
         found = the(report, "synchronous")
-        assert "synchronous_standby_names" in found.cure
+        assert "synchronous_standby_names" in found.hint
         assert report.source == "poll"
 
 
@@ -556,8 +556,8 @@ async def test_a_transaction_that_a_slot_waits_for(kind: str, monkeypatch: pytes
             report = await look(url)
             assert (report.status, report.source) == (1, "poll")
             found = the(report, "slot_waits")
-            assert (str(writer.info.backend_pid) if kind == "open" else "'it''s'") in found.cure
-            run(found.cure, url)
+            assert (str(writer.info.backend_pid) if kind == "open" else "'it''s'") in found.hint
+            run(found.hint, url)
             assert (await look(url)).findings == []
             writer.close()
 
@@ -573,7 +573,7 @@ async def test_a_transaction_of_a_role_that_shows_little_of_it(
         assert (report.status, report.source) == (1, "poll")
         found = the(report, "slot_waits")
         assert found.what == f"a writing transaction of postgres (pid {writer.info.backend_pid}) is open"
-        run(found.cure, superuser_url)
+        run(found.hint, superuser_url)
         assert (await look(database)).findings == []
         writer.close()
 
@@ -657,7 +657,7 @@ async def test_a_pooler(postgres: Postgres, database: str, options: str) -> None
     with pooled(postgres, database, options) as url:
         report = await look(url)
         assert (report.status, report.source) == (1, "poll"), report.text()
-        assert the(report, "pooler").cure == "name the database itself in BRAIN_DATABASE_URL"
+        assert the(report, "pooler").hint == "name the database itself in BRAIN_DATABASE_URL"
     assert (await look(database)).findings == []
 
 
@@ -682,12 +682,12 @@ def test_the_exit_status_and_json(database: str) -> None:
     execute(database, "ANALYZE runs")
     said = brain("doctor", code=1, database_url=database)
     assert "could be better: no index finds what is queued and running\n  why   " in said
-    assert "\n  cure  CREATE INDEX ON" in said
+    assert "\n  hint  CREATE INDEX ON" in said
     document = json.loads(brain("doctor", "--json", code=1, database_url=database))
     assert document["status"] == 1
     assert document["source"] == "replication"
     assert [found["check"] for found in document["findings"]] == ["status_index"]
-    run(document["findings"][0]["cure"], database)
+    run(document["findings"][0]["hint"], database)
     assert json.loads(brain("doctor", "--json", code=0, database_url=database))["findings"] == []
     away = json.loads(brain("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d"))
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
@@ -706,4 +706,4 @@ def test_every_check_is_in_the_docs() -> None:
     rows = re.findall(r"^\| ((?:`\w+` )+)\|", OPERATIONS.read_text(), re.MULTILINE)
     written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {"replication", "poll", "none"}
     added = set(re.findall(r'\.add\(\s*"(\w+)"', Path(doctor.__file__).read_text())) | {"pooler", "away"}
-    assert added | set(get_args(Cause)) == written
+    assert added | set(get_args(UnavailableCode)) == written

@@ -92,7 +92,7 @@ def test_02_the_database_is_away(database: str) -> None:
         assert brain.get("/healthz")[0] == 200
         status, document = brain.get("/readyz")
         assert (status, document["ready"], document["source"]) == (503, False, "none")
-        assert document["reason"]
+        assert document["detail"]
         assert 'brain_source{source="none"} 1.0' in brain.get("/metrics")[1]
         status, problem = brain.get("/api/runs")
         assert (status, problem["status"]) == (503, 503)
@@ -250,7 +250,7 @@ def test_06_an_open_writing_transaction() -> None:
             with sound(brain), Fleet(brain) as fleet, Load(url, 200) as load:
                 Fleet.until(lambda: len(load.commits) > 50)
                 Fleet.until(
-                    lambda: "writing transaction is open" in str(brain.get("/readyz")[1]["reason"]), 15
+                    lambda: "writing transaction is open" in str(brain.get("/readyz")[1]["detail"]), 15
                 )
                 execute(url, "INSERT INTO runs (id) VALUES ('meanwhile')")
                 assert fleet.told('"meanwhile"', WITHIN) < WITHIN

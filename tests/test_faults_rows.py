@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from conftest import ROLE, TEMPLATE
-from faults import WITHIN, followed, why
+from faults import WITHIN, detail, followed
 from fleet import Fleet, sound, truth
 from postgres import Postgres, execute
 from served import Brain, served
@@ -193,7 +193,7 @@ def test_13_a_key_that_is_dropped(postgres: Postgres) -> None:
         assert not written()
         Fleet.until(written, 15)
         fleet.told('"running"')
-        why(brain, "no replica identity", "ADD PRIMARY KEY")
+        detail(brain, "no replica identity", "ADD PRIMARY KEY")
         assert "taken out of the publication" in brain.log()
 
 
@@ -201,7 +201,7 @@ def test_13_a_table_that_inherits(postgres: Postgres) -> None:
     with own(postgres) as (url, brain, fleet):
         execute(url, "CREATE TABLE old () INHERITS (runs); INSERT INTO old (id) VALUES ('13-old')")
         fleet.told('"13-old"', 15)
-        why(brain, "other tables inherit from public.runs")
+        detail(brain, "other tables inherit from public.runs")
         execute(url, "UPDATE runs SET status = 'running'")
         fleet.told('"running"')
 
@@ -269,7 +269,7 @@ def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
         assert state["14-null"] == {"id": "14-null", "status": "queued"}
         progress = [state[f"14-{name}"].get("progress") for name in ("nan", "inf", "less")]
         assert progress == [None, 100, 0]
-        assert (brain.metric("brain_rows_refused_total"), brain.metric("brain_values_corrected_total")) == (
+        assert (brain.metric("brain_rows_rejected_total"), brain.metric("brain_values_corrected_total")) == (
             1,
             3,
         )

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from brain.postgres.table import Table, init_sql
 from conftest import ROLE, TEMPLATE
-from faults import WITHIN, aside, followed, fresh, sources, walsenders, why
+from faults import WITHIN, aside, detail, followed, fresh, sources, walsenders
 from fleet import Fleet, Load, truth
 from pooler import MISSING, PROGRAM, pooled
 from postgres import VERSIONS, available, execute
@@ -59,13 +59,13 @@ def test_07_refused_and_then_not() -> None:
                 execute(each, f"GRANT SELECT ON runs TO {role}")
             brains.append(stack.enter_context(followed(each.replace(f"{ROLE}@", f"{role}@"), "poll")))
         for (brain, fleet), each, reason in zip(brains, urls, reasons, strict=True):
-            why(brain, *reason)
+            detail(brain, *reason)
             told(fleet, each, "while it is refused")
             assert walsenders(each) == []
         said = [len(sources(brain)) for brain, _ in brains]
         for number in range(3):
             execute(server.url(), f"SELECT pg_drop_replication_slot('taken_{number}')")
-        execute(server.url(), brains[1][0].get("/readyz")[1]["cure"])
+        execute(server.url(), brains[1][0].get("/readyz")[1]["hint"])
         execute(server.url(), "ALTER ROLE lonely CONNECTION LIMIT -1")
         for (brain, fleet), each, before in zip(brains, urls, said, strict=True):
             brain.wait_ready("replication", CLIMB)
@@ -79,7 +79,7 @@ def test_07_no_walsender_is_left() -> None:
     with fresh(max_wal_senders="1") as (server, url):
         taken = psycopg.connect(server.url(replication="database"), autocommit=True)
         with followed(url, "poll") as (brain, fleet):
-            why(brain, "no connection for replication is free", "max_wal_senders")
+            detail(brain, "no connection for replication is free", "max_wal_senders")
             told(fleet, url, "while there is none")
             taken.close()
             brain.wait_ready("replication", CLIMB)
@@ -89,7 +89,7 @@ def test_07_no_walsender_is_left() -> None:
 @aside
 def test_07_wal_level_changes_over_restarts() -> None:
     with fresh(wal_level="replica") as (server, url), followed(url, "poll") as (brain, fleet):
-        why(brain, "wal_level is not logical", "ALTER SYSTEM SET wal_level = logical")
+        detail(brain, "wal_level is not logical", "ALTER SYSTEM SET wal_level = logical")
         told(fleet, url, "replica")
         for level, follows, senders in (
             ("logical", "replication", "20"),
@@ -101,7 +101,7 @@ def test_07_wal_level_changes_over_restarts() -> None:
             told(fleet, url, f"{level} {senders} {time.monotonic()}")
             brain.wait_ready(follows)
             if follows == "poll":
-                why(brain, "wal_level is not logical" if senders != "0" else "max_wal_senders")
+                detail(brain, "wal_level is not logical" if senders != "0" else "max_wal_senders")
         fleet.check(url)
 
 
@@ -117,7 +117,7 @@ def test_07_a_pooler_between() -> None:
                 f"ALTER ROLE {ROLE} SET datestyle = 'SQL, DMY'; ALTER ROLE {ROLE} SET timezone = 'Asia/Kolkata'",
             )
             brain, fleet = stack.enter_context(followed(stack.enter_context(pooled(each, mode)), "poll"))
-            why(brain, "what answers is a pooler", "name the database itself")
+            detail(brain, "what answers is a pooler", "name the database itself")
             with Load(each, 200):
                 told(fleet, each, mode)
                 time.sleep(0.5)
@@ -141,12 +141,12 @@ def test_08_nothing_tells_rows_apart() -> None:
         execute(urls[1], "ALTER TABLE runs REPLICA IDENTITY NOTHING")
         brains = [stack.enter_context(followed(each, "poll")) for each in urls]
         for (brain, fleet), each in zip(brains, urls, strict=True):
-            why(brain, "no replica identity that contains id")
+            detail(brain, "no replica identity that contains id")
             told(fleet, each, "a")
             execute(each, "UPDATE runs SET status = 'failed'")
             assert execute(each, "SELECT FROM pg_publication") == []
             fleet.check(each)
-            execute(each, brain.get("/readyz")[1]["cure"])
+            execute(each, brain.get("/readyz")[1]["hint"])
         for (brain, fleet), each in zip(brains, urls, strict=True):
             brain.wait_ready("replication", CLIMB)
             execute(each, "UPDATE runs SET status = 'running'")
@@ -190,7 +190,7 @@ def test_17_silent_without_an_error(version: int) -> None:
         for (brain, fleet), each, name in zip(brains, urls, changes, strict=True):
             fleet.told(f'"{name}"', 10 + WITHIN)
             if "filters" in name:
-                why(brain, "filters rows", "DROP PUBLICATION")
+                detail(brain, "filters rows", "DROP PUBLICATION")
                 assert brain.get("/readyz")[1]["source"] == "poll"
             else:
                 brain.wait_ready("replication")
@@ -204,7 +204,7 @@ def test_17_the_table_is_renamed() -> None:
     with fresh() as (_, url), followed(url) as (brain, fleet):
         told(fleet, url, "before")
         execute(url, "ALTER TABLE runs RENAME TO others")
-        why(brain, "there is no table public.runs", seconds=10 + WITHIN)
+        detail(brain, "there is no table public.runs", seconds=10 + WITHIN)
         assert brain.get("/readyz")[0] == 503
         execute(url, "ALTER TABLE others RENAME TO runs")
         told(fleet, url, "again")
@@ -224,7 +224,7 @@ def test_18_a_standby() -> None:
             standby.start()
             there = url.replace(str(server.port), str(standby.port))
             with followed(there, "poll", anew=True) as (brain, fleet):
-                why(brain, "read replica", "primary")
+                detail(brain, "read replica", "primary")
                 with Load(url, 200):
                     told(fleet, url, "by way of the primary")
                     time.sleep(0.5)

@@ -24,13 +24,13 @@ from postgres import execute, running
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "WATCH_EVERY", 0.05)
-    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.1)
+    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.1)
     monkeypatch.setattr(replication, "IDLE", 0.02)
     monkeypatch.setattr(poll, "SHARE", 1)
 
 
 def sources(logs: Any) -> list[tuple[str, str]]:
-    return [(line["now"], line.get("why", "")) for line in logs if line["event"] == "source"]
+    return [(line["now"], line.get("detail", "")) for line in logs if line["event"] == "source"]
 
 
 # What it says of itself.
@@ -47,7 +47,7 @@ def test_a_state_is_said_once() -> None:
         state.change("poll", "wal_level", "why", "cure")
         state.change("replication")
         state.change("poll", "lost", "another reason")
-    assert [(line["log_level"], line["now"], line.get("why"), line.get("cure")) for line in logs] == [
+    assert [(line["log_level"], line["now"], line.get("detail"), line.get("hint")) for line in logs] == [
         ("warning", "none", "connection refused", None),
         ("info", "poll", "why", "cure"),
         ("info", "poll", "another reason", None),
@@ -73,7 +73,7 @@ async def test_one_line_per_change_of_state_and_none_per_try() -> None:
         said = sources(logs)
         assert [now for now, _ in said[:2]] == ["poll", "replication"]
         assert said[-1] == ("replication", "")
-        gone = [why for now, why in said if now == "none"]
+        gone = [detail for now, detail in said if now == "none"]
         # Going down, it may refuse for several reasons; each is said once.
         assert 1 <= len(gone) == len(set(gone)) <= 4
         assert "poll" in [now for now, _ in said[2:]]
@@ -84,7 +84,7 @@ async def test_one_line_per_change_of_state_and_none_per_try() -> None:
 async def test_tries_come_slower_and_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against who takes a connection and hangs up."""
     monkeypatch.setattr(follow, "BACK_OFF_FIRST", 0.01)
-    monkeypatch.setattr(follow, "BACK_OFF_MOST", 0.2)
+    monkeypatch.setattr(follow, "MAX_BACK_OFF", 0.2)
     times: list[float] = []
 
     def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,14 +141,14 @@ async def test_a_table_that_goes_while_a_stream_is_asked_for(database: str) -> N
     """The next poll finds the same; until then, this is said."""
     f = Following(database, "auto").follow
 
-    async def climb() -> Any:
+    async def promotion() -> Any:
         raise TableError("there is no table")
 
-    task = asyncio.create_task(climb())
+    task = asyncio.create_task(promotion())
     await asyncio.wait([task])
-    assert f._climbed(task) is None
-    assert (f.state.source, f.state.reason) == ("poll", "there is no table")
-    assert f._next_climb > 0
+    assert f._promoted(task) is None
+    assert (f.state.source, f.state.detail) == ("poll", "there is no table")
+    assert f._next_promotion > 0
 
 
 async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
@@ -163,7 +163,7 @@ async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
 
 
 async def test_patience_grows_with_every_try(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "SLOT_WAITS", (0.05, 0.1, 0.6))
+    monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.05, 0.1, 0.6))
     async with connected(database) as conn:
         await conn.execute("INSERT INTO runs (id) VALUES ('open')")
         async with Following(database, "auto") as f:
@@ -188,7 +188,7 @@ async def test_a_key_that_goes_while_a_slot_waits(database: str) -> None:
             query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database() AND wait_event_type = 'Lock'"
             await f.until(lambda: bool(execute(database, query)), 3)
             await f.sql("INSERT INTO runs (id) VALUES ('a')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
-            await f.until(lambda: f.follow.state.cause == "replica_identity", 3)
+            await f.until(lambda: f.follow.state.code == "replica_identity", 3)
             assert f.follow._slot_tries == 0
             await f.sql("UPDATE runs SET status = 'running'")
             await f.pushed("a", "running")
@@ -206,10 +206,10 @@ async def test_log_that_our_slot_holds_back(database: str, monkeypatch: pytest.M
         await f.source("replication")
         await conn.execute("INSERT INTO runs (id) VALUES ('open')")
         await f.sql("CREATE TABLE other AS SELECT repeat('x', 1000) FROM generate_series(1, 2000)")
-        monkeypatch.setattr(follow, "MOST_WAL", 1 << 20)
+        monkeypatch.setattr(follow, "MAX_WAL", 1 << 20)
         await f.source("poll")
-        await f.until(lambda: "hold back" in f.follow.state.reason)
-        assert f.follow.state.cure.startswith("end the oldest transaction")
+        await f.until(lambda: "hold back" in f.follow.state.detail)
+        assert f.follow.state.hint.startswith("end the oldest transaction")
         await conn.commit()
         await f.source("replication")
         await f.settled()

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brain.access.addresses import NETWORKS, Authority, Origin, address
-from brain.access.limits import FAULT, HANDSHAKES, MOST_REMEMBERED, MOST_WAIT, Doors, Visit
+from brain.access.limits import FAULT, HANDSHAKES, MAX_REMEMBERED, MAX_WAIT, ConnectionLimiter, Lease
 from brain.access.policy import Headers, Policy
-from brain.access.rejections import REASONS, Refusal
+from brain.access.rejections import REJECTION_CODES, Rejection
 
 LOCALHOST = (b"host", b"localhost:5221")
 LAN = "192.168.1.7"
@@ -24,14 +24,14 @@ def origin(text: str | bytes) -> tuple[bytes, bytes]:
     return (b"origin", text.encode() if isinstance(text, str) else text)
 
 
-def status(refusal: Refusal | None) -> int | None:
+def status(refusal: Rejection | None) -> int | None:
     """None is welcome. Every refusal passes here, so what all have in common is checked here."""
     if refusal is None:
         return None
-    assert refusal.kind in REASONS
-    assert refusal.reason.isascii()
-    assert refusal.reason.isprintable()
-    assert len(refusal.reason) < 400
+    assert refusal.code in REJECTION_CODES
+    assert refusal.detail.isascii()
+    assert refusal.detail.isprintable()
+    assert len(refusal.detail) < 400
     return refusal.status
 
 
@@ -122,9 +122,9 @@ def test_other_peers_are_not(peer: str) -> None:
     refusal = POLICY.check(peer, [LOCALHOST], b"/ws")
     assert status(refusal) == 403
     assert refusal is not None
-    assert refusal.kind == "network"
-    assert "BRAIN_ALLOWED_NETWORKS" in refusal.reason
-    assert str(address(peer)) in refusal.reason
+    assert refusal.code == "network"
+    assert "BRAIN_ALLOWED_NETWORKS" in refusal.detail
+    assert str(address(peer)) in refusal.detail
 
 
 @pytest.mark.parametrize(
@@ -621,130 +621,130 @@ def test_nothing_long_is_kept() -> None:
 # 44: limits
 
 
-def doors(policy: Policy = POLICY, *, most: int = 0, per_ip: int = 0) -> Doors:
-    return Doors(policy, max_connections=most, max_connections_per_ip=per_ip)
+def make_limiter(policy: Policy = POLICY, *, most: int = 0, per_ip: int = 0) -> ConnectionLimiter:
+    return ConnectionLimiter(policy, max_connections=most, max_connections_per_ip=per_ip)
 
 
-def entered(house: Doors, peer: str) -> Visit:
-    visit = house.enter(peer)
-    assert isinstance(visit, Visit)
-    return visit
+def entered(limiter: ConnectionLimiter, peer: str) -> Lease:
+    lease = limiter.enter(peer)
+    assert isinstance(lease, Lease)
+    return lease
 
 
 def test_one_connection_too_many_of_an_address_and_one_leaves() -> None:
-    house = doors(per_ip=3)
-    first, *_ = [entered(house, LAN) for _ in range(3)]
+    limiter = make_limiter(per_ip=3)
+    first, *_ = [entered(limiter, LAN) for _ in range(3)]
     for _ in range(5):  # what is refused is not counted
-        refusal = house.enter(LAN)
-        assert isinstance(refusal, Refusal)
+        refusal = limiter.enter(LAN)
+        assert isinstance(refusal, Rejection)
         assert status(refusal) == 429
         assert refusal.retry_after == 1
-        assert "BRAIN_MAX_CONNECTIONS_PER_IP" in refusal.reason
-    entered(house, "192.168.1.8")
-    house.leave(first)
-    entered(house, LAN)
-    assert isinstance(house.enter(LAN), Refusal)
+        assert "BRAIN_MAX_CONNECTIONS_PER_IP" in refusal.detail
+    entered(limiter, "192.168.1.8")
+    limiter.leave(first)
+    entered(limiter, LAN)
+    assert isinstance(limiter.enter(LAN), Rejection)
 
 
 def test_one_websocket_too_many_in_all_and_one_leaves() -> None:
-    house = doors(most=2)
-    visits = [entered(house, f"10.0.0.{i}") for i in range(3)]
-    assert house.upgrade(visits[0], visits[0].address) is None
-    assert house.upgrade(visits[1], visits[1].address) is None
-    refusal = house.upgrade(visits[2], visits[2].address)
+    limiter = make_limiter(most=2)
+    visits = [entered(limiter, f"10.0.0.{i}") for i in range(3)]
+    assert limiter.upgrade(visits[0], visits[0].address) is None
+    assert limiter.upgrade(visits[1], visits[1].address) is None
+    refusal = limiter.upgrade(visits[2], visits[2].address)
     assert status(refusal) == 503
     assert refusal is not None
-    assert "BRAIN_MAX_CONNECTIONS" in refusal.reason
-    house.leave(visits[0])
-    assert house.websockets == 1
-    assert house.upgrade(visits[2], visits[2].address) is None
-    assert house.websockets == 2
+    assert "BRAIN_MAX_CONNECTIONS" in refusal.detail
+    limiter.leave(visits[0])
+    assert limiter.websockets == 1
+    assert limiter.upgrade(visits[2], visits[2].address) is None
+    assert limiter.websockets == 2
 
 
 def test_no_limit() -> None:
-    house = doors()
+    limiter = make_limiter()
     for _ in range(1000):
-        visit = entered(house, LAN)
-        assert house.upgrade(visit, visit.address) is None
-    assert house.connections == {ip_address(LAN): 1000}
-    assert house.websockets == 1000
+        lease = entered(limiter, LAN)
+        assert limiter.upgrade(lease, lease.address) is None
+    assert limiter.connections == {ip_address(LAN): 1000}
+    assert limiter.websockets == 1000
 
 
 def test_a_proxy_is_not_counted_but_its_clients_are() -> None:
-    house = doors(PROXIED, per_ip=2)
-    visits = [entered(house, PROXY) for _ in range(10)]
-    assert house.connections == {}
+    limiter = make_limiter(PROXIED, per_ip=2)
+    visits = [entered(limiter, PROXY) for _ in range(10)]
+    assert limiter.connections == {}
     client = ip_address(LAN)
-    assert house.upgrade(visits[0], client) is None
-    entered(house, LAN)  # past the proxy
-    refused = house.upgrade(visits[1], client)
+    assert limiter.upgrade(visits[0], client) is None
+    entered(limiter, LAN)  # past the proxy
+    refused = limiter.upgrade(visits[1], client)
     assert status(refused) == 429
-    assert house.websockets == 1
-    assert house.upgrade(visits[1], ip_address("192.168.1.8")) is None
-    house.leave(visits[0])
-    assert house.upgrade(visits[2], client) is None
-    assert house.connections == {client: 2, ip_address("192.168.1.8"): 1}
+    assert limiter.websockets == 1
+    assert limiter.upgrade(visits[1], ip_address("192.168.1.8")) is None
+    limiter.leave(visits[0])
+    assert limiter.upgrade(visits[2], client) is None
+    assert limiter.connections == {client: 2, ip_address("192.168.1.8"): 1}
 
 
 def test_a_loopback_client_is_counted_behind_a_proxy_on_loopback() -> None:
     policy = Policy(trusted_proxies=[ip_network("127.0.0.1/32")])
-    house = doors(policy, per_ip=1)
+    limiter = make_limiter(policy, per_ip=1)
     client = policy.client_address("127.0.0.1", [(b"x-forwarded-for", b"127.0.0.1")])
-    assert house.upgrade(entered(house, "127.0.0.1"), client) is None
-    assert status(house.upgrade(entered(house, "127.0.0.1"), client)) == 429
+    assert limiter.upgrade(entered(limiter, "127.0.0.1"), client) is None
+    assert status(limiter.upgrade(entered(limiter, "127.0.0.1"), client)) == 429
 
 
 def test_addresses_are_counted_whole_and_unmapped() -> None:
-    house = doors(per_ip=1)
-    entered(house, "fd00::1")
-    entered(house, "fd00::2")
-    entered(house, "127.0.0.1")
-    assert isinstance(house.enter("::ffff:127.0.0.1"), Refusal)
-    entered(house, "fe80::1%eth0")
-    assert isinstance(house.enter("fe80::1%eth1"), Refusal)
+    limiter = make_limiter(per_ip=1)
+    entered(limiter, "fd00::1")
+    entered(limiter, "fd00::2")
+    entered(limiter, "127.0.0.1")
+    assert isinstance(limiter.enter("::ffff:127.0.0.1"), Rejection)
+    entered(limiter, "fe80::1%eth0")
+    assert isinstance(limiter.enter("fe80::1%eth1"), Rejection)
 
 
 ONE, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 
 
 def test_handshakes_wait_for_their_turn_and_then_are_refused() -> None:
-    house, now = doors(per_ip=100), 50.0
-    waits = [house.wait(ONE, now) for _ in range(int(HANDSHAKES.burst + MOST_WAIT * HANDSHAKES.rate))]
+    limiter, now = make_limiter(per_ip=100), 50.0
+    waits = [limiter.wait(ONE, now) for _ in range(int(HANDSHAKES.burst + MAX_WAIT * HANDSHAKES.rate))]
     assert waits[: int(HANDSHAKES.burst)] == [0.0] * int(HANDSHAKES.burst)
     later = [wait for wait in waits[int(HANDSHAKES.burst) :] if isinstance(wait, float)]
-    assert len(later) >= MOST_WAIT * HANDSHAKES.rate - 1
+    assert len(later) >= MAX_WAIT * HANDSHAKES.rate - 1
     assert later == sorted(later)
-    assert later[-1] == pytest.approx(MOST_WAIT, abs=0.01)
-    refused = [house.wait(ONE, now) for _ in range(3)]
-    assert {status(each) for each in refused if isinstance(each, Refusal)} == {429}
-    assert house.wait(OTHER, now) == 0.0, "another address does not mind"
-    assert isinstance(house.wait(ONE, now + 1), float), "who was refused is not counted"
-    assert house.wait(ONE, now + 60) == 0.0
+    assert later[-1] == pytest.approx(MAX_WAIT, abs=0.01)
+    refused = [limiter.wait(ONE, now) for _ in range(3)]
+    assert {status(each) for each in refused if isinstance(each, Rejection)} == {429}
+    assert limiter.wait(OTHER, now) == 0.0, "another address does not mind"
+    assert isinstance(limiter.wait(ONE, now + 1), float), "who was refused is not counted"
+    assert limiter.wait(ONE, now + 60) == 0.0
 
 
 def test_who_was_cut_off_comes_back_slower() -> None:
-    house, now = doors(per_ip=100), 50.0
+    limiter, now = make_limiter(per_ip=100), 50.0
     for _ in range(int(HANDSHAKES.burst / FAULT)):
-        house.fault(str(ONE), now)
-    wait = house.wait(ONE, now)
+        limiter.fault(str(ONE), now)
+    wait = limiter.wait(ONE, now)
     assert isinstance(wait, float)
     assert wait > 0
-    assert house.wait(OTHER, now) == 0.0
-    house.fault("no address", now)
+    assert limiter.wait(OTHER, now) == 0.0
+    limiter.fault("no address", now)
 
 
 def test_an_address_that_stands_for_many_does_not_wait() -> None:
-    house = doors(per_ip=0)
+    limiter = make_limiter(per_ip=0)
     for _ in range(10_000):
-        house.fault(str(ONE), 50.0)
-        assert house.wait(ONE, 50.0) == 0.0
+        limiter.fault(str(ONE), 50.0)
+        assert limiter.wait(ONE, 50.0) == 0.0
 
 
 def test_addresses_that_are_quiet_are_forgotten() -> None:
-    house = doors(per_ip=100)
-    for i in range(3 * MOST_REMEMBERED):
-        assert house.wait(ip_address(i + (10 << 24)), 50.0 + i) == 0.0
-    assert len(house._handshakes) <= MOST_REMEMBERED
+    limiter = make_limiter(per_ip=100)
+    for i in range(3 * MAX_REMEMBERED):
+        assert limiter.wait(ip_address(i + (10 << 24)), 50.0 + i) == 0.0
+    assert len(limiter._handshakes) <= MAX_REMEMBERED
 
 
 PEERS = st.sampled_from(["127.0.0.1", LAN, "::ffff:192.168.1.7", "fd00::1", PROXY, "::1", "garbage", ""])
@@ -756,31 +756,31 @@ PEERS = st.sampled_from(["127.0.0.1", LAN, "::ffff:192.168.1.7", "fd00::1", PROX
     st.integers(0, 3),
 )
 def test_limits_hold_and_all_is_given_back(story: list[tuple[str, str, int]], most: int, per_ip: int) -> None:
-    house = doors(PROXIED, most=most, per_ip=per_ip)
-    visits: list[Visit] = []
+    limiter = make_limiter(PROXIED, most=most, per_ip=per_ip)
+    visits: list[Lease] = []
     for act, peer, which in story:
         if act == "enter":
-            visit = house.enter(peer)
-            if isinstance(visit, Visit):
-                visits.append(visit)
+            lease = limiter.enter(peer)
+            if isinstance(lease, Lease):
+                visits.append(lease)
         elif visits:
-            visit = visits[which % len(visits)]
+            lease = visits[which % len(visits)]
             if act == "leave":
-                house.leave(visit)
-                house.leave(visit)
-                visits.remove(visit)
-            elif not visit.websocket:
-                before = (dict(house.connections), house.websockets)
-                if house.upgrade(visit, visit.address or address(peer)) is not None:
-                    assert (house.connections, house.websockets) == before
-        assert house.websockets == sum(visit.websocket for visit in visits)
-        assert sum(house.connections.values()) == sum(visit.address is not None for visit in visits)
-        assert not most or house.websockets <= most
-        assert not per_ip or max(house.connections.values(), default=0) <= per_ip
-    for visit in visits:
-        house.leave(visit)
-    assert house.connections == {}
-    assert house.websockets == 0
+                limiter.leave(lease)
+                limiter.leave(lease)
+                visits.remove(lease)
+            elif not lease.websocket:
+                before = (dict(limiter.connections), limiter.websockets)
+                if limiter.upgrade(lease, lease.address or address(peer)) is not None:
+                    assert (limiter.connections, limiter.websockets) == before
+        assert limiter.websockets == sum(lease.websocket for lease in visits)
+        assert sum(limiter.connections.values()) == sum(lease.address is not None for lease in visits)
+        assert not most or limiter.websockets <= most
+        assert not per_ip or max(limiter.connections.values(), default=0) <= per_ip
+    for lease in visits:
+        limiter.leave(lease)
+    assert limiter.connections == {}
+    assert limiter.websockets == 0
 
 
 # Whatever comes
@@ -834,8 +834,8 @@ def test_address_never_raises_and_its_text_is_itself(text: str) -> None:
 def test_a_secret_or_a_control_character_is_never_said_raw() -> None:
     refusal = POLICY.check("127.0.0.1", [(b"host", b"\x1b[2J\r\nx" + b"s" * 200)], b"/ws")
     assert refusal is not None
-    assert "\\x1b[2J\\r\\n" in refusal.reason
-    assert "s" * 80 not in refusal.reason
+    assert "\\x1b[2J\\r\\n" in refusal.detail
+    assert "s" * 80 not in refusal.detail
 
 
 def test_a_welcome_takes_microseconds() -> None:

@@ -295,8 +295,8 @@ class World:
         boards.PIECE = 65536 if real else rng.choice((300, 1200, 5000))
         hubs.BATCH = 131072 if real else rng.choice((300, 1200, 5000))
         hubs.STRIDE = rng.choice((1, 2, 3))
-        boards.MOST_FACETS = rng.choice((2, 4, 32))
-        boards.MOST_DELETED = rng.choice((1, 1024))
+        boards.MAX_FACETS = rng.choice((2, 4, 32))
+        boards.MAX_DELETED = rng.choice((1, 1024))
         self.texts = (
             0,
             0,
@@ -1028,7 +1028,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
     "R10 which may be too much to remember": (
         12,
         BOARD,
-        (("< MOST_FACETS else ANYTHING", "< MOST_FACETS else seen"),),
+        (("< MAX_FACETS else ANYTHING", "< MOST_FACETS else seen"),),
     ),
     "R10 an unknown run that is updated was anything finished": (
         26,

@@ -81,7 +81,7 @@ def allowed(text: str) -> bool:
 
 def reasons(brain: Brain) -> dict[str, float]:
     found = re.findall(
-        r'^brain_refused_total\{reason="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
+        r'^brain_rejections_total\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
     )
     return {reason: float(count) for reason, count in found}
 
@@ -358,7 +358,7 @@ async def test_46_nothing_raw_is_logged(brain: Brain, ask: Any) -> None:
             await peer.answer()
     log = brain.log()
     # An Origin is quoted, in ASCII, as who runs Brain has to know it. A secret has no business there, nor anywhere else.
-    assert all("reason=origin" in line for line in log.splitlines() if secret in line)
+    assert all("code=origin" in line for line in log.splitlines() if secret in line)
     assert f"token={secret}" not in log
     assert f"Bearer {secret}" not in log
     assert all(character.isprintable() or character == "\n" for character in log)
@@ -366,15 +366,15 @@ async def test_46_nothing_raw_is_logged(brain: Brain, ask: Any) -> None:
 
 
 async def test_46_a_flood_of_refusals_is_a_few_lines(brain: Brain) -> None:
-    counted, lines = reasons(brain)["cross_site"], brain.log().count("reason=cross_site")
+    counted, lines = reasons(brain)["cross_site"], brain.log().count("code=cross_site")
     ask = asking(get, "Sec-Fetch-Site: cross-site")
     for _ in range(400):
         async with await Peer.open(brain.port, local="127.0.0.47") as peer:
             peer.send(ask)
             assert (await peer.answer()).status == 403
     assert reasons(brain)["cross_site"] == counted + 400
-    brain.wait_for(r"reason=cross_site.* left_out=|left_out=\d+ reason=cross_site", 5)
-    assert brain.log().count("reason=cross_site") - lines < 300
+    brain.wait_for(r"code=cross_site.* left_out=|left_out=\d+ code=cross_site", 5)
+    assert brain.log().count("code=cross_site") - lines < 300
 
 
 # 23 to 29: to get it stuck
@@ -409,7 +409,7 @@ async def test_24_requests_without_end(brain: Brain, name: str) -> None:
 
 
 FRAMES: dict[str, tuple[bytes, int, str]] = {
-    "25 unmasked": (frame(b"x", masked=False), 1002, "frame"),
+    "25 unmasked": (frame(b"x", redact=False), 1002, "frame"),
     "25 a bad opcode": (frame(b"x", 0x3), 1002, "frame"),
     "25 a RSV bit": (frame(b"x", rsv=4), 1002, "frame"),
     "25 a fragmented ping": (frame(b"", PING, fin=False), 1002, "frame"),

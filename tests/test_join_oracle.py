@@ -29,12 +29,12 @@ from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, TASK_ID
 from brain.delivery.board import RUN, Board
 from brain.postgres import follow, replication
-from brain.postgres.checkpoints import Moment
+from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.poll import Poll
 from brain.postgres.replication import Stream
-from brain.postgres.snapshots import Visible
+from brain.postgres.snapshots import PgSnapshot
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS
 from postgres import Postgres, available, running
@@ -223,8 +223,8 @@ class Hammer:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "WATCH_EVERY", 0.03)
     monkeypatch.setattr(follow, "COMPARE_EVERY", 0.2)
-    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.01)
-    monkeypatch.setattr(follow, "BACK_OFF_MOST", 0.05)
+    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.01)
+    monkeypatch.setattr(follow, "MAX_BACK_OFF", 0.05)
     monkeypatch.setattr(replication, "IDLE", 0.02)
     # A stream that is lost is asked for again at once.
     monkeypatch.setattr("brain.postgres.follow.random.uniform", lambda low, _: low)
@@ -289,21 +289,21 @@ def drop_by_position_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     (By visibility alone is as exact: what a snapshot sees was committed before that position, which only ends the test.)
     """
-    monkeypatch.setattr(Visible, "sees", lambda _, __: True)
+    monkeypatch.setattr(PgSnapshot, "sees", lambda _, __: True)
 
 
 def drop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the slot and the poll have both seen comes twice."""
-    monkeypatch.setattr(Visible, "sees", lambda _, __: False)
+    monkeypatch.setattr(PgSnapshot, "sees", lambda _, __: False)
 
 
 def horizon_at_xmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was open at the last good moment is never read."""
     since = Poll._since
 
-    def later(self: Poll, moment: Moment) -> tuple[sql.Composed, list[object]]:
+    def later(self: Poll, moment: Checkpoint) -> tuple[sql.Composed, list[object]]:
         xmax = moment.visible.xmax
-        return since(self, replace(moment, visible=Visible(xmax, xmax, frozenset())))
+        return since(self, replace(moment, visible=PgSnapshot(xmax, xmax, frozenset())))
 
     monkeypatch.setattr(Poll, "_since", later)
 
@@ -311,7 +311,7 @@ def horizon_at_xmax(monkeypatch: pytest.MonkeyPatch) -> None:
 def horizon_by_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot lists top-level transactions, and a row may bear the id of a subtransaction."""
 
-    def since(self: Poll, moment: Moment) -> tuple[sql.Composed, list[object]]:
+    def since(self: Poll, moment: Checkpoint) -> tuple[sql.Composed, list[object]]:
         visible = moment.visible
         running = ",".join(map(str, sorted(visible.running)))
         condition = sql.SQL("NOT pg_visible_in_snapshot(r.xmin::text::xid8, %s::text::pg_snapshot)")

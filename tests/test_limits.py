@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from brain.config import variables
-from brain.server import http as seam
-from house import house
+from brain.server import http
+from in_process_server import in_process_server
 from postgres import execute
 from served import Brain
 from wire import Control, Peer, get, request
@@ -24,31 +24,43 @@ PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 ROWS = re.findall(r"^\| `(\w+(?:\.\w+)*)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize(("name", "value", "what", "why"), ROWS, ids=[row[0] for row in ROWS])
-def test_a_limit_is_what_the_page_says(name: str, value: str, what: str, why: str) -> None:
+@pytest.mark.parametrize(("name", "value", "what", "detail"), ROWS, ids=[row[0] for row in ROWS])
+def test_a_limit_is_what_the_page_says(name: str, value: str, what: str, detail: str) -> None:
     if name.startswith("BRAIN_"):
         found = variables()[name].default
     else:
-        module, *path = name.split(".")
-        found = reduce(getattr, path, import_module(f"brain.{module}"))
+        package, module, *path = name.split(".")
+        found = reduce(getattr, path, import_module(f"brain.{package}.{module}"))
     assert float(found) == float(value)
     assert what
-    assert why
+    assert detail
 
 
 def test_no_limit_is_left_out() -> None:
     assert len(ROWS) == PAGE.read_text().count("\n| `")
     named = {name for name, *_ in ROWS}
-    for module in ("guard", "seam", "websocket", "admission", "tokens", "turns"):
+    for module in (
+        "access.limits",
+        "access.jwks",
+        "access.tokens",
+        "server.http",
+        "server.websocket",
+        "server.authentication",
+        "api.concurrency",
+    ):
         for name in vars(import_module(f"brain.{module}")):
-            if re.match("MOST_|BURST$|RATE$", name) and name not in ("MOST_VALUES", "MOST_CHARACTERS"):
+            if re.match("MAX_|BURST$|RATE$", name) and name not in (
+                "MAX_VALUES",
+                "MAX_CHARACTERS",
+                "MAX_BODY",
+            ):
                 assert f"{module}.{name}" in named | INTERNAL, f"{module}.{name}"
 
 
 INTERNAL = {
-    "seam.MOST_UNHEARD",  # of websocket
-    "seam.MOST_BEHIND",  # problems.MAX_BODY, and how it is cut into chunks
-    "guard.MOST_REMEMBERED",  # nobody meets it
+    "server.http.MAX_UNHEARD",  # of websocket
+    "server.http.MAX_BEHIND",  # problems.MAX_BODY, and how it is cut into chunks
+    "access.limits.MAX_REMEMBERED",  # nobody meets it
 }
 
 
@@ -116,12 +128,12 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
 
 
 async def test_the_longest_silent_gives_way_and_a_client_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "MOST_UNUPGRADED", 10)
-    async with house() as it:
+    monkeypatch.setattr(http, "MAX_UNUPGRADED", 10)
+    async with in_process_server() as it:
         silent = [await Peer.open(it.port) for _ in range(10)]
         clients = [await Peer.upgraded(it.port) for _ in range(5)]
         assert [await peer.rest() for peer in silent[:1]] == [b""]
-        assert it.gate.refusals.counts["requests"] == 1, "a client that was let in makes its room free"
+        assert it.state.rejections.counts["requests"] == 1, "a client that was let in makes its room free"
         silent += [await Peer.open(it.port) for _ in range(4)]
         assert [await peer.rest() for peer in silent[1:4]] == [b""] * 3
         for peer in (*silent, *clients):
@@ -129,7 +141,7 @@ async def test_the_longest_silent_gives_way_and_a_client_gets_in(monkeypatch: py
 
 
 async def test_where_nobody_can_give_way_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "MOST_UNUPGRADED", 2)
+    monkeypatch.setattr(http, "MAX_UNUPGRADED", 2)
     go = asyncio.Event()
 
     async def slow(_scope: Any, _receive: Any, send: Any) -> None:
@@ -137,7 +149,7 @@ async def test_where_nobody_can_give_way_it_is_said(monkeypatch: pytest.MonkeyPa
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async with house(app=slow) as it:
+    async with in_process_server(app=slow) as it:
         busy = [await Peer.open(it.port) for _ in range(2)]
         for peer in busy:
             peer.send(get())
@@ -152,31 +164,31 @@ async def test_where_nobody_can_give_way_it_is_said(monkeypatch: pytest.MonkeyPa
             await peer.close()
 
 
-@pytest.mark.parametrize("http", [False, True])
+@pytest.mark.parametrize("by_http", [False, True])
 async def test_who_does_not_read_goes_before_memory_does(
-    monkeypatch: pytest.MonkeyPatch, *, http: bool
+    monkeypatch: pytest.MonkeyPatch, *, by_http: bool
 ) -> None:
-    monkeypatch.setattr(seam, "MOST_UNSENT", 256 * 1024)
+    monkeypatch.setattr(http, "MAX_UNSENT", 256 * 1024)
 
     async def large(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": bytes(4 << 20)})
 
-    async with house(app=large) as it:
+    async with in_process_server(app=large) as it:
         stalled = [await Peer.open(it.port, rcvbuf=4096) for _ in range(8)]
         reader = await Peer.upgraded(it.port)
         for peer in stalled:
             peer.stall()
-            peer.send(get() if http else request())
+            peer.send(get() if by_http else request())
         async with asyncio.timeout(20):
             number = 0
-            while not it.gate.refusals.counts["outgoing"]:
+            while not it.state.rejections.counts["outgoing"]:
                 number += 1
                 it.change(str(number), error="x" * 8000)
                 await asyncio.sleep(0.002)
         await asyncio.sleep(0.6)
-        unsent = sum(size for _, size, _ in it.gate.connections.unsent()) + sum(
-            each.unsent for each in it.gate.http
+        unsent = sum(size for _, size, _ in it.state.connections.unsent()) + sum(
+            each.unsent for each in it.state.http
         )
         assert unsent <= 256 * 1024
         it.change("the last")

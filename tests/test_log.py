@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from brain.log import MOST, Log
+from brain.log import MAX_REQUESTS, Log
 from crowd import lasting_port
 from served import served
 from wire import Control, Peer
@@ -40,11 +40,13 @@ def test_lines_come_in_order_and_what_is_lost_is_counted() -> None:
     until = time.monotonic() + 10
     while held(read) < SMALL:
         assert time.monotonic() < until
-    for number in range(MOST + 70):
+    for number in range(MAX_REQUESTS + 70):
         log.write(f"{number}\n")
     with os.fdopen(read) as lines:
         assert lines.readline() == f"{long}\n"
-        assert [lines.readline() for _ in range(MOST)] == [f"{number}\n" for number in range(MOST)]
+        assert [lines.readline() for _ in range(MAX_REQUESTS)] == [
+            f"{number}\n" for number in range(MAX_REQUESTS)
+        ]
         log.write("after\n")
         assert lines.readline() == 'level=warning event="lines of the log were lost" lines=70\n'
         assert lines.readline() == "after\n"

@@ -51,7 +51,7 @@ def test_every_metric_is_explained_where_it_is_and_in_the_docs(brain: Brain) -> 
         assert family.documentation.endswith("."), family.name
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
-            assert sample.labels.keys() <= {"le", "source", "cause", "reason"}, "no label without a bound"
+            assert sample.labels.keys() <= {"le", "source", "code"}, "no label without a bound"
     assert table(text) in DOCUMENT.read_text(), table(text)
 
 
@@ -118,7 +118,7 @@ async def test_each_refusal_is_counted_once_under_its_rule(
 
 def _refused(brain: Brain) -> dict[str, float]:
     found = re.findall(
-        r'^brain_refused_total\{reason="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
+        r'^brain_rejections_total\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
     )
     return {rule: float(count) for rule, count in found}
 

@@ -4,14 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import CapturingLogger
 
-from brain.access.rate_limit import LINES, Pace, Sparing
+from brain.access.rate_limit import LINES, RateLimit, RateLimitedLogger
 
 
 @given(
-    pace=st.builds(Pace, burst=st.floats(1, 50), rate=st.floats(0.5, 50)),
+    pace=st.builds(RateLimit, burst=st.floats(1, 50), rate=st.floats(0.5, 50)),
     pauses=st.lists(st.floats(0, 2), max_size=200),
 )
-def test_never_more_than_the_burst_and_the_rate_let_through(pace: Pace, pauses: list[float]) -> None:
+def test_never_more_than_the_burst_and_the_rate_let_through(pace: RateLimit, pauses: list[float]) -> None:
     now = full = 1000.0
     taken: list[float] = []
     for pause in pauses:
@@ -26,7 +26,7 @@ def test_never_more_than_the_burst_and_the_rate_let_through(pace: Pace, pauses: 
 
 
 def test_who_waits_for_the_turn_that_was_told_is_let_through() -> None:
-    pace, full = Pace(burst=2, rate=10), 0.0
+    pace, full = RateLimit(burst=2, rate=10), 0.0
     for number in range(5):
         full = pace.after(full, 0.0)
         assert round(pace.wait(full, 0.0), 6) == [0, 0, 0.1, 0.2, 0.3][number]
@@ -35,7 +35,7 @@ def test_who_waits_for_the_turn_that_was_told_is_let_through() -> None:
 
 def test_a_flood_of_lines_is_a_few_lines_and_a_number() -> None:
     said, now = CapturingLogger(), [0.0]
-    lines = Sparing(said, lambda: now[0])
+    lines = RateLimitedLogger(said, lambda: now[0])
     for i in range(10_000):
         lines.info("refused", "origin", peer=str(i))
     lines.info("refused", "network", peer="another")
@@ -45,11 +45,11 @@ def test_a_flood_of_lines_is_a_few_lines_and_a_number() -> None:
     assert len(said.calls) == LINES.burst + 1, "what was left out must not make lines of its own"
     now[0] += 1.01 / LINES.rate
     lines.info("refused", "origin", peer="later")
-    assert said.calls[-1].kwargs == {"peer": "later", "left_out": 10_000 - LINES.burst, "reason": "origin"}
+    assert said.calls[-1].kwargs == {"peer": "later", "left_out": 10_000 - LINES.burst, "code": "origin"}
     lines.info("refused", "origin", peer="and one more")
     now[0] += 60
     lines.settle()
-    assert said.calls[-1].kwargs == {"left_out": 1, "reason": "origin"}, (
+    assert said.calls[-1].kwargs == {"left_out": 1, "code": "origin"}, (
         "the last of a flood is not lost either"
     )
     count = len(said.calls)

@@ -19,11 +19,11 @@ from psycopg.rows import TupleRow
 from brain.contract.messages import ID, STATUS, Run, Status
 from brain.delivery.board import RUN, Board
 from brain.postgres import poll as module
-from brain.postgres.checkpoints import Moment
+from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
-from brain.postgres.snapshots import Visible, Xid, widen
+from brain.postgres.snapshots import PgSnapshot, Xid, widen
 from brain.postgres.table import TableError
 from conftest import ROLE, TEMPLATE
 from following import RUNS, connected
@@ -56,7 +56,7 @@ class Reader:
 
 @asynccontextmanager
 async def reading(
-    url: str, board: Board | None = None, moment: Moment | None = None
+    url: str, board: Board | None = None, moment: Checkpoint | None = None
 ) -> AsyncIterator[Reader]:
     conn = await connect(url, "brain")
     async with conn:
@@ -95,15 +95,15 @@ def test_an_id_is_widened_across_a_wraparound() -> None:
 def test_what_a_snapshot_sees(xmin: int, running: set[int], more: int, xid: int) -> None:
     xids = sorted(xmin + offset for offset in running | ({0} if running else set()))
     xmax = (xids[-1] + 1 if xids else xmin) + more
-    visible = Visible.parse(f"{xmin}:{xmax}:{','.join(map(str, xids))}")
-    assert visible == Visible(xmin, xmax, frozenset(xids))
+    visible = PgSnapshot.parse(f"{xmin}:{xmax}:{','.join(map(str, xids))}")
+    assert visible == PgSnapshot(xmin, xmax, frozenset(xids))
     assert visible.sees(Xid(xmin + xid)) == (xmin + xid < xmax and xmin + xid not in xids)
 
 
 def test_a_replicas_snapshot_hides_who_is_running() -> None:
-    assert Visible.parse("750:750:").whole
-    assert Visible.parse("748:760:748,752").whole
-    assert not Visible.parse("748:760:").whole
+    assert PgSnapshot.parse("750:750:").whole
+    assert PgSnapshot.parse("748:760:748,752").whole
+    assert not PgSnapshot.parse("748:760:").whole
 
 
 # The horizon.
@@ -374,7 +374,7 @@ async def test_a_busy_machine_does_not_make_a_small_table_a_large_one(
         for _ in range(2):
             await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
             await reader.read()
-        assert 1 < reader.poll.pause <= module.PAUSE_MOST
+        assert 1 < reader.poll.pause <= module.MAX_PAUSE
 
 
 # Which tables it reads.
@@ -461,7 +461,7 @@ async def test_the_database_is_dropped_and_made_again(postgres: Postgres) -> Non
 async def test_another_server_whose_snapshot_reads_the_same(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'running')")
-        moment = Moment(("elsewhere",), await reader.poll.visible())
+        moment = Checkpoint(("elsewhere",), await reader.poll.visible())
         async with reading(database, reader.board, moment) as again:
             assert await again.ids() == ["a"]
             assert again.pieces[0].new
@@ -474,7 +474,7 @@ async def test_an_older_state_was_put_back_or_one_beyond_reckoning(database: str
         await reader.read()
         moment = reader.poll.moment
         assert moment is not None
-        there = Visible(moment.visible.xmin + lead, moment.visible.xmax + lead, frozenset())
+        there = PgSnapshot(moment.visible.xmin + lead, moment.visible.xmax + lead, frozenset())
         async with reading(database, reader.board, replace(moment, visible=there)) as again:
             assert len(await again.read()) == 1500
             assert [piece.new for piece in again.pieces] == [True, False]

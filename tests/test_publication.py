@@ -11,7 +11,15 @@ from structlog.testing import capture_logs
 
 from brain.postgres import follow
 from brain.postgres.connection import Conn, connect
-from brain.postgres.publication import _REFUSALS, Facts, Refused, SlotWaits, ensure, facts, refusal
+from brain.postgres.publication import (
+    _REFUSALS,
+    Inspection,
+    SlotBlocked,
+    StreamUnavailable,
+    ensure_publication,
+    from_error,
+    inspect,
+)
 from brain.postgres.table import Table, init_sql
 from conftest import ROLE, TEMPLATE
 from following import RUNS, Following, connected
@@ -25,13 +33,13 @@ async def ordinary(url: str) -> AsyncIterator[Conn]:
         yield conn
 
 
-async def ensured(url: str, table: Table = RUNS) -> Facts:
+async def ensured(url: str, table: Table = RUNS) -> Inspection:
     async with ordinary(url) as conn:
-        return await ensure(conn, table, "brain")
+        return await ensure_publication(conn, table, "brain")
 
 
-async def refused(url: str) -> Refused:
-    with pytest.raises(Refused) as caught:
+async def refused(url: str) -> StreamUnavailable:
+    with pytest.raises(StreamUnavailable) as caught:
         await ensured(url)
     return caught.value
 
@@ -84,7 +92,7 @@ async def test_the_table_becomes_another_while_it_is_being_made(database: str) -
         await asyncio.sleep(0.2)
         await conn.execute("ALTER TABLE runs DROP CONSTRAINT runs_pkey")
         await conn.commit()
-        with pytest.raises(Refused, match="no replica identity"):
+        with pytest.raises(StreamUnavailable, match="no replica identity"):
             await making
     assert publications(database) == []
     execute(database, "INSERT INTO runs (id) VALUES ('a'); UPDATE runs SET status = 'running'")
@@ -101,9 +109,9 @@ async def test_who_may_not_make_it_is_told_what_to_run(postgres: Postgres, datab
         execute(postgres.url(name), statement)
     try:
         found = await refused(postgres.url(name, role))
-        assert found.reason.startswith(f"the publication {NAME} is missing: permission denied")
+        assert found.detail.startswith(f"the publication {NAME} is missing: permission denied")
         assert publications(database) == []
-        execute(database, found.cure)
+        execute(database, found.hint)
         await ensured(postgres.url(name, role))
     finally:
         execute(postgres.url(name), f"DROP OWNED BY {role}")
@@ -125,10 +133,10 @@ async def test_names_that_must_be_quoted(database: str) -> None:
     ):
         execute(database, statement)
     async with ordinary(database) as conn:
-        with pytest.raises(Refused) as caught:
-            await ensure(conn, table, "brain")
-        execute(database, caught.value.cure)
-        await ensure(conn, table, "brain")
+        with pytest.raises(StreamUnavailable) as caught:
+            await ensure_publication(conn, table, "brain")
+        execute(database, caught.value.hint)
+        await ensure_publication(conn, table, "brain")
     async with Following(database, table=table) as f:
         await f.source("replication")
         await f.sql('INSERT INTO "my Schéma"."ru""n\'s" VALUES (\'a\', \'running\')')
@@ -150,8 +158,8 @@ async def test_a_partitioned_table_is_published_as_a_whole(any_database: str) ->
         execute(any_database, f"DROP PUBLICATION {NAME}")
         execute(any_database, f"CREATE PUBLICATION {NAME} {made}")
         found = await refused(any_database)
-        assert found.reason == f"the publication {NAME} tells of partitions, not of public.runs"
-        execute(any_database, found.cure.partition(";")[0])
+        assert found.detail == f"the publication {NAME} tells of partitions, not of public.runs"
+        execute(any_database, found.hint.partition(";")[0])
         await ensured(any_database)
 
 
@@ -172,7 +180,7 @@ async def test_generated_columns(any_database: str, any_postgres: Postgres) -> N
     execute(any_database, f"CREATE TABLE runs (id text PRIMARY KEY, status text, {stored})")
     if any_postgres.version < 18:
         found = await refused(any_database)
-        assert "the column agent is generated" in found.reason
+        assert "the column agent is generated" in found.detail
         assert publications(any_database) == []
         return
     async with Following(any_database) as f:
@@ -187,7 +195,7 @@ async def test_columns_that_are_computed_when_they_are_read(database: str) -> No
     execute(database, "ALTER TABLE runs DROP COLUMN agent")
     execute(database, "ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(status)) VIRTUAL")
     found = await refused(database)
-    assert found.reason == "the column agent is computed when it is read, and stands in no log"
+    assert found.detail == "the column agent is computed when it is read, and stands in no log"
     async with Following(database, "auto") as f:
         await f.source("poll")
         await f.sql("INSERT INTO runs VALUES ('a', 'running')")
@@ -210,9 +218,9 @@ async def test_where_it_would_hurt_it_is_not_made_and_the_cure_works(
     execute(database, f"DROP PUBLICATION {NAME}")
     execute(database, statement)
     found = await refused(database)
-    assert reason in found.reason
+    assert reason in found.detail
     assert publications(database) == []
-    execute(database, found.cure)
+    execute(database, found.hint)
     await ensured(database)
 
 
@@ -223,7 +231,7 @@ async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
     for key in ("", "ALTER TABLE runs_old ADD PRIMARY KEY (id)"):
         execute(any_database, key)
         found = await refused(any_database)
-        assert (found.cause, "other tables inherit from public.runs" in found.reason) == ("inheritance", True)
+        assert (found.code, "other tables inherit from public.runs" in found.detail) == ("inheritance", True)
         execute(any_database, init_sql(RUNS))
         assert publications(any_database) == []
         execute(
@@ -231,7 +239,7 @@ async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
             "INSERT INTO runs_old (id) VALUES ('a'); UPDATE runs SET progress = 1; DELETE FROM runs",
         )
     execute(any_database, f"CREATE PUBLICATION {NAME}")
-    assert (await refused(any_database)).cause == "inheritance"
+    assert (await refused(any_database)).code == "inheritance"
     execute(any_database, init_sql(RUNS))
     assert publications(any_database) == [(NAME, None)]
     execute(any_database, "ALTER TABLE runs_old NO INHERIT runs")
@@ -250,7 +258,7 @@ async def test_a_child_that_is_made_while_it_is_streamed(
             "INSERT INTO runs_old VALUES ('a', 'running')",
         )
         await f.pushed("a", "running")
-        await f.until(lambda: f.follow.state.cause == "inheritance")
+        await f.until(lambda: f.follow.state.code == "inheritance")
         await f.sql("UPDATE runs SET status = 'failed'", "INSERT INTO runs VALUES ('b', 'running')")
         await f.pushed("a", "failed")
         await f.settled()
@@ -281,9 +289,9 @@ async def test_the_table_is_taken_out_of_it_and_put_back(any_database: str, harm
         found = await refused(any_database)
         again = await refused(any_database)
     assert [line["event"] for line in logs] == ["taken out of the publication"]
-    assert (found.reason, found.cure) == (again.reason, again.cure)
-    assert "makes" not in found.reason
-    assert "DROP PUBLICATION" not in found.cure
+    assert (found.detail, found.hint) == (again.detail, again.hint)
+    assert "makes" not in found.detail
+    assert "DROP PUBLICATION" not in found.hint
     assert publications(any_database) == [(NAME, "other")]
     execute(any_database, "UPDATE runs SET progress = 1")
     execute(any_database, mend)
@@ -310,8 +318,8 @@ async def test_a_publication_that_is_not_ours_is_left_and_its_end_is_the_cure(
         found = await refused(database)
     assert logs == []
     assert (NAME, "runs") in publications(database)
-    assert f"the publication {NAME} makes the application's own UPDATEs fail" in found.reason
-    stop, _, rest = found.cure.partition(";")
+    assert f"the publication {NAME} makes the application's own UPDATEs fail" in found.detail
+    stop, _, rest = found.hint.partition(";")
     assert stop == f'DROP PUBLICATION "{NAME}"'
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         execute(database, f"UPDATE {'a' if mend else 'runs'} SET progress = 1; UPDATE runs SET progress = 1")
@@ -332,11 +340,11 @@ async def test_a_key_that_goes_and_comes_back_while_it_is_streamed(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
-    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.1)
+    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.1)
     async with Following(database, "auto") as f:
         await f.source("replication")
         await f.sql("INSERT INTO runs VALUES ('a', 'running')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
-        await f.until(lambda: f.follow.state.cause == "replica_identity")
+        await f.until(lambda: f.follow.state.code == "replica_identity")
         await f.sql("UPDATE runs SET status = 'failed'")
         await f.pushed("a", "failed")
         await f.sql("ALTER TABLE runs ADD PRIMARY KEY (id)")
@@ -351,8 +359,8 @@ async def test_each_operation_is_needed(database: str, publish: str) -> None:
     others = ", ".join(op for op in ("insert", "update", "delete", "truncate") if op != publish)
     execute(database, f"ALTER PUBLICATION {NAME} SET (publish = '{others}')")
     found = await refused(database)
-    assert found.reason == f"the publication {NAME} leaves out every {publish}"
-    assert found.cure == f'DROP PUBLICATION "{NAME}"; -- Brain makes it anew'
+    assert found.detail == f"the publication {NAME} leaves out every {publish}"
+    assert found.hint == f'DROP PUBLICATION "{NAME}"; -- Brain makes it anew'
 
 
 async def test_columns_that_are_not_the_contracts_may_be_left_out(database: str) -> None:
@@ -361,14 +369,14 @@ async def test_columns_that_are_not_the_contracts_may_be_left_out(database: str)
     execute(database, f"ALTER PUBLICATION {NAME} SET TABLE runs ({columns}, error)")
     await ensured(database)
     execute(database, f"ALTER PUBLICATION {NAME} SET TABLE runs ({columns})")
-    assert "leaves out columns" in (await refused(database)).reason
+    assert "leaves out columns" in (await refused(database)).detail
 
 
 async def test_facts_are_equal_until_something_changes(database: str) -> None:
     async with ordinary(database) as conn:
-        before = await facts(conn, RUNS)
+        before = await inspect(conn, RUNS)
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
-        assert await facts(conn, RUNS) == before
+        assert await inspect(conn, RUNS) == before
         for statement in (
             "ALTER TABLE runs ADD x int",
             "ALTER TABLE runs REPLICA IDENTITY FULL",
@@ -376,7 +384,7 @@ async def test_facts_are_equal_until_something_changes(database: str) -> None:
             "DROP TABLE runs; CREATE TABLE runs (id text PRIMARY KEY, status text)",
         ):
             execute(database, statement)
-            after = await facts(conn, RUNS)
+            after = await inspect(conn, RUNS)
             assert after != before
             before = after
 
@@ -386,11 +394,11 @@ async def test_facts_are_equal_until_something_changes(database: str) -> None:
 
 @pytest.mark.parametrize("code", _REFUSALS)
 def test_every_refusal_has_a_reason_and_a_cure(code: str) -> None:
-    found = refusal(psycopg.errors.lookup(code)("ERROR: what it said\nand more"), "the role")
-    assert found.reason.endswith(f": what it said ({code})")
-    assert bool(found.cure) == (code != "0A000")
-    assert "{user}" not in found.cure
-    assert str(found) == found.reason
+    found = from_error(psycopg.errors.lookup(code)("ERROR: what it said\nand more"), "the role")
+    assert found.detail.endswith(f": what it said ({code})")
+    assert bool(found.hint) == (code != "0A000")
+    assert "{user}" not in found.hint
+    assert str(found) == found.detail
 
 
 @pytest.mark.parametrize(
@@ -409,11 +417,11 @@ def test_every_refusal_has_a_reason_and_a_cure(code: str) -> None:
     ],
 )
 def test_an_error_without_a_code_is_known_by_its_words(text: str, reason: str) -> None:
-    assert reason in refusal(psycopg.OperationalError(text), "u").reason
+    assert reason in from_error(psycopg.OperationalError(text), "u").detail
 
 
 def test_a_slot_that_waits_is_told_apart() -> None:
-    assert isinstance(refusal(psycopg.errors.LockNotAvailable("x"), "u"), SlotWaits)
+    assert isinstance(from_error(psycopg.errors.LockNotAvailable("x"), "u"), SlotBlocked)
 
 
 async def test_the_template_is_as_brain_would_make_it(postgres: Postgres) -> None:

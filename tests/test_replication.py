@@ -20,7 +20,7 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
 from brain.postgres.poll import Poll
 from brain.postgres.replication import SLICE, LostError, Stream
-from brain.postgres.snapshots import Visible
+from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import describe
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS, Following, connected, slots_gone
@@ -246,7 +246,7 @@ async def test_a_stream_that_cannot_begin_is_lost(database: str) -> None:
     async with opened(database) as stream:
         stream.slot = "another"
         with pytest.raises(LostError, match="does not exist"):
-            await stream.start(Visible(3, 3, frozenset()), LSN(1))
+            await stream.start(PgSnapshot(3, 3, frozenset()), LSN(1))
 
 
 async def test_silence_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ async def _followed_again(proxy: Proxy, database: str) -> None:
         proxy.fall_silent()
         await f.sql("INSERT INTO runs (id) VALUES ('a')")
         await f.source("none")  # the other connection goes the same way
-        assert "nothing was heard" in f.follow.state.reason
+        assert "nothing was heard" in f.follow.state.detail
         proxy.speak()
         await f.pushed("a", "queued")
         await f.source("replication")

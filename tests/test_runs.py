@@ -434,14 +434,14 @@ def test_words_that_are_not_of_the_contract_are_refused_and_said_once() -> None:
         for word in ("paused", "paused", "Queued", "queued ", "", None):
             assert decoded(decoder, status=word) is None
     assert decoder.refused == 6
-    assert [log["why"] for log in logs] == [
+    assert [log["detail"] for log in logs] == [
         "status 'paused' has no place in the contract",
         "status 'Queued' has no place in the contract",
         "status 'queued ' has no place in the contract",
         "status '' has no place in the contract",
         "status 'None' has no place in the contract",
     ]
-    assert "BRAIN_STATUS_MAP" in logs[0]["cure"]
+    assert "BRAIN_STATUS_MAP" in logs[0]["hint"]
 
 
 def test_a_map_of_words() -> None:

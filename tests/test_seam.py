@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.asyncio.client import connect
 
-from brain.server.http import MOST_HEAD, REQUEST_DEADLINE
+from brain.server.http import MAX_HEAD, REQUEST_DEADLINE
 from postgres import execute
 from served import Brain, served
 from wire import (
@@ -64,7 +64,7 @@ WELCOME: dict[str, bytes] = {
     "after empty lines": b"\r\n\r\n" + request(),
     "with deflate offered": request(Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits"),
     "with a subprotocol offered": request(Sec_WebSocket_Protocol="chat, superchat"),
-    "with a head as large as may be": request(X="x" * (MOST_HEAD - len(request(X="")))),
+    "with a head as large as may be": request(X="x" * (MAX_HEAD - len(request(X="")))),
 }
 
 
@@ -178,8 +178,8 @@ ODD: dict[str, tuple[bytes, int]] = {
     "2 000 headers to upgrade": (request(X="\r\n".join(f"X-{i}: 0123456789" for i in range(2_000))), 431),
     "one huge header": (get("/healthz", "localhost", "X: " + "x" * 1_000_000), 431),
     "one huge name": (get("/healthz", "localhost", "X" * 1_000_000 + ": x"), 431),
-    "a head one byte too long": (request(X="x" * (MOST_HEAD - len(request(X="")) + 1)), 431),
-    "empty lines without end": (b"\r\n" * MOST_HEAD, 431),
+    "a head one byte too long": (request(X="x" * (MAX_HEAD - len(request(X="")) + 1)), 431),
+    "empty lines without end": (b"\r\n" * MAX_HEAD, 431),
     "20 MB of headers": (get("/healthz", "localhost", *[f"X: {'x' * 1_000}"] * 20_000), 431),
     "h2c": (
         get(
@@ -384,16 +384,16 @@ def limited(shared: str) -> Iterator[Brain]:
 
 @pytest.mark.parametrize("ask", [request(), get()])
 async def test_a_peer_of_another_network_is_refused(limited: Brain, ask: bytes) -> None:
-    before = limited.metric('brain_refused_total{reason="network"}')
+    before = limited.metric('brain_rejections_total{code="network"}')
     answer = await asked(limited, ask, local="127.0.0.9")
     assert answer.status == 403
     assert "127.0.0.9" in answer.problem()
-    assert limited.metric('brain_refused_total{reason="network"}') == before + 1
+    assert limited.metric('brain_rejections_total{code="network"}') == before + 1
 
 
 @pytest.mark.parametrize("ask", [request(), get()])
 async def test_an_address_has_its_limit_and_a_place_is_free_at_once(limited: Brain, ask: bytes) -> None:
-    before = limited.metric('brain_refused_total{reason="connections_per_ip"}')
+    before = limited.metric('brain_rejections_total{code="connections_per_ip"}')
     first = await Peer.upgraded(limited.port, local="127.0.0.2")
     second = await Peer.upgraded(limited.port, local="127.0.0.2")
     silent = await Peer.open(limited.port, local="127.0.0.2")
@@ -420,7 +420,7 @@ async def test_an_address_has_its_limit_and_a_place_is_free_at_once(limited: Bra
     peers = [await Peer.upgraded(limited.port, local="127.0.0.2") for _ in range(3)]
     for peer in peers:
         await peer.close()
-    assert limited.metric('brain_refused_total{reason="connections_per_ip"}') == before + 4
+    assert limited.metric('brain_rejections_total{code="connections_per_ip"}') == before + 4
 
 
 async def test_all_together_have_their_limit(limited: Brain) -> None:
@@ -437,7 +437,7 @@ async def test_all_together_have_their_limit(limited: Brain) -> None:
     peers.append(await Peer.upgraded(limited.port, local="127.0.0.3"))
     for peer in peers:
         await peer.close()
-    assert limited.metric('brain_refused_total{reason="connections"}') == 1
+    assert limited.metric('brain_rejections_total{code="connections"}') == 1
 
 
 async def test_a_refused_connection_holds_no_place(limited: Brain) -> None:

@@ -20,10 +20,10 @@ import pytest
 import uvloop
 
 from brain.server import listener as server
-from brain.server.http import MOST_EXPIRED
+from brain.server.http import MAX_EXPIRED
 from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
 from brain.server.websocket import Connection
-from house import house
+from in_process_server import in_process_server
 from postgres import execute
 from served import BRAIN, Brain, message, served
 from wire import PING, PONG, Frame, Peer, closing, frame, get, request
@@ -53,15 +53,15 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 @on_uvloop
 async def test_a_crowd_that_came_together_is_not_let_go_of_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "EXPIRE", 3600)
-    async with house() as it:
-        peers = [await Peer.open(it.port) for _ in range(MOST_EXPIRED + 50)]
-        while len(it.gate.waiting) < len(peers):
+    async with in_process_server() as it:
+        peers = [await Peer.open(it.port) for _ in range(MAX_EXPIRED + 50)]
+        while len(it.state.waiting) < len(peers):
             await asyncio.sleep(0.01)
-        for seam in it.gate.waiting:
-            it.gate.waiting[seam] = 0
-        it.gate.expire()
-        assert len(it.gate.waiting) == 50
-        it.gate.expire()
+        for http in it.state.waiting:
+            it.state.waiting[http] = 0
+        it.state.expire()
+        assert len(it.state.waiting) == 50
+        it.state.expire()
         for peer in peers:
             await peer.close()
 
@@ -69,16 +69,16 @@ async def test_a_crowd_that_came_together_is_not_let_go_of_together(monkeypatch:
 @on_uvloop
 async def test_when_a_crowd_has_left_its_memory_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    give_back = server.give_back
+    trim_heap = server.trim_heap
 
     def counted() -> None:
-        give_back()
+        trim_heap()
         given.append(it.hub.clients)
 
-    monkeypatch.setattr(server, "give_back", counted)
+    monkeypatch.setattr(server, "trim_heap", counted)
     monkeypatch.setattr(server, "TIDY", 0.05)
     monkeypatch.setattr(server, "CROWD", 20)
-    async with house() as it:
+    async with in_process_server() as it:
         peers = [await Peer.upgraded(it.port) for _ in range(60)]
         await asyncio.sleep(0.2)
         for peer in peers[:35]:
@@ -102,7 +102,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 @on_uvloop
 async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
-    async with house(patience=0.8, ping_interval=0.2) as it:
+    async with in_process_server(patience=0.8, ping_interval=0.2) as it:
         stopped = await asyncio.create_subprocess_exec(
             sys.executable, "-c", VANISHING, str(it.port), request().hex()
         )
@@ -161,7 +161,7 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
 @on_uvloop
 async def test_a_connection_has_the_options_of_the_listener() -> None:
     """Without them, one that stalls costs 4 MB of the kernel's memory, and one that is unplugged stays for 15 minutes."""
-    async with house() as it, await Peer.upgraded(it.port):
+    async with in_process_server() as it, await Peer.upgraded(it.port):
         sock = it.connections[0]._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 75_000
@@ -169,9 +169,9 @@ async def test_a_connection_has_the_options_of_the_listener() -> None:
 
 @on_uvloop
 async def test_the_round_of_pings_reaches_everybody_once() -> None:
-    async with house(ping_interval=0.4) as it:
+    async with in_process_server(ping_interval=0.4) as it:
         peers = [await Peer.upgraded(it.port) for _ in range(250)]
-        sizes = sorted(map(len, it.gate.connections.shares))
+        sizes = sorted(map(len, it.state.connections.shares))
         assert sizes == [2] * 50 + [3] * 50
         await asyncio.sleep(0.6)
         for peer in peers:
@@ -209,7 +209,7 @@ def breaking(connection: Connection) -> None:
     "by", ["a flush", "catching up", "a refusal", "a ping", "its own frame", "the shutdown"]
 )
 async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
-    async with house(ping_interval=0.1 if by == "a ping" else 60) as it:
+    async with in_process_server(ping_interval=0.1 if by == "a ping" else 60) as it:
         peers = [await Peer.upgraded(it.port, "/ws?run_id=a") for _ in range(60)]
         it.change("a", "queued")
         assert [(await peer.message())["data"]["status"] for peer in peers] == ["queued"] * 60
@@ -271,25 +271,25 @@ async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
 async def test_who_never_closes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has broken a rule, was told so, and goes on talking: the grace ends it."""
     monkeypatch.setattr("brain.server.websocket.GRACE", 0.3)
-    async with house() as it:
+    async with in_process_server() as it:
         peer = await Peer.upgraded(it.port)
         peer.send(frame(b"", 3))
         assert await peer.farewell() == 1002
         assert not it.connections
-        assert len(it.gate.connections.closing) == 1
+        assert len(it.state.connections.closing) == 1
         began = time.monotonic()
-        while it.gate.connections.closing:
+        while it.state.connections.closing:
             peer.send(frame(b"more"))
             await asyncio.sleep(0.02)
         assert 0.2 < time.monotonic() - began < 0.6
-        assert not it.doors.connections
+        assert not it.limiter.connections
         await peer.close()
 
 
 @on_uvloop
 async def test_nothing_is_left_of_those_who_come_and_go() -> None:
     """No task, no reference, no memory."""
-    async with house() as it:
+    async with in_process_server() as it:
 
         async def round_() -> None:
             for _ in range(20):
@@ -303,7 +303,7 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
 
         async def rest() -> None:
             until = time.monotonic() + 3
-            while it.hub.clients or it.doors.connections or it.gate.connections.closing:
+            while it.hub.clients or it.limiter.connections or it.state.connections.closing:
                 assert time.monotonic() < until
                 await asyncio.sleep(0.01)
             gc.collect()
@@ -332,14 +332,14 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
 @on_uvloop
 async def test_an_upgrade_leaves_nothing_to_the_collector() -> None:
     """10 000 clients that come at once would each leave a cycle, and the collector would hold everybody up."""
-    from brain.server.http import Seam
+    from brain.server.http import HTTPProtocol
 
-    async with house() as it:
+    async with in_process_server() as it:
         gc.collect()
         gc.disable()
         try:
             peers = [await Peer.upgraded(it.port) for _ in range(50)]
-            assert sum(isinstance(each, Seam) for each in gc.get_objects()) <= 1
+            assert sum(isinstance(each, HTTPProtocol) for each in gc.get_objects()) <= 1
         finally:
             gc.enable()
         for peer in peers:
@@ -356,11 +356,11 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
         "half a text": frame(b"he", fin=False),
         "half a frame": frame(b"hello")[:4],
         "a close frame": closing(1000),
-        "against the RFC": frame(b"hello", masked=False),
+        "against the RFC": frame(b"hello", redact=False),
         "invalid UTF-8": frame(b"\xff"),
         "too much": frame(length=1 << 30),
     }
-    async with house() as it:
+    async with in_process_server() as it:
         gc.collect()
         gc.disable()
         try:
@@ -372,7 +372,7 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
                 for peer in peers:
                     peer.reset() if reset else await peer.close()
                 until = time.monotonic() + 3
-                while it.hub.clients or it.doors.connections or it.gate.connections.closing:
+                while it.hub.clients or it.limiter.connections or it.state.connections.closing:
                     assert time.monotonic() < until
                     await asyncio.sleep(0.01)
             left = [each for each in gc.get_objects() if isinstance(each, Protocol) and each.side is SERVER]

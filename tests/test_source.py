@@ -33,7 +33,7 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes ten seconds in life."""
     monkeypatch.setattr(follow, "WATCH_EVERY", 0.05)
-    monkeypatch.setattr(follow, "CLIMB_EVERY", 0.05)
+    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.05)
     monkeypatch.setattr("brain.postgres.follow.random.uniform", lambda low, _: low)
     monkeypatch.setattr(replication, "IDLE", 0.02)
     monkeypatch.setattr(poll, "SHARE", 1)
@@ -397,7 +397,7 @@ async def test_dropped_and_made_again(database: str, mode: Mode) -> None:
         await f.pushed("b", "completed")
         await f.sql("DROP TABLE runs")
         await f.source("none")
-        await f.until(lambda: "brain init-db" in f.follow.state.reason)
+        await f.until(lambda: "brain init-db" in f.follow.state.detail)
         await f.sql(
             "CREATE TABLE runs (id bigint PRIMARY KEY, status text)", "INSERT INTO runs VALUES (1, 'queued')"
         )
@@ -446,9 +446,9 @@ async def test_made_after_brain_was_started(database: str, mode: Mode) -> None:
     async with Following(database, mode) as f:
         await f.sql("ALTER TABLE runs RENAME TO later")
     async with Following(database, mode) as f:
-        await f.until(lambda: "there is no table public.runs" in f.follow.state.reason)
+        await f.until(lambda: "there is no table public.runs" in f.follow.state.detail)
         await f.sql("ALTER TABLE later DROP COLUMN status", "ALTER TABLE later RENAME TO runs")
-        await f.until(lambda: "has no column status" in f.follow.state.reason)
+        await f.until(lambda: "has no column status" in f.follow.state.detail)
         await f.sql(
             "ALTER TABLE runs ADD status text",
             "INSERT INTO runs VALUES ('a')",
@@ -495,10 +495,10 @@ async def test_a_publication_that_hides_something_is_polled_around(
         )
         await f.pushed("a", "running")
         await f.source("poll")
-        await f.until(lambda: reason in f.follow.state.reason)
+        await f.until(lambda: reason in f.follow.state.detail)
         await f.sql("DELETE FROM runs")
         await f.settled()
-        await f.sql(f.follow.state.cure.partition(";")[0])
+        await f.sql(f.follow.state.hint.partition(";")[0])
         await f.source("replication")
 
 
@@ -510,7 +510,7 @@ async def test_a_view_is_polled(database: str) -> None:
         await f.sql("ALTER TABLE runs RENAME TO base", "CREATE VIEW runs AS SELECT *, now() AS at FROM base")
         await f.sql("INSERT INTO base VALUES ('a', 'completed'), ('b', 'queued')")
     async with Following(database, "auto") as f:
-        await f.until(lambda: "a view" in f.follow.state.reason)
+        await f.until(lambda: "a view" in f.follow.state.detail)
         await f.sql("UPDATE base SET status = 'running'")
         await f.pushed("b", "running")
         await f.pushed("a", "running")
@@ -523,10 +523,10 @@ async def test_a_view_is_polled(database: str) -> None:
 async def test_an_unlogged_table_is_polled_until_it_is_logged(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.sql("DROP TABLE runs", "CREATE UNLOGGED TABLE runs (id text PRIMARY KEY, status text)")
-        await f.until(lambda: "UNLOGGED" in f.follow.state.reason)
+        await f.until(lambda: "UNLOGGED" in f.follow.state.detail)
         await f.sql("INSERT INTO runs VALUES ('a', 'running')")
         await f.settled()
-        await f.sql(f.follow.state.cure)
+        await f.sql(f.follow.state.hint)
         await f.source("replication")
 
 
@@ -552,7 +552,7 @@ async def test_a_table_whose_rows_cannot_be_told_apart(database: str, definition
         for statement in f"CREATE TABLE runs ({definition})".replace("; --)", "").split("; "):
             await f.sql(statement)
         await f.sql("COMMIT")
-        await f.until(lambda: "replica identity" in f.follow.state.reason)
+        await f.until(lambda: "replica identity" in f.follow.state.detail)
         assert await f.sql("SELECT FROM pg_publication") == []
         await f.sql(
             "INSERT INTO runs VALUES ('a', 'queued', 1)"
@@ -561,7 +561,7 @@ async def test_a_table_whose_rows_cannot_be_told_apart(database: str, definition
         )
         await f.sql("UPDATE runs SET status = 'running'")
         await f.settled()
-        await f.sql(*f.follow.state.cure.split("; "))
+        await f.sql(*f.follow.state.hint.split("; "))
         await f.source("replication")
         await f.sql("UPDATE runs SET status = 'failed'")
         await f.pushed("a", "failed")
@@ -607,7 +607,7 @@ async def test_connections_are_killed(any_database: str, mode: Mode) -> None:
                 elif not walsender:
                     await f.until(lambda before=connects: f.follow.state.connects > before, 3)  # type: ignore[misc]
         if mode != "poll":
-            assert any("terminat" in str(line.get("why")) for line in logs)
+            assert any("terminat" in str(line.get("detail")) for line in logs)
             assert f.follow.state.losses == 1
         assert f.follow.state.connects == 2
         assert len(f.told()) == 4
@@ -650,8 +650,8 @@ async def test_climbs_when_wal_level_becomes_logical(server: Postgres, own_datab
     server.restart(wal_level="replica")
     try:
         async with following(own_database, "auto", source="poll") as f:
-            await f.until(lambda: "wal_level" in f.follow.state.reason)
-            assert f.follow.state.cure.startswith("ALTER SYSTEM SET wal_level = logical")
+            await f.until(lambda: "wal_level" in f.follow.state.detail)
+            assert f.follow.state.hint.startswith("ALTER SYSTEM SET wal_level = logical")
             await f.sql("INSERT INTO runs VALUES ('a', 'running')")
             await f.pushed("a", "running")
             await f.hang_up()
@@ -670,8 +670,8 @@ async def test_climbs_when_there_is_room(server: Postgres, own_database: str, se
             following(own_database, "replication") as first,
             following(own_database, "auto", source="poll") as f,
         ):
-            await f.until(lambda: "free" in f.follow.state.reason)
-            assert setting in f.follow.state.cure
+            await f.until(lambda: "free" in f.follow.state.detail)
+            assert setting in f.follow.state.hint
             await first.sql("INSERT INTO runs VALUES ('a', 'running')")
             await f.pushed("a", "running")
             await first.settled()
@@ -690,10 +690,10 @@ async def test_climbs_when_the_role_may(postgres: Postgres, database: str, super
             async with following(
                 postgres.url(name_of(database), role), "auto", source="poll", writer=database
             ) as f:
-                await f.until(lambda: "may not replicate" in f.follow.state.reason)
+                await f.until(lambda: "may not replicate" in f.follow.state.detail)
                 await f.sql("INSERT INTO runs VALUES ('a', 'running')")
                 await f.pushed("a", "running")
-                admin.execute(f.follow.state.cure.encode())
+                admin.execute(f.follow.state.hint.encode())
                 await f.source("replication")
         finally:
             admin.execute(f"DROP OWNED BY {role}".encode())
@@ -702,7 +702,7 @@ async def test_climbs_when_the_role_may(postgres: Postgres, database: str, super
 
 async def test_an_open_writing_transaction(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot waits for it. Meanwhile there is a poll, and afterwards no walsender that waits on."""
-    monkeypatch.setattr(follow, "SLOT_WAITS", (0.1, 0.2, 30))
+    monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.1, 0.2, 30))
     mine = (
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()),"
         " (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())"
@@ -710,7 +710,7 @@ async def test_an_open_writing_transaction(database: str, monkeypatch: pytest.Mo
     async with connected(database) as conn:
         await conn.execute("INSERT INTO runs VALUES ('open', 'running')")
         async with Following(database, "auto") as f:
-            await f.until(lambda: "a writing transaction is open" in f.follow.state.reason)
+            await f.until(lambda: "a writing transaction is open" in f.follow.state.detail)
             await f.sql("INSERT INTO runs VALUES ('a', 'running')")
             await f.pushed("a", "running")
             await f.until(lambda: f.follow._slot_tries == 2)
@@ -736,7 +736,7 @@ async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mod
         async with Following(url, "auto" if mode == "replication" else mode, writer=own_database) as f:
             await f.source("poll")
             if mode == "replication":
-                await f.until(lambda: "read replica" in f.follow.state.reason)
+                await f.until(lambda: "read replica" in f.follow.state.detail)
             await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'queued')")
             await f.pushed("b", "queued")
             # The replica's snapshot does not say who is running, so it is the same before and after this commit.
@@ -779,7 +779,7 @@ async def test_a_commit_must_not_wait_for_brain(
             await f.source("replication")
             alter(names)
             await f.source("poll")
-            await f.until(lambda: "every commit wait" in f.follow.state.reason)
+            await f.until(lambda: "every commit wait" in f.follow.state.detail)
             await f.sql("SET synchronous_commit = local", "INSERT INTO runs VALUES ('a', 'running')")
             await f.pushed("a", "running")
         finally:

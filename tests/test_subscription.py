@@ -4,8 +4,8 @@ import pytest
 
 from brain.contract.messages import iso
 from brain.contract.subscription import (
-    MOST_CHARACTERS,
-    MOST_VALUES,
+    MAX_CHARACTERS,
+    MAX_VALUES,
     Filter,
     FilterError,
     Subscription,
@@ -34,7 +34,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
             [("colour", "red")],
             "unknown parameter 'colour': /ws knows run_id, task_id, agent, status, snapshot, since",
         ),
-        ([("run_id", "")], f"run_id takes a text of 1 to {MOST_CHARACTERS} characters, not ''"),
+        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_CHARACTERS} characters, not ''"),
         ([("agent", "x" * 2000)], "agent takes a text of 1 to 1024 characters, not '" + "x" * 40 + "'"),
         ([("status", "done")], "status is one of queued, running, completed, failed, not 'done'"),
         ([("snapshot", "yes")], "snapshot is true or false, not 'yes'"),
@@ -48,7 +48,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
             "since: '2026-11-21T09:30:00 02:00' is not an ISO 8601 time",
         ),
         ([("since", "yesterday")], "in a URL, write + as %2B"),
-        ([("run_id", str(i)) for i in range(MOST_VALUES + 1)], "a filter takes at most 100 values"),
+        ([("run_id", str(i)) for i in range(MAX_VALUES + 1)], "a filter takes at most 100 values"),
     ],
 )
 def test_what_is_not_understood_is_refused_with_the_rule(query: list[tuple[str, str]], sentence: str) -> None:
@@ -58,5 +58,5 @@ def test_what_is_not_understood_is_refused_with_the_rule(query: list[tuple[str, 
 
 
 def test_a_hundred_values_are_welcome() -> None:
-    query = [("run_id", str(i)) for i in range(MOST_VALUES)]
-    assert len(parse_subscription(query + query).filter.run_id) == MOST_VALUES
+    query = [("run_id", str(i)) for i in range(MAX_VALUES)]
+    assert len(parse_subscription(query + query).filter.run_id) == MAX_VALUES

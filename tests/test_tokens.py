@@ -13,10 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
-from brain.access import jwks
+from brain.access import jwks as key_sets
 from brain.access.jwks import (
     LOAD_WITHIN,
-    MOST_JWKS,
+    MAX_JWKS,
     RELOAD,
     KeysError,
     KeySet,
@@ -24,7 +24,7 @@ from brain.access.jwks import (
     TokenError,
     parse_jwks,
 )
-from brain.access.tokens import MOST_TOKEN, Grant, Tokens, bearer
+from brain.access.tokens import MAX_TOKEN, Grant, Tokens, bearer
 from issuer import SECRET, Key, hosting, jwks, token
 
 
@@ -96,7 +96,7 @@ NO_TOKENS: dict[str, str | None] = {
     "with a key elsewhere": forged({"alg": "HS256", "jku": "http://127.0.0.1:1/"}, LATER),
     "a header that is nested beyond all": base64.urlsafe_b64encode(b"[" * 2900).decode() + "..",
     "a header that is a list": base64.urlsafe_b64encode(b"[1]").decode() + "..",
-    "too long": token(x="x" * MOST_TOKEN),
+    "too long": token(x="x" * MAX_TOKEN),
     "not ASCII": token() + "é",
     "expired": token(exp=time.time() - 1),
     "expired by a hair": token(exp=time.time()),
@@ -253,7 +253,7 @@ async def test_a_new_key_is_fetched_once_and_made_up_ones_are_not() -> None:
         await asyncio.gather(*(refused(checked, Key("made up").token()) for _ in range(20)))
         assert host.asked == 2
         host.body = jwks(TWO)
-        clock.now += jwks.FRESH
+        clock.now += key_sets.FRESH
         await checked.check(ONE.token())  # as was known; and meanwhile it is asked
         async with asyncio.timeout(5):
             while host.asked < 3:
@@ -273,7 +273,7 @@ async def test_a_host_that_is_away_slow_or_too_large_holds_nobody_up() -> None:
         for status in (302, 200):
             clock.now += RELOAD
             host.status = status
-            host.body = b"x" * (MOST_JWKS + 1)
+            host.body = b"x" * (MAX_JWKS + 1)
             assert (await refused(checked, ONE.token())).status == 503
         host.body, host.delay = jwks(ONE), LOAD_WITHIN + 1
         clock.now += RELOAD
@@ -290,14 +290,14 @@ async def test_a_host_that_is_away_slow_or_too_large_holds_nobody_up() -> None:
         clock.now += RELOAD
         await checked.check(ONE.token())
         host.status = 500
-        clock.now += jwks.FRESH
+        clock.now += key_sets.FRESH
         await checked.check(ONE.token())
         await asyncio.sleep(0.2)
         await checked.check(ONE.token())  # what is held counts on while its host is away
-    assert [log["why"] for log in logs if "why" in log] == [
+    assert [log["detail"] for log in logs if "detail" in log] == [
         "its host answers 500",
         "its host answers 302",
-        f"a key set has at most {MOST_JWKS} bytes",
+        f"a key set has at most {MAX_JWKS} bytes",
         "TimeoutError",
         "its host answers 500",
     ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain.server.websocket import BURST, GRACE, LAST_LOOK, MOST_BYTES
+from brain.server.websocket import BURST, GRACE, LAST_LOOK, MAX_BYTES
 from postgres import execute
 from served import Brain, served
 from wire import (
@@ -47,7 +47,7 @@ LONE = b"\xed\xa0\x80"  # half a surrogate pair
 BAD = b"caf\xff"
 
 BROKEN: dict[str, tuple[bytes, int]] = {
-    "unmasked": (frame(b"hello", masked=False), 1002),
+    "unmasked": (frame(b"hello", redact=False), 1002),
     "opcode 3": (frame(b"", 3), 1002),
     "opcode 7": (frame(b"", 7), 1002),
     "opcode 11": (frame(b"", 11), 1002),
@@ -81,9 +81,9 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "a header of 1 GiB": (frame(length=1 << 30), 1009),
     "a header of 2^63": (frame(length=1 << 63), 1009),
     "a header of 2^64 - 1": (frame(length=(1 << 64) - 1), 1009),
-    "a text too long by one": (frame(b"x" * (MOST_BYTES + 1)), 1009),
-    "binary too long by one": (frame(b"x" * (MOST_BYTES + 1), BINARY), 1009),
-    "a fragment too many": (frame(b"x" * MOST_BYTES, fin=False) + frame(b"x", CONT), 1009),
+    "a text too long by one": (frame(b"x" * (MAX_BYTES + 1)), 1009),
+    "binary too long by one": (frame(b"x" * (MAX_BYTES + 1), BINARY), 1009),
+    "a fragment too many": (frame(b"x" * MAX_BYTES, fin=False) + frame(b"x", CONT), 1009),
     "fragments without end": (frame(b"x", fin=False) + frame(b"x" * 100, CONT, fin=False) * 50, 1009),
 }
 
@@ -133,7 +133,7 @@ async def test_a_pong_does_not_wait_for_what_comes_behind_its_ping(brain: Brain)
 async def test_texts_and_bytes_are_ignored_but_for_ping(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(
-            frame(b"hello") + frame(b"x" * MOST_BYTES) + frame(b"ping", BINARY) + frame(b"pinG") + frame()
+            frame(b"hello") + frame(b"x" * MAX_BYTES) + frame(b"ping", BINARY) + frame(b"pinG") + frame()
         )
         peer.send(frame("z\u00e9ro \U0001f600".encode()) + frame(bytes(range(256)), BINARY))
         peer.send(frame(b"x", fin=False) + frame(b"", CONT, fin=False) * 3 + frame(b"y", CONT))
@@ -199,7 +199,7 @@ FLOODS = {
     "pongs": frame(b"", PONG),
     "hellos": frame(b"ping"),
     "empty continuations": frame(b"", CONT, fin=False),
-    "long texts": frame(b"x" * MOST_BYTES),
+    "long texts": frame(b"x" * MAX_BYTES),
 }
 
 

@@ -119,7 +119,7 @@ class Crew:
         self.process.wait()
 
 
-class House:
+class InProcessServer:
     """PostgreSQL, Brain and the crews, and what is done to them."""
 
     def __init__(self, server: Postgres, seed: int) -> None:
@@ -255,7 +255,9 @@ def _printed(moment: datetime) -> str:
     return (text.rstrip("0") if "." in text else text) + "Z"
 
 
-def carry_out(house: House, events: Sequence[Event], seconds: float, *, verbose: bool) -> None:
+def carry_out(
+    in_process_server: InProcessServer, events: Sequence[Event], seconds: float, *, verbose: bool
+) -> None:
     """The schedule, to its end. A step that takes long delays what comes behind it."""
     began = time.monotonic()
     todo: list[tuple[float, int, Event | Iterator[None]]] = [(e.at, i, e) for i, e in enumerate(events)]
@@ -263,12 +265,12 @@ def carry_out(house: House, events: Sequence[Event], seconds: float, *, verbose:
         todo.sort(key=lambda each: each[:2])
         at, i, each = todo.pop(0)
         time.sleep(max(0.0, began + at - time.monotonic()))
-        for crew in house.crews.values():
+        for crew in in_process_server.crews.values():
             assert crew.process.poll() in (None, -signal.SIGKILL), "the witnesses themselves have failed"
         if isinstance(each, Event):
             if verbose:
                 print(each, flush=True)
-            steps = house.do(each)
+            steps = in_process_server.do(each)
             next(steps)
             todo.append((at + each.lasts, i, steps))
         else:
@@ -276,14 +278,14 @@ def carry_out(house: House, events: Sequence[Event], seconds: float, *, verbose:
     time.sleep(max(0.0, began + seconds - time.monotonic()))
 
 
-def verdict(house: House, patience: float) -> tuple[dict[str, Any], float]:
+def verdict(in_process_server: InProcessServer, patience: float) -> tuple[dict[str, Any], float]:
     """All witnesses together, as soon as nothing is wrong, or when there is no more time; and how long that took."""
     began = time.monotonic()
     with contextlib.suppress(AssertionError):
-        house.brain.wait_ready("", patience)
-    path = str(house.truth())
+        in_process_server.brain.wait_ready("", patience)
+    path = str(in_process_server.truth())
     while True:
-        found = [crew.ask(judge=path) for crew in house.crews.values()]
+        found = [crew.ask(judge=path) for crew in in_process_server.crews.values()]
         total = {name: sum((each[name] for each in found), type(found[0][name])()) for name in found[0]}
         took = time.monotonic() - began
         if total["faults"] or not total["wrong"] or took > patience:
@@ -296,27 +298,27 @@ def torture(seed: int, seconds: float, *, rate: float, version: int, patience: f
     began = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(running(version, track_commit_timestamp="on"))
-        house = House(with_template(server), seed)
-        stack.callback(house.end)
-        house.await_clients()
-        writers = Writers(house.database, str(seed), rate)
+        in_process_server = InProcessServer(with_template(server), seed)
+        stack.callback(in_process_server.end)
+        in_process_server.await_clients()
+        writers = Writers(in_process_server.database, str(seed), rate)
         try:
-            carry_out(house, plan(seed, seconds), seconds, verbose=verbose)
+            carry_out(in_process_server, plan(seed, seconds), seconds, verbose=verbose)
         finally:
             writers.stop()
-        total, took = verdict(house, patience)
-        log = house.brain.log()
+        total, took = verdict(in_process_server, patience)
+        log = in_process_server.brain.log()
         complaints = re.findall(
             r"^.*(?:Traceback|stream differed|client failed|following failed).*$", log, re.MULTILINE
         )
-        assert house.brain.stop() == 0
-        runs = execute(house.database, "SELECT count(*) FROM runs")[0][0]
-    kills = ", ".join(f"{what} x {count}" for what, count in sorted(house.done.items()))
+        assert in_process_server.brain.stop() == 0
+        runs = execute(in_process_server.database, "SELECT count(*) FROM runs")[0][0]
+    kills = ", ".join(f"{what} x {count}" for what, count in sorted(in_process_server.done.items()))
     bad = [*total["faults"], *total["wrong"], *complaints, *map(repr, writers.errors)]
     print(f"done: {kills}")
     print(
         f"seed {seed}: {time.monotonic() - began:.0f} s, {writers.changes} changes of {runs} runs in "
-        f"{writers.transactions} transactions, {sum(house.done.values())} faults; {total['clients']} clients on "
+        f"{writers.transactions} transactions, {sum(in_process_server.done.values())} faults; {total['clients']} clients on "
         f"{total['sessions']} connections received {total['messages']} messages and began anew {total['reloads']} times; "
         f"{total['finals']} final states checked, {sum('missing' in w for w in total['wrong'])} missed; "
         f"{total['untold']} not told on connections that had ended, which is not judged; "
@@ -326,7 +328,7 @@ def torture(seed: int, seconds: float, *, rate: float, version: int, patience: f
         print(f"WRONG  {each[:400]}")
     if bad:
         print(
-            f"The log of Brain: {house.folder / 'log'}. Again: tests/torture.py --minutes {seconds / 60:g} --seed {seed}"
+            f"The log of Brain: {in_process_server.folder / 'log'}. Again: tests/torture.py --minutes {seconds / 60:g} --seed {seed}"
         )
     return not bad
 

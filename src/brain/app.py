@@ -14,10 +14,10 @@ import structlog
 from fastapi import FastAPI, Request, Response
 
 from brain.access.jwks import KeySet, Secret
-from brain.access.limits import Doors
+from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.access.tokens import Tokens
-from brain.api.repository import open_runs
+from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings
 from brain.contract.events import Snapshot
@@ -25,11 +25,11 @@ from brain.delivery.board import Board
 from brain.delivery.hub import COME_BACK, COME_BACK_REASON, Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
-from brain.postgres.connection import connect, masked
+from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.table import init_sql
-from brain.server.http import Gate, http_answer
+from brain.server.http import ServerState, http_answer
 from brain.server.listener import Server, listen
 from brain.server.websocket import Connections
 
@@ -75,7 +75,7 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
             closing.enter_context(each)
         async with _database(settings) as (url, embedded_port):
             port = sockets[0].getsockname()[1]
-            running = Running(port, masked(url), embedded_port)
+            running = Running(port, redact(url), embedded_port)
             await _serve(settings, url, sockets, lambda trouble: announce(replace(running, trouble=trouble)))
             _on_signal(task.cancel)
     log.info("stopped")
@@ -128,29 +128,31 @@ async def _serve(
         trusted_proxies=settings.trusted_proxies,
         machine=socket.gethostname(),
     )
-    doors = Doors(
+    limiter = ConnectionLimiter(
         policy,
         max_connections=settings.max_connections,
         max_connections_per_ip=settings.max_connections_per_ip,
     )
-    gate = Gate(policy, doors, Connections(hub, loop, settings.ping_timeout), tokens=_tokens(settings))
-    parts = Parts(board, hub, follow.state, doors, decoder, gate.refusals.counts, loop.time)
+    state = ServerState(
+        policy, limiter, Connections(hub, loop, settings.ping_timeout), tokens=_tokens(settings)
+    )
+    parts = Parts(board, hub, follow.state, limiter, decoder, state.rejections.counts, loop.time)
     metrics.read(parts)
     log.info(
         "who may come in",
         **policy.allowed(),
         connections_per_ip=settings.max_connections_per_ip or "any number",
-        tokens=str(gate.tokens.keys) if gate.tokens is not None else "not asked for",
+        tokens=str(state.tokens.keys) if state.tokens is not None else "not asked for",
     )
-    if gate.tokens is not None:
-        await gate.tokens.keys.begin()
-    async with open_runs(url, settings.table, decoder, board) as runs:
-        api = create_api(runs, gate.tokens, gate.refusals, policy.client_address)
-        _operations(api, parts, gate, metrics)
-        server = Server(api, gate, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
+    if state.tokens is not None:
+        await state.tokens.keys.begin()
+    async with open_repository(url, settings.table, decoder, board) as runs:
+        api = create_api(runs, state.tokens, state.rejections, policy.client_address)
+        _operations(api, parts, state, metrics)
+        server = Server(api, state, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(_pump(follow, board, hub, gate.connections), name="follow")
+            following = tasks.create_task(_pump(follow, board, hub, state.connections), name="follow")
             await _first_look(parts)
             announcing = tasks.create_task(_announce(server, parts, announce), name="announce")
             await server.serve(sockets)
@@ -210,17 +212,17 @@ async def _first_look(parts: Parts) -> None:
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FIRST_LOOK):
-            while not parts.board.begun and parts.state.reason == "connecting":
+            while not parts.board.begun and parts.state.detail == "connecting":
                 await asyncio.sleep(0.01)
 
 
 async def _announce(server: Server, parts: Parts, announce: Callable[[str | None], None]) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    announce(None if parts.board.begun else parts.state.reason)
+    announce(None if parts.board.begun else parts.state.detail)
 
 
-def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> None:
+def _operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metrics) -> None:
     """The routes for who runs Brain, and the plain GET of /ws."""
 
     @app.head("/healthz", include_in_schema=False)
@@ -232,13 +234,13 @@ def _operations(app: FastAPI, parts: Parts, gate: Gate, metrics: Metrics) -> Non
     @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
     async def readyz() -> Response:
         state = parts.state
-        ready = parts.board.begun and state.source != "none" and not gate.closing
+        ready = parts.board.begun and state.source != "none" and not server.closing
         document = {
             "ready": ready,
             "source": state.source,
-            "cause": state.cause,
-            "reason": "the server is going down" if gate.closing else state.reason or None,
-            "cure": state.cure or None,
+            "code": state.code,
+            "detail": "the server is going down" if server.closing else state.detail or None,
+            "hint": state.hint or None,
             "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,

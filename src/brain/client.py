@@ -29,16 +29,16 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from brain.contract.messages import RunData, Status, Type, WSMessage, iso, micros
 
-BACK_OFF_FIRST, BACK_OFF_MOST = 0.1, 5.0
+BACK_OFF_FIRST, MAX_BACK_OFF = 0.1, 5.0
 """Seconds. Each wait is a random time up to a bound that doubles ("full jitter"): a crowd that was dropped at once is spread."""
 
 STEADY = 5.0
 """Seconds after which a connection that is lost is no failure to back off from."""
 
-MOST_ASKED = 60.0
+MAX_ASKED = 60.0
 """Seconds of a `Retry-After` that are heeded: a proxy's odd page must not take a client away for a day."""
 
-MOST_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """Of a message: more than the longest texts that BRAIN_MAX_TEXT allows."""
 
 BEGIN_ANEW = 4410
@@ -58,7 +58,7 @@ FINAL_STATUSES = frozenset({501, 505})
 CURRENT = [("snapshot", "true")]
 OPTIONS: dict[str, Any] = {
     "compression": None,
-    "max_size": MOST_BYTES,
+    "max_size": MAX_BYTES,
     "ping_interval": None,  # it counts no message as life
     "close_timeout": 1,
 }
@@ -203,7 +203,7 @@ def is_final_status(status: int) -> bool:
 
 def back_off(failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
-    return random.uniform(0, min(BACK_OFF_MOST, BACK_OFF_FIRST * 2 ** min(failures - 1, 10)))
+    return random.uniform(0, min(MAX_BACK_OFF, BACK_OFF_FIRST * 2 ** min(failures - 1, 10)))
 
 
 async def _hear(socket: ClientConnection, patience: float, deadline: float) -> str | None:
@@ -266,4 +266,4 @@ def _said(body: bytes | bytearray | None) -> str:
 
 
 def _retry_after(value: str) -> float:
-    return min(MOST_ASKED, float(value)) if value.isdecimal() else 0.0
+    return min(MAX_ASKED, float(value)) if value.isdecimal() else 0.0

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 
-MOST = 10_000
+MAX_REQUESTS = 10_000
 """Lines that wait to be written. Beyond it new ones are lost, and counted in a line of their own."""
 
 LAST = 1.0
@@ -21,7 +21,7 @@ class Log:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._lines: queue.Queue[str | None] = queue.Queue(MOST)
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_REQUESTS)
         self._lost = 0
         # Not sys.stderr: a thread that hangs in its write holds its lock, and Python aborts when it ends.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)

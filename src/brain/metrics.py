@@ -11,16 +11,16 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from brain.access.limits import Doors
-from brain.access.rejections import REASONS
+from brain.access.limits import ConnectionLimiter
+from brain.access.rejections import REJECTION_CODES
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import State
-from brain.postgres.publication import Cause
+from brain.postgres.publication import UnavailableCode
 
 SOURCES = ("none", "poll", "replication")
-CAUSES: tuple[Cause, ...] = get_args(Cause)
+UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds."""
@@ -33,9 +33,9 @@ class Parts:
     board: Board
     hub: Hub
     state: State
-    doors: Doors
+    limiter: ConnectionLimiter
     decoder: Decoder
-    refused: Mapping[str, int]
+    rejections: Mapping[str, int]
     clock: Callable[[], float]
 
     def lag(self) -> float:
@@ -81,7 +81,7 @@ class _Reader:
         yield _gauge(
             "brain_connections",
             "Connections by any address, HTTP and WebSocket.",
-            sum(parts.doors.connections.values()),
+            sum(parts.limiter.connections.values()),
         )
         yield _counter("brain_changes", "Changes that were to be pushed.", counts.changes)
         yield _counter(
@@ -105,7 +105,7 @@ class _Reader:
         yield _gauge("brain_runs", "Runs in memory.", len(board))
         yield _gauge("brain_board_bytes", "Memory charged for them.", board.size)
         yield _counter(
-            "brain_rows_refused", "Rows that the contract has no place for.", parts.decoder.refused
+            "brain_rows_rejected", "Rows that the contract has no place for.", parts.decoder.refused
         )
         yield _counter(
             "brain_values_corrected", "Values left out or brought into range.", parts.decoder.corrected
@@ -114,12 +114,12 @@ class _Reader:
         for name in SOURCES:
             source.add_metric([name], float(state.source == name))
         yield source
-        cause = GaugeMetricFamily(
-            "brain_source_cause", "1 for why the source in use is not a better one.", labels=["cause"]
+        codes = GaugeMetricFamily(
+            "brain_source_code", "1 for why the source in use is not a better one.", labels=["code"]
         )
-        for word in CAUSES:
-            cause.add_metric([word], float(state.cause == word))
-        yield cause
+        for word in UNAVAILABLE_CODES:
+            codes.add_metric([word], float(state.code == word))
+        yield codes
         yield _gauge(
             "brain_lag_seconds",
             "Since the database was last known to have been read to its end.",
@@ -131,12 +131,12 @@ class _Reader:
         yield _counter(
             "brain_corrections", "Runs that a comparison found to differ from the stream.", board.corrections
         )
-        refused = CounterMetricFamily(
-            "brain_refused", "Requests that were refused, and clients that were cut off.", labels=["reason"]
+        rejections = CounterMetricFamily(
+            "brain_rejections", "Requests that were refused, and clients that were cut off.", labels=["code"]
         )
-        for reason in REASONS:
-            refused.add_metric([reason], parts.refused.get(reason, 0))
-        yield refused
+        for code in REJECTION_CODES:
+            rejections.add_metric([code], parts.rejections.get(code, 0))
+        yield rejections
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

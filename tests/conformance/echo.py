@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from brain.server import websocket
 from brain.server.websocket import Connection, Message
-from house import house
+from in_process_server import in_process_server
 
 
 def echo(connection: Connection, message: Message) -> None:
@@ -27,14 +27,14 @@ def echo(connection: Connection, message: Message) -> None:
 
 
 async def serve() -> None:
-    async with house(ping_interval=3600, patience=7200) as it:
+    async with in_process_server(ping_interval=3600, patience=7200) as it:
         print(it.port, flush=True)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
-    websocket.MOST_BYTES = 1 << 24
+    websocket.MAX_BYTES = 1 << 24
     websocket.BURST = 1 << 40
     Connection.received = echo  # type: ignore[assignment, method-assign]
     uvloop.run(serve())

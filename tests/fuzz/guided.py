@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 
 FOLDER = Path(os.environ.get("FUZZ_FOLDER", ".fuzz"))
-MOST_BYTES = {"pgoutput": 2048, "request": 2048, "frames": 6000, "settings": 400}
+MAX_BYTES = {"pgoutput": 2048, "request": 2048, "frames": 6000, "settings": 400}
 
 SETTINGS = [
     b"HOST=127.0.0.1,::1\0PORT=5221",
@@ -63,7 +63,7 @@ def guided(law: str, seconds: int) -> None:
         (folder / f"seed-{number}").write_bytes(data)
     kept = laws.CORPUS / law
     kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer wants one
-    limits = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES[law]}", f"-artifact_prefix={kept}/"]
+    limits = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES[law]}", f"-artifact_prefix={kept}/"]
     atheris.Setup([sys.argv[0], str(folder), str(kept), *limits, *OPTIONS], laws.LAWS[law])
     atheris.Fuzz()
 
@@ -80,7 +80,7 @@ def main() -> None:
         return
     broken = [
         law
-        for law in MOST_BYTES
+        for law in MAX_BYTES
         if subprocess.run([sys.executable, __file__, seconds, law], check=False).returncode
     ]
     if broken:

@@ -24,9 +24,9 @@ from brain.contract.messages import STATUSES
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import PgoutputError, parse
 from brain.postgres.table import init_sql
-from brain.server.http import Seam
-from brain.server.websocket import MOST_BYTES, STRIDE, Connection
-from house import House, house
+from brain.server.http import HTTPProtocol
+from brain.server.websocket import MAX_BYTES, STRIDE, Connection
+from in_process_server import InProcessServer, in_process_server
 from wire import CLOSE, Frame, Peer, parsed, request
 
 Law: TypeAlias = Callable[[bytes], None]
@@ -86,7 +86,9 @@ class Host:
         for name in ("uvicorn.error", "asyncio"):
             logging.getLogger(name).addHandler(Complaints(self.complaints))
         self._stack = contextlib.AsyncExitStack()
-        self.it: House = self.loop.run_until_complete(self._stack.enter_async_context(house()))
+        self.it: InProcessServer = self.loop.run_until_complete(
+            self._stack.enter_async_context(in_process_server())
+        )
 
     def close(self) -> None:
         self.loop.run_until_complete(self._stack.aclose())
@@ -107,9 +109,9 @@ class Host:
         async with await Peer.open(it.port) as peer:
             while not (seams := list(it.server.server_state.connections)):
                 await asyncio.sleep(0)
-            seam = seams[0]
-            assert isinstance(seam, Seam)
-            transport = seam.transport
+            http = seams[0]
+            assert isinstance(http, HTTPProtocol)
+            transport = http.transport
             if first:
                 peer.send(first)
                 while not it.connections:
@@ -127,9 +129,9 @@ class Host:
             with contextlib.suppress(OSError):
                 peer.writer.write_eof()
             answer = await peer.rest(SLOW)
-        while it.doors.connections or it.connections or it.gate.connections.closing:
+        while it.limiter.connections or it.connections or it.state.connections.closing:
             await asyncio.sleep(0)
-        assert not it.gate.waiting, "something is owed by a connection that is gone"
+        assert not it.state.waiting, "something is owed by a connection that is gone"
         assert not it.server.server_state.connections
         assert not it.server.server_state.tasks
         return answer
@@ -137,9 +139,9 @@ class Host:
 
 def bounded(connection: Connection) -> None:
     held = len(connection._message.data) if connection._message else 0
-    assert held <= MOST_BYTES
+    assert held <= MAX_BYTES
     if connection._protocol is not None:
-        assert len(connection._protocol.reader.buffer) <= MOST_BYTES + STRIDE
+        assert len(connection._protocol.reader.buffer) <= MAX_BYTES + STRIDE
 
 
 _hosts: list[Host] = []

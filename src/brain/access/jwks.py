@@ -24,7 +24,7 @@ SHORTEST_SECRET = 32
 ALGORITHMS: Final = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
 """Of a key set. No HS256: it would take a public key, which everybody has, for a secret."""
 
-MOST_JWKS = 256 * 1024
+MAX_JWKS = 256 * 1024
 """Bytes of a key set."""
 
 LOAD_WITHIN = 3.0
@@ -46,7 +46,7 @@ class TokenError(Exception):
     def __init__(self, status: Literal[401, 403, 503], text: str) -> None:
         super().__init__(text)
         self.status = status
-        self.kind: Literal["token", "scope"] = "scope" if status == 403 else "token"
+        self.code: Literal["token", "scope"] = "scope" if status == 403 else "token"
         self.retry_after = 1 if status == 503 else None
 
 
@@ -118,8 +118,8 @@ class KeySet:
             self._loaded = self._clock()
             log.info("keys read", keys=len(self._keys))
         except (OSError, HTTPException, ValueError, KeysError, TimeoutError) as error:
-            why = str(error) if isinstance(error, KeysError) else type(error).__name__
-            log.warning("keys cannot be read", setting="BRAIN_JWT_JWKS", why=why, held=len(self._keys))
+            detail = str(error) if isinstance(error, KeysError) else type(error).__name__
+            log.warning("keys cannot be read", setting="BRAIN_JWT_JWKS", detail=detail, held=len(self._keys))
         finally:
             self._loading = None
 
@@ -166,8 +166,8 @@ def read(source: str) -> bytes:
         data = b""
         while part := opened.read1(65536):
             data += part
-            if len(data) > MOST_JWKS:
-                raise KeysError(f"a key set has at most {MOST_JWKS} bytes")
+            if len(data) > MAX_JWKS:
+                raise KeysError(f"a key set has at most {MAX_JWKS} bytes")
             if time.monotonic() > until:
                 raise KeysError(f"it did not come within {LOAD_WITHIN:.0f} s")
         return data

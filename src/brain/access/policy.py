@@ -30,7 +30,7 @@ from brain.access.addresses import (
     header_text,
     quoted,
 )
-from brain.access.rejections import Refusal
+from brain.access.rejections import Rejection
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 """Names in lower case."""
@@ -71,36 +71,38 @@ class Policy:
         self._host_rule = lru_cache(1024)(self._check_host)
         self._origin_rule = lru_cache(1024)(self._check_origin)
 
-    def check(self, peer: str, headers: Headers, target: bytes) -> Refusal | None:
+    def check(self, peer: str, headers: Headers, target: bytes) -> Rejection | None:
         """None is welcome. `target` is the request target as it was sent: an absolute one names a host of its own, of which an
         ASGI scope says nothing.
         """
         client = self.client_address(peer, headers)
-        refusal = self._network_rule(client) if client is not None else _no_address(peer, headers)
-        if refusal is not None:
-            return refusal
+        rejection = self._network_rule(client) if client is not None else _no_address(peer, headers)
+        if rejection is not None:
+            return rejection
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            return Refusal(400, f"a request has one Host header, and this one has {len(hosts)}", "host")
+            return Rejection(400, f"a request has one Host header, and this one has {len(hosts)}", "host")
         if not target.startswith(b"/") and target != b"*":
             # The target's host overrules the header's (RFC 9112, 3.2.2). Both must be ours: what reads only one is not misled.
             absolute = _ABSOLUTE.match(target)
             if absolute is None:
-                return Refusal(
+                return Rejection(
                     400, "a request target is a path or an http:// URL", "host"
                 )  # it may hold a secret
             hosts.append(absolute[1])
         for host in hosts:
-            refusal = (self._host_rule if len(host) <= MAX_AUTHORITY else self._check_host)(host)
-            if refusal is not None:
-                return refusal
+            rejection = (self._host_rule if len(host) <= MAX_AUTHORITY else self._check_host)(host)
+            if rejection is not None:
+                return rejection
         origins = [value for name, value in headers if name == b"origin"]
         if self._any_origin:
             return None
         if not origins:
             return _CROSS_SITE if _is_cross_site(headers) else None
         if len(origins) > 1:
-            return Refusal(403, f"a request has one Origin header, and this one has {len(origins)}", "origin")
+            return Rejection(
+                403, f"a request has one Origin header, and this one has {len(origins)}", "origin"
+            )
         origin = origins[0]
         return (self._origin_rule if len(origin) <= MAX_AUTHORITY else self._check_origin)(origin, hosts[-1])
 
@@ -130,36 +132,36 @@ class Policy:
         found = address(text)
         return found, found is not None and any(found in network for network in self._proxies)
 
-    def _check_network(self, client: Address) -> Refusal | None:
+    def _check_network(self, client: Address) -> Rejection | None:
         if any(client in network for network in self._networks):
             return None
-        reason = f"{client} is in none of the networks that may connect: BRAIN_ALLOWED_NETWORKS names them"
-        return Refusal(403, reason, "network")
+        detail = f"{client} is in none of the networks that may connect: BRAIN_ALLOWED_NETWORKS names them"
+        return Rejection(403, detail, "network")
 
-    def _check_host(self, value: bytes) -> Refusal | None:
+    def _check_host(self, value: bytes) -> Rejection | None:
         try:
             host = Authority.parse(header_text(value))
         except ValueError as error:
-            return Refusal(400, f"Host: {error}", "host")
+            return Rejection(400, f"Host: {error}", "host")
         # Without a port it is that of http or https: behind a proxy that ends TLS, there is no telling which.
         forms = (host, Authority(host.host, None), host.on("http"), host.on("https"))
         if self._any_host or self._is_own(host.host) or not self._hosts.isdisjoint(forms):
             return None
-        reason = (
+        detail = (
             f"{quoted(value)} is not a name of this server: if it is one (a DNS name, a service of docker compose), "
             f"start Brain with it in BRAIN_ALLOWED_HOSTS={host.host}"
         )
-        return Refusal(421, reason, "host")
+        return Rejection(421, detail, "host")
 
-    def _check_origin(self, value: bytes, host: bytes) -> Refusal | None:
+    def _check_origin(self, value: bytes, host: bytes) -> Rejection | None:
         text = header_text(value)
         if text.lower() in self._opaque:
             return None
         try:
             origin = Origin.parse(text)
         except ValueError as error:
-            reason = f"Origin: {error}; BRAIN_ALLOWED_ORIGINS can let in null and file://"
-            return Refusal(403, reason, "origin")
+            detail = f"Origin: {error}; BRAIN_ALLOWED_ORIGINS can let in null and file://"
+            return Rejection(403, detail, "origin")
         if origin in self._origins:
             return None
         # On any port: front ends are served by dev servers of their own.
@@ -168,8 +170,8 @@ class Policy:
             or origin.authority == Authority.parse(header_text(host)).on(origin.scheme)
         ):
             return None
-        reason = f"pages of {quoted(value)} may not connect: if they may, add that to BRAIN_ALLOWED_ORIGINS"
-        return Refusal(403, reason, "origin")
+        detail = f"pages of {quoted(value)} may not connect: if they may, add that to BRAIN_ALLOWED_ORIGINS"
+        return Rejection(403, detail, "origin")
 
     def allowed(self) -> dict[str, str]:
         """What is allowed to whom, for a log line."""
@@ -189,7 +191,7 @@ class Policy:
         return host.is_loopback or any(host in network for network in self._networks)
 
 
-_CROSS_SITE: Final = Refusal(
+_CROSS_SITE: Final = Rejection(
     403,
     "another site's page caused this request: if it may, add its origin to BRAIN_ALLOWED_ORIGINS and fetch with CORS",
     "cross_site",
@@ -206,9 +208,9 @@ def _is_cross_site(headers: Headers) -> bool:
     return said.get(b"sec-fetch-site") == b"cross-site" and not opens
 
 
-def _no_address(peer: str, headers: Headers) -> Refusal:
+def _no_address(peer: str, headers: Headers) -> Rejection:
     if address(peer) is None:
-        return Refusal(403, f"the peer {quoted(peer)} has no IP address", "network")
+        return Rejection(403, f"the peer {quoted(peer)} has no IP address", "network")
     hops = b",".join(value for name, value in headers if name == b"x-forwarded-for")
-    reason = f"X-Forwarded-For, from the proxy {quoted(peer)}, names the client by no address: {quoted(hops[-80:])}"
-    return Refusal(400, reason, "forwarded")
+    detail = f"X-Forwarded-For, from the proxy {quoted(peer)}, names the client by no address: {quoted(hops[-80:])}"
+    return Rejection(400, detail, "forwarded")

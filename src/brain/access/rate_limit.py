@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RateLimit:
     burst: float
     rate: float
     """Per second."""
@@ -26,11 +26,11 @@ class Pace:
         return wait if wait > 1e-9 else 0.0  # sums of fractions are not exact
 
 
-LINES = Pace(burst=200, rate=20)
+LINES = RateLimit(burst=200, rate=20)
 """Log lines of one kind. A crowd that comes back, or a flood, is a few lines and a number."""
 
 
-class Sparing:
+class RateLimitedLogger:
     """A log of which nobody outside can make more lines than LINES: what is left out is counted, and said in `left_out`.
 
     `kinds` are the program's own words, so they are few.
@@ -42,8 +42,8 @@ class Sparing:
         self._full: dict[tuple[str, str], float] = {}
         self._left_out: dict[tuple[str, str], int] = {}
 
-    def info(self, event: str, kind: str = "", **fields: object) -> None:
-        key, now = (event, kind), self._clock()
+    def info(self, event: str, code: str = "", /, **fields: object) -> None:
+        key, now = (event, code), self._clock()
         full = LINES.after(self._full.get(key, now), now)
         if LINES.wait(full, now):
             self._left_out[key] = self._left_out.get(key, 0) + 1
@@ -51,13 +51,13 @@ class Sparing:
         self._full[key] = full
         if count := self._left_out.pop(key, 0):
             fields["left_out"] = count
-        if kind:
-            fields["reason"] = kind
+        if code:
+            fields["code"] = code
         self._log.info(event, **fields)
 
     def settle(self) -> None:
         """To be called now and then: no line may follow that could say how many were left out before it."""
-        for event, kind in list(self._left_out):
+        for event, code in list(self._left_out):
             now = self._clock()
-            if not LINES.wait(LINES.after(self._full[event, kind], now), now):
-                self.info(event, kind)
+            if not LINES.wait(LINES.after(self._full[event, code], now), now):
+                self.info(event, code)

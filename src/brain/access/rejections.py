@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 
 import structlog
 
-from brain.access.rate_limit import Sparing
+from brain.access.rate_limit import RateLimitedLogger
 
-Reason = Literal[
+RejectionCode = Literal[
     # The guard's rules, before anything else is looked at.
     "network",
     "forwarded",
@@ -43,26 +43,26 @@ Reason = Literal[
     # Brain's own end.
     "closing",
 ]
-REASONS: tuple[Reason, ...] = get_args(Reason)
+REJECTION_CODES: tuple[RejectionCode, ...] = get_args(RejectionCode)
 
 
-class Refusals:
+class RejectionCounter:
     def __init__(self, log: Any = None) -> None:
         self.counts: Counter[str] = Counter()
-        self.lines = Sparing(log or structlog.get_logger())
+        self.lines = RateLimitedLogger(log or structlog.get_logger())
 
-    def note(self, reason: Reason, *, peer: str, status: int, why: str) -> None:
+    def note(self, code: RejectionCode, *, peer: str, status: int, detail: str) -> None:
         """`status` is that of HTTP or the code of a close frame; `why` holds nothing raw, and no secret, from outside."""
-        self.counts[reason] += 1
-        self.lines.info("refused", reason, peer=peer, status=status, why=why)
+        self.counts[code] += 1
+        self.lines.info("rejected", code, peer=peer, status=status, detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Rejection:
     status: int
-    reason: str
+    detail: str
     """A sentence that is safe to log and to send: what came from outside is quoted in ASCII, and cut."""
-    kind: Reason
+    code: RejectionCode
     """Which rule, as the label of a metric."""
     retry_after: int | None = None
     """Seconds."""

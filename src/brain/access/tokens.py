@@ -18,7 +18,7 @@ import structlog
 
 from brain.access.jwks import KeySet, Secret, TokenError
 from brain.contract.messages import storable
-from brain.contract.subscription import MOST_CHARACTERS, MOST_VALUES
+from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES
 
 log = structlog.get_logger()
 
@@ -27,7 +27,7 @@ Scope = Literal["read", "write"]
 BOUNDS = ("agent", "task_id")
 """Claims that bound what a token is for, as the fields of a run that they are about."""
 
-MOST_TOKEN = 4096
+MAX_TOKEN = 4096
 """Characters: what fits into a client's message, and into a head beside the rest."""
 
 SKEW = 10
@@ -117,8 +117,8 @@ class Tokens:
         """Raises TokenError."""
         if not token:
             raise TokenError(401, "a token is asked for: send it as Authorization: Bearer")
-        if len(token) > MOST_TOKEN or not token.isascii():
-            raise TokenError(401, f"a token is a JWT of at most {MOST_TOKEN} characters")
+        if len(token) > MAX_TOKEN or not token.isascii():
+            raise TokenError(401, f"a token is a JWT of at most {MAX_TOKEN} characters")
         try:
             header = jwt.get_unverified_header(token)
             name = header.get("kid")
@@ -166,10 +166,10 @@ def _texts(name: str, value: object) -> list[str]:
 
 def _values(name: str, value: object) -> frozenset[str]:
     values = frozenset(_texts(name, [value] if isinstance(value, str) else value))
-    if not 0 < len(values) <= MOST_VALUES or not all(0 < len(each) <= MOST_CHARACTERS for each in values):
+    if not 0 < len(values) <= MAX_VALUES or not all(0 < len(each) <= MAX_CHARACTERS for each in values):
         raise TokenError(
             401,
-            f"the token's claim {name} holds 1 to {MOST_VALUES} texts of 1 to {MOST_CHARACTERS} characters",
+            f"the token's claim {name} holds 1 to {MAX_VALUES} texts of 1 to {MAX_CHARACTERS} characters",
         )
     try:
         return frozenset(map(storable, values))

@@ -9,27 +9,27 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from brain.access.rejections import Refusals
+from brain.access.rejections import RejectionCounter
 from brain.api.problems import Problem
 from brain.api.repository import CONNECTIONS
 
-MOST = CONNECTIONS // 2
+MAX_REQUESTS = CONNECTIONS // 2
 """Requests of an address that may be at the database at a time."""
 
-MOST_WAIT = 5.0
+MAX_WAIT = 5.0
 """Seconds that a request waits for those of its own address."""
 
 
 @dataclass(slots=True)
 class _Address:
-    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST))
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_REQUESTS))
     requests: int = 0
     """At the database, or waiting."""
 
 
-class Turns:
-    def __init__(self, refusals: Refusals) -> None:
-        self._refusals = refusals
+class ConcurrencyLimiter:
+    def __init__(self, rejections: RejectionCounter) -> None:
+        self._rejections = rejections
         self.addresses: dict[Hashable, _Address] = {}
         """Those who ask just now."""
 
@@ -40,15 +40,15 @@ class Turns:
         mine.requests += 1
         try:
             try:
-                async with asyncio.timeout(MOST_WAIT):
+                async with asyncio.timeout(MAX_WAIT):
                     await mine.places.acquire()
             except TimeoutError:
-                why = (
-                    f"{MOST} requests of {address} are at the database, and this one has waited for {MOST_WAIT:.0f} s: "
+                detail = (
+                    f"{MAX_REQUESTS} requests of {address} are at the database, and this one has waited for {MAX_WAIT:.0f} s: "
                     "send fewer at a time"
                 )
-                self._refusals.note("turns", peer=str(address), status=429, why=why)
-                raise Problem(429, why) from None
+                self._rejections.note("turns", peer=str(address), status=429, detail=detail)
+                raise Problem(429, detail) from None
             try:
                 yield
             finally:

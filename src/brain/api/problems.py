@@ -136,16 +136,16 @@ async def _on_table(request: Request, error: Exception) -> Response:
 
 async def _on_database(request: Request, error: Exception) -> Response:
     assert isinstance(error, psycopg.Error)
-    code = error.sqlstate or ""
+    sqlstate = error.sqlstate or ""
     detail = said(error)
     if isinstance(error, errors.UniqueViolation):
         return problem_answer(request, Problem(409, detail))
-    if code[:2] in _REFUSALS or code in _REFUSALS:
+    if sqlstate[:2] in _REFUSALS or sqlstate in _REFUSALS:
         column = error.diag.column_name
         return problem_answer(request, Problem(422, detail, *([(column, detail)] if column else [])))
     if isinstance(error, errors.InsufficientPrivilege):
         detail += ": GRANT SELECT, INSERT, UPDATE on it to the role that Brain connects as"
-    elif not code:  # libpq's own words name the host and the user
+    elif not sqlstate:  # libpq's own words name the host and the user
         detail = "the database does not answer: try again"
         if request.method != "GET" and not isinstance(error, PoolTimeout):
             detail = "the database went away: whether the change was made is not known, so look before you try again"

@@ -23,9 +23,9 @@ from brain.api.problems import Problem, said
 from brain.api.queries import EVERYWHERE, TIMES, ByFields, Statement, insert, select_one, select_page, update
 from brain.contract.messages import AGENT, ID, STATUS, TASK_ID, TRANSITIONS, Micros, Run, Status, body
 from brain.delivery.board import RUN, SEQ, TIME, XID, Board, Entry
-from brain.postgres.connection import Conn, Session, answered, configure, parameters
+from brain.postgres.connection import Conn, Session, configure, deadline, parameters
 from brain.postgres.decoder import Decoder
-from brain.postgres.snapshots import Visible, Xid
+from brain.postgres.snapshots import PgSnapshot, Xid
 from brain.postgres.table import Description, Table, describe
 
 CONNECTIONS = 8
@@ -38,12 +38,12 @@ STALE = 10.0
 PIECE = 100
 """Rows that are asked for at a time: a page that is cut at its bytes must not have been in memory whole."""
 
-MOST_PAGE = 1024 * 1024
+MAX_PAGE = 1024 * 1024
 """Bytes of a page: a thousand runs with long texts would be 8 MB, held for as long as the client does not read."""
 
 
 @dataclass(slots=True)
-class Runs:
+class RunRepository:
     """The table's rows, as the contract words them. Raises Problem, TableError, psycopg.Error.
 
     `within` is where a token ends: field → the values that its runs have. A run beyond it is as if there were none.
@@ -68,7 +68,7 @@ class Runs:
                 raise _unknown(run_id) from None
         seen, *fields = rows[0]
         entry = self.board.get(run_id)
-        if entry and _unseen(entry, Visible.parse(str(seen))):
+        if entry and _unseen(entry, PgSnapshot.parse(str(seen))):
             run = entry[RUN]
         elif fields[ID] is None or not _matches(fields, within):
             raise _unknown(run_id)
@@ -106,7 +106,7 @@ class Runs:
                     raise Problem(
                         422, "cursor is not one that a page gave", ("cursor", said(error))
                     ) from error
-                seen = Visible.parse(str(rows[0][0]))
+                seen = PgSnapshot.parse(str(rows[0][0]))
                 if moment is not None and left == limit:  # later queries see what the first has seen
                     hidden = self.board.oldest(visible, begun, partial(_unseen, visible=seen))
                     moment = moment if hidden is None else min(moment, hidden[TIME])
@@ -122,7 +122,7 @@ class Runs:
                     if run:
                         text = body(run)
                         size += len(text)
-                        if found and size > MOST_PAGE:
+                        if found and size > MAX_PAGE:
                             return found, last, moment
                         found.append(text)
                     last = fields[ID]
@@ -249,7 +249,9 @@ class Runs:
 
 
 @asynccontextmanager
-async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> AsyncIterator[Runs]:
+async def open_repository(
+    url: str, table: Table, decoder: Decoder, board: Board
+) -> AsyncIterator[RunRepository]:
     """Opens at once, whether or not the database answers, and holds no connection until the first request.
 
     `url` is one that database.parse_url has returned.
@@ -274,24 +276,24 @@ async def open_runs(url: str, table: Table, decoder: Decoder, board: Board) -> A
     )
     await pool.open()
     try:
-        yield Runs(pool, table, decoder, board)
+        yield RunRepository(pool, table, decoder, board)
     finally:
         await pool.close(timeout=1.0)
 
 
 async def _alive(conn: Conn) -> None:
     """A connection whose packets vanish would keep its request waiting for ever."""
-    async with answered(1.0):
+    async with deadline(1.0):
         await AsyncConnectionPool.check_connection(conn)
 
 
 async def _rows(conn: Conn, statement: Statement) -> list[tuple[str | None, ...]]:
     query, values = statement
-    async with answered(15.0):  # statement_timeout is less
+    async with deadline(15.0):  # statement_timeout is less
         return await (await conn.execute(query, values)).fetchall()
 
 
-def _unseen(entry: Entry, visible: Visible) -> bool:
+def _unseen(entry: Entry, visible: PgSnapshot) -> bool:
     """Committed and on the board, but not yet in what that query saw: a synchronous standby may hold that up for long."""
     return entry[XID] != 0 and not visible.sees(Xid(entry[XID]))
 

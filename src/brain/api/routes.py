@@ -19,11 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain.access.jwks import TokenError
 from brain.access.policy import Headers
-from brain.access.rejections import Refusals
+from brain.access.rejections import RejectionCounter
 from brain.access.tokens import BOUNDS, OPEN, Grant, Tokens, bearer
-from brain.api.concurrency import Turns
+from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.problems import MAX_BODY, Problem, ProblemDocument, documented, handle, problem_answer
-from brain.api.repository import Runs
+from brain.api.repository import RunRepository
 from brain.contract.messages import ID, RunData, Status, WSMessage, body, iso, parse_time, storable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _moment(text: str) -> str:
 String = Annotated[str, AfterValidator(storable)]
 RunId = Annotated[String, Field(min_length=1, max_length=1024)]
 Progress = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True, description="percent")]
-Moment = Annotated[
+Checkpoint = Annotated[
     str,
     AfterValidator(_moment),
     Field(description="ISO 8601 with a zone", json_schema_extra={"format": "date-time"}),
@@ -67,9 +67,9 @@ class RunCreate(_Request):
     progress: Progress | None = None
     task_id: String | None = None
     agent: String | None = None
-    started_at: Annotated[Moment | None, Field(description="now, for a run created as running")] = None
+    started_at: Annotated[Checkpoint | None, Field(description="now, for a run created as running")] = None
     completed_at: Annotated[
-        Moment | None, Field(description="now, for a run created as completed or failed")
+        Checkpoint | None, Field(description="now, for a run created as completed or failed")
     ] = None
     error: String | None = None
 
@@ -150,12 +150,12 @@ Visitor: TypeAlias = Callable[[str, Headers], Hashable]
 
 
 def create_api(
-    runs: Runs,
+    runs: RunRepository,
     tokens: Tokens | None = None,
-    refusals: Refusals | None = None,
+    rejections: RejectionCounter | None = None,
     visitor: Visitor = lambda peer, _: peer,
 ) -> FastAPI:
-    refusals = refusals or Refusals()
+    rejections = rejections or RejectionCounter()
     app = _Api(
         title="Brain",
         description="Runs, and every change of them. `/ws` pushes each as a `WSMessage`; `GET /api/runs` is where a client begins.",
@@ -164,7 +164,7 @@ def create_api(
     )
     app.add_middleware(_BoundedBody)
     if tokens is not None:
-        app.add_middleware(_Bearer, tokens=tokens, refusals=refusals)
+        app.add_middleware(_Bearer, tokens=tokens, rejections=rejections)
     # Any origin, for the guard has refused every one that may not read, and no cookie is of any use here. Outermost: a preflight
     # carries no token, and a page may read why it was refused.
     app.add_middleware(
@@ -175,11 +175,11 @@ def create_api(
         expose_headers=["Location", "Retry-After"],
     )
     handle(app)
-    app.include_router(_routes(runs, Turns(refusals), visitor))
+    app.include_router(_routes(runs, ConcurrencyLimiter(rejections), visitor))
     return app
 
 
-def _routes(runs: Runs, turns: Turns, visitor: Visitor) -> APIRouter:
+def _routes(runs: RunRepository, turns: ConcurrencyLimiter, visitor: Visitor) -> APIRouter:
     def turn(request: Request) -> AbstractAsyncContextManager[None]:
         peer = request.client.host if request.client is not None else ""
         return turns.take(visitor(peer, request.scope["headers"]))
@@ -328,10 +328,10 @@ WITHOUT_TOKEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/
 class _Bearer:
     """Asks for a token, before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, refusals: Refusals) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, rejections: RejectionCounter) -> None:
         self.app = app
         self._tokens = tokens
-        self._refusals = refusals
+        self._rejections = rejections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in WITHOUT_TOKEN:
@@ -340,7 +340,7 @@ class _Bearer:
                 grant.require("read" if scope["method"] in ("GET", "HEAD") else "write")
             except TokenError as error:
                 peer = str((scope["client"] or ("",))[0])
-                self._refusals.note(error.kind, peer=peer, status=error.status, why=str(error))
+                self._rejections.note(error.code, peer=peer, status=error.status, detail=str(error))
                 more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
                 answer = problem_answer(Request(scope), Problem(error.status, str(error)), more)
                 await answer(scope, receive, send)

@@ -25,14 +25,14 @@ from brain.contract.messages import ID, Run, Status
 from brain.doctor import checks as doctor
 from brain.embedded.server import EmbeddedError, program, running
 from brain.log import Log
-from brain.postgres.connection import connect, masked, why
+from brain.postgres.connection import connect, error_line, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import TableError, describe, init_sql
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
-    from brain.api.repository import Runs
+    from brain.api.repository import RunRepository
     from brain.app import Running
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def fail(error: BaseException | str) -> NoReturn:
-    text = why(error) if isinstance(error, psycopg.Error) else str(error)
+    text = error_line(error) if isinstance(error, psycopg.Error) else str(error)
     print(f"brain: {text}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -219,7 +219,7 @@ async def _init_db(settings: Settings) -> None:
         )
         await conn.execute(init_sql(settings.table).encode())
         await describe(conn, settings.table)
-    print(f"{settings.table} of {masked(url)} is ready: brain serve")
+    print(f"{settings.table} of {redact(url)} is ready: brain serve")
 
 
 @app.command("doctor")
@@ -268,15 +268,15 @@ def demo(
 
 async def _demo(settings: Settings, count: int, seconds: float) -> None:
     from brain.api.problems import Problem  # noqa: PLC0415
-    from brain.api.repository import open_runs  # noqa: PLC0415
+    from brain.api.repository import open_repository  # noqa: PLC0415
     from brain.delivery.board import Board  # noqa: PLC0415 - as serve
 
     url = _url(settings)
     async with await connect(url, "brain-demo") as conn:
         columns = frozenset((await describe(conn, settings.table)).columns)
     decoder = Decoder(settings.status_map, settings.max_text)
-    print(f"playing {count} runs at a time in {settings.table} of {masked(url)}: Ctrl-C ends it, and them")
-    async with open_runs(url, settings.table, decoder, Board(0)) as runs:
+    print(f"playing {count} runs at a time in {settings.table} of {redact(url)}: Ctrl-C ends it, and them")
+    async with open_repository(url, settings.table, decoder, Board(0)) as runs:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(count):
@@ -285,7 +285,7 @@ async def _demo(settings: Settings, count: int, seconds: float) -> None:
             fail(group.exceptions[0])
 
 
-async def _play(runs: "Runs", columns: frozenset[str], number: int, seconds: float) -> None:
+async def _play(runs: "RunRepository", columns: frozenset[str], number: int, seconds: float) -> None:
     """One run after the other, by a table that may lack any column but id and status."""
 
     async def change(status: Status | None, **values: str | None) -> None:
@@ -320,7 +320,7 @@ async def _insist(ask: Callable[[], Awaitable[Run]]) -> Run:
         try:
             return await ask()
         except psycopg.OperationalError as error:
-            print(f"brain: trying again: {why(error)}", file=sys.stderr)
+            print(f"brain: trying again: {error_line(error)}", file=sys.stderr)
             await asyncio.sleep(1)
 
 

@@ -11,8 +11,8 @@ FIELDS = ("run_id", "task_id", "agent", "status")
 
 _PLACES = {"agent": AGENT, "task_id": TASK_ID}
 
-MOST_VALUES = 100
-MOST_CHARACTERS = 1024
+MAX_VALUES = 100
+MAX_CHARACTERS = 1024
 
 
 Facet: TypeAlias = tuple[str, str | None, str | None]
@@ -75,9 +75,9 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
     once: dict[str, str] = {}
     for name, value in query:
         if name in fields:
-            if not value or len(value) > MOST_CHARACTERS:
+            if not value or len(value) > MAX_CHARACTERS:
                 raise FilterError(
-                    f"{name} takes a text of 1 to {MOST_CHARACTERS} characters, not {value[:40]!r}"
+                    f"{name} takes a text of 1 to {MAX_CHARACTERS} characters, not {value[:40]!r}"
                 )
             fields[name].add(value)
         elif name in ("snapshot", "since"):
@@ -87,8 +87,8 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
         else:
             known = ", ".join((*FIELDS, "snapshot", "since"))
             raise FilterError(f"unknown parameter {name[:40]!r}: /ws knows {known}")
-    if sum(map(len, fields.values())) > MOST_VALUES:
-        raise FilterError(f"a filter takes at most {MOST_VALUES} values: leave it out and pick in the client")
+    if sum(map(len, fields.values())) > MAX_VALUES:
+        raise FilterError(f"a filter takes at most {MAX_VALUES} values: leave it out and pick in the client")
     if unknown := fields["status"] - set(STATUSES):
         raise FilterError(f"status is one of {', '.join(STATUSES)}, not {min(unknown)[:40]!r}")
     if once.get("snapshot", "true") not in ("true", "false"):

@@ -33,8 +33,8 @@ FINISHED: tuple[Facet, ...] = (("completed", ANY, ANY), ("failed", ANY, ANY))
 """What a run may have been that is updated and that the board does not hold: active runs are never evicted."""
 
 ANYTHING: tuple[Facet, ...] = tuple((status, ANY, ANY) for status in STATUSES)
-MOST_FACETS = 32
-MOST_DELETED = 1024
+MAX_FACETS = 32
+MAX_DELETED = 1024
 
 Entry: TypeAlias = tuple[int, Micros, Run, bytes, tuple[Facet, ...], int]
 """seq, time on the wire, run, its framed message, all it has been since the board knows it, the id of its transaction or 0."""
@@ -170,7 +170,7 @@ class Board:
                     run = _filled(run, known[RUN])
                 if self._push_unchanged or op == "insert" or run != known[RUN]:
                     pushes.append(self._put(run, event.xid, known, ()))
-        if len(self._deleted) > MOST_DELETED:
+        if len(self._deleted) > MAX_DELETED:
             self._deleted.clear()
             self._emptied = self.seq
         return pushes
@@ -231,7 +231,7 @@ class Board:
             steady = before[0] == now[0]
             both = (now,) if before == now else (before, now)
             if now not in seen:
-                seen = (*seen, now) if len(seen) < MOST_FACETS else ANYTHING
+                seen = (*seen, now) if len(seen) < MAX_FACETS else ANYTHING
             self.size += 2 * (len(frame) - len(known[FRAME]))
         if self._shown and (shown := self._shown.pop(run[ID], None)):
             seen, both = _joined(seen, shown[1]), _joined(both, shown[1])
@@ -333,7 +333,7 @@ def _roundest(low: int, high: int) -> int:
 
 def _joined(facets: tuple[Facet, ...], more: tuple[Facet, ...]) -> tuple[Facet, ...]:
     found = tuple(dict.fromkeys(facets + more))
-    return found if len(found) <= MOST_FACETS else ANYTHING
+    return found if len(found) <= MAX_FACETS else ANYTHING
 
 
 def _cost(entry: Entry) -> int:

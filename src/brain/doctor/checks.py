@@ -15,9 +15,18 @@ import psycopg
 from psycopg import sql
 
 from brain.contract.messages import FIELDS, ID, STATUS
-from brain.postgres.connection import Conn, Text, answered, connect, masked, why
+from brain.postgres.connection import Conn, Text, connect, deadline, error_line, redact
 from brain.postgres.decoder import Decoder
-from brain.postgres.publication import Facts, Refused, SlotWaits, ensure, facts, known, refusal, unfit
+from brain.postgres.publication import (
+    Inspection,
+    SlotBlocked,
+    StreamUnavailable,
+    blockers,
+    ensure_publication,
+    from_error,
+    from_sqlstate,
+    inspect,
+)
 from brain.postgres.replication import Stream
 from brain.postgres.table import Table, TableError
 
@@ -33,7 +42,7 @@ LONG = 60
 LARGE = 10_000
 """Rows from which on a missing index is felt."""
 
-MOST_GROUPED = 1_000_000
+MAX_GROUPED = 1_000_000
 """Rows among which ids that stand there twice are looked for."""
 
 SAMPLE = 1000
@@ -65,8 +74,8 @@ class Finding:
     """One word, for scripts; where Brain would poll because of it, it is /readyz's `cause`."""
     level: Level
     what: str
-    why: str
-    cure: str
+    detail: str
+    hint: str
     """What to run or to set; SQL can be pasted into psql as it stands. "" if nothing can be done, or nothing need be."""
 
 
@@ -83,12 +92,12 @@ class Report:
     def status(self) -> int:
         return max((STATUSES[finding.level] for finding in self.findings), default=0)
 
-    def add(self, check: str, level: Level, what: str, why: str, cure: str = "") -> None:
-        self.findings.append(Finding(check, level, what, why, cure))
+    def add(self, check: str, level: Level, what: str, detail: str, hint: str = "") -> None:
+        self.findings.append(Finding(check, level, what, detail, hint))
 
-    def polls(self, refused: Refused, cure: str = "") -> None:
+    def polls(self, unavailable: StreamUnavailable, hint: str = "") -> None:
         """A reason why Brain would poll; `cure` if more is known of it than `refused` does."""
-        self.add(refused.cause, "better", refused.reason, POLLS, cure or refused.cure)
+        self.add(unavailable.code, "better", unavailable.detail, POLLS, hint or unavailable.hint)
 
     def json(self) -> str:
         return json.dumps({"status": self.status} | asdict(self), indent=2)
@@ -101,9 +110,9 @@ class Report:
         marks = {"broken": "does not work", "better": "could be better", "note": "to know"}
         for found in sorted(self.findings, key=lambda found: -STATUSES[found.level]):
             lines.append(f"{marks[found.level]}: {found.what}")
-            lines.append(f"  why   {found.why}.")
+            lines.append(f"  why   {found.detail}.")
             lines += [
-                f"  {'     ' if i else 'cure '} {line}" for i, line in enumerate(found.cure.splitlines())
+                f"  {'     ' if i else 'hint '} {line}" for i, line in enumerate(found.hint.splitlines())
             ]
             lines.append("")
         conclusion = {
@@ -116,18 +125,20 @@ class Report:
 
 async def examine(url: str, table: Table, decoder: Decoder, *, stream: bool = True) -> Report:
     """`stream` False: BRAIN_SOURCE is poll, and what only a stream needs is not looked at."""
-    report = Report(masked(url), str(table))
+    report = Report(redact(url), str(table))
     try:
         conn = await connect(url, APPLICATION, lock_timeout="2s")
     except psycopg.Error as error:
         pooler = "startup parameter" in str(error)
-        report.add("pooler" if pooler else "away", "broken", why(error), NOTHING, _let_in(error))
+        report.add("pooler" if pooler else "away", "broken", error_line(error), NOTHING, _let_in(error))
         return report
     try:
         async with conn:
             await _examine(report, conn, url, table, decoder, stream=stream)
     except psycopg.Error as error:
-        report.add("away", "broken", f"the look at it was cut short: {why(error)}", NOTHING, "run this again")
+        report.add(
+            "away", "broken", f"the look at it was cut short: {error_line(error)}", NOTHING, "run this again"
+        )
     return report
 
 
@@ -156,7 +167,7 @@ async def _examine(
             "version", "note", f"PostgreSQL {version} is older than what Brain is tested on", "it should work"
         )
     try:
-        found = await facts(conn, table)
+        found = await inspect(conn, table)
     except TableError as error:
         report.add("table", "broken", str(error), NOTHING, _init(table) if "no table" in str(error) else "")
         return
@@ -164,44 +175,44 @@ async def _examine(
         return
     report.source = "poll"
     await _rows(report, conn, table, found, decoder)
-    unfits = list(unfit(found, table, conn.info.parameter_status("application_name") or APPLICATION))
-    cures = {each.cure for each in unfits} if stream else set()
-    await _indexes(report, conn, table, found, decoder, cures=cures)
+    unfits = list(blockers(found, table, conn.info.parameter_status("application_name") or APPLICATION))
+    hints = {each.hint for each in unfits} if stream else set()
+    await _indexes(report, conn, table, found, decoder, hints=hints)
     if not stream:
         report.add("chosen", "note", "BRAIN_SOURCE is poll", POLLS, "BRAIN_SOURCE=auto")
         return
-    for refused in unfits:
-        twice, cure = await _unique(conn, table, refused.cure)
-        report.add(refused.cause, "better", refused.reason + twice, POLLS, cure)
+    for unavailable in unfits:
+        twice, hint = await _unique(conn, table, unavailable.hint)
+        report.add(unavailable.code, "better", unavailable.detail + twice, POLLS, hint)
     refusals = unfits
     if not unfits:
         opening = Stream.open(
             url, table, found.description, decoder, application=APPLICATION, patience=PATIENCE
         )
         tried = (await _publication(report, conn, table), await _stream(report, conn, user, opening))
-        refusals = [refused for refused in tried if refused is not None]
+        refusals = [unavailable for unavailable in tried if unavailable is not None]
     report.source = "poll" if refusals else "replication"
     if not found.standby:
         await _transactions(
-            report, conn, all_of_them=any(isinstance(refused, SlotWaits) for refused in refusals)
+            report, conn, all_of_them=any(isinstance(unavailable, SlotBlocked) for unavailable in refusals)
         )
         await _log(report, conn)
-    for refused in refusals:
+    for unavailable in refusals:
         # Why Brain polls is never left out.
-        if all(each.check != refused.cause for each in report.findings):
-            report.polls(refused)
+        if all(each.check != unavailable.code for each in report.findings):
+            report.polls(unavailable)
     if int(backend) != conn.info.backend_pid and all(each.check != "pooler" for each in report.findings):
         report.add(
             "pooler",
             "better",
             "a pooler stands between, and hands each transaction to another session",
             "it costs a hop, and not every pooler passes replication on",
-            known("08P01", user).cure,
+            from_sqlstate("08P01", user).hint,
         )
 
 
 _LET_IN = {
-    "startup parameter": known("08P01", "").cure,
+    "startup parameter": from_sqlstate("08P01", "").hint,
     # 28P01, 28000, 3D000, 53300
     "password": "set the right role and password in BRAIN_DATABASE_URL, with %40 for an @, %2F for a / and %25 for a % in them",
     'role "(.+)" does not exist': "CREATE ROLE {} LOGIN REPLICATION; -- or name another in BRAIN_DATABASE_URL",
@@ -216,9 +227,9 @@ _LET_IN = {
 
 
 def _let_in(error: psycopg.Error) -> str:
-    for words, cure in _LET_IN.items():
+    for words, hint in _LET_IN.items():
         if match := re.search(words, str(error)):
-            return cure.replace("{}", sql.Identifier(match[1]).as_string()) if match.re.groups else cure
+            return hint.replace("{}", sql.Identifier(match[1]).as_string()) if match.re.groups else hint
     return "see that it runs, and that BRAIN_DATABASE_URL names the right role, password and database"
 
 
@@ -229,7 +240,7 @@ def _init(table: Table) -> str:
 # Rights.
 
 
-async def _rights(report: Report, conn: Conn, table: Table, found: Facts, user: str) -> bool:
+async def _rights(report: Report, conn: Conn, table: Table, found: Inspection, user: str) -> bool:
     """False: the table cannot be read."""
     usage, select, insert, update, secured = await _one(
         conn,
@@ -238,13 +249,13 @@ async def _rights(report: Report, conn: Conn, table: Table, found: Facts, user: 
         {"schema": table.schema, "oid": found.description.oid},
     )
     role, name = sql.Identifier(user).as_string(), table.sql.as_string()
-    cures = []
+    hints = []
     if usage == "f":
-        cures.append(f"GRANT USAGE ON SCHEMA {sql.Identifier(table.schema).as_string()} TO {role};")
+        hints.append(f"GRANT USAGE ON SCHEMA {sql.Identifier(table.schema).as_string()} TO {role};")
     if select == "f":
-        cures.append(f"GRANT SELECT ON {name} TO {role}; -- on the whole table, not on columns")
-    if cures:
-        report.add("select", "broken", f"the role {user} may not read {table}", NOTHING, "\n".join(cures))
+        hints.append(f"GRANT SELECT ON {name} TO {role}; -- on the whole table, not on columns")
+    if hints:
+        report.add("select", "broken", f"the role {user} may not read {table}", NOTHING, "\n".join(hints))
         return False
     if insert == "f" or update == "f":
         report.add(
@@ -268,7 +279,7 @@ async def _rights(report: Report, conn: Conn, table: Table, found: Facts, user: 
 # Rows.
 
 
-async def _rows(report: Report, conn: Conn, table: Table, found: Facts, decoder: Decoder) -> None:
+async def _rows(report: Report, conn: Conn, table: Table, found: Inspection, decoder: Decoder) -> None:
     missing = [name for name in FIELDS if name not in found.description.columns]
     if missing:
         report.add(
@@ -358,7 +369,7 @@ def _list(table: Table, name: str, ids: list[str]) -> str:
 
 
 async def _indexes(
-    report: Report, conn: Conn, table: Table, found: Facts, decoder: Decoder, *, cures: set[str]
+    report: Report, conn: Conn, table: Table, found: Inspection, decoder: Decoder, *, hints: set[str]
 ) -> None:
     """Whether there is an index for what is under way, and for an id; as the planner says, forbidden to scan. `cures` are those
     of other findings.
@@ -375,8 +386,8 @@ async def _indexes(
             what += ", and none can: status is an enum, whose text PostgreSQL lets no index contain"
             report.add("status_index", "note", what, reads)
         else:
-            cure = f"CREATE INDEX ON {name} (id) WHERE status::text IN ({active.as_string()});"
-            report.add("status_index", "better", what, reads, cure)
+            hint = f"CREATE INDEX ON {name} (id) WHERE status::text IN ({active.as_string()});"
+            report.add("status_index", "better", what, reads, hint)
     if await _scans(
         conn,
         table,
@@ -384,21 +395,21 @@ async def _indexes(
             sql.SQL(found.description.columns["id"].type)
         ),
     ):
-        cure = f"ALTER TABLE {name} ADD PRIMARY KEY (id);"
+        hint = f"ALTER TABLE {name} ADD PRIMARY KEY (id);"
         if found.description.primary_key:
-            cure = f"CREATE UNIQUE INDEX ON {name} (id);"
-        if cure not in cures:
-            twice, cure = await _unique(conn, table, cure)
+            hint = f"CREATE UNIQUE INDEX ON {name} (id);"
+        if hint not in hints:
+            twice, hint = await _unique(conn, table, hint)
             report.add(
                 "id_index",
                 "better",
                 f"no index finds a run by its id{twice}",
                 f"each poll, and each GET /api/runs/…, reads the whole table, {rows}",
-                cure,
+                hint,
             )
 
 
-async def _size(conn: Conn, table: Table, found: Facts) -> str | None:
+async def _size(conn: Conn, table: Table, found: Inspection) -> str | None:
     """How many rows, in words; None if there are too few to matter. The estimate is that of the last ANALYZE: if it is small,
     so many rows are counted as matter.
     """
@@ -419,31 +430,31 @@ async def _size(conn: Conn, table: Table, found: Facts) -> str | None:
     return f"{LARGE} rows or more" if int(str(counted)) >= LARGE else None
 
 
-async def _unique(conn: Conn, table: Table, cure: str) -> tuple[str, str]:
+async def _unique(conn: Conn, table: Table, hint: str) -> tuple[str, str]:
     """What to say and to run, where the ids stand in the way of a cure that wants them unique."""
-    if not re.search("PRIMARY KEY|UNIQUE", cure):
-        return "", cure
+    if not re.search("PRIMARY KEY|UNIQUE", hint):
+        return "", hint
     head = sql.SQL("SELECT id, count(*) FROM {}").format(table.sql)
-    nulls = "OR id IS NULL" if "PRIMARY KEY" in cure else "AND id IS NOT NULL"
+    nulls = "OR id IS NULL" if "PRIMARY KEY" in hint else "AND id IS NOT NULL"
     tail = sql.SQL(f" GROUP BY id HAVING count(*) > 1 {nulls}")
     few = sql.SQL("SELECT count(*) <= {most} FROM (SELECT FROM {table} LIMIT {most} + 1) counted").format(
-        table=table.sql, most=MOST_GROUPED
+        table=table.sql, most=MAX_GROUPED
     )
     try:
         async with _briefly(conn):
             ((cheap,),) = await _all(conn, few)
             repeated = await _all(conn, head + tail + sql.SQL(" LIMIT 1")) if cheap == "t" else []
     except psycopg.errors.QueryCanceled:
-        return "", cure
+        return "", hint
     if not repeated:
-        return "", cure
+        return "", hint
     return (
         ", and ids that are NULL or stand there more than once rule out a key",
-        f"{(head + tail).as_string()}; -- make these unique\n-- and then: {cure}",
+        f"{(head + tail).as_string()}; -- make these unique\n-- and then: {hint}",
     )
 
 
-async def _is_enum(conn: Conn, found: Facts) -> bool:
+async def _is_enum(conn: Conn, found: Inspection) -> bool:
     """Also by way of a domain."""
     (kind,) = await _one(
         conn,
@@ -473,14 +484,14 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # The stream.
 
 
-async def _publication(report: Report, conn: Conn, table: Table) -> Refused | None:
+async def _publication(report: Report, conn: Conn, table: Table) -> StreamUnavailable | None:
     """Why there is no publication, and Brain cannot make one: it makes it, and takes it back."""
     try:
         async with _briefly(conn):
-            await ensure(conn, table, APPLICATION)
-    except Refused as refused:
-        report.polls(refused)
-        return refused
+            await ensure_publication(conn, table, APPLICATION)
+    except StreamUnavailable as unavailable:
+        report.polls(unavailable)
+        return unavailable
     except psycopg.errors.LockNotAvailable:
         report.add(
             "publication",
@@ -494,35 +505,35 @@ async def _publication(report: Report, conn: Conn, table: Table) -> Refused | No
 
 async def _stream(
     report: Report, conn: Conn, user: str, opening: Coroutine[Any, Any, Stream]
-) -> Refused | None:
+) -> StreamUnavailable | None:
     """Why no stream can be had."""
     try:
         stream = await opening
     except psycopg.Error as error:
-        refused = refusal(error, user)
+        unavailable = from_error(error, user)
     else:
         await stream.close()
         return None
-    if isinstance(refused, SlotWaits):
+    if isinstance(unavailable, SlotBlocked):
         # The transactions are found below, if they are still there.
         waited = f"a slot waited for {PATIENCE:g} s for a writing transaction, which has ended since"
-        return SlotWaits(waited, "run this again", refused.cause)
+        return SlotBlocked(waited, "run this again", unavailable.code)
     mine = await _all(
         conn,
         "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database() AND slot_name LIKE 'brain\\_%%'",
     )
-    if mine and refused.cause in ("slots", "walsenders"):
+    if mine and unavailable.code in ("slots", "walsenders"):
         report.add(
-            refused.cause,
+            unavailable.code,
             "note",
-            f"{refused.reason}; a Brain has one, {mine[0][0]}",
+            f"{unavailable.detail}; a Brain has one, {mine[0][0]}",
             "a second Brain would poll",
-            await _room(conn, refused.cause),
+            await _room(conn, unavailable.code),
         )
         return None
-    report.polls(refused, await _room(conn, refused.cause))
-    await _settings(report, conn, user, refused.cause)
-    return refused
+    report.polls(unavailable, await _room(conn, unavailable.code))
+    await _settings(report, conn, user, unavailable.code)
+    return unavailable
 
 
 async def _settings(report: Report, conn: Conn, user: str, said: str) -> None:
@@ -533,38 +544,38 @@ async def _settings(report: Report, conn: Conn, user: str, said: str) -> None:
         " current_setting('max_replication_slots')::int > (SELECT count(*) FROM pg_replication_slots),"
         " current_setting('max_wal_senders')::int > (SELECT count(*) FROM pg_stat_replication)",
     )
-    for code, well in (
+    for sqlstate, well in (
         ("55000", level == "logical"),
         ("42501", may == "t"),
         ("53400", slots == "t"),
         ("53300", senders == "t"),
     ):
-        refused = known(code, user)
-        if not well and refused.cause != said:
-            report.polls(refused, await _room(conn, refused.cause))
+        unavailable = from_sqlstate(sqlstate, user)
+        if not well and unavailable.code != said:
+            report.polls(unavailable, await _room(conn, unavailable.code))
 
 
-async def _room(conn: Conn, cause: str) -> str:
+async def _room(conn: Conn, code: str) -> str:
     """The exact cure for what has run out; "" for other causes."""
-    name = {"slots": "max_replication_slots", "walsenders": "max_wal_senders"}.get(cause)
+    name = {"slots": "max_replication_slots", "walsenders": "max_wal_senders"}.get(code)
     if name is None:
         return ""
     (now,) = await _one(conn, "SELECT current_setting(%s)", [name])
-    cure = f"ALTER SYSTEM SET {name} = {int(str(now)) + 4}; -- then restart PostgreSQL"
-    if cause == "slots":
+    hint = f"ALTER SYSTEM SET {name} = {int(str(now)) + 4}; -- then restart PostgreSQL"
+    if code == "slots":
         # A slot that is idle now may be a standby's that comes back: to drop one is never what a paste does.
         for (idle,) in await _all(
             conn, "SELECT quote_literal(slot_name) FROM pg_replication_slots WHERE NOT active ORDER BY 1"
         ):
-            cure += f"\n-- or, if nobody needs it: SELECT pg_drop_replication_slot({idle});"
-    return cure
+            hint += f"\n-- or, if nobody needs it: SELECT pg_drop_replication_slot({idle});"
+    return hint
 
 
 async def _transactions(report: Report, conn: Conn, *, all_of_them: bool) -> None:
     """Those that write and stay open. `all_of_them`: a slot has waited for them in vain. The age and kind of others' sessions
     are for superusers and members of pg_read_all_stats to see.
     """
-    reason = "a slot waits for every transaction that writes when it is made, Brain polls meanwhile, and log is kept back"
+    detail = "a slot waits for every transaction that writes when it is made, Brain polls meanwhile, and log is kept back"
     for pid, user, age in await _all(
         conn,
         "SELECT a.pid, coalesce(a.usename, a.backend_type, 'PostgreSQL'), extract(epoch FROM clock_timestamp() - a.xact_start)::int FROM pg_stat_activity a"
@@ -575,7 +586,7 @@ async def _transactions(report: Report, conn: Conn, *, all_of_them: bool) -> Non
             since = "" if age is None else f" for {age} s"
             what = f"a writing transaction of {user} (pid {pid}) is open{since}"
             report.add(
-                "slot_waits", "better", what, reason, f"SELECT pg_terminate_backend({pid}); -- or let it end"
+                "slot_waits", "better", what, detail, f"SELECT pg_terminate_backend({pid}); -- or let it end"
             )
     for gid, age in await _all(
         conn,
@@ -587,7 +598,7 @@ async def _transactions(report: Report, conn: Conn, *, all_of_them: bool) -> Non
                 "slot_waits",
                 "better",
                 what,
-                reason,
+                detail,
                 f"ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED, in its database",
             )
 
@@ -628,7 +639,7 @@ async def _briefly(conn: Conn) -> AsyncIterator[None]:
 
 
 async def _all(conn: Conn, query: str | sql.Composed, values: Any = None) -> list[Text]:
-    async with answered():
+    async with deadline():
         return await (await conn.execute(query, values)).fetchall()
 
 

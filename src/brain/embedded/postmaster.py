@@ -69,8 +69,8 @@ async def command(arguments: list[str], account: pwd.struct_passwd | None, text:
                 process.wait()
         if not done or process.returncode:
             name = Path(arguments[0]).name
-            why = "failed" if done else "was not done in 120 s"
-            raise EmbeddedError(f"{name} {why} ({_last_lines(output)}): cure that, {INSTEAD}.")
+            detail = "failed" if done else "was not done in 120 s"
+            raise EmbeddedError(f"{name} {detail} ({_last_lines(output)}): cure that, {INSTEAD}.")
 
 
 def _last_lines(output: IO[bytes]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from brain.postgres.pgoutput import LSN
-from brain.postgres.snapshots import Visible
+from brain.postgres.snapshots import PgSnapshot
 
 Identity: TypeAlias = tuple[str | None, ...]
 """System identifier, timeline, database, table and its columns: when one of them changes, what was known of the table is void."""
@@ -13,11 +13,11 @@ NOWHERE = LSN(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Checkpoint:
     """As of when everything is known: the last good moment."""
 
     identity: Identity
-    visible: Visible
+    visible: PgSnapshot
     versions: frozenset[tuple[str, str | None]] = frozenset()
     """Id and xmin of the row versions that are known though they lie beyond the horizon, which an open transaction holds:
     the next answer will contain them again."""

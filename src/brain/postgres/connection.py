@@ -59,20 +59,20 @@ def parse_url(url: str) -> str:
         head, mark, query = url[match.end() :].partition("?")
         authority, _, name = head.partition("/")
         if authority.count("@") > 1 or "@" in name or ("@" in query and "@" not in head):
-            raise DatabaseURLError("the database URL has an @, a / or a ? inside its password" + _CURE)
+            raise DatabaseURLError("the database URL has an @, a / or a ? inside its password" + _HINT)
         kept = [pair for pair in query.split("&") if pair.partition("=")[0] not in _OURS]
         url = f"postgresql://{head}{mark if any(kept) else ''}{'&'.join(kept)}"
     try:
         info = conninfo.conninfo_to_dict(url)
     except psycopg.Error as error:
-        raise DatabaseURLError(f"the database URL cannot be read ({_safe(error)})" + _CURE) from None
+        raise DatabaseURLError(f"the database URL cannot be read ({_safe(error)})" + _HINT) from None
     for port in str(info.get("port") or 5432).split(","):
         if port and not (port.isdecimal() and 0 < int(port) < 65536):
-            raise DatabaseURLError("the port in the database URL is not a number from 1 to 65535" + _CURE)
+            raise DatabaseURLError("the port in the database URL is not a number from 1 to 65535" + _HINT)
     return url
 
 
-_CURE = (
+_HINT = (
     ": write postgresql://user:password@host:5432/database, and in the password %40 for @, %2F for /, "
     "%3F for ?, %25 for % and %20 for a space"
 )
@@ -85,7 +85,7 @@ def _safe(error: psycopg.Error) -> str:
     return text if named else re.sub(r'"[^"]*"?', "…", text)
 
 
-def masked(url: str) -> str:
+def redact(url: str) -> str:
     """The URL for a log line: without its password, and without parameters, which may hold one."""
     info = conninfo.conninfo_to_dict(url)
     hosts = str(info.get("host") or info.get("hostaddr") or "localhost").split(",")
@@ -139,14 +139,14 @@ class Session(AsyncConnection[Any]):
         conn = await super().connect(conninfo, **{**given, "options": ""})
         # What a pooler keeps apart for each of its clients (PgBouncer, "track_extra_parameters"). A SET of anything else would
         # stay behind in a session that is the application's a moment later.
-        async with answered():
+        async with deadline():
             await conn.execute("SET datestyle = 'ISO,MDY'")
             await conn.execute("SET timezone = 'UTC'")
         return conn
 
 
 @asynccontextmanager
-async def answered(seconds: float = ANSWER, waiting_for: str = "an answer") -> AsyncIterator[None]:
+async def deadline(seconds: float = ANSWER, waiting_for: str = "an answer") -> AsyncIterator[None]:
     """Gives up on what has not ended after so many seconds. Raises psycopg.OperationalError.
 
     TCP notices what vanishes on the way, but not a proxy that takes every question and hands none on. The second deadline
@@ -172,11 +172,11 @@ def _oids(adapters: AdaptersMap) -> list[int]:
     return [oid for info in adapters.types for oid in (info.oid, info.array_oid) if oid]
 
 
-def why(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """One line for a log or a person: what PostgreSQL said, and its SQLSTATE."""
-    code = getattr(error, "sqlstate", None)
+    sqlstate = getattr(error, "sqlstate", None)
     text = _first_line(error) or type(error).__name__
-    return f"{text} ({code})" if code else text
+    return f"{text} ({sqlstate})" if sqlstate else text
 
 
 def _first_line(error: BaseException) -> str:

@@ -73,21 +73,21 @@ class Decoder:
     def _refuse(self, run_id: str | None, word: str | None) -> None:
         self.refused += 1
         if not run_id:
-            what, cure = "an empty id", "give the run an id"
+            what, hint = "an empty id", "give the run an id"
         elif len(run_id) > self.max_text:
-            what, cure = (
+            what, hint = (
                 f"an id of more than {self.max_text} characters",
                 "give the run a shorter one, or raise BRAIN_MAX_TEXT",
             )
         else:
-            what, cure = f"status {str(word)[:40]!r}", "map the table's own words with BRAIN_STATUS_MAP"
+            what, hint = f"status {str(word)[:40]!r}", "map the table's own words with BRAIN_STATUS_MAP"
         self._words[what] += 1
         if self._words[what] == 1 and len(self._words) <= 100:
             log.warning(
                 "row refused",
-                why=f"{what} has no place in the contract",
+                detail=f"{what} has no place in the contract",
                 id=str(run_id)[:40],
-                cure=cure,
+                hint=hint,
             )
 
     def _cut(self, text: str) -> str:

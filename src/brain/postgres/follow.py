@@ -23,12 +23,20 @@ from psycopg import conninfo
 
 from brain.contract.events import Event, Known, Op, Snapshot
 from brain.contract.messages import ACTIVE, ID, STATUS, UNCHANGED, Run
-from brain.postgres.checkpoints import Moment
-from brain.postgres.connection import Conn, answered, connect, why
+from brain.postgres.checkpoints import Checkpoint
+from brain.postgres.connection import Conn, connect, deadline, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import LOCKED, Poll
-from brain.postgres.publication import Cause, Facts, Refused, SlotWaits, ensure, facts, refusal
+from brain.postgres.publication import (
+    Inspection,
+    SlotBlocked,
+    StreamUnavailable,
+    UnavailableCode,
+    ensure_publication,
+    from_error,
+    inspect,
+)
 from brain.postgres.replication import LostError, SilentError, Stream
 from brain.postgres.snapshots import Xid
 from brain.postgres.table import Table, TableError
@@ -37,22 +45,22 @@ log = structlog.get_logger()
 
 Mode: TypeAlias = Literal["auto", "replication", "poll"]
 
-BACK_OFF_FIRST, BACK_OFF_MOST = 0.1, 1.5
+BACK_OFF_FIRST, MAX_BACK_OFF = 0.1, 1.5
 """Seconds. The longest keeps the promise that a database which is back is followed within 2 s."""
 
 STEADY = 5.0
 """Seconds after which a connection that is lost is no failure to back off from."""
 
-CLIMB_EVERY = 10.0
+PROMOTE_EVERY = 10.0
 """Seconds until a refused stream is asked for again."""
 
-SLOT_WAITS = (5.0, 30.0, 300.0)
+SLOT_TIMEOUTS = (5.0, 30.0, 300.0)
 """Seconds that making a slot may wait for the open writing transactions, try by try."""
 
 WATCH_EVERY = 10.0
 COMPARE_EVERY = 60.0
 
-MOST_WAL = 1024**3
+MAX_WAL = 1024**3
 """Bytes of log that our slot may hold back before it is given up: an open transaction anywhere pins them."""
 
 
@@ -61,11 +69,11 @@ class State:
     """Which source is in use, and why it is not a better one: for /readyz, /metrics and the log."""
 
     source: Literal["none", "poll", "replication"] = "none"
-    reason: str = "connecting"
+    detail: str = "connecting"
     """Why the source is not a better one; "" if there is none better."""
-    cure: str = ""
+    hint: str = ""
     """What to run or set for a better one."""
-    cause: Cause | None = "connecting"
+    code: UnavailableCode | None = "connecting"
     """The reason in a word; None if there is no better source."""
     heard: float = float("-inf")
     """When, by the loop's clock, the database was last known to have been read to its end."""
@@ -79,31 +87,33 @@ class State:
     def change(
         self,
         source: Literal["none", "poll", "replication"],
-        cause: Cause | None = None,
-        reason: str = "",
-        cure: str = "",
+        code: UnavailableCode | None = None,
+        detail: str = "",
+        hint: str = "",
     ) -> None:
         """One log line per change of state, not per try: a reason that comes and goes (a server that refuses now, and resets
         then) is said once as long as the source stays the same.
         """
-        if (source, reason) == (self.source, self.reason):
+        if (source, detail) == (self.source, self.detail):
             return
         if source != self.source:
             self._said.clear()
-        known = reason in self._said
-        self._said.add(reason)
-        self.source, self.cause, self.reason, self.cure = source, cause, reason, cure
+        known = detail in self._said
+        self._said.add(detail)
+        self.source, self.code, self.detail, self.hint = source, code, detail, hint
         if known:
             return
         level = log.warning if source == "none" else log.info
-        level("source", now=source, **({"why": reason} if reason else {}), **({"cure": cure} if cure else {}))
+        level(
+            "source", now=source, **({"detail": detail} if detail else {}), **({"hint": hint} if hint else {})
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """What a watch found: once the stream has passed `lsn`, everything before `moment` is known."""
 
-    moment: Moment
+    moment: Checkpoint
     lsn: LSN
     compared: int | None = None
     """The board's seq when the table was compared with it, if it was."""
@@ -133,9 +143,9 @@ class Follow:
         self._interval = interval
         self._application = application
         self._user = str(conninfo.conninfo_to_dict(url).get("user") or "")
-        self._moment: Moment | None = None
+        self._moment: Checkpoint | None = None
         self._slot_tries = 0
-        self._next_climb = 0.0
+        self._next_promotion = 0.0
         self._streamed: set[int] = set()
         """Transactions that the stream has told of since the last watch, and that a query may not see yet."""
 
@@ -150,26 +160,26 @@ class Follow:
                     self.state.connects += 1
                     poll = Poll(conn, self._table, self._decoder, self._known, self._moment)
                     await poll.look()
-                    self._next_climb = 0.0
+                    self._next_promotion = 0.0
                     async with aclosing(self._follow(poll)) as events:
                         async for event in events:
                             yield event
             except TableError as error:
                 self.state.change("none", "table", str(error))
             except (psycopg.Error, OSError, TimeoutError) as error:
-                self.state.change("none", "away", why(error))
+                self.state.change("none", "away", error_line(error))
             except Exception as error:
                 # A fault of ours. To begin again, with a poll, is still the way back to the truth; clients stay.
                 log.exception("following failed")
                 self.state.change("none", "fault", f"a fault of Brain's: {error!r}")
             failures = 1 if loop.time() - began > STEADY else failures + 1
-            longest = min(BACK_OFF_MOST, BACK_OFF_FIRST * 2 ** min(failures, 10))
+            longest = min(MAX_BACK_OFF, BACK_OFF_FIRST * 2 ** min(failures, 10))
             await asyncio.sleep(random.uniform(longest / 2, longest))
 
     async def _follow(self, poll: Poll) -> AsyncGenerator[Event]:
         """Poll, and stream while that can be had. Ends by raising what the ordinary connection raised."""
         loop = asyncio.get_running_loop()
-        climb: asyncio.Task[tuple[Stream, Facts]] | None = None
+        promotion: asyncio.Task[tuple[Stream, Inspection]] | None = None
         next_look = loop.time() + WATCH_EVERY
         try:
             while True:
@@ -178,20 +188,20 @@ class Follow:
                     before = poll.description
                     await poll.look()
                     next_look = loop.time() + WATCH_EVERY
-                    if climb is not None and poll.description != before:
+                    if promotion is not None and poll.description != before:
                         # It may wait for a slot for minutes, and a publication that has come to hurt would stay for as long.
-                        abandoned, climb = climb, None
+                        abandoned, promotion = promotion, None
                         await _abandon(abandoned)
-                        self._next_climb = 0.0
+                        self._next_promotion = 0.0
                 if self._streamed:
                     await self._seen(poll)
                 async with aclosing(poll.read()) as pieces:
                     async for piece in pieces:
                         yield piece
                 self._good(poll.moment)
-                if climb is not None and climb.done():
-                    finished, climb = climb, None
-                    opened = self._climbed(finished)
+                if promotion is not None and promotion.done():
+                    finished, promotion = promotion, None
+                    opened = self._promoted(finished)
                     if opened is not None:
                         async with aclosing(self._stream(poll, *opened)) as events:
                             async for event in events:
@@ -203,17 +213,17 @@ class Follow:
                         self.state.change("poll", "chosen", "BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
                     else:
                         self.state.change("poll", "preparing", "the stream is being prepared")
-                if climb is None and self._mode != "poll" and loop.time() >= self._next_climb:
-                    climb = asyncio.create_task(self._climb(), name="climb")
+                if promotion is None and self._mode != "poll" and loop.time() >= self._next_promotion:
+                    promotion = asyncio.create_task(self._promote(), name="climb")
                 self._warn_if_slow(poll.pause)
                 pause = max(self._interval, poll.pause)
-                if climb is None:
+                if promotion is None:
                     await asyncio.sleep(pause)
                 else:
-                    await asyncio.wait([climb], timeout=pause)
+                    await asyncio.wait([promotion], timeout=pause)
         finally:
-            if climb is not None:
-                await _abandon(climb)
+            if promotion is not None:
+                await _abandon(promotion)
 
     async def _seen(self, poll: Poll) -> None:
         """Wait until a query sees what the stream has told, or the next poll would take runs back to what they were.
@@ -229,7 +239,7 @@ class Follow:
             await asyncio.sleep(0.01)
         self._streamed.clear()
 
-    def _good(self, moment: Moment | None) -> None:
+    def _good(self, moment: Checkpoint | None) -> None:
         self._moment = moment
         self.state.heard = asyncio.get_running_loop().time()
 
@@ -240,13 +250,13 @@ class Follow:
 
     # Climbing.
 
-    async def _climb(self) -> tuple[Stream, Facts]:
+    async def _promote(self) -> tuple[Stream, Inspection]:
         """Look whether the table can be streamed, and make a slot. Raises Refused, TableError or psycopg.Error."""
         try:
             conn = await connect(self._url, self._application)
-            async with conn, answered(LOCKED, f"a lock on the table {self._table}"):
-                found = await ensure(conn, self._table, self._application)
-            patience = SLOT_WAITS[min(self._slot_tries, len(SLOT_WAITS) - 1)]
+            async with conn, deadline(LOCKED, f"a lock on the table {self._table}"):
+                found = await ensure_publication(conn, self._table, self._application)
+            patience = SLOT_TIMEOUTS[min(self._slot_tries, len(SLOT_TIMEOUTS) - 1)]
             stream = await Stream.open(
                 self._url,
                 self._table,
@@ -256,24 +266,28 @@ class Follow:
                 patience=patience,
             )
         except psycopg.Error as error:
-            raise refusal(error, self._user) from error
+            raise from_error(error, self._user) from error
         return stream, found
 
-    def _climbed(self, climb: asyncio.Task[tuple[Stream, Facts]]) -> tuple[Stream, Facts] | None:
+    def _promoted(
+        self, promotion: asyncio.Task[tuple[Stream, Inspection]]
+    ) -> tuple[Stream, Inspection] | None:
         """What a finished climb brought: a stream, or the reason why there is none."""
         now = asyncio.get_running_loop().time()
         try:
-            opened = climb.result()
-        except SlotWaits as refused:
+            opened = promotion.result()
+        except SlotBlocked as unavailable:
             self._slot_tries += 1
-            self.state.change("poll", refused.cause, refused.reason, refused.cure)
-            self._next_climb = now
-        except Refused as refused:
-            self.state.change("poll", refused.cause, refused.reason, refused.cure)
-            self._next_climb = now + CLIMB_EVERY
+            self.state.change("poll", unavailable.code, unavailable.detail, unavailable.hint)
+            self._next_promotion = now
+        except StreamUnavailable as unavailable:
+            self.state.change("poll", unavailable.code, unavailable.detail, unavailable.hint)
+            self._next_promotion = now + PROMOTE_EVERY
         except (TableError, OSError, TimeoutError) as error:
-            self.state.change("poll", "table" if isinstance(error, TableError) else "other", why(error))
-            self._next_climb = now + CLIMB_EVERY
+            self.state.change(
+                "poll", "table" if isinstance(error, TableError) else "other", error_line(error)
+            )
+            self._next_promotion = now + PROMOTE_EVERY
         else:
             self._slot_tries = 0
             return opened
@@ -281,7 +295,7 @@ class Follow:
 
     # Streaming.
 
-    async def _stream(self, poll: Poll, stream: Stream, found: Facts) -> AsyncGenerator[Event]:
+    async def _stream(self, poll: Poll, stream: Stream, found: Inspection) -> AsyncGenerator[Event]:
         """Join the stream and follow it until it is lost, which is said, or the ordinary connection is, which is raised."""
         loop = asyncio.get_running_loop()
         watch: asyncio.Task[Mark] | None = None
@@ -339,10 +353,10 @@ class Follow:
             if isinstance(error, SilentError):
                 raise psycopg.OperationalError(str(error)) from error
             self.state.change("poll", "lost", f"the stream was lost: {error}")
-            self._next_climb = loop.time() + random.uniform(0, 0.5)
-        except Refused as refused:
-            self.state.change("poll", refused.cause, refused.reason, refused.cure)
-            self._next_climb = loop.time() + CLIMB_EVERY
+            self._next_promotion = loop.time() + random.uniform(0, 0.5)
+        except StreamUnavailable as unavailable:
+            self.state.change("poll", unavailable.code, unavailable.detail, unavailable.hint)
+            self._next_promotion = loop.time() + PROMOTE_EVERY
         finally:
             if watch is not None:
                 await _give_up(watch)
@@ -354,7 +368,7 @@ class Follow:
             await stream.close()
 
     async def _watch(
-        self, poll: Poll, before: Facts, slot: str, compared: Moment | None, compared_seq: int
+        self, poll: Poll, before: Inspection, slot: str, compared: Checkpoint | None, compared_seq: int
     ) -> Mark:
         """Look for what would silence the stream without an error; `compared`: and for what changed since that moment, when
         the board was at `compared_seq`, without being told. Raises LostError, Refused, TableError, psycopg.Error.
@@ -379,12 +393,12 @@ class Follow:
         if unseen:
             differing, compared = [], None  # the stream knows more than the query
         # Behind the snapshot: a publication that is found whole was so for all that the snapshot has seen.
-        found = await facts(poll.conn, self._table)
+        found = await inspect(poll.conn, self._table)
         if found != before:
             raise LostError("the table or its publication has changed")
         retained = await _retained(poll.conn, slot)
-        if retained > MOST_WAL:
-            raise Refused(
+        if retained > MAX_WAL:
+            raise StreamUnavailable(
                 f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",
                 "end the oldest transaction of pg_stat_activity",
                 "held_back",
@@ -422,14 +436,14 @@ async def _give_up(task: asyncio.Task[Any]) -> None:
         task.exception()  # or its end would be reported as never looked at
 
 
-async def _abandon(climb: asyncio.Task[tuple[Stream, Facts]]) -> None:
-    await _give_up(climb)
-    if climb.done() and not climb.cancelled() and climb.exception() is None:
-        await climb.result()[0].close()
+async def _abandon(promotion: asyncio.Task[tuple[Stream, Inspection]]) -> None:
+    await _give_up(promotion)
+    if promotion.done() and not promotion.cancelled() and promotion.exception() is None:
+        await promotion.result()[0].close()
 
 
 async def _retained(conn: Conn, slot: str) -> int:
     query = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = %s"
-    async with answered():
+    async with deadline():
         row = await (await conn.execute(query, (slot,))).fetchone()
     return int(row[0]) if row is not None and row[0] is not None else 0

@@ -19,18 +19,18 @@ from psycopg import sql
 
 from brain.contract.events import Known, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
-from brain.postgres.checkpoints import Identity, Moment
-from brain.postgres.connection import Conn, Text, answered
+from brain.postgres.checkpoints import Checkpoint, Identity
+from brain.postgres.connection import Conn, Text, deadline
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
-from brain.postgres.snapshots import Visible, widen
+from brain.postgres.snapshots import PgSnapshot, widen
 from brain.postgres.table import Description, Table, describe, escaped
 
 PIECE = 1000
 SHARE = 20
 """A scan is followed by a pause of so many times its duration, or of what PAGE says it takes, if that is less."""
 
-PAUSE_MOST = 60.0
+MAX_PAUSE = 60.0
 """Seconds. A scan of three seconds may take more of a core than that, in a table that is that large."""
 
 PAGE = 2.8e-6
@@ -63,7 +63,7 @@ class Poll:
     """Reads the table over an ordinary connection. `moment` outlives connections; it is the caller's to hand on."""
 
     def __init__(
-        self, conn: Conn, table: Table, decoder: Decoder, known: Known, moment: Moment | None
+        self, conn: Conn, table: Table, decoder: Decoder, known: Known, moment: Checkpoint | None
     ) -> None:
         self.conn = conn
         self.moment = moment
@@ -78,7 +78,7 @@ class Poll:
 
     async def look(self) -> None:
         """Read what the catalog says. Raises TableError."""
-        async with answered():
+        async with deadline():
             self.description = await describe(self.conn, self._table)
             self._identity = await self.identify(self.description)
 
@@ -92,21 +92,21 @@ class Poll:
         columns = description.columns
         return (*row, *(columns[name].type if name in columns else None for name in FIELDS))
 
-    async def visible(self) -> Visible:
-        async with answered():
+    async def visible(self) -> PgSnapshot:
+        async with deadline():
             row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
         assert row is not None
-        return Visible.parse(str(row[0]))
+        return PgSnapshot.parse(str(row[0]))
 
-    async def _here(self) -> tuple[Visible, LSN]:
+    async def _here(self) -> tuple[PgSnapshot, LSN]:
         """What can be seen, and how far the log is on the disk; 0 on a read replica."""
-        async with answered():
+        async with deadline():
             row = await (await self.conn.execute(_HERE)).fetchone()
         assert row is not None
-        return Visible.parse(str(row[0])), LSN(int(row[1] or 0))
+        return PgSnapshot.parse(str(row[0])), LSN(int(row[1] or 0))
 
     async def insert_lsn(self) -> LSN:
-        async with answered():
+        async with deadline():
             row = await (
                 await self.conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
             ).fetchone()
@@ -126,7 +126,7 @@ class Poll:
             if visible == self.moment.visible and visible.whole and not back:
                 return
         # This takes the scan's lock first: to wait for it is no cost of the scan, and an hour would be followed by a day's pause.
-        async with answered(LOCKED, f"a lock on the table {self._table}"):
+        async with deadline(LOCKED, f"a lock on the table {self._table}"):
             row = await (await self.conn.execute(_SIZE, (list(self.description.tree),))).fetchone()
         assert row is not None
         took, begun = 0.0, time.perf_counter()
@@ -139,7 +139,7 @@ class Poll:
         # it work to wait for a disk, or for a core that others use.
         last, self._took = self._took, took + time.perf_counter() - begun
         pages = int(row[0] or 0) / 8192
-        self.pause = min(PAUSE_MOST, SHARE * min(last, self._took, PAGE * pages or PAUSE_MOST))
+        self.pause = min(MAX_PAUSE, SHARE * min(last, self._took, PAGE * pages or MAX_PAUSE))
 
     async def scan(self, keep: Callable[[Run], bool] | None = None) -> AsyncGenerator[Snapshot]:
         """Read, and move `moment` on when the last piece has been taken. `keep` may leave rows out."""
@@ -165,13 +165,13 @@ class Poll:
         async with self.conn.cursor() as cursor:
             answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
             async with aclosing(answer):
-                async with answered(
+                async with deadline(
                     SCAN if moment is None or not self._took else 60 + SHARE * self._took, "the end of a scan"
                 ):
                     row = await anext(
                         answer
                     )  # there is one, be it of NULLs, and where nothing has changed it ends the scan
-                visible, at = Visible.parse(str(row[0])), int(str(row[1]))
+                visible, at = PgSnapshot.parse(str(row[0])), int(str(row[1]))
                 while row is not None:
                     _, _, xmin, *values = row
                     row = await anext(answer, None)
@@ -192,7 +192,7 @@ class Poll:
         gone = await self._gone(missing, by_id)
         yield Snapshot(rows, at, gone, new=new)
         # The catalog was read before the scan: what was attached between the two is found by the next look.
-        self.moment = Moment(self._identity, visible, frozenset(versions), flushed, self.description.tree)
+        self.moment = Checkpoint(self._identity, visible, frozenset(versions), flushed, self.description.tree)
 
     def _first(self, by_id: sql.Composable) -> tuple[sql.Composed, list[object]]:
         """Nothing is known, or nothing that holds: what is queued and running, and what is held as such."""
@@ -204,7 +204,7 @@ class Poll:
         words = [sql.SQL(escaped(sql.Literal(word))) for word in self._decoder.active_words]
         return sql.SQL("r.status::text IN ({})").format(sql.SQL(", ").join(words))
 
-    def _since(self, moment: Moment) -> tuple[sql.Composed, list[object]]:
+    def _since(self, moment: Checkpoint) -> tuple[sql.Composed, list[object]]:
         if self.description.kind not in "rpm":
             return self._first(self._by_id())  # a view's rows have no xmin
         condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))").format()
@@ -231,7 +231,7 @@ class Poll:
         if not ids:
             return []
         query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.in_query, by_id)
-        async with answered(SCAN, "the ids of unfinished runs"):
+        async with deadline(SCAN, "the ids of unfinished runs"):
             found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
         return [run_id for run_id in ids if run_id not in found]
 
@@ -240,6 +240,6 @@ class Poll:
         query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
             self.description.select("r", self._decoder.max_text), self._table.in_query, self._by_id()
         )
-        async with answered(LOCKED, f"rows of {self._table}"):
+        async with deadline(LOCKED, f"rows of {self._table}"):
             runs = [self._decoder(row) async for row in await self.conn.execute(query, [ids])]
         return {run[ID]: run for run in runs if run is not None}

@@ -14,12 +14,12 @@ import structlog
 from psycopg import sql
 
 from brain.contract.messages import FIELDS
-from brain.postgres.connection import Conn, answered, why
+from brain.postgres.connection import Conn, deadline, error_line
 from brain.postgres.table import Description, Table, describe
 
 log = structlog.get_logger()
 
-Cause: TypeAlias = Literal[
+UnavailableCode: TypeAlias = Literal[
     # The role, the server, and what stands between.
     "role",
     "pg_hba",
@@ -55,23 +55,23 @@ Cause: TypeAlias = Literal[
 """Why the source is not a better one, in a word, for /metrics and scripts; the sentence beside it says more."""
 
 
-class Refused(Exception):  # noqa: N818 - a state of affairs, not a fault of ours
+class StreamUnavailable(Exception):  # noqa: N818 - a state of affairs, not a fault of ours
     """The table cannot be streamed now. `cure` is what to run or set; "" if it mends itself. Where it is SQL, it can be pasted
     into psql as it stands.
     """
 
-    def __init__(self, reason: str, cure: str = "", cause: Cause = "other") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.cure = cure
-        self.cause = cause
+    def __init__(self, detail: str, hint: str = "", code: UnavailableCode = "other") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.code = code
 
 
-class SlotWaits(Refused):
+class SlotBlocked(StreamUnavailable):
     """An open writing transaction holds up the slot."""
 
 
-_REFUSALS: dict[str, tuple[Cause, str, str]] = {
+_REFUSALS: dict[str, tuple[UnavailableCode, str, str]] = {
     # SQLSTATE: what it means here, what to do. PostgreSQL documentation, Appendix A.
     "42501": ("role", "the role may not replicate", "ALTER ROLE {user} REPLICATION;"),
     # A stream names a database, so the lines for that database count, as for any connection; those for `replication` do not
@@ -116,23 +116,25 @@ _SAID = {
 """What stands in an error that ends the start of a connection, most of it in any language: libpq keeps its SQLSTATE to itself."""
 
 
-def refusal(error: psycopg.Error, user: str) -> Refused:
+def from_error(error: psycopg.Error, user: str) -> StreamUnavailable:
     """What an error on the way to a stream means, and its cure."""
     if error.sqlstate == "55P03":
-        return SlotWaits("a writing transaction is open, and a slot waits for it to end", cause="slot_waits")
-    code = error.sqlstate or next((code for word, code in _SAID.items() if word in str(error)), "")
-    found = known(code, user)
-    return Refused(f"{found.reason}: {why(error)}", found.cure, found.cause)
+        return SlotBlocked("a writing transaction is open, and a slot waits for it to end", code="slot_waits")
+    sqlstate = error.sqlstate or next(
+        (sqlstate for word, sqlstate in _SAID.items() if word in str(error)), ""
+    )
+    found = from_sqlstate(sqlstate, user)
+    return StreamUnavailable(f"{found.detail}: {error_line(error)}", found.hint, found.code)
 
 
-def known(code: str, user: str) -> Refused:
+def from_sqlstate(sqlstate: str, user: str) -> StreamUnavailable:
     """What an SQLSTATE means on the way to a stream."""
-    cause, reason, cure = _REFUSALS.get(code, ("other", "replication was refused", ""))
-    return Refused(reason, cure.format(user=sql.Identifier(user).as_string()), cause)
+    code, detail, hint = _REFUSALS.get(sqlstate, ("other", "replication was refused", ""))
+    return StreamUnavailable(detail, hint.format(user=sql.Identifier(user).as_string()), code)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Inspection:
     """What streaming depends on. The watch compares: a stream whose table or publication changed may go silent."""
 
     description: Description
@@ -177,9 +179,9 @@ SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication
 """
 
 
-async def facts(conn: Conn, table: Table) -> Facts:
+async def inspect(conn: Conn, table: Table) -> Inspection:
     """Raises TableError."""
-    async with answered():
+    async with deadline():
         description = await describe(conn, table)
     names = {
         "publication": table.publication,
@@ -189,11 +191,11 @@ async def facts(conn: Conn, table: Table) -> Facts:
         "tree": list(description.tree),
         "fields": list(FIELDS),
     }
-    async with answered():
+    async with deadline():
         row = await (await conn.execute(_FACTS, names)).fetchone()
     assert row is not None
     publication, member, listed, standby, synchronous, version, helpless, virtual = row
-    return Facts(
+    return Inspection(
         description,
         json.loads(publication) if publication else None,
         json.loads(member) if member else None,
@@ -206,46 +208,48 @@ async def facts(conn: Conn, table: Table) -> Facts:
     )
 
 
-async def ensure(conn: Conn, table: Table, application: str) -> Facts:
+async def ensure_publication(conn: Conn, table: Table, application: str) -> Inspection:
     """The facts, with the publication made if it was missing. Raises Refused, TableError, psycopg.Error.
 
     `application` is the name by which a primary would know us, unless the URL gives another.
     """
     application = conn.info.parameter_status("application_name") or application
-    found = await facts(conn, table)
-    if found.listed and any(each.cause in _HARMFUL for each in unfit(found, table, application)):
+    found = await inspect(conn, table)
+    if found.listed and any(each.code in _HARMFUL for each in blockers(found, table, application)):
         found = await _withdraw(conn, table, found)
-    if reason := next(unfit(found, table, application), None):
-        raise reason
+    if detail := next(blockers(found, table, application), None):
+        raise detail
     if found.publication is None or found.member is None:
         for statement in statements(table, found):
             try:
                 async with conn.transaction():
                     await conn.execute(statement)
                     # It holds the table's lock now, for which it may have waited until the table was another.
-                    now = await facts(conn, table)
+                    now = await inspect(conn, table)
                     # As it will be when this has been rolled back.
                     before = replace(now, member=found.member, listed=found.listed)
-                    if reason := next(unfit(before, table, application), None):
-                        raise reason
+                    if detail := next(blockers(before, table, application), None):
+                        raise detail
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 pass  # another Brain was quicker, or as quick
             except psycopg.errors.InsufficientPrivilege as error:
-                cure = "\n".join(f"{each.as_string(conn)};" for each in statements(table, found))
-                raise Refused(
-                    f"the publication {table.publication} is missing: {why(error)}", cure, "publication"
+                hint = "\n".join(f"{each.as_string(conn)};" for each in statements(table, found))
+                raise StreamUnavailable(
+                    f"the publication {table.publication} is missing: {error_line(error)}",
+                    hint,
+                    "publication",
                 ) from error
-        found = await facts(conn, table)
-    if reason := _unpublished(found, table):
-        raise reason
+        found = await inspect(conn, table)
+    if detail := _unpublished(found, table):
+        raise detail
     return found
 
 
-_HARMFUL: tuple[Cause, ...] = ("replica_identity", "inheritance")
+_HARMFUL: tuple[UnavailableCode, ...] = ("replica_identity", "inheritance")
 """Why a publication must not have the table: its application's UPDATEs fail, or would with the next table that inherits from it."""
 
 
-async def _withdraw(conn: Conn, table: Table, found: Facts) -> Facts:
+async def _withdraw(conn: Conn, table: Table, found: Inspection) -> Inspection:
     """Take the table and its like out of the publication that bears Brain's name, if we may."""
     # ONLY: each is listed for itself, and one that inherited later is not.
     names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*each)) for each in found.listed)
@@ -265,10 +269,10 @@ async def _withdraw(conn: Conn, table: Table, found: Facts) -> Facts:
         psycopg.errors.UndefinedTable,
     ):
         pass  # it is not ours, or another Brain was quicker
-    return await facts(conn, table)
+    return await inspect(conn, table)
 
 
-def statements(table: Table, found: Facts) -> list[sql.Composed]:
+def statements(table: Table, found: Inspection) -> list[sql.Composed]:
     """What makes the publication complete."""
     name = sql.Identifier(table.publication)
     if found.publication is not None:
@@ -282,7 +286,7 @@ def statements(table: Table, found: Facts) -> list[sql.Composed]:
     return [sql.SQL("CREATE PUBLICATION {} FOR TABLE {}" + text).format(name, table.sql)]
 
 
-def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
+def blockers(found: Inspection, table: Table, application: str) -> Iterator[StreamUnavailable]:
     """Why the server or the table rules out a stream, whatever the publication."""
     description = found.description
     generated = [c.name for c in description.columns.values() if c.generated and c.name in FIELDS]
@@ -293,80 +297,84 @@ def unfit(found: Facts, table: Table, application: str) -> Iterator[Refused]:
     drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}"
     inherited = description.kind == "r" and len(description.tree) > 1
     if found.standby:
-        yield Refused("this server is a read replica", "name the primary in BRAIN_DATABASE_URL", "standby")
+        yield StreamUnavailable(
+            "this server is a read replica", "name the primary in BRAIN_DATABASE_URL", "standby"
+        )
     if description.kind not in "rp":
-        yield Refused(
+        yield StreamUnavailable(
             "what is followed is a view or a foreign table, which has no log of its own", "", "view"
         )
         return
     if not description.logged:
-        yield Refused("the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged")
+        yield StreamUnavailable("the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged")
     if inherited:
         # Its publication would take the children in as tables of their own, keys or not; one made later it would not.
-        cure = "make it a partitioned table, or end that with ALTER TABLE … NO INHERIT for each of them"
-        yield Refused(
+        hint = "make it a partitioned table, or end that with ALTER TABLE … NO INHERIT for each of them"
+        yield StreamUnavailable(
             f"other tables inherit from {table} without being its partitions, and the stream would leave their rows out"
             + (
                 f"; the publication {table.publication} makes the application's own UPDATEs fail"
                 if harms
                 else ""
             ),
-            f"{drop}; -- then {cure}" if harms else cure,
+            f"{drop}; -- then {hint}" if harms else hint,
             "inheritance",
         )
     elif "id" not in description.identity or found.helpless:
         name, identity = found.helpless or ("", description.replica_identity)
         if identity == "d" and not description.primary_key:
-            cure = f"{alter} ADD PRIMARY KEY (id);"
+            hint = f"{alter} ADD PRIMARY KEY (id);"
         elif identity == "n" and "id" in description.primary_key:
-            cure = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
+            hint = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
         else:
-            cure = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL;"
-        yield Refused(
+            hint = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL;"
+        yield StreamUnavailable(
             "the table has no replica identity that contains id, and "
             + (f"the publication {table.publication} makes" if harms else "a publication could make")
             + " the application's own UPDATEs fail",
-            f"{drop}; {cure}" if harms else cure,
+            f"{drop}; {hint}" if harms else hint,
             "replica_identity",
         )
     if found.virtual:
-        yield Refused(
+        yield StreamUnavailable(
             f"the column {found.virtual} is computed when it is read, and stands in no log", "", "virtual"
         )
     if generated and found.version < 180000:
-        yield Refused(
+        yield StreamUnavailable(
             f"the column {generated[0]} is generated, which the stream leaves out before PostgreSQL 18",
             "",
             "generated",
         )
     if "*" in names or application.lower() in names:
-        yield Refused(
+        yield StreamUnavailable(
             "synchronous_standby_names would make every commit wait for Brain",
             "list your standbys by name in synchronous_standby_names",
             "synchronous",
         )
 
 
-def _unpublished(found: Facts, table: Table) -> Refused | None:
+def _unpublished(found: Inspection, table: Table) -> StreamUnavailable | None:
     """Why the publication, as somebody made it, would not tell us everything."""
     drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; -- Brain makes it anew"
     if found.publication and found.description.kind == "p" and not found.publication.get("pubviaroot"):
-        return Refused(
+        return StreamUnavailable(
             f"the publication {table.publication} tells of partitions, not of {table}", drop, "publication"
         )
     if found.publication is None or found.member is None:
-        return Refused(f"the publication {table.publication} does not contain {table}", drop, "publication")
+        return StreamUnavailable(
+            f"the publication {table.publication} does not contain {table}", drop, "publication"
+        )
     for operation in ("insert", "update", "delete", "truncate"):
         if not found.publication[f"pub{operation}"]:
-            return Refused(
+            return StreamUnavailable(
                 f"the publication {table.publication} leaves out every {operation}", drop, "publication"
             )
     if found.member.get("rowfilter"):
-        return Refused(f"the publication {table.publication} filters rows", drop, "publication")
+        return StreamUnavailable(f"the publication {table.publication} filters rows", drop, "publication")
     published = found.member.get("attnames")
     wanted = [field for field in FIELDS if field in found.description.columns]
     if published is not None and not set(wanted) <= set(published):
-        return Refused(
+        return StreamUnavailable(
             f"the publication {table.publication} leaves out columns of {table}", drop, "publication"
         )
     return None

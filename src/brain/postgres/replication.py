@@ -19,7 +19,7 @@ from psycopg import generators, pq, sql
 
 from brain.contract.events import Changes, only_id
 from brain.contract.messages import FIELDS, ID, UNCHANGED, Micros
-from brain.postgres.connection import Conn, answered, connect, why
+from brain.postgres.connection import Conn, connect, deadline, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import (
     LSN,
@@ -37,7 +37,7 @@ from brain.postgres.pgoutput import (
     Values,
     parse,
 )
-from brain.postgres.snapshots import Visible, Xid, widen
+from brain.postgres.snapshots import PgSnapshot, Xid, widen
 from brain.postgres.table import Description, Table
 
 SLICE = 1000
@@ -94,7 +94,7 @@ class Stream:
         self._picks: itemgetter[Any] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
-        self._visible = Visible(0, 0, frozenset())
+        self._visible = PgSnapshot(0, 0, frozenset())
         self._joined_at = LSN(0)
         self._joining = True
         self._skip = False
@@ -132,14 +132,14 @@ class Stream:
         slot = f"brain_{os.getpid()}_{secrets.token_hex(4)}"
         try:
             command = f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT"
-            async with answered(patience + DEAD_AFTER, "a slot"):
+            async with deadline(patience + DEAD_AFTER, "a slot"):
                 await conn.execute(command.encode())
         except BaseException:
             await conn.close()
             raise
         return cls(conn, slot, table.publication, description, decoder)
 
-    async def start(self, visible: Visible, upto: LSN) -> None:
+    async def start(self, visible: PgSnapshot, upto: LSN) -> None:
         """Begin. Left out is what that last poll has seen already: a transaction that it sees and that was committed not
         after `upto`, the insert position read behind it.
         """
@@ -149,12 +149,12 @@ class Stream:
         options = f"proto_version '1', publication_names {publication}"
         try:
             self._pg.send_query(f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode())
-            async with answered():
+            async with deadline():
                 results = await self._conn.wait(generators.execute(self._pg))
             if results[-1].status != pq.ExecStatus.COPY_BOTH:
                 raise psycopg.errors.error_from_result(results[-1])
         except psycopg.Error as error:
-            raise LostError(why(error)) from error
+            raise LostError(error_line(error)) from error
         self.heard = self._loop.time()
         self._heartbeat()
 
@@ -174,7 +174,7 @@ class Stream:
             await self._readable()
             return self._take()
         except psycopg.Error as error:
-            raise LostError(why(error)) from error
+            raise LostError(error_line(error)) from error
         except PgoutputError as error:
             raise LostError(str(error)) from error
 

@@ -13,7 +13,7 @@ def widen(xid: int, near: int) -> Xid:
 
 
 @dataclass(frozen=True, slots=True)
-class Visible:
+class PgSnapshot:
     """A value of pg_current_snapshot(): which transactions a query has seen."""
 
     xmin: int
@@ -21,7 +21,7 @@ class Visible:
     running: frozenset[int]
 
     @classmethod
-    def parse(cls, text: str) -> "Visible":
+    def parse(cls, text: str) -> "PgSnapshot":
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
 

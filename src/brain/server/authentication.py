@@ -107,8 +107,8 @@ class TokenConnection(Connection):
             self._timer = self._all.loop.call_later(min(left, LOOK), self._watch, grant)
 
     def _refuse(self, code: int, reason: str) -> None:
-        self._all.refusals.note(
-            "scope" if code == FORBIDDEN else "token", peer=self.peer, status=code, why=reason
+        self._all.rejections.note(
+            "scope" if code == FORBIDDEN else "token", peer=self.peer, status=code, detail=reason
         )
         self.end(code, reason)
 

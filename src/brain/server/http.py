@@ -24,15 +24,15 @@ from websockets.frames import CloseCode
 
 from brain.access.addresses import Address
 from brain.access.jwks import TokenError
-from brain.access.limits import Doors, Visit
+from brain.access.limits import ConnectionLimiter, Lease
 from brain.access.policy import Policy
-from brain.access.rejections import Reason, Refusal, Refusals
+from brain.access.rejections import Rejection, RejectionCode, RejectionCounter
 from brain.access.tokens import SUBPROTOCOL, Grant, Tokens, bearer, offers_bearer
 from brain.api.problems import MAX_BODY
 from brain.contract.subscription import FilterError, Subscription, parse_subscription
 from brain.server.authentication import TokenConnection, permitted
 from brain.server.websocket import (
-    MOST_UNHEARD,
+    MAX_UNHEARD,
     Connection,
     Connections,
     HandshakeError,
@@ -43,101 +43,103 @@ from brain.server.websocket import (
 log = structlog.get_logger()
 
 PATH = "/ws"
-MOST_HEAD = 16 * 1024
-MOST_URL = 8 * 1024
-MOST_BEHIND = 2 * MAX_BODY
+MAX_HEAD = 16 * 1024
+MAX_URL = 8 * 1024
+MAX_BEHIND = 2 * MAX_BODY
 """Bytes behind a head: the body, how it is cut into chunks, and trailers. The API itself answers 413 to more than MAX_BODY."""
-MOST_PIPELINED = 32
+MAX_PIPELINED = 32
 """Requests on one connection that wait for their answers (20 000 in one go held everybody up for 2 s)."""
 REQUEST_DEADLINE = 5.0
 """Seconds from accept, or from a request's first byte, until the request is complete."""
-MOST_EXPIRED = 200
+MAX_EXPIRED = 200
 """Connections that are let go of in one look. Who came together would be let go of together, and come back together: to take 3 000 in
 one go held everybody up for 0.3 s."""
-MOST_UNUPGRADED = 16_384
+MAX_UNUPGRADED = 16_384
 """Connections that are no WebSockets, in all; beyond it the longest silent one gives way. Each costs 6 KB. More than
 BRAIN_MAX_CONNECTIONS, so that a whole crowd may come back in one moment."""
-MOST_UNSENT = 256 * 1024 * 1024
+MAX_UNSENT = 256 * 1024 * 1024
 """Bytes that wait for clients who do not read, in all; beyond it those go who have been silent longest. Bytes that several
 wait for count for each, though they are held once."""
 
 
 @dataclass(slots=True, eq=False)
-class Gate:
+class ServerState:
     """What the seam of every connection shares."""
 
     policy: Policy
-    doors: Doors
+    limiter: ConnectionLimiter
     connections: Connections
     closing: bool = False
-    waiting: dict["Seam", float] = field(default_factory=dict)
+    waiting: dict["HTTPProtocol", float] = field(default_factory=dict)
     """Connections that owe a complete request → when it is due; the earliest first."""
     tokens: Tokens | None = None
-    http: Collection["Seam"] = ()
+    http: Collection["HTTPProtocol"] = ()
     """uvicorn's set of the connections that are no WebSockets."""
 
     def __post_init__(self) -> None:
         clock = self.connections.loop.time
-        self.connections.fault = lambda peer: self.doors.fault(peer, clock())
+        self.connections.fault = lambda peer: self.limiter.fault(peer, clock())
 
     @property
-    def refusals(self) -> Refusals:
-        return self.connections.refusals
+    def rejections(self) -> RejectionCounter:
+        return self.connections.rejections
 
-    def make_room(self) -> Refusal | None:
+    def make_room(self) -> Rejection | None:
         """One more connection has come. If there is no room, who has been silent longest gives way; or else it is refused."""
-        everybody = len(self.http) + self.doors.websockets
-        if everybody > self.doors.room:
-            why = (
+        everybody = len(self.http) + self.limiter.websockets
+        if everybody > self.limiter.room:
+            log_detail = (
                 f"{everybody - 1} connections are all that this process has file descriptors for (ulimit -n)"
             )
-        elif len(self.http) > MOST_UNUPGRADED:
-            why = f"more than {MOST_UNUPGRADED} requests are under way"
+        elif len(self.http) > MAX_UNUPGRADED:
+            log_detail = f"more than {MAX_UNUPGRADED} requests are under way"
         else:
             return None
         if not self.waiting:
-            return Refusal(503, f"{why}: try again", "requests", 1)
-        seam = next(iter(self.waiting))
-        del self.waiting[seam]
-        why = f"{why}, and it was silent longest"
-        self.refusals.note("requests", peer=seam.peer, status=503, why=why)
-        seam.abort(why)
+            return Rejection(503, f"{log_detail}: try again", "requests", 1)
+        http = next(iter(self.waiting))
+        del self.waiting[http]
+        log_detail = f"{log_detail}, and it was silent longest"
+        self.rejections.note("requests", peer=http.peer, status=503, detail=log_detail)
+        http.abort(log_detail)
         return None
 
     def relieve(self) -> None:
         """Let go of those who do not read, if together they hold up too many bytes: who has been silent longest first."""
-        unsent: list[tuple[float, int, Seam | Connection]] = [*self.connections.unsent()]
-        unsent += [(seam.accepted, seam.unsent, seam) for seam in self.http]
+        unsent: list[tuple[float, int, HTTPProtocol | Connection]] = [*self.connections.unsent()]
+        unsent += [(http.accepted, http.unsent, http) for http in self.http]
         total = sum(size for _, size, _ in unsent)
-        if total <= MOST_UNSENT:
+        if total <= MAX_UNSENT:
             return
-        why = f"more than {MOST_UNSENT} bytes wait for clients who do not read"
+        detail = f"more than {MAX_UNSENT} bytes wait for clients who do not read"
         for _, size, who in sorted(unsent, key=itemgetter(0)):
             if size:
                 total -= size
-                self.refusals.note("outgoing", peer=who.peer, status=CloseCode.ABNORMAL_CLOSURE, why=why)
-                who.abort(why)
-            if total <= MOST_UNSENT:
+                self.rejections.note(
+                    "outgoing", peer=who.peer, status=CloseCode.ABNORMAL_CLOSURE, detail=detail
+                )
+                who.abort(detail)
+            if total <= MAX_UNSENT:
                 return
 
     def tidy(self) -> None:
-        self.refusals.lines.settle()
+        self.rejections.lines.settle()
         self.relieve()
 
     def expire(self) -> None:
         now = self.connections.loop.time()
-        for _ in range(MOST_EXPIRED):
+        for _ in range(MAX_EXPIRED):
             if not self.waiting:
                 return
-            seam, due = next(iter(self.waiting.items()))
+            http, due = next(iter(self.waiting.items()))
             if due > now:
                 return
-            del self.waiting[seam]
+            del self.waiting[http]
             try:
-                seam.expire()
+                http.expire()
             except Exception as error:
                 log.exception("connection failed", error=repr(error))
-                seam.transport.abort()
+                http.transport.abort()
 
 
 def http_answer(status: int, detail: str, **headers: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -151,10 +153,10 @@ def http_answer(status: int, detail: str, **headers: str) -> tuple[list[tuple[by
 class TargetError(ValueError):
     """A request target that opens no WebSocket."""
 
-    def __init__(self, status: int, why: str, kind: Reason) -> None:
-        super().__init__(why)
+    def __init__(self, status: int, log_detail: str, code: RejectionCode) -> None:
+        super().__init__(log_detail)
         self.status = status
-        self.kind = kind
+        self.code = code
 
 
 @lru_cache(1024)
@@ -175,18 +177,18 @@ def _wish(target: bytes) -> Subscription:
         raise TargetError(400, "the query is not percent-encoded UTF-8", "parameter") from None
 
 
-class Seam(HttpToolsProtocol):
+class HTTPProtocol(HttpToolsProtocol):
     """HTTP on one connection, up to its upgrade."""
 
-    def __init__(self, gate: Gate, **uvicorns: Any) -> None:
+    def __init__(self, state: ServerState, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self._gate = gate
-        self._visit: Visit | None = None
-        self._unwelcome: Refusal | None = None
+        self._state = state
+        self._lease: Lease | None = None
+        self._rejection: Rejection | None = None
         self._begun = False
         """The first byte of a request has come, and its last has not."""
         self._in_head = True
-        self._room = MOST_HEAD
+        self._room = MAX_HEAD
         """Bytes that what is coming, a head or what is behind one, may still have."""
         self._cycles: list[RequestResponseCycle] = []
         """Requests that were handed to the application, all that are unanswered among them."""
@@ -209,17 +211,17 @@ class Seam(HttpToolsProtocol):
         peer = transport.get_extra_info("peername")
         self.client = None if peer is None else (peer[0], peer[1])
         self.peer = "" if peer is None else peer[0]
-        entered = self._gate.doors.enter(self.peer)
-        full = self._gate.make_room()
-        if isinstance(entered, Visit):
-            self._visit, self._unwelcome = entered, full
+        entered = self._state.limiter.enter(self.peer)
+        full = self._state.make_room()
+        if isinstance(entered, Lease):
+            self._lease, self._rejection = entered, full
         else:
-            self._unwelcome = entered
+            self._rejection = entered
         self.accepted = self.loop.time()
         self._owe()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gate.waiting.pop(self, None)
+        self._state.waiting.pop(self, None)
         if self._admitting is not None:
             self._admitting.cancel()
         self._leave()
@@ -231,13 +233,13 @@ class Seam(HttpToolsProtocol):
             cycle.message_event.set()
 
     def _leave(self) -> None:
-        if self._visit is not None:
-            self._gate.doors.leave(self._visit)
+        if self._lease is not None:
+            self._state.limiter.leave(self._lease)
 
     def _owe(self) -> None:
         """A complete request is due. Put at the end, where the latest belongs."""
-        self._gate.waiting.pop(self, None)
-        self._gate.waiting[self] = self.loop.time() + REQUEST_DEADLINE
+        self._state.waiting.pop(self, None)
+        self._state.waiting[self] = self.loop.time() + REQUEST_DEADLINE
 
     @property
     def unsent(self) -> int:
@@ -259,17 +261,17 @@ class Seam(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self not in self._gate.waiting and not self._unanswered():
+        if self not in self._state.waiting and not self._unanswered():
             self._owe()  # before the parser sees a request begin: an empty line before one begins none
         while data and not self.transport.is_closing():
             if self._room <= 0:
                 if self._in_head:
-                    self._refuse(431, f"the head of a request has at most {MOST_HEAD} bytes")
+                    self._refuse(431, f"the head of a request has at most {MAX_HEAD} bytes")
                 else:
-                    self._refuse(413, f"a request has at most {MOST_BEHIND} bytes behind its head")
+                    self._refuse(413, f"a request has at most {MAX_BEHIND} bytes behind its head")
                 return
             # Fed by no more than a head may have, so that a bound that is set in the middle is not overrun by far.
-            size = min(self._room, MOST_HEAD)
+            size = min(self._room, MAX_HEAD)
             part, data = data[:size], data[size:]
             self._room -= len(part)
             try:
@@ -291,8 +293,8 @@ class Seam(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        if len(self.url) > MOST_URL:
-            self._answer = (414, f"a URL has at most {MOST_URL} bytes")
+        if len(self.url) > MAX_URL:
+            self._answer = (414, f"a URL has at most {MAX_URL} bytes")
             raise ValueError(self._answer)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -301,16 +303,16 @@ class Seam(HttpToolsProtocol):
         # A trailer is dropped (RFC 9110, section 6.5.1): it must not change what has been judged, nor has it a bound of its own.
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._room = False, MOST_BEHIND
+        self._in_head, self._room = False, MAX_BEHIND
         if self._should_upgrade():
             return
         self._cycles = self._unanswered()
-        if len(self._cycles) >= MOST_PIPELINED:
-            raise ValueError(MOST_PIPELINED)
-        refusal = self._check()
-        if refusal is not None:
-            self._note(refusal.kind, refusal.status, refusal.reason)
-        self.app = partial(_refused, refusal) if refusal is not None else self.config.loaded_app
+        if len(self._cycles) >= MAX_PIPELINED:
+            raise ValueError(MAX_PIPELINED)
+        rejection = self._check()
+        if rejection is not None:
+            self._note(rejection.code, rejection.status, rejection.detail)
+        self.app = partial(_rejected, rejection) if rejection is not None else self.config.loaded_app
         super().on_headers_complete()
         self._present = self.cycle
         self._cycles.append(self.cycle)
@@ -319,8 +321,8 @@ class Seam(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._begun, self._in_head, self._room, self._present = False, True, MOST_HEAD, None
-        self._gate.waiting.pop(self, None)
+        self._begun, self._in_head, self._room, self._present = False, True, MAX_HEAD, None
+        self._state.waiting.pop(self, None)
 
     def _should_upgrade(self) -> bool:
         """The parser has seen `upgrade` in one of the Connection headers; uvicorn would look at the last of them alone."""
@@ -330,25 +332,25 @@ class Seam(HttpToolsProtocol):
             ] == [b"websocket"]
         return self._is_upgrade
 
-    def _check(self) -> Refusal | None:
-        return self._unwelcome or self._gate.policy.check(self.peer, self.headers, self.url)
+    def _check(self) -> Rejection | None:
+        return self._rejection or self._state.policy.check(self.peer, self.headers, self.url)
 
-    def _note(self, kind: Reason, status: int, why: str) -> None:
-        self._gate.refusals.note(kind, peer=self.peer, status=status, why=why)
+    def _note(self, code: RejectionCode, status: int, log_detail: str) -> None:
+        self._state.rejections.note(code, peer=self.peer, status=status, detail=log_detail)
 
     # The upgrade.
 
     def _upgrade(self, rest: bytes) -> None:
         """The request is an upgrade, and complete; `rest` came behind it."""
-        self._gate.waiting.pop(self, None)
+        self._state.waiting.pop(self, None)
         if not self._should_upgrade():
             return
         if self._unanswered():
             self.transport.abort()  # the answer to an earlier request would land in the WebSocket's stream
             return
-        refusal = self._check()
-        if refusal is not None:
-            self._refuse(refusal.status, refusal.reason, refusal.retry_after, kind=refusal.kind)
+        rejection = self._check()
+        if rejection is not None:
+            self._refuse(rejection.status, rejection.detail, rejection.retry_after, code=rejection.code)
             return
         for name, value in self.headers:
             if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
@@ -358,15 +360,15 @@ class Seam(HttpToolsProtocol):
             wish = _wish(self.url)
         except TargetError as error:
             # It may quote the query, in which a secret may stand: to the client alone.
-            why = "the query is not one of /ws" if error.kind == "parameter" else None
-            self._refuse(error.status, str(error), kind=error.kind, why=why)
+            log_detail = "the query is not one of /ws" if error.code == "parameter" else None
+            self._refuse(error.status, str(error), code=error.code, log_detail=log_detail)
             return
-        client = self._gate.policy.client_address(self.peer, self.headers)
+        client = self._state.policy.client_address(self.peer, self.headers)
         assert client is not None, "who has no address is refused by now"
-        wait = self._gate.doors.wait(client, self.loop.time())
-        if isinstance(wait, Refusal):
-            self._refuse(wait.status, wait.reason, wait.retry_after, kind=wait.kind)
-        elif wait or self._gate.tokens is not None:
+        wait = self._state.limiter.wait(client, self.loop.time())
+        if isinstance(wait, Rejection):
+            self._refuse(wait.status, wait.detail, wait.retry_after, code=wait.code)
+        elif wait or self._state.tokens is not None:
             self.transport.pause_reading()
             self._admitting = self.loop.create_task(self._admit(wish, rest, client, wait), name="admit")
         else:
@@ -376,14 +378,14 @@ class Seam(HttpToolsProtocol):
         """The upgrade of one who waits for the turn of its address, or whose token is to be checked."""
         await asyncio.sleep(wait)
         grant: Grant | None = None
-        tokens = self._gate.tokens
+        tokens = self._state.tokens
         try:
             if tokens is not None and (token := bearer(self.headers)) is not None:
                 grant = await tokens.check(token)
                 wish = permitted(wish, grant)
         except TokenError as error:
             self._admitting = None
-            self._refuse(error.status, str(error), error.retry_after, kind=error.kind)
+            self._refuse(error.status, str(error), error.retry_after, code=error.code)
             return
         self._admitting = None
         if not self.transport.is_closing():
@@ -402,29 +404,29 @@ class Seam(HttpToolsProtocol):
         except HandshakeError as error:
             self._refuse(426 if isinstance(error, VersionError) else 400, str(error))
             return
-        assert self._visit is not None, "who was not let in is refused by now"
-        if self._gate.closing:
-            refusal: Refusal | None = Refusal(503, "the server is going down: come back", "closing", 1)
+        assert self._lease is not None, "who was not let in is refused by now"
+        if self._state.closing:
+            rejection: Rejection | None = Rejection(503, "the server is going down: come back", "closing", 1)
         else:
-            refusal = self._gate.doors.upgrade(self._visit, client)
-        if refusal is not None:
-            self._refuse(refusal.status, refusal.reason, refusal.retry_after, kind=refusal.kind)
+            rejection = self._state.limiter.upgrade(self._lease, client)
+        if rejection is not None:
+            self._refuse(rejection.status, rejection.detail, rejection.retry_after, code=rejection.code)
             return
         if offers_bearer(self.headers):
             answer = b"%sSec-WebSocket-Protocol: %s\r\n\r\n" % (answer[:-2], SUBPROTOCOL.encode())
         self.transport.write(answer)
-        everyone, lost = self._gate.connections, partial(self._gate.doors.leave, self._visit)
-        if self._gate.tokens is None:
+        everyone, lost = self._state.connections, partial(self._state.limiter.leave, self._lease)
+        if self._state.tokens is None:
             connection = Connection(everyone, self.transport, str(client), lost)
         else:
             connection = TokenConnection(
-                everyone, self.transport, str(client), lost, tokens=self._gate.tokens, grant=grant
+                everyone, self.transport, str(client), lost, tokens=self._state.tokens, grant=grant
             )
         self.connections.discard(self)  # uvicorn's shutdown must not wait for it
         # It refers to us: without this, every upgrade would leave a cycle to the collector.
         self.parser = None  # type: ignore[assignment]
         self.transport.set_protocol(connection)
-        self._gate.refusals.lines.info(
+        self._state.rejections.lines.info(
             "client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None
         )
         connection.start(wish, full=self.flow.write_paused)
@@ -437,12 +439,12 @@ class Seam(HttpToolsProtocol):
         detail: str,
         retry_after: int | None = None,
         *,
-        kind: Reason | None = None,
-        why: str | None = None,
+        code: RejectionCode | None = None,
+        log_detail: str | None = None,
     ) -> None:
         """Answer, and close. Where the answer would be taken for that to another request, just close. `why` is for the log."""
-        self._note(kind or _KINDS[status], status, why or detail)
-        self._gate.waiting.pop(self, None)
+        self._note(code or _KINDS[status], status, log_detail or detail)
+        self._state.waiting.pop(self, None)
         if self.transport.is_closing() or not self._is_next():
             self.transport.abort()
             return
@@ -476,7 +478,7 @@ class Seam(HttpToolsProtocol):
         return True
 
 
-_KINDS: dict[int, Reason] = {
+_KINDS: dict[int, RejectionCode] = {
     400: "malformed",
     405: "method",
     408: "deadline",
@@ -492,25 +494,25 @@ _KINDS: dict[int, Reason] = {
 class _Deaf(asyncio.Protocol):
     """Behind a refusal: nothing that comes is read, and the end is near."""
 
-    def __init__(self, seam: Seam) -> None:
-        self._seam = seam
-        self._deadline = seam.loop.call_later(1.0, seam.transport.abort)
+    def __init__(self, http: HTTPProtocol) -> None:
+        self._http = http
+        self._deadline = http.loop.call_later(1.0, http.transport.abort)
         self._unheard = 0
 
     def data_received(self, data: bytes) -> None:
         self._unheard += len(data)
-        if self._unheard > MOST_UNHEARD and not self._seam.transport.is_closing():
-            self._seam.transport.pause_reading()
+        if self._unheard > MAX_UNHEARD and not self._http.transport.is_closing():
+            self._http.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
-        self._seam.connection_lost(exc)
+        self._http.connection_lost(exc)
 
 
-async def _refused(refusal: Refusal, scope: Any, receive: Any, send: Any) -> None:
+async def _rejected(rejection: Rejection, scope: Any, receive: Any, send: Any) -> None:
     """An ASGI application that answers one refusal. Through uvicorn, so that pipelined answers keep their order."""
     del scope, receive
-    retry = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    headers, body = http_answer(refusal.status, refusal.reason, Connection="close", **retry)
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    retry = {} if rejection.retry_after is None else {"Retry-After": str(rejection.retry_after)}
+    headers, body = http_answer(rejection.status, rejection.detail, Connection="close", **retry)
+    await send({"type": "http.response.start", "status": rejection.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

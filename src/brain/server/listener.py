@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 from websockets.frames import CloseCode
 
-from brain.server.http import Gate, Seam
+from brain.server.http import HTTPProtocol, ServerState
 
 log = structlog.get_logger()
 
@@ -65,13 +65,13 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
             except OSError as error:
                 if name == "::" and not hosts and error.errno in _NO_IPV6:
                     continue
-                cure = (
+                hint = (
                     "stop what uses it, or set BRAIN_PORT to another (0 takes a free one)"
                     if error.errno == errno.EADDRINUSE
                     else "set BRAIN_HOST to an address of this machine, or BRAIN_PORT to a port that is permitted"
                 )
                 raise ListenError(
-                    f"port {port} of {name} cannot be listened on ({error.strerror}): {cure}"
+                    f"port {port} of {name} cannot be listened on ({error.strerror}): {hint}"
                 ) from error
             port = sockets[-1].getsockname()[1]
     except BaseException:
@@ -104,7 +104,7 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """What a crowd took and left goes back to the system. glibc keeps it otherwise, for ever, wherever something small lies above: of
     the 58 MB of 10 000 connections all, with this 24.
     """
@@ -127,11 +127,11 @@ def raise_descriptors() -> int:
 class Server(uvicorn.Server):
     """uvicorn's server with a shutdown of its own. `stop` ends it; a second `stop` hurries."""
 
-    def __init__(self, app: Any, gate: Gate, *, timeout: float, ping_interval: float) -> None:
+    def __init__(self, app: Any, state: ServerState, *, timeout: float, ping_interval: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(Seam, gate),  # type: ignore[arg-type]
+                http=partial(HTTPProtocol, state),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -143,15 +143,15 @@ class Server(uvicorn.Server):
                 backlog=BACKLOG,
             )
         )
-        self._gate = gate
-        gate.http = self.server_state.connections  # type: ignore[assignment]
+        self._state = state
+        state.http = self.server_state.connections  # type: ignore[assignment]
         self._timeout = timeout
         self._ping_interval = ping_interval
 
     def stop(self) -> None:
         if self.should_exit:
             self.force_exit = True
-            for connection in (*self._gate.connections.everyone(), *self._gate.connections.closing):
+            for connection in (*self._state.connections.everyone(), *self._state.connections.closing):
                 connection.abort("the server was told twice to stop")
         self.should_exit = True
 
@@ -161,12 +161,12 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._gate.doors.room = room = raise_descriptors()
-        if room < (self._gate.doors.most or room):
+        self._state.limiter.room = room = raise_descriptors()
+        if room < (self._state.limiter.most or room):
             log.warning(
                 "few file descriptors",
                 connections=room,
-                cure=f"for the {self._gate.doors.most} of BRAIN_MAX_CONNECTIONS raise the limit of the process: ulimit -n, or LimitNOFILE= of systemd",
+                hint=f"for the {self._state.limiter.most} of BRAIN_MAX_CONNECTIONS raise the limit of the process: ulimit -n, or LimitNOFILE= of systemd",
             )
         for each in sockets or []:
             # Accepted connections inherit it: a client that takes nothing in for so long is gone, acknowledged or not.
@@ -185,7 +185,7 @@ class Server(uvicorn.Server):
                 task.cancel()
 
     async def _ping(self) -> None:
-        connections, share = self._gate.connections, 0
+        connections, share = self._state.connections, 0
         while True:
             await asyncio.sleep(self._ping_interval / len(connections.shares))
             connections.sweep(share)
@@ -194,53 +194,53 @@ class Server(uvicorn.Server):
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE)
-            self._gate.expire()
+            self._state.expire()
 
     async def _tidy(self) -> None:
         most = 0
         while True:
             await asyncio.sleep(TIDY)
-            self._gate.tidy()
-            now = len(self._gate.http) + self._gate.doors.websockets
+            self._state.tidy()
+            now = len(self._state.http) + self._state.limiter.websockets
             most = max(most, now)
             if now + CROWD < most and now < most / 2:
                 most = now
-                give_back()
+                trim_heap()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """docs/operations.md lists the steps: this is 1 to 5, and nothing is left for uvicorn's own to wait for."""
-        connections, http, requests = (
-            self._gate.connections,
+        connections, unupgraded, requests = (
+            self._state.connections,
             self.server_state.connections,
             self.server_state.tasks,
         )
-        self._gate.closing = True
+        self._state.closing = True
         for each in self.servers:
             each.close()
         began = connections.loop.time()
         everyone = connections.everyone()
         log.info("stopping", clients=len(everyone))
-        for seam in list(http):
-            seam.shutdown()  # closes what is idle; what is under way ends with its answer
+        for protocol in list(unupgraded):
+            protocol.shutdown()  # closes what is idle; what is under way ends with its answer
         for i, connection in enumerate(everyone):
             connection.end(CloseCode.SERVICE_RESTART, "the server is going down: come back")
             if i % 100 == 99:
                 # Spread, so that they do not all come back in the same instant.
                 await asyncio.sleep(began + SPREAD * (i + 1) / len(everyone) - connections.loop.time())
-        while (connections.closing or http or requests) and not self.force_exit:
+        while (connections.closing or unupgraded or requests) and not self.force_exit:
             now = connections.loop.time() - began
             if now >= REQUESTS_AFTER:
-                for seam in list(http):
-                    seam.transport.abort()
+                for protocol in list(unupgraded):
+                    protocol.transport.abort()
             if now >= ABORT_AFTER:
                 break
             await asyncio.sleep(0.02)
         if connections.closing:
-            log.warning("cut off", clients=len(connections.closing), why="they did not close in time")
+            log.warning("cut off", clients=len(connections.closing), detail="they did not close in time")
             for connection in list(connections.closing):
                 connection.abort("the server went down")
         if requests:
-            log.warning("given up", requests=len(requests), why="they did not end in time")
+            log.warning("given up", requests=len(requests), detail="they did not end in time")
             # uvicorn would print a traceback for each.
             logging.getLogger("uvicorn.error").disabled = True
             for request in list(requests):

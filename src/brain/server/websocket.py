@@ -24,7 +24,7 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 from websockets.utils import accept_key
 
-from brain.access.rejections import Reason, Refusals
+from brain.access.rejections import RejectionCode, RejectionCounter
 from brain.contract.messages import text_frame
 from brain.contract.subscription import Subscription
 from brain.delivery.hub import Client, Hub
@@ -38,7 +38,7 @@ PONG_TO_IT = b"\x8a\x80"
 HELLO, ANSWER = b"ping", text_frame(b"pong")
 """A browser cannot send a ping of the protocol: it says so in text."""
 
-MOST_BYTES = 4096
+MAX_BYTES = 4096
 """Of a client's message. Nothing that a client may say is longer."""
 
 BURST, RATE = 100, 20.0
@@ -47,7 +47,7 @@ BURST, RATE = 100, 20.0
 STRIDE = 1024
 """Bytes that are parsed between two looks at the allowance: a flood of small frames must not hold the event loop."""
 
-MOST_UNHEARD = 64 * 1024
+MAX_UNHEARD = 64 * 1024
 """Bytes that are read of a client that is closing, to see it close: its goodbye, and what was under way. Of ten that flooded on, Brain
 read 10 GB in 8 s to throw it away, and new clients waited for 0.1 s.
 """
@@ -114,7 +114,7 @@ class Connections:
     shares: list[set["Connection"]] = field(default_factory=lambda: [set() for _ in range(SHARES)])
     closing: set["Connection"] = field(default_factory=set)
     """Left the hub, and not yet gone."""
-    refusals: Refusals = field(default_factory=lambda: Refusals(log))
+    rejections: RejectionCounter = field(default_factory=lambda: RejectionCounter(log))
     fault: Callable[[str], object] = lambda _: None
     """Told the address of a client that was cut off for what it sent."""
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
@@ -133,11 +133,11 @@ class Connections:
         oldest = self.loop.time() - self.timeout
         for connection in list(self.shares[share]):
             if connection.heard < oldest:
-                why = f"nothing was heard for {self.timeout:.0f} s"
-                self.refusals.note(
-                    "silence", peer=connection.peer, status=CloseCode.ABNORMAL_CLOSURE, why=why
+                detail = f"nothing was heard for {self.timeout:.0f} s"
+                self.rejections.note(
+                    "silence", peer=connection.peer, status=CloseCode.ABNORMAL_CLOSURE, detail=detail
                 )
-                connection.abort(why)
+                connection.abort(detail)
             elif not connection.paused:
                 try:
                     connection.write(PING)
@@ -210,7 +210,7 @@ class Connection(Client, asyncio.Protocol):
             return
         if self.write is _nowhere:
             self._unheard += len(data)
-            if self._unheard > MOST_UNHEARD and not self._transport.is_closing():
+            if self._unheard > MAX_UNHEARD and not self._transport.is_closing():
                 self._transport.pause_reading()  # nothing matters now but the end, and that is not to come
                 assert self._deadline is not None
                 self._deadline.cancel()
@@ -244,11 +244,11 @@ class Connection(Client, asyncio.Protocol):
             self._protocol.parser_exc = None
             self._protocol = None
         self._lost()
-        self._all.refusals.lines.info(
+        self._all.rejections.lines.info(
             "client left",
             peer=self.peer,
             code=self._code,
-            **({"why": self._reason} if self._reason else {}),
+            **({"detail": self._reason} if self._reason else {}),
             seconds=round(self._all.loop.time() - self._opened, 1),
         )
 
@@ -297,7 +297,7 @@ class Connection(Client, asyncio.Protocol):
         protocol = self._protocol
         if protocol is None:
             protocol = self._protocol = Protocol(
-                Side.SERVER, state=State.OPEN, max_size=MOST_BYTES, logger=_quiet
+                Side.SERVER, state=State.OPEN, max_size=MAX_BYTES, logger=_quiet
             )
         for at in range(0, len(data), STRIDE):
             protocol.receive_data(data[at : at + STRIDE])
@@ -327,7 +327,7 @@ class Connection(Client, asyncio.Protocol):
         close = protocol.close_rcvd or protocol.close_sent
         if protocol.close_rcvd is None and (fault := protocol.close_sent) and fault.code in _FAULTS:
             reason = ascii(fault.reason)[1:-1]
-            self._all.refusals.note(_FAULTS[fault.code], peer=self.peer, status=fault.code, why=reason)
+            self._all.rejections.note(_FAULTS[fault.code], peer=self.peer, status=fault.code, detail=reason)
             self._all.fault(self.peer)
         if close is not None:
             self._leave(
@@ -381,7 +381,7 @@ class Message:
         self.data += data
 
 
-_FAULTS: dict[int, Reason] = {
+_FAULTS: dict[int, RejectionCode] = {
     CloseCode.PROTOCOL_ERROR: "frame",
     CloseCode.INVALID_DATA: "text",
     CloseCode.POLICY_VIOLATION: "flood",

@@ -5,17 +5,17 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from brain.access.limits import Doors
+from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.contract.events import Changes, Snapshot
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
-from brain.server.http import Gate
+from brain.server.http import ServerState
 from brain.server.listener import Server, listen
 from brain.server.websocket import Connection, Connections
 
 
-class House:
+class InProcessServer:
     """A server without a database."""
 
     def __init__(self, app: Any, timeout: float, ping_interval: float) -> None:
@@ -23,17 +23,17 @@ class House:
         self.board = Board(1 << 24)
         self.hub = Hub(self.board, interval=0.005, clock=loop.time, call_later=loop.call_later)
         policy = Policy()
-        self.doors = Doors(policy, max_connections=0, max_connections_per_ip=0)
-        self.gate = Gate(policy, self.doors, Connections(self.hub, loop, timeout))
+        self.limiter = ConnectionLimiter(policy, max_connections=0, max_connections_per_ip=0)
+        self.state = ServerState(policy, self.limiter, Connections(self.hub, loop, timeout))
         self.sockets = listen(["127.0.0.1"], 0)
         self.port: int = self.sockets[0].getsockname()[1]
-        self.server = Server(app, self.gate, timeout=75, ping_interval=ping_interval)
+        self.server = Server(app, self.state, timeout=75, ping_interval=ping_interval)
         self.seen = 0
         self.hub.push(self.board.apply(Snapshot([], 1)))
 
     @property
     def connections(self) -> list[Connection]:
-        return self.gate.connections.everyone()
+        return self.state.connections.everyone()
 
     def change(self, run_id: str, status: str = "running", error: str | None = None) -> None:
         self.seen += 1
@@ -49,8 +49,10 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def house(*, app: Any = _app, patience: float = 60, ping_interval: float = 60) -> AsyncIterator[House]:
-    it = House(app, patience, ping_interval)
+async def in_process_server(
+    *, app: Any = _app, patience: float = 60, ping_interval: float = 60
+) -> AsyncIterator[InProcessServer]:
+    it = InProcessServer(app, patience, ping_interval)
     serving = asyncio.create_task(it.server.serve(it.sockets))
     while not it.server.started:
         await asyncio.sleep(0.001)
@@ -69,7 +71,7 @@ async def house(*, app: Any = _app, patience: float = 60, ping_interval: float =
             for connection in it.connections:
                 connection._transport.abort()
     assert it.hub.clients == it.hub.lagging == 0
-    assert not it.doors.connections
+    assert not it.limiter.connections
     assert not it.connections
-    assert not it.gate.connections.closing
-    assert not it.gate.waiting
+    assert not it.state.connections.closing
+    assert not it.state.waiting
