@@ -159,7 +159,7 @@ def streams(draw: st.DrawFn) -> bytes:
             opcode,
             fin=draw(st.sampled_from([True, True, False])),
             rsv=draw(st.sampled_from([0] * 9 + [1, 2, 4])),
-            redact=draw(st.sampled_from([True] * 9 + [False])),
+            masked=draw(st.sampled_from([True] * 9 + [False])),
             length=draw(
                 st.sampled_from([None] * 9 + [0, 126, 65535, 65536, 1 << 30, 1 << 63, (1 << 64) - 1])
             ),

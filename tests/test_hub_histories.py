@@ -1028,7 +1028,7 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
     "R10 which may be too much to remember": (
         12,
         BOARD,
-        (("< MAX_FACETS else ANYTHING", "< MOST_FACETS else seen"),),
+        (("< MAX_FACETS else ANYTHING", "< MAX_FACETS else seen"),),
     ),
     "R10 an unknown run that is updated was anything finished": (
         26,

@@ -409,7 +409,7 @@ async def test_24_requests_without_end(brain: Brain, name: str) -> None:
 
 
 FRAMES: dict[str, tuple[bytes, int, str]] = {
-    "25 unmasked": (frame(b"x", redact=False), 1002, "frame"),
+    "25 unmasked": (frame(b"x", masked=False), 1002, "frame"),
     "25 a bad opcode": (frame(b"x", 0x3), 1002, "frame"),
     "25 a RSV bit": (frame(b"x", rsv=4), 1002, "frame"),
     "25 a fragmented ping": (frame(b"", PING, fin=False), 1002, "frame"),

@@ -356,7 +356,7 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
         "half a text": frame(b"he", fin=False),
         "half a frame": frame(b"hello")[:4],
         "a close frame": closing(1000),
-        "against the RFC": frame(b"hello", redact=False),
+        "against the RFC": frame(b"hello", masked=False),
         "invalid UTF-8": frame(b"\xff"),
         "too much": frame(length=1 << 30),
     }

@@ -47,7 +47,7 @@ LONE = b"\xed\xa0\x80"  # half a surrogate pair
 BAD = b"caf\xff"
 
 BROKEN: dict[str, tuple[bytes, int]] = {
-    "unmasked": (frame(b"hello", redact=False), 1002),
+    "unmasked": (frame(b"hello", masked=False), 1002),
     "opcode 3": (frame(b"", 3), 1002),
     "opcode 7": (frame(b"", 7), 1002),
     "opcode 11": (frame(b"", 11), 1002),

@@ -35,20 +35,20 @@ def frame(
     *,
     fin: bool = True,
     rsv: int = 0,
-    redact: bool = True,
+    masked: bool = True,
     length: int | None = None,
 ) -> bytes:
     """A client's frame (RFC 6455, section 5.2). `length` is what the header says, if it is to lie."""
     size = len(payload) if length is None else length
     head = bytes([fin << 7 | rsv << 4 | opcode])
-    bit = redact << 7
+    bit = masked << 7
     if size < 126:
         head += bytes([bit | size])
     elif size < 65536:
         head += bytes([bit | 126]) + struct.pack("!H", size)
     else:
         head += bytes([bit | 127]) + struct.pack("!Q", size)
-    if not redact:
+    if not masked:
         return head + payload
     mask = b"\x11\x22\x33\x44"
     return head + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))

@@ -35,7 +35,7 @@ class ConcurrencyLimiter:
 
     @asynccontextmanager
     async def take(self, address: Hashable) -> AsyncIterator[None]:
-        """Raises Problem, 429, when the turn does not come within MOST_WAIT."""
+        """Raises Problem, 429, when the turn does not come within MAX_WAIT."""
         mine = self.addresses.setdefault(address, _Address())
         mine.requests += 1
         try:

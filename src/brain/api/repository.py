@@ -81,7 +81,7 @@ class RunRepository:
     async def page(
         self, wanted: ByFields, after: str | None, limit: int
     ) -> tuple[list[str], str | None, Micros | None]:
-        """Runs in JSON, as many as `limit` and MOST_PAGE let in; the id after which the next page begins; and a moment from which
+        """Runs in JSON, as many as `limit` and MAX_PAGE let in; the id after which the next page begins; and a moment from which
         on `/ws?since=` misses nothing.
 
         That moment is the board's before the first query, or that of the first change that a query did not see yet.
