@@ -41,13 +41,13 @@ FUZZ_SECONDS  ?= 60
 FUZZ_EXAMPLES ?= 3000
 
 fuzz: $(VENV)/dev.done
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/test_fuzz.py tests/test_openapi.py
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/fuzz tests/integration/api/test_openapi.py
 	@$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps --require-hashes \
 		-r tests/fuzz/requirements.txt || true
-	$(BIN)/python tests/fuzz/guided.py $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz.guided $(FUZZ_SECONDS)
 
 conformance: $(VENV)/dev.done
-	$(BIN)/python tests/conformance/autobahn.py .autobahn
+	$(BIN)/python -m tests.conformance.autobahn .autobahn
 
 # Each program stands alone: python -m benchmarks.NAME. What this machine cannot build is skipped, and said.
 BENCHMARKS ?= fanout latency connections writers ingest growth pauses polling stalled silent
@@ -60,7 +60,7 @@ bench: $(VENV)/dev.done
 
 # TORTURE="--minutes 1 --seed 7" for a shorter one, or one again.
 torture: $(VENV)/dev.done
-	$(BIN)/python tests/torture.py $(TORTURE)
+	$(BIN)/python -m tests.oracle.torture $(TORTURE)
 
 soak: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks.soak
@@ -75,8 +75,8 @@ $(VENV)/dev.done: requirements-dev.lock pyproject.toml
 	@touch $(VENV)/run.done $@
 
 # wscat and tsc, where there is Node; the tests that need them say why they are skipped where there is none.
-$(VENV)/node.done: tests/node/package-lock.json | $(VENV)/dev.done
-	@if command -v npm >/dev/null; then cd tests/node && npm ci --silent --no-audit --no-fund; \
+$(VENV)/node.done: tests/support/node/package-lock.json | $(VENV)/dev.done
+	@if command -v npm >/dev/null; then cd tests/support/node && npm ci --silent --no-audit --no-fund; \
 	else echo "npm not found: the tests with wscat and tsc will be skipped"; fi
 	@touch $@
 
@@ -97,4 +97,4 @@ lock: $(VENV)/dev.done
 		--no-header --no-annotate --group dev -o requirements-dev.lock pyproject.toml --extra embedded
 
 clean:
-	rm -rf $(VENV) benchmarks/build benchmarks/peers/node_ws/node_modules .autobahn .fuzz node_modules tests/node/node_modules .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage*
+	rm -rf $(VENV) benchmarks/build benchmarks/peers/node_ws/node_modules .autobahn .fuzz node_modules tests/support/node/node_modules .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage*

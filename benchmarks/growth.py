@@ -18,8 +18,8 @@ from benchmarks import machine
 from benchmarks.changes import RUNS, Changes, prepare, run_id
 from benchmarks.peers import PEERS
 from benchmarks.trial import OTHER_CORES, SERVER_CORE, Place
-from served import Brain
-from wire import request
+from tests.support.served import Brain
+from tests.support.wire import request
 
 FEW = 100
 MAX_REQUESTS = 1.5

@@ -39,8 +39,8 @@ from brain.postgres.pgoutput import LSN, parse
 from brain.postgres.replication import Stream
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe
-from postgres import Postgres, execute
-from served import Brain
+from tests.support.postgres import Postgres, execute
+from tests.support.served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 ROWS = 100_000

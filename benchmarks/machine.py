@@ -21,8 +21,8 @@ import psycopg
 from benchmarks.load import Load
 from brain.config import Settings
 from brain.postgres.table import Table, init_sql
-from postgres import Postgres, _readable, execute
-from served import Brain
+from tests.support.postgres import Postgres, _readable, execute
+from tests.support.served import Brain
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"

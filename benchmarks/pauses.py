@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import served
 from benchmarks import machine
 from benchmarks.changes import Changes, prepare
 from benchmarks.load import Load, Options
+from tests.support import served
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 MAX_REQUESTS = 0.010

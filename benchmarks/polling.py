@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.changes import Changes
 from benchmarks.load import Load, Options
-from postgres import Postgres, execute
-from served import Brain
+from tests.support.postgres import Postgres, execute
+from tests.support.served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 ACTIVE = 1_000

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 from benchmarks.machine import QUICK_RESULTS, RESULTS
 from benchmarks.peers import PEERS
 from benchmarks.suite import number
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGE = "benchmarks.md"
 MARK = "<!-- From here on written by `python -m benchmarks.report` -->"
 ORDER = (

@@ -20,11 +20,11 @@ from typing import Any
 
 import psycopg
 
-import crowd
 from benchmarks import machine
-from crowd import Crowd
-from served import Brain
-from wire import PONG, closing, descriptors, frame, memory, request
+from tests.support import crowd
+from tests.support.crowd import Crowd
+from tests.support.served import Brain
+from tests.support.wire import PONG, closing, descriptors, frame, memory, request
 
 ROUND = 1_000
 WARM = 100

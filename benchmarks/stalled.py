@@ -18,7 +18,7 @@ import psycopg
 from benchmarks import machine
 from benchmarks.changes import RUNS, prepare, run_id, stamp
 from benchmarks.load import Load, Options
-from wire import request
+from tests.support.wire import request
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 STEP = 80

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from benchmarks import machine
 from benchmarks.changes import RUNS, prepare
 from benchmarks.peers import HERE, PEERS, CannotBuild, Server
-from postgres import Postgres
+from tests.support.postgres import Postgres
 
 CLIENTS = 4
 SCRIPT = f"""\\set n random(0, {RUNS - 1})

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tests.support import ROOT
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "conformance.md"
 
@@ -84,7 +86,11 @@ def run(folder: Path) -> Cases:
     with (
         (folder / "echo.log").open("w") as log,
         subprocess.Popen(
-            [sys.executable, HERE / "echo.py"], stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, "-m", "tests.conformance.echo"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         ) as echo,
     ):
         assert echo.stdout is not None

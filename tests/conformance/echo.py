@@ -3,22 +3,18 @@
 Brain listens to nothing but `ping`, and bounds what a client may say in size and rate. Here a message comes back, and the bounds
 are those that the suite needs: set in this process alone, for no setting of Brain's reaches them.
 
-    python tests/conformance/echo.py      prints the port, and serves until it is ended
+    python -m tests.conformance.echo      prints the port, and serves until it is ended
 """
 
 import asyncio
-import sys
-from pathlib import Path
 
 import structlog
 import uvloop
 from websockets.frames import Frame, Opcode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from brain.server import websocket
 from brain.server.websocket import Connection, Message
-from in_process_server import in_process_server
+from tests.support.in_process_server import in_process_server
 
 
 def echo(connection: Connection, message: Message) -> None:

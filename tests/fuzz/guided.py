@@ -1,9 +1,9 @@
 """The laws under atheris, which looks for bytes that reach code nothing has reached before.
 
-    python tests/fuzz/guided.py SECONDS              each law for so long, in a process of its own
-    python tests/fuzz/guided.py SECONDS LAW          one of them
+    python -m tests.fuzz.guided SECONDS              each law for so long, in a process of its own
+    python -m tests.fuzz.guided SECONDS LAW          one of them
 
-What breaks a law is kept in corpus/, where tests/test_fuzz.py finds it: to be committed with what mends it. What was merely found
+What breaks a law is kept in corpus/, where test_fuzz.py finds it: to be committed with what mends it. What was merely found
 interesting is kept in FUZZ_FOLDER (.fuzz), to go on from. Where atheris cannot be installed it says so, and that is all.
 """
 
@@ -11,9 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
-TESTS = Path(__file__).parent.parent
-sys.path.insert(0, str(TESTS))
 
 FOLDER = Path(os.environ.get("FUZZ_FOLDER", ".fuzz"))
 MAX_BYTES = {"pgoutput": 2048, "request": 2048, "frames": 6000, "settings": 400}
@@ -29,9 +26,9 @@ OPTIONS = ["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbos
 
 
 def seeds(law: str) -> list[bytes]:
-    from test_pgoutput import GOLDEN
-    from test_websocket import BROKEN
-    from wire import closing, frame, request
+    from tests.integration.server.test_websocket import BROKEN
+    from tests.support.wire import closing, frame, request
+    from tests.unit.postgres.test_pgoutput import GOLDEN
 
     match law:
         case "pgoutput":
@@ -55,7 +52,7 @@ def guided(law: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["brain", "websockets"]):
-        from fuzz import laws
+        from tests.fuzz import laws
 
     folder = FOLDER / law
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,10 +78,10 @@ def main() -> None:
     broken = [
         law
         for law in MAX_BYTES
-        if subprocess.run([sys.executable, __file__, seconds, law], check=False).returncode
+        if subprocess.run([sys.executable, "-m", "tests.fuzz.guided", seconds, law], check=False).returncode
     ]
     if broken:
-        raise SystemExit(f"broken: {', '.join(broken)}; the bytes are in {TESTS / 'fuzz' / 'corpus'}")
+        raise SystemExit(f"broken: {', '.join(broken)}; the bytes are in {Path(__file__).parent / 'corpus'}")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from brain.postgres.pgoutput import PgoutputError, parse
 from brain.postgres.table import init_sql
 from brain.server.http import HTTPProtocol
 from brain.server.websocket import MAX_BYTES, STRIDE, Connection
-from in_process_server import InProcessServer, in_process_server
-from wire import CLOSE, Frame, Peer, parsed, request
+from tests.support.in_process_server import InProcessServer, in_process_server
+from tests.support.wire import CLOSE, Frame, Peer, parsed, request
 
 Law: TypeAlias = Callable[[bytes], None]
 

@@ -1,0 +1,76 @@
+"""What the documents name exists, and what Brain may answer stands in them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from websockets.frames import CloseCode
+
+from brain.cli import commands as cli
+from brain.config import Settings
+from brain.delivery import hub
+from brain.server import http, websocket
+from tests.support import ROOT
+
+DOCS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+TEXTS = {path.relative_to(ROOT): path.read_text() for path in DOCS if path.exists()}
+EVERYTHING = "\n".join(TEXTS.values())
+
+
+def named(pattern: str) -> set[str]:
+    return set(re.findall(pattern, EVERYTHING))
+
+
+def test_every_command_exists() -> None:
+    known = set(typer.main.get_group(cli.app).commands) | {"version"}
+    assert named(r"(?:`|bin/)brain ([a-z][a-z-]+)") <= known
+
+
+def test_every_target_of_make_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named(r"(?:`| {4})make ([a-z-]+)") <= targets
+
+
+def test_every_setting_exists() -> None:
+    known = {f"BRAIN_{name.upper()}" for name in Settings.model_fields}
+    assert named(r"`(BRAIN_[A-Z_]+)(?:=[^`]*)?`") <= known
+
+
+def test_every_metric_exists() -> None:
+    """docs/metrics.md itself is held true by test_metrics.py."""
+    known = set(re.findall(r"brain_[a-z_]+", TEXTS[Path("docs/metrics.md")]))
+    assert named(r"`(brain_[a-z_]+)`") <= known
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=str)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[path]):
+        if "://" not in target:
+            assert (ROOT / path.parent / target).exists(), f"{path} links to {target}"
+
+
+def rows(column: str) -> set[int]:
+    """The numbers in the first column of the protocol's table that has this heading."""
+    text = TEXTS[Path("docs/protocol.md")]
+    table = text[text.index(f"| {column} |") :].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return {int(number) for cell in cells for number in re.findall(r"\b\d{3,4}\b", cell)}
+
+
+def test_every_close_code_is_explained() -> None:
+    sources = [Path(str(module.__file__)).read_text() for module in (hub, http, websocket)]
+    names = {name for source in sources for name in re.findall(r"CloseCode\.([A-Z_]+)", source)}
+    sent = {int(CloseCode[name]) for name in names} | {hub.COME_BACK, hub.NOT_YET}
+    assert sent <= rows("close code"), sent - rows("close code")
+
+
+def test_every_refusal_of_an_upgrade_is_explained() -> None:
+    source = Path(str(http.__file__)).read_text()
+    sent = {int(status) for status in re.findall(r"(?:_refuse|TargetError|Refusal)\((\d{3})", source)}
+    assert sent <= rows("status")

@@ -1,0 +1,400 @@
+"""The command line, as a person has it: real processes, and what they print."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.issuer import SECRET, token
+from tests.support.postgres import Postgres, execute
+from tests.support.served import BRAIN, Brain, served
+from tests.support.template import ROLE, TEMPLATE
+
+
+def run(*arguments: str, code: int = 0, **settings: object) -> str:
+    """What a command prints, all of it; it must exit with this status."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
+    done = subprocess.run(
+        [*BRAIN, *arguments], env=environment, capture_output=True, text=True, timeout=20, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    return said
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C, as a person ends it. Returns what it had to say on standard error."""
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130, said
+    return said or ""
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[Brain]:
+    with served() as brain:
+        yield brain
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("importing", signal.SIGTERM),
+        ("importing", signal.SIGINT),
+        ("postgres.new-*", signal.SIGTERM),
+        ("postgres/PG_VERSION", signal.SIGINT),
+        ("postgres/postmaster.pid", signal.SIGTERM),
+        ("stopping", signal.SIGTERM),
+    ],
+)
+def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
+    """While it is imported, while PostgreSQL is made, started, and stopped: it ends well, and no PostgreSQL is left."""
+    brain = Brain(wait=False)
+    try:
+        if moment == "importing":
+            while "psycopg_binary" not in Path(f"/proc/{brain.process.pid}/maps").read_text():
+                time.sleep(0.001)  # psycopg has been imported; FastAPI and our own have not
+        elif moment == "stopping":
+            brain.wait_for("Paste")
+            brain.process.send_signal(number)
+            brain.wait_for("stopping")
+        else:
+            until = time.monotonic() + 20
+            while not list((brain.folder / ".brain").glob(moment)):
+                assert time.monotonic() < until, brain.log()
+                time.sleep(0.001)
+        brain.process.send_signal(number)
+        assert brain.process.wait(20) == 0, brain.log()
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+    until = time.monotonic() + 5  # told twice, it does not wait for PostgreSQL, which ends at once
+    while left := [line for line in _processes() if str(brain.folder) in line]:
+        assert time.monotonic() < until, (left, brain.log())
+        time.sleep(0.01)
+
+
+def _processes() -> list[str]:
+    """The command lines of all that runs."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(each.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def test_the_welcome_is_true(embedded: Brain) -> None:
+    """The three commands that are printed do what they say, with the ports in use."""
+    welcome = embedded.log()
+    watch, create, change = (
+        found[1]
+        for what in ("watch it", "create one", "change it")
+        if (found := re.search(rf"{what} +(.*)", welcome))
+    )
+    url = re.search(r"ws://\S+", watch)
+    assert url
+    watching = subprocess.Popen([*BRAIN, "watch", url[0]], stdout=subprocess.PIPE, text=True)
+    try:
+        while not embedded.get("/readyz")[1]["clients"]:
+            time.sleep(0.05)
+        created = subprocess.run(create, shell=True, capture_output=True, text=True, check=True)
+        assert json.loads(created.stdout) == {"id": "test-run-1", "status": "queued"}
+        changed = subprocess.run(change, shell=True, capture_output=True, text=True, check=True)
+        assert changed.stdout.strip() == "UPDATE 1"
+        assert watching.stdout
+        seen = [json.loads(watching.stdout.readline()) for _ in range(2)]
+    finally:
+        interrupt(watching)
+    assert [m["data"]["status"] for m in seen] == ["queued", "running"]
+
+
+def test_psql_is_bundled(embedded: Brain) -> None:
+    said = run(
+        "psql", "-XAtc", "SELECT current_user, current_database()", data_dir=embedded.folder / ".brain"
+    )
+    assert said.strip() == "cecelia|cecelia"
+
+
+def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
+    assert "start `brain serve` there, or set BRAIN_DATABASE_URL" in run("psql", code=2, data_dir=tmp_path)
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("version"))
+
+
+def test_help_names_every_command() -> None:
+    said = run("--help")
+    for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
+        assert re.search(rf"\b{command}\b", said)
+
+
+def test_init_db_prints_what_it_runs(postgres: Postgres) -> None:
+    """Printed, it can be fed to psql; run twice, it changes nothing."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    printed = run("init-db", "--sql", database_url=url)
+    execute(url, printed)
+    for _ in range(2):
+        assert "is ready: brain serve" in run("init-db", database_url=url)
+    execute(url, "INSERT INTO runs DEFAULT VALUES")
+    assert execute(url, "SELECT status FROM runs") == [("queued",)]
+    assert execute(url, "SELECT pubname FROM pg_publication") == [("brain_public_runs",)]
+
+
+def test_init_db_makes_another_table(postgres: Postgres) -> None:
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    run("init-db", database_url=url, table='public.my "runs"')
+    with served(database_url=url, table='public.my "runs"') as brain:
+        execute(url, 'INSERT INTO "my ""runs""" (id) VALUES (\'r\')')
+        assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
+        ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
+        (
+            {"flush_interval": "soon"},
+            "BRAIN_FLUSH_INTERVAL='soon': an interval is a number of seconds, 0 to 10",
+        ),
+        ({"host": "203.0.113.7"}, "port 5221 of 203.0.113.7 cannot be listened on"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_error(settings: dict[str, str], says: str, tmp_path: Path) -> None:
+    said = run("serve", code=2, **{"data_dir": tmp_path, **settings})
+    assert says in said
+    assert "secret" not in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_one_clear_error(embedded: Brain, tmp_path: Path) -> None:
+    said = run("serve", code=2, port=embedded.port, data_dir=tmp_path)
+    assert f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in said
+
+
+def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
+    """Brain stays: the table may come. Readiness says what is missing, and what to do."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    brain = Brain(database_url=url, wait=False)
+    try:
+        brain.wait_for("there is no table public.runs")
+        brain.wait_for("Paste")
+        brain.port = int(re.findall(r"on port (\d+)\. Paste", brain.log())[-1])
+        status, ready = brain.get("/readyz")
+        assert (status, ready["ready"]) == (503, False)
+        assert "make it with `brain init-db`" in ready["detail"]
+        assert brain.get("/healthz")[0] == 200
+        run("init-db", database_url=url)
+        brain.wait_ready("replication")
+        assert brain.log().count('detail="there is no table') == 1, (
+            "one line per change of state, not per try"
+        )
+        assert brain.stop() == 0
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+
+
+def test_missing_rights_are_said(postgres: Postgres, database: str) -> None:
+    execute(postgres.url(), "DROP ROLE IF EXISTS stranger")
+    execute(postgres.url(), "CREATE ROLE stranger LOGIN")
+    url = database.replace("cecelia@", "stranger@")
+    brain = Brain(database_url=url, wait=False)
+    try:
+        brain.wait_for("permission denied for table runs")
+        assert brain.stop() == 0
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+
+
+def test_a_database_that_is_away_is_waited_for() -> None:
+    brain = Brain(database_url="postgresql://cecelia@127.0.0.1:1/cecelia", wait=False)
+    try:
+        brain.wait_for("source now=none|now=none")
+        brain.wait_for("Paste")
+        assert brain.stop() == 0
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+
+
+def test_init_db_without_a_database_is_one_clear_error(tmp_path: Path) -> None:
+    said = run("init-db", code=2, database_url="postgresql://cecelia@127.0.0.1:1/cecelia")
+    assert "connection failed" in said
+    assert "no embedded PostgreSQL runs in" in run("init-db", code=2, data_dir=tmp_path)
+
+
+def test_watch_comes_back(database: str) -> None:
+    """The server restarts; watch prints what changed meanwhile, and says once that it was away."""
+    with served(database_url=database) as first:
+        port = first.port
+        watching = subprocess.Popen(
+            [*BRAIN, "watch", f"ws://127.0.0.1:{port}/ws", "--snapshot"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stdout
+        while not first.get("/readyz")[1]["clients"]:
+            time.sleep(0.05)
+        execute(database, "INSERT INTO runs (id) VALUES ('before')")
+        assert json.loads(watching.stdout.readline())["data"]["id"] == "before"
+    execute(database, "INSERT INTO runs (id) VALUES ('meanwhile')")
+    with served(database_url=database, port=port):
+        try:
+            seen = {json.loads(watching.stdout.readline())["data"]["id"] for _ in range(2)}
+            assert seen == {"before", "meanwhile"}, (
+                "a Brain that has just started cannot answer since: a snapshot, then"
+            )
+        finally:
+            said = interrupt(watching)
+    assert said.count("is away; trying again") == 1
+    assert said.count("and back") == 1
+
+
+def test_watch_shows_the_token_of_the_environment(database: str) -> None:
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
+        url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
+        assert "ended with 4401" in run("watch", url, code=2)
+        assert "refuses with 401: the token is not valid" in run("watch", url, code=2, token="hunter2")
+        said = run("watch", url, code=2, token=token(exp=time.time() + 3))
+        assert json.loads(said.splitlines()[0])["data"]["id"] == "for-bearers"
+        assert "ended with 4401: the token has expired" in said
+
+
+def test_watch_says_why_it_is_refused(embedded: Brain) -> None:
+    said = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
+    assert "refuses with 400" in said
+    assert "unknown parameter 'nonsense'" in said
+
+
+def test_doctor_finds_nothing_amiss_in_what_brain_has_made(embedded: Brain) -> None:
+    said = run("doctor", data_dir=embedded.folder / ".brain")
+    assert said.splitlines()[2:] == ["Brain streams public.runs."]
+    assert "no embedded PostgreSQL runs in" in run("doctor", code=2, data_dir=embedded.folder)
+
+
+def test_demo_plays(embedded: Brain) -> None:
+    """Runs begin, progress and end."""
+    data_dir = embedded.folder / ".brain"
+    playing = subprocess.Popen(
+        [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
+        env=os.environ | {"BRAIN_DATA_DIR": str(data_dir)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 15
+        while not (embedded.get("/api/runs?status=completed")[1]["runs"]):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        interrupt(playing)
+
+
+def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Postgres) -> None:
+    """And ends what it has begun."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    url = postgres.url(name, ROLE)
+    execute(url, "ALTER TABLE runs ALTER id DROP DEFAULT")
+    for column in ("agent", "task_id", "error", "progress", "started_at", "completed_at"):
+        execute(url, f"ALTER TABLE runs DROP COLUMN {column}")
+    playing = subprocess.Popen(
+        [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
+        env=os.environ | {"BRAIN_DATABASE_URL": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def ended(least: int) -> None:
+        until = time.monotonic() + 20
+        while execute(url, "SELECT count(*) FROM runs WHERE status = 'completed'")[0][0] < least:
+            assert time.monotonic() < until
+            assert playing.poll() is None
+            time.sleep(0.1)
+
+    try:
+        ended(3)
+        execute(
+            postgres.url(name),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'brain-api'",
+        )
+        ended(execute(url, "SELECT count(*) FROM runs")[0][0] + 3)
+    finally:
+        said = interrupt(playing)
+    assert "Traceback" not in said
+    assert execute(url, "SELECT count(*) FROM runs WHERE status IN ('queued', 'running')") == [(0,)]
+    postgres.drop_database(name)
+
+
+def test_demo_says_what_it_cannot_do(database: str) -> None:
+    said = run("demo", code=2, database_url=database, table="nosuch")
+    assert "nosuch" in said
+    execute(database, "ALTER TABLE runs ADD CONSTRAINT mine CHECK (agent = 'mine')")
+    assert "mine" in run("demo", code=2, database_url=database)
+
+
+def test_serve_does_not_say_that_it_follows_what_it_does_not(database: str) -> None:
+    with served(follows="none", wait=False, database_url=database, table="jobs") as brain:
+        brain.wait_for("Paste")
+        assert "does not follow public.jobs of" in brain.log()
+        assert "doctor` says what to do" in brain.log()
+        assert "Brain 0.1.0 follows" not in brain.log()
+
+
+def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None:
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        commands = [line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)]
+        assert len(commands) == 2
+        environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
+        assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
+        command = commands[1].split("one", 1)[1]
+        said = subprocess.run(
+            command, shell=True, env=environment, capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+        assert json.loads(said)["id"] == "test-run-1"
+
+
+def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
+    program = " ".join(map(shlex.quote, BRAIN))
+    said = subprocess.run(
+        f"{program} doctor | true",
+        shell=True,
+        env=os.environ | {"BRAIN_DATABASE_URL": database},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert said.stderr == ""
+
+
+def test_what_libraries_log_is_a_line_like_ours() -> None:
+    """Psycopg warns when a connection ends under a query that is being given up."""
+    program = (
+        "import logging, sys; from brain.cli import commands; commands._settings(); logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
+        "logging.getLogger('psycopg').info('nothing')"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
+    ).stderr
+    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', said), said

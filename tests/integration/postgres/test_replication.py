@@ -1,0 +1,336 @@
+"""The slot, what comes through it, and what is answered: over real connections, some through a proxy that falls silent."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from brain.contract.events import Changes
+from brain.contract.messages import ID
+from brain.delivery.board import Board
+from brain.postgres import pgoutput, replication
+from brain.postgres.connection import connect
+from brain.postgres.decoder import Decoder
+from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
+from brain.postgres.poll import Poll
+from brain.postgres.replication import SLICE, LostError, Stream
+from brain.postgres.snapshots import PgSnapshot
+from brain.postgres.table import describe
+from tests.support.following import RUNS, Following, connected, slots_gone
+from tests.support.postgres import Postgres, execute, running
+from tests.support.proxy import Proxy
+from tests.support.template import ROLE, TEMPLATE, with_template
+
+
+@asynccontextmanager
+async def opened(url: str, patience: float = 5) -> AsyncIterator[Stream]:
+    """A slot that has been made, and that has not begun."""
+    conn = await connect(url, "brain")
+    async with conn:
+        description = await describe(conn, RUNS)
+    stream = await Stream.open(
+        url, RUNS, description, Decoder({}, 1000), application="brain", patience=patience
+    )
+    try:
+        yield stream
+    finally:
+        await stream.close()
+        with contextlib.suppress(psycopg.OperationalError):
+            await slots_gone(url)
+
+
+@asynccontextmanager
+async def streaming(url: str) -> AsyncIterator[Stream]:
+    async with opened(url) as stream:
+        conn = await connect(url, "brain")
+        async with conn:
+            poll = Poll(conn, RUNS, Decoder({}, 1000), Board(1 << 20), None)
+            await stream.start(await poll.visible(), await poll.insert_lsn())
+        yield stream
+
+
+async def until(stream: Stream, run_id: str, seconds: float = 10) -> list[Changes]:
+    """Read until this run has come."""
+    taken: list[Changes] = []
+    async with asyncio.timeout(seconds):
+        while not taken or taken[-1].rows[-1][1][ID] != run_id:
+            taken += await stream.read()
+    return taken
+
+
+# Reading.
+
+
+async def test_slices_of_a_large_transaction_in_bounded_memory(database: str) -> None:
+    rows = 60_000
+    async with streaming(database) as stream:
+        process = psutil.Process()
+        before = most = process.memory_info().rss
+        writing = asyncio.create_task(
+            asyncio.to_thread(
+                execute,
+                database,
+                f"INSERT INTO runs (id, error) SELECT i, repeat('x', 100) FROM generate_series(1, {rows}) i",
+            )
+        )
+        seen, xids, longest = 0, set(), 0
+        async with asyncio.timeout(30):
+            while seen < rows:
+                for changes in await stream.read():
+                    seen += len(changes.rows)
+                    longest = max(longest, len(changes.rows))
+                    xids.add(changes.xid)
+                most = max(most, process.memory_info().rss)
+        await writing
+        assert len(xids) == 1
+        assert longest <= SLICE
+        assert most - before < 30 << 20
+
+
+async def test_what_is_not_ours_is_passed_over(database: str) -> None:
+    execute(database, "CREATE TABLE other (id text PRIMARY KEY, m text)")
+    execute(database, "ALTER PUBLICATION brain_public_runs ADD TABLE other")
+    execute(database, "CREATE TYPE mood AS ENUM ('fine')")
+    execute(database, "ALTER TABLE runs ADD mood mood")
+    async with streaming(database) as stream:
+        execute(database, "INSERT INTO other VALUES ('o')")
+        execute(database, "UPDATE other SET m = 'x'")
+        execute(database, "TRUNCATE other")
+        execute(database, "INSERT INTO runs (id, mood) VALUES ('a', 'fine')")
+        execute(database, "TRUNCATE other, runs")
+        execute(database, "INSERT INTO runs (id) VALUES ('b')")
+        taken = await until(stream, "b")
+        assert [[(op, run[ID]) for op, run in changes.rows] for changes in taken] == [
+            [("insert", "a")],
+            [("truncate", "")],
+            [("insert", "b")],
+        ]
+
+
+async def test_a_transaction_that_the_last_poll_has_seen_is_left_out(database: str) -> None:
+    async with opened(database) as stream, connected(database) as held:
+        await held.execute("INSERT INTO runs (id) VALUES ('held')")
+        execute(database, "INSERT INTO runs (id) VALUES ('seen')")
+        conn = await connect(database, "brain")
+        async with conn:
+            poll = Poll(conn, RUNS, Decoder({}, 1000), Board(1 << 20), None)
+            visible = await poll.visible()
+            execute(database, "INSERT INTO runs (id) VALUES ('between')")
+            await held.commit()
+            await stream.start(visible, await poll.insert_lsn())
+        execute(database, "INSERT INTO runs (id) VALUES ('after')")
+        taken = await until(stream, "after")
+        assert [run[ID] for changes in taken for _, run in changes.rows] == ["between", "held", "after"]
+
+
+@pytest.mark.parametrize(
+    "message", [Insert(1, ["a", "queued"]), Relation(1, "public", "runs", "d", ("id", "status"))]
+)
+async def test_messages_out_of_their_order(database: str, message: pgoutput.Message) -> None:
+    async with opened(database) as stream:
+        stream._oid = 1
+        if isinstance(message, Relation):
+            stream._handle(message, [])
+            with pytest.raises(PgoutputError, match="a row outside of a transaction"):
+                stream._handle(Insert(1, ["a", "queued"]), [])
+        else:
+            stream._handle(Begin(LSN(1), 0, 700), [])
+            with pytest.raises(PgoutputError, match="a row before its relation"):
+                stream._handle(message, [])
+
+
+async def test_bytes_that_are_no_message_end_the_stream(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with streaming(database) as stream:
+        monkeypatch.setattr(replication, "parse", lambda data: pgoutput.parse(b"S" + data))
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        with pytest.raises(LostError, match="not a pgoutput message"):
+            await until(stream, "a")
+
+
+# Answering.
+
+
+async def test_other_tables_log_is_let_go(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
+    monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(replication, "IDLE", 0.02)
+    behind = "SELECT pg_wal_lsn_diff('{}', confirmed_flush_lsn) <= 0 FROM pg_replication_slots WHERE database = current_database()"
+    execute(database, "CREATE TABLE other (t text)")
+    async with streaming(database) as stream:
+        for _ in range(3):
+            execute(database, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+            ((lsn,),) = execute(database, "SELECT pg_current_wal_insert_lsn()")
+            async with asyncio.timeout(5):
+                while execute(database, behind.format(lsn)) != [(True,)]:
+                    assert await stream.read() == []
+
+
+async def test_a_server_that_asks_is_answered(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent unasked here, and the walsender ends a connection that owes it an answer."""
+    monkeypatch.setattr(replication, "SENDER_TIMEOUT", "500ms")
+    monkeypatch.setattr(replication, "IDLE", 0.02)
+    monkeypatch.setattr(replication, "STATUS_EVERY", 60)
+    async with streaming(database) as stream:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 0.8:
+            await stream.read()
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        await until(stream, "a")
+
+
+async def test_a_reader_that_is_busy_keeps_the_stream(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication, "SENDER_TIMEOUT", "500ms")
+    monkeypatch.setattr(replication, "STATUS_EVERY", 0.1)
+    async with streaming(database) as stream:
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        await asyncio.sleep(0.8)
+        await until(stream, "a")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_server_that_stops_does_not_wait_for_brain(busy: bool) -> None:
+    with running() as server:
+        with_template(server)
+        url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+        async with streaming(url) as stream:
+            execute(url, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 5000) i")
+            reading = asyncio.create_task(until(stream, "never"))
+            await asyncio.sleep(0.2)
+            if busy:  # for a second: it answers meanwhile, and then reads on
+                reading.cancel()
+                await asyncio.sleep(1)
+                reading = asyncio.create_task(until(stream, "never"))
+            begun = time.monotonic()
+            await asyncio.to_thread(server.stop, "fast")
+            assert time.monotonic() - begun < 3
+            with contextlib.suppress(asyncio.CancelledError, LostError):
+                await reading
+
+
+# Ending.
+
+
+async def test_a_server_says_why_it_ends_the_stream(database: str) -> None:
+    async with streaming(database) as stream:
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        execute(
+            database,
+            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = current_database()",
+        )
+        assert (await stream.read())[0].rows[0][1][ID] == "a"
+        with pytest.raises(LostError, match="terminating connection due to administrator command"):
+            await stream.read()
+
+
+async def test_an_error_of_the_plugin_is_passed_on() -> None:
+    """A publication that is missing is one before PostgreSQL 18."""
+    with running(16) as server:
+        with_template(server)
+        url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+        async with streaming(url) as stream:
+            execute(url, "DROP PUBLICATION brain_public_runs")
+            execute(url, "INSERT INTO runs (id) VALUES ('a')")
+            with pytest.raises(LostError, match='publication "brain_public_runs" does not exist'):
+                await until(stream, "a")
+
+
+async def test_a_stream_that_cannot_begin_is_lost(database: str) -> None:
+    async with opened(database) as stream:
+        stream.slot = "another"
+        with pytest.raises(LostError, match="does not exist"):
+            await stream.start(PgSnapshot(3, 3, frozenset()), LSN(1))
+
+
+async def test_silence_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
+    monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)
+    monkeypatch.setattr(replication, "IDLE", 0.05)
+    with Proxy(database) as proxy:
+        await _noticed(proxy, database)
+
+
+async def _noticed(proxy: Proxy, database: str) -> None:
+    async with streaming(proxy.url) as stream:
+        # What is merely idle is not dead: it is asked, and answers.
+        begun = time.monotonic()
+        while time.monotonic() - begun < 0.7:
+            await stream.read()
+        proxy.fall_silent()
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        begun = time.monotonic()
+        with pytest.raises(LostError, match="nothing was heard"):
+            await until(stream, "a")
+        assert time.monotonic() - begun < 1.5
+        proxy.speak()
+
+
+async def test_who_falls_silent_is_followed_again(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
+    monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)
+    monkeypatch.setattr(replication, "IDLE", 0.05)
+    with Proxy(database) as proxy:
+        await _followed_again(proxy, database)
+
+
+async def _followed_again(proxy: Proxy, database: str) -> None:
+    async with Following(proxy.url, "auto", writer=database) as f:
+        await f.source("replication")
+        proxy.fall_silent()
+        await f.sql("INSERT INTO runs (id) VALUES ('a')")
+        await f.source("none")  # the other connection goes the same way
+        assert "nothing was heard" in f.follow.state.detail
+        proxy.speak()
+        await f.pushed("a", "queued")
+        await f.source("replication")
+        assert f.told() == [("a", "queued")]
+
+
+async def left(url: str) -> list[tuple[Any, ...]]:
+    return await asyncio.to_thread(
+        execute,
+        url,
+        "SELECT pid, state, query FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()"
+        " UNION ALL SELECT 0, slot_name, '' FROM pg_replication_slots WHERE database = current_database()",
+    )
+
+
+async def test_a_slot_that_is_given_up_leaves_nothing_behind(database: str) -> None:
+    async with connected(database) as conn:
+        await conn.execute("INSERT INTO runs (id) VALUES ('open')")
+
+        async def open_() -> None:
+            async with opened(database, patience=60):
+                raise AssertionError
+
+        opening = asyncio.create_task(open_())
+        while not [row for row in await left(database) if "CREATE_REPLICATION_SLOT" in row[2]]:
+            await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert time.monotonic() - begun < 1
+        async with asyncio.timeout(2):
+            while await left(database):
+                await asyncio.sleep(0.02)
+        # Patience that runs out ends as cleanly.
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            async with opened(database, patience=0.1):
+                raise AssertionError
+        async with asyncio.timeout(2):
+            while await left(database):
+                await asyncio.sleep(0.02)
+
+
+async def test_the_postgres_that_tests_share_is_left_as_it_was(postgres: Postgres) -> None:
+    assert execute(postgres.url(), "SELECT slot_name FROM pg_replication_slots") == []

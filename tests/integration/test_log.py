@@ -1,0 +1,102 @@
+"""A log that nobody reads, or that cannot be written, holds nobody up and takes nothing down."""
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+
+from brain.log import MAX_REQUESTS, Log
+from tests.support.crowd import lasting_port
+from tests.support.served import served
+from tests.support.wire import Control, Peer
+
+SMALL = 4096
+"""Bytes of the smallest pipe."""
+
+
+def small_pipe() -> tuple[int, int]:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, SMALL)
+    return read, write
+
+
+def held(read: int) -> int:
+    """Bytes in the pipe."""
+    found: int = struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, bytes(4)))[0]
+    return found
+
+
+def test_lines_come_in_order_and_what_is_lost_is_counted() -> None:
+    read, write = small_pipe()
+    log = Log(write)
+    long = "x" * 10_000  # more than the pipe takes, so the thread hangs
+    log.write(f"{long}\n")
+    until = time.monotonic() + 10
+    while held(read) < SMALL:
+        assert time.monotonic() < until
+    for number in range(MAX_REQUESTS + 70):
+        log.write(f"{number}\n")
+    with os.fdopen(read) as lines:
+        assert lines.readline() == f"{long}\n"
+        assert [lines.readline() for _ in range(MAX_REQUESTS)] == [
+            f"{number}\n" for number in range(MAX_REQUESTS)
+        ]
+        log.write("after\n")
+        assert lines.readline() == 'level=warning event="lines of the log were lost" lines=70\n'
+        assert lines.readline() == "after\n"
+        log.write("the last, ünd half a character: \ud800\n")
+        log.close()
+        os.close(write)
+        assert lines.read() == "the last, ünd half a character: ?\n"
+
+
+async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None:
+    read, write = small_pipe()
+    with served(database_url=database, errors=write) as brain:
+        os.close(write)
+        control = Control(brain, database)
+        with control.undisturbed(1.0):
+            until = time.monotonic() + 10
+            while held(read) < SMALL - 200:
+                async with await Peer.upgraded(brain.port):  # "client came", "client left"
+                    assert time.monotonic() < until
+            for _ in range(50):
+                async with await Peer.upgraded(brain.port):
+                    pass
+        control.stop()
+        began = time.monotonic()
+        assert brain.stop() == 0
+        assert time.monotonic() - began < 5
+    os.close(read)
+
+
+@pytest.mark.parametrize(
+    "streams", ["2>/dev/full", "2>&1 >/dev/full", "closed pipe", ">&-", "2>&-", "<&-", "<&- >&- 2>&-"]
+)
+async def test_a_stream_that_cannot_be_written_takes_nothing_down(database: str, streams: str) -> None:
+    """A full disk, a reader that has gone, and none at all: a socket that took the number of one would be written to."""
+    read, write = os.pipe()
+    shell, errors = ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)
+    port = lasting_port()
+    with served(wait=False, database_url=database, port=port, shell=shell, errors=errors) as brain:
+        os.close(write)
+        os.close(read)
+        brain.port = port
+        until = time.monotonic() + 20
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", port)):
+                assert time.monotonic() < until, brain.log()
+                await asyncio.sleep(0.02)
+        brain.wait_ready("replication")
+        control = Control(brain, database)
+        with control.undisturbed(1.0):
+            for _ in range(50):
+                async with await Peer.upgraded(brain.port):
+                    pass
+        control.stop()
