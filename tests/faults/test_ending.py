@@ -64,7 +64,9 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
     brain = Brain(folder=tmp_path, max_connections=0, postgres_port=lasting_port())
     try:
         url = embedded_url(brain)
-        execute(url, "INSERT INTO runs (id, status) SELECT i, 'running' FROM generate_series(1, 100) i")
+        execute(
+            url, "INSERT INTO runs (id, status) SELECT i, 'running' FROM generate_series(1, 100) i"
+        )
         control = Control(brain, url, "?status=queued")
         used = memory(brain.process.pid)
         with (
@@ -81,7 +83,9 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             began = time.monotonic()
             brain.process.send_signal(signal.SIGTERM)
             storm.set()  # or it would be busy enough to spread anything
-            assert healthy.pump(10, lambda: not quiet.pump(0) and not quiet.present and not healthy.present)
+            assert healthy.pump(
+                10, lambda: not quiet.pump(0) and not quiet.present and not healthy.present
+            )
             # Of these: the others have to read what was sent to them before.
             told = [member.ended - began for member in quiet.members]
             status = brain.process.wait(10)
@@ -128,7 +132,9 @@ def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None
             control.undisturbed(),
             Crowd.clients(second.port, 20, "/ws?snapshot=true") as crowd,
         ):
-            assert crowd.pump(5, lambda: all(b'"status":"running"' in each.data for each in crowd.members))
+            assert crowd.pump(
+                5, lambda: all(b'"status":"running"' in each.data for each in crowd.members)
+            )
             time.sleep(0.5)
         control.stop()
         assert second.stop() == 0

@@ -41,7 +41,13 @@ class Following:
         self.table = table
         self.decoder = Decoder(statuses or {}, max_text)
         self.follow = Follow(
-            url, table, self.decoder, self.board, mode=mode, interval=interval, application=application
+            url,
+            table,
+            self.decoder,
+            self.board,
+            mode=mode,
+            interval=interval,
+            application=application,
         )
         self.mode = mode
         self.events: list[Event] = []
@@ -76,7 +82,9 @@ class Following:
     async def sql(self, *statements: str) -> list[TupleRow]:
         """Run them one by one, in autocommit. Returns the rows of the last."""
         if self._sql is None or self._sql.broken or self._sql.closed:
-            self._sql = await AsyncConnection.connect(self._writer, autocommit=True, client_encoding="UTF8")
+            self._sql = await AsyncConnection.connect(
+                self._writer, autocommit=True, client_encoding="UTF8"
+            )
         for statement in statements:
             cursor = await self._sql.execute(statement.encode())
         return await cursor.fetchall() if cursor.description else []
@@ -102,7 +110,9 @@ class Following:
         await self.until(lambda: self.follow.state.source == wanted and self.board.begun, seconds)
 
     async def pushed(self, run_id: str, status: str, seconds: float = 10) -> None:
-        await self.until(lambda: any(p[ID] == run_id and p[STATUS] == status for p in self.pushes), seconds)
+        await self.until(
+            lambda: any(p[ID] == run_id and p[STATUS] == status for p in self.pushes), seconds
+        )
 
     async def settled(self, seconds: float = 10) -> None:
         """Wait until the board says what SELECT says. What a poll cannot see is a finished run's end, and its past."""
@@ -129,7 +139,12 @@ class Following:
         cursor = await self._sql.execute(sql.SQL("SELECT * FROM {}").format(self.table.sql))
         names = [column.name for column in cursor.description or ()]
         rows = [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
-        words = {**{word: word for word in self.decoder.words("queued", "running", "completed", "failed")}}
+        words = {
+            **{
+                word: word
+                for word in self.decoder.words("queued", "running", "completed", "failed")
+            }
+        }
         words = {word: str(self.decoder.status(word)) for word in words}
         return {
             str(row["id"]): tuple(
@@ -159,7 +174,10 @@ class Following:
     def changes(self) -> list[tuple[str, str]]:
         """What the stream said, as (operation, id)."""
         return [
-            (op, run[ID]) for event in self.events if isinstance(event, Changes) for op, run in event.rows
+            (op, run[ID])
+            for event in self.events
+            if isinstance(event, Changes)
+            for op, run in event.rows
         ]
 
     def snapshots(self) -> list[Snapshot]:

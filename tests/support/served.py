@@ -41,7 +41,9 @@ class Brain:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
         self.folder.chmod(0o755)  # run by root, the embedded PostgreSQL is nobody's
         self.log_file = self.folder / "log"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
+        }
         environment.pop("DATABASE_URL", None)
         environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
         environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
@@ -68,7 +70,9 @@ class Brain:
         until = time.monotonic() + seconds
         while not re.search(pattern, self.log()):
             if self.process.poll() is not None:
-                raise AssertionError(f"brain serve exited with {self.process.returncode}:\n{self.log()}")
+                raise AssertionError(
+                    f"brain serve exited with {self.process.returncode}:\n{self.log()}"
+                )
             if time.monotonic() > until:
                 raise AssertionError(f"no {pattern!r} in {seconds} s:\n{self.log()}")
             time.sleep(0.02)
@@ -162,7 +166,9 @@ async def silent(client: ClientConnection, seconds: float = 0.3) -> bool:
     return False
 
 
-async def until(client: ClientConnection, run_id: str, status: str, seconds: float = 10.0) -> list[Message]:
+async def until(
+    client: ClientConnection, run_id: str, status: str, seconds: float = 10.0
+) -> list[Message]:
     """Messages up to the one that says that this run has this status."""
     seen: list[Message] = []
     async with asyncio.timeout(seconds):

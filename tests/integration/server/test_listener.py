@@ -39,7 +39,9 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         lost: list[Any] = []
 
         async def watched() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+            asyncio.get_running_loop().set_exception_handler(
+                lambda _, context: lost.append(context)
+            )
             async with asyncio.timeout(20):
                 await test(*args, **named)
 
@@ -51,7 +53,9 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 @on_uvloop
-async def test_a_crowd_that_came_together_is_not_let_go_of_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crowd_that_came_together_is_not_let_go_of_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "EXPIRE", 3600)
     async with in_process_server() as it:
         peers = [await Peer.open(it.port) for _ in range(MAX_EXPIRED + 50)]
@@ -67,7 +71,9 @@ async def test_a_crowd_that_came_together_is_not_let_go_of_together(monkeypatch:
 
 
 @on_uvloop
-async def test_when_a_crowd_has_left_its_memory_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_a_crowd_has_left_its_memory_is_given_back_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given: list[int] = []
     trim_heap = server.trim_heap
 
@@ -255,7 +261,9 @@ async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
             served_ = 0
             for peer in peers:
                 last = b""
-                with contextlib.suppress(asyncio.IncompleteReadError, TimeoutError, ConnectionError):
+                with contextlib.suppress(
+                    asyncio.IncompleteReadError, TimeoutError, ConnectionError
+                ):
                     while b"completed" not in last:
                         last = (await peer.frame(0.5)).payload
                 served_ += b"completed" in last
@@ -375,7 +383,11 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
                 while it.hub.clients or it.limiter.connections or it.state.connections.closing:
                     assert time.monotonic() < until
                     await asyncio.sleep(0.01)
-            left = [each for each in gc.get_objects() if isinstance(each, Protocol) and each.side is SERVER]
+            left = [
+                each
+                for each in gc.get_objects()
+                if isinstance(each, Protocol) and each.side is SERVER
+            ]
             assert not left, [(each.close_sent, each.close_rcvd, each.parser_exc) for each in left]
         finally:
             gc.enable()
@@ -385,7 +397,9 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
 
 
 def slots(database: str) -> int:
-    return len(execute(database, "SELECT 1 FROM pg_replication_slots WHERE database = current_database()"))
+    return len(
+        execute(database, "SELECT 1 FROM pg_replication_slots WHERE database = current_database()")
+    )
 
 
 def gone(database: str, seconds: float = 3.0) -> bool:
@@ -397,7 +411,9 @@ def gone(database: str, seconds: float = 3.0) -> bool:
     return True
 
 
-async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(database: str) -> None:
+async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
+    database: str,
+) -> None:
     with served(database_url=database) as brain:
         assert slots(database) == 1
         for host in ("127.0.0.1", "::1"):
@@ -413,7 +429,8 @@ async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
 @pytest.mark.faults
 async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str) -> None:
     execute(
-        database, "INSERT INTO runs (id, error) SELECT i, repeat('e', 4000) FROM generate_series(1, 100) i"
+        database,
+        "INSERT INTO runs (id, error) SELECT i, repeat('e', 4000) FROM generate_series(1, 100) i",
     )
     with served(database_url=database) as brain:
         healthy = [await Peer.upgraded(brain.port, "/ws?status=queued") for _ in range(160)]
@@ -455,7 +472,9 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
             with contextlib.suppress(psycopg.Error):
                 async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
                     while brain.process.poll() is None:
-                        await conn.execute("UPDATE runs SET progress = random() * 100 WHERE id::int <= 20")
+                        await conn.execute(
+                            "UPDATE runs SET progress = random() * 100 WHERE id::int <= 20"
+                        )
                         await conn.execute(
                             "UPDATE runs SET error = repeat(md5(random()::text), 100) WHERE id::int > 50"
                         )
@@ -501,10 +520,13 @@ async def test_sigterm_is_said_to_one_hundred_after_another(database: str) -> No
 
 async def test_a_second_sigterm_hurries(database: str) -> None:
     execute(
-        database, "INSERT INTO runs (id, error) SELECT i, repeat('e', 8000) FROM generate_series(1, 200) i"
+        database,
+        "INSERT INTO runs (id, error) SELECT i, repeat('e', 8000) FROM generate_series(1, 200) i",
     )
     with served(database_url=database) as brain:
-        stalled = [await Peer.upgraded(brain.port, "/ws?snapshot=true", rcvbuf=4096) for _ in range(5)]
+        stalled = [
+            await Peer.upgraded(brain.port, "/ws?snapshot=true", rcvbuf=4096) for _ in range(5)
+        ]
         for peer in stalled:
             peer.stall()
         while brain.metric("brain_clients_lagging") < len(stalled):
@@ -520,7 +542,9 @@ async def test_a_second_sigterm_hurries(database: str) -> None:
             await peer.close()
 
 
-async def test_after_sigkill_the_next_one_binds_at_once_and_clients_come_back(database: str) -> None:
+async def test_after_sigkill_the_next_one_binds_at_once_and_clients_come_back(
+    database: str,
+) -> None:
     first = Brain(database_url=database)
     peers = [await Peer.upgraded(first.port) for _ in range(20)]
     execute(database, "INSERT INTO runs (id) VALUES ('a')")
@@ -587,7 +611,9 @@ async def test_it_takes_the_descriptors_it_may_have_and_survives_without(databas
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, mine)
     try:
-        assert resource.prlimit(brain.process.pid, resource.RLIMIT_NOFILE)[0] == min(mine[1], DESCRIPTORS)
+        assert resource.prlimit(brain.process.pid, resource.RLIMIT_NOFILE)[0] == min(
+            mine[1], DESCRIPTORS
+        )
         resource.prlimit(brain.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         async with brain.connect() as client:
             peers = []
