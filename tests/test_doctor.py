@@ -21,6 +21,7 @@ from brain.doctor import Finding, Report, examine
 from brain.publication import Cause
 from brain.runs import Decoder, Table, init_sql
 from conftest import ROLE, TEMPLATE, own, with_template
+from patience import PATIENCE
 from postgres import Postgres, _free_port, _readable, execute, running
 from served import BRAIN, served
 
@@ -51,7 +52,7 @@ def run(cure: str, url: str) -> None:
         env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, f"{cure}\n{done.stderr}"
@@ -167,9 +168,7 @@ async def test_a_table_that_is_missing(postgres: Postgres) -> None:
 async def test_a_table_that_is_locked(database: str) -> None:
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE runs")
-        began = time.monotonic()
         found = the(await look(database), "away")
-        assert time.monotonic() - began < 20
         assert "lock timeout" in found.what
     assert (await look(database)).findings == []
 
@@ -502,11 +501,11 @@ async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
         execute(server.url(), "SELECT pg_reload_conf()")
         assert (await look(url)).findings == []
         with served(database_url=url) as brain, psycopg.connect(server.url(), autocommit=True) as admin:
-            brain.wait_ready("replication", 10)
+            brain.wait_ready("replication")
             configuration.write_text(refused)
             admin.execute("SELECT pg_reload_conf()")
             admin.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
-            until = time.monotonic() + 10
+            until = time.monotonic() + PATIENCE
             while (said := brain.get("/readyz")[1])["cause"] != "pg_hba":
                 assert time.monotonic() < until, said
                 await asyncio.sleep(0.05)
@@ -514,7 +513,7 @@ async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
             assert the(await look(url), "away").cure.startswith("give the role a line for this database")
             configuration.write_text(allowed)
             admin.execute("SELECT pg_reload_conf()")
-            brain.wait_ready("replication", 20)
+            brain.wait_ready("replication")
 
 
 async def test_no_walsender_is_free() -> None:
@@ -534,7 +533,7 @@ async def test_synchronous_standbys_and_little_log_for_slots() -> None:
         await cured(url, "slot_log", by=server.url())
         execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'Brain'")
         execute(server.url(), "SELECT pg_reload_conf()")
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         while not (report := await look(url)).findings:
             assert time.monotonic() < until
         found = the(report, "synchronous")
@@ -634,7 +633,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
     )
     pooled_url = url.replace(f":{server.port}/", f":{port}/")
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 execute(pooled_url, "SELECT 1")
@@ -645,7 +644,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
         yield pooled_url
     finally:
         bouncer.terminate()
-        bouncer.wait(10)
+        bouncer.wait(PATIENCE)
 
 
 @pytest.mark.skipif(
@@ -667,7 +666,7 @@ def brain(*arguments: str, code: int, **settings: object) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
     environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
     done = subprocess.run(
-        [*BRAIN, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*BRAIN, *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -35,6 +35,7 @@ from brain.runs import Decoder
 from brain.source import Changes, Event, Snapshot
 from conftest import ROLE, TEMPLATE, with_template
 from following import RUNS
+from patience import PATIENCE, within
 from postgres import Postgres, available, running
 
 RECONNECTS = int(os.environ.get("BRAIN_ORACLE_RECONNECTS", "20"))
@@ -148,7 +149,7 @@ class Hammer:
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
             rows = await (await conn.execute("SELECT id, task_id::int FROM runs")).fetchall()
         table: dict[str, int] = {row[0]: row[1] for row in rows}
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             board = {run_id: int(entry[RUN][TASK_ID] or 0) for run_id, entry in self.board._runs.items()}
             if board == table == self.oracle.seen:
@@ -240,7 +241,7 @@ async def test_every_step_of_every_row(version: int, request: pytest.FixtureRequ
         else:
             server = with_template(stack.enter_context(running(version)))
         hammer = Hammer(server.url(server.create_database(TEMPLATE, ROLE), ROLE), SEED)
-        await hammer.run(RECONNECTS, seconds=5 * RECONNECTS)
+        await hammer.run(RECONNECTS, seconds=within(20 * RECONNECTS))
         print(
             version,
             hammer.follow.state,
@@ -334,7 +335,7 @@ async def test_the_oracle_sees(
 ) -> None:
     mutant(monkeypatch)
     hammer = Hammer(database, SEED)
-    await hammer.run(100, seconds=20, until_fault=True)
+    await hammer.run(100, seconds=PATIENCE, until_fault=True)
     print(
         mutant.__name__,
         f"streams={hammer.follow.state.streams}",

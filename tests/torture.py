@@ -33,6 +33,7 @@ import psycopg
 from brain.messages import FIELDS
 from conftest import ROLE, TEMPLATE, with_template
 from crowd import lasting_port
+from patience import LIFETIME, PATIENCE
 from postgres import VERSIONS, Postgres, execute, running
 from served import Brain
 from witness import KINDS
@@ -139,7 +140,7 @@ class House:
 
     def await_clients(self) -> None:
         """What is done before they are there, is done to nobody."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + LIFETIME
         while sum(crew.ask(present=True)["present"] for crew in self.crews.values()) < len(CREWS) * len(
             KINDS
         ):
@@ -186,7 +187,7 @@ class House:
                 up = self._listening()
                 self.brain.process.send_signal(number)
                 yield
-                status = self.brain.process.wait(15)
+                status = self.brain.process.wait(PATIENCE)
                 # A Python that has not come to Brain's first line dies of a SIGTERM, like any.
                 well = {0} if up else {0, -number}
                 assert status in (well if number == signal.SIGTERM else {-number}), (

@@ -14,6 +14,7 @@ from typing import LiteralString, TypeAlias
 import psycopg
 from psycopg import sql
 
+from patience import PATIENCE
 from witness import GHOST
 
 EXTRA: LiteralString = "ALTER TABLE runs ADD COLUMN xact xid8 DEFAULT pg_current_xact_id()"
@@ -92,7 +93,7 @@ class Writers:
         """Returns when what was begun has ended, prepared transactions too."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE)
             assert not thread.is_alive(), f"the writer that {thread.name} hangs"
         with psycopg.connect(self._url, autocommit=True) as conn:
             _clear(conn)
