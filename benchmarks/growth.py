@@ -81,7 +81,9 @@ def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, f
         return {
             "cpu_us_per_change": (used - (began - idle)) / count * 1e6,
             "idle_core_share": (began - idle) / seconds,
-            "lost": count - came(sockets) - (brain.metric("brain_changes_conflated_total") - merged),
+            "lost": count
+            - came(sockets)
+            - (brain.metric("brain_changes_conflated_total") - merged),
         }
 
 
@@ -109,7 +111,9 @@ def main() -> None:
             with Place(PEERS["brain"], url, clients=many) as place:
                 rates = (rate, rate * 10) if many == clients else (rate,)
                 measures = {
-                    f"{many} clients × {each}/s": partial(fan_out, place, round(each * seconds), each)
+                    f"{many} clients × {each}/s": partial(
+                        fan_out, place, round(each * seconds), each
+                    )
                     for each in rates
                 }
                 jobs |= machine.interleaved(options.runs, measures)
@@ -120,7 +124,9 @@ def main() -> None:
         }
         jobs |= machine.interleaved(options.runs, measures)
     document: dict[str, Any] = {
-        "jobs": {name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in jobs.items()}
+        "jobs": {
+            name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in jobs.items()
+        }
     }
     first, *others = document["jobs"].values()
     print(f"{'':34} {'µs/delivery':>12} {'µs/change':>10} {'core':>6} {'p99 ms':>8} {'lost':>6}")
@@ -134,7 +140,8 @@ def main() -> None:
             f"{name:34} {cells[0]:>12} {cells[1]:>10} {cells[2]:>6} {cells[3]:>8} {figures['lost']['max']:6.0f}"
         )
     few, most = (
-        document["jobs"][f"{many} clients with {many} filters"]["figures"] for many in (FEW, filters)
+        document["jobs"][f"{many} clients with {many} filters"]["figures"]
+        for many in (FEW, filters)
     )
     document["targets"] = [
         machine.target(

@@ -139,7 +139,9 @@ def decode(recording: Recording) -> None:
 def changes(recording: Recording) -> Iterator[list[Changes]]:
     """The slices, as the stream would yield them."""
     recording.rewind()
-    stream = Stream(cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192))
+    stream = Stream(
+        cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192)
+    )
     while taken := stream._take():  # noqa: SLF001 - read() without waiting
         yield taken
 
@@ -195,7 +197,9 @@ def replayed(recording: Recording, rows: int, stage: str) -> dict[str, float]:
     return {"rows_per_second": rows / used, "us_per_row": used / rows * 1e6}
 
 
-def whole(server: Postgres, brain: Brain, load: Load, write: Callable[[], object]) -> dict[str, float]:
+def whole(
+    server: Postgres, brain: Brain, load: Load, write: Callable[[], object]
+) -> dict[str, float]:
     """Rows a second that reach the client, and the rows that one core could do of it."""
     load.ask("reset")
     before = brain.metric("brain_changes_total")
@@ -257,11 +261,13 @@ def main() -> None:
             if show:
                 in_loop(partial(profiled, recording, "frame"))
             stages = {
-                stage: partial(in_loop, partial(replayed, recording, wanted, stage)) for stage in STAGES
+                stage: partial(in_loop, partial(replayed, recording, wanted, stage))
+                for stage in STAGES
             }
             found = machine.interleaved(options.runs, stages)
             document["jobs"][load_name] = {
-                stage: {"runs": each, "figures": machine.spreads(each)} for stage, each in found.items()
+                stage: {"runs": each, "figures": machine.spreads(each)}
+                for stage, each in found.items()
             }
         os.sched_setaffinity(0, {int(core) for core in OTHER_CORES.split(",")})
         for load_name, write in loads.items():
@@ -286,7 +292,9 @@ def main() -> None:
         )
     reached = document["jobs"]["one UPDATE"]["frame"]["figures"]["rows_per_second"]["median"]
     document["targets"] = [
-        machine.target("rows/s of one UPDATE, decode → board → frame, on one core", reached, least=LEAST),
+        machine.target(
+            "rows/s of one UPDATE, decode → board → frame, on one core", reached, least=LEAST
+        ),
     ]
     machine.write("ingest", document, quick=options.quick)
 

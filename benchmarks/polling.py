@@ -46,7 +46,9 @@ def spent(server: Postgres, brain: Brain) -> tuple[float, float]:
     return machine.cpu_seconds(brain.process.pid), postgres
 
 
-def poll(server: Postgres, brain: Brain, load: Load, changes: Changes, seconds: float) -> dict[str, float]:
+def poll(
+    server: Postgres, brain: Brain, load: Load, changes: Changes, seconds: float
+) -> dict[str, float]:
     load.ask("reset")
     count = round(RATE * seconds)
     before, began = spent(server, brain), time.monotonic()
@@ -88,7 +90,9 @@ def main() -> None:
         "targets": [
             machine.target("change → client, p99, ms", figures["p99_ms"]["median"], most=MAX_MS),
             machine.target(
-                "of a core, Brain and PostgreSQL for it", figures["core_share"]["median"], most=MAX_SHARE
+                "of a core, Brain and PostgreSQL for it",
+                figures["core_share"]["median"],
+                most=MAX_SHARE,
             ),
         ],
     }

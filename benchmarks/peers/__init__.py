@@ -189,7 +189,9 @@ class Server:
     def readiness(self) -> dict[str, object]:
         """Brain's own word."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/readyz", timeout=5
+            ) as answer:
                 document: dict[str, object] = json.load(answer)
                 return document
         except (urllib.error.HTTPError, OSError):

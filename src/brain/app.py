@@ -76,7 +76,9 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
         async with _database(settings) as (url, embedded_port):
             port = sockets[0].getsockname()[1]
             running = Running(port, redact(url), embedded_port)
-            await _serve(settings, url, sockets, lambda trouble: announce(replace(running, trouble=trouble)))
+            await _serve(
+                settings, url, sockets, lambda trouble: announce(replace(running, trouble=trouble))
+            )
             _on_signal(task.cancel)
     log.info("stopped")
 
@@ -99,7 +101,10 @@ async def _database(settings: Settings) -> AsyncIterator[tuple[str, int | None]]
 
 
 async def _serve(
-    settings: Settings, url: str, sockets: list[socket.socket], announce: Callable[[str | None], None]
+    settings: Settings,
+    url: str,
+    sockets: list[socket.socket],
+    announce: Callable[[str | None], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = Decoder(settings.status_map, settings.max_text)
@@ -149,10 +154,14 @@ async def _serve(
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections, policy.client_address)
         _operations(api, parts, state, metrics)
-        server = Server(api, state, timeout=settings.ping_timeout, ping_interval=settings.ping_interval)
+        server = Server(
+            api, state, timeout=settings.ping_timeout, ping_interval=settings.ping_interval
+        )
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(_pump(follow, board, hub, state.connections), name="follow")
+            following = tasks.create_task(
+                _pump(follow, board, hub, state.connections), name="follow"
+            )
             await _first_look(parts)
             announcing = tasks.create_task(_announce(server, parts, announce), name="announce")
             await server.serve(sockets)
@@ -256,7 +265,12 @@ def _operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metric
     @app.get("/ws", include_in_schema=False)
     async def plain_get(_: Request) -> Response:
         headers, body = http_answer(
-            426, "this is a WebSocket: connect to it with ws://", Upgrade="websocket", Connection="Upgrade"
+            426,
+            "this is a WebSocket: connect to it with ws://",
+            Upgrade="websocket",
+            Connection="Upgrade",
         )
-        fields = {name.decode(): value.decode() for name, value in headers} | {"Sec-WebSocket-Version": "13"}
+        fields = {name.decode(): value.decode() for name, value in headers} | {
+            "Sec-WebSocket-Version": "13"
+        }
         return Response(body, 426, headers=fields)

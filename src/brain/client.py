@@ -131,7 +131,9 @@ async def watch(
     given = {name: value for name, value in query if name in ("snapshot", "since")}
     query = [pair for pair in query if pair[0] not in given]
     beginning = (
-        [("snapshot", "true" if snapshot else given["snapshot"])] if snapshot or "snapshot" in given else []
+        [("snapshot", "true" if snapshot else given["snapshot"])]
+        if snapshot or "snapshot" in given
+        else []
     )
     resume = iso(micros(since)) if since is not None else given.get("since")
     failures, told, renewed = 0, True, False
@@ -164,11 +166,11 @@ async def watch(
                         yield message
                     text = await _hear(socket, deadline / 2, deadline / 2)
             finally:
-                await (
-                    socket.close()
-                )  # its own context manager would take the end of an iteration for an error, and say 1011
+                await socket.close()  # its own context manager would take the end of an iteration for an error, and say 1011
         except ConnectionClosed as closed:
-            code, said = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, str(closed))
+            code, said = (
+                (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, str(closed))
+            )
             if is_final_code(code) and not (renewed and code in UNAUTHORISED):
                 raise WatchError(f"{url} ended with {code}: {said}", code) from closed
             reason = f"closed with {code}: {said}" if closed.rcvd else "the connection broke"
@@ -245,7 +247,9 @@ def _message(url: str, text: str) -> Message:
 
 def _split(url: str) -> tuple[str, list[tuple[str, str]]]:
     parts = urlsplit(url)
-    return parts._replace(query="", fragment="").geturl(), parse_qsl(parts.query, keep_blank_values=True)
+    return parts._replace(query="", fragment="").geturl(), parse_qsl(
+        parts.query, keep_blank_values=True
+    )
 
 
 def _query(**filters: str | Iterable[str]) -> list[tuple[str, str]]:

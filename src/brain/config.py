@@ -45,7 +45,9 @@ class SettingsError(Exception):
 
 def _setting(default: object, what: str, *, unit: str, rule: str = "", **bounds: Any) -> Any:
     """A field of Settings. `rule` is what is said to a value that breaks a bound or is of another type."""
-    return Field(default, description=what, json_schema_extra={"unit": unit, "rule": rule}, **bounds)
+    return Field(
+        default, description=what, json_schema_extra={"unit": unit, "rule": rule}, **bounds
+    )
 
 
 def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
@@ -53,7 +55,9 @@ def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
 
 
 def _each(parse: Callable[[str], T]) -> BeforeValidator:
-    return _from_text(lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip()))
+    return _from_text(
+        lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
+    )
 
 
 def _interface(text: str) -> str:
@@ -140,7 +144,9 @@ class Settings(BaseSettings):
     )
 
     host: Annotated[tuple[str, ...], NoDecode, _each(_interface)] = _setting(
-        (), "The addresses to listen on. Unset: all interfaces, by IPv4 and IPv6.", unit="list of addresses"
+        (),
+        "The addresses to listen on. Unset: all interfaces, by IPv4 and IPv6.",
+        unit="list of addresses",
     )
     port: int = _setting(
         5221,
@@ -292,11 +298,13 @@ class Settings(BaseSettings):
         le=60,
         allow_inf_nan=False,
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], _from_text(str.lower)] = _setting(
-        "info",
-        "What is logged: `debug`, `info`, `warning` or `error`, and what weighs more.",
-        unit="word",
-        rule="a level is debug, info, warning or error",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _from_text(str.lower)] = (
+        _setting(
+            "info",
+            "What is logged: `debug`, `info`, `warning` or `error`, and what weighs more.",
+            unit="word",
+            rule="a level is debug, info, warning or error",
+        )
     )
 
     @field_validator("*", mode="before")
@@ -369,7 +377,10 @@ def unknown(environ: Iterable[str]) -> dict[str, str | None]:
     known = {variable.removeprefix(PREFIX): variable for variable in variables()}
     found: dict[str, str | None] = {}
     for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and (rest := name.upper().removeprefix(PREFIX)) not in known:
+        if (
+            name.upper().startswith(PREFIX)
+            and (rest := name.upper().removeprefix(PREFIX)) not in known
+        ):
             nearest = difflib.get_close_matches(rest, known, 1)
             found[name] = known[nearest[0]] if nearest else None
     return found

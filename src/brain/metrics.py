@@ -93,22 +93,34 @@ class _Reader:
         yield _counter(
             "brain_deliveries", "Messages handed to clients' sockets by flushes.", counts.deliveries
         )
-        yield _counter("brain_catch_up_writes", "Writes that brought a client up to date.", counts.pieces)
         yield _counter(
-            "brain_lags", "Times that a client missed a flush, and was brought up to date.", counts.lags
+            "brain_catch_up_writes", "Writes that brought a client up to date.", counts.pieces
         )
         yield _counter(
-            "brain_gaps", "Clients told to load GET /api/runs, as memory did not reach back.", counts.gaps
+            "brain_lags",
+            "Times that a client missed a flush, and was brought up to date.",
+            counts.lags,
         )
-        yield _counter("brain_client_failures", "Clients ended because serving them failed.", counts.failures)
-        yield _gauge("brain_pending_bytes", "Bytes that wait for the next flush.", hub.pending_bytes)
+        yield _counter(
+            "brain_gaps",
+            "Clients told to load GET /api/runs, as memory did not reach back.",
+            counts.gaps,
+        )
+        yield _counter(
+            "brain_client_failures", "Clients ended because serving them failed.", counts.failures
+        )
+        yield _gauge(
+            "brain_pending_bytes", "Bytes that wait for the next flush.", hub.pending_bytes
+        )
         yield _gauge("brain_runs", "Runs in memory.", len(board))
         yield _gauge("brain_board_bytes", "Memory charged for them.", board.size)
         yield _counter(
             "brain_rows_rejected", "Rows that the contract has no place for.", parts.decoder.refused
         )
         yield _counter(
-            "brain_values_corrected", "Values left out or brought into range.", parts.decoder.corrected
+            "brain_values_corrected",
+            "Values left out or brought into range.",
+            parts.decoder.corrected,
         )
         source = GaugeMetricFamily("brain_source", "1 for the source in use.", labels=["source"])
         for name in SOURCES:
@@ -125,14 +137,20 @@ class _Reader:
             "Since the database was last known to have been read to its end.",
             parts.lag(),
         )
-        yield _counter("brain_database_connects", "Connections made to follow the database.", state.connects)
+        yield _counter(
+            "brain_database_connects", "Connections made to follow the database.", state.connects
+        )
         yield _counter("brain_streams", "Streams joined.", state.streams)
         yield _counter("brain_streams_lost", "Streams lost.", state.losses)
         yield _counter(
-            "brain_corrections", "Runs that a comparison found to differ from the stream.", board.corrections
+            "brain_corrections",
+            "Runs that a comparison found to differ from the stream.",
+            board.corrections,
         )
         rejections = CounterMetricFamily(
-            "brain_rejections", "Requests that were refused, and clients that were cut off.", labels=["code"]
+            "brain_rejections",
+            "Requests that were refused, and clients that were cut off.",
+            labels=["code"],
         )
         for code in REJECTION_CODES:
             rejections.add_metric([code], parts.rejections.get(code, 0))

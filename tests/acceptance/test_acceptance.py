@@ -65,7 +65,11 @@ def brain(shared: tuple[Brain, str]) -> Brain:
     brain, url = shared
     execute(url, "TRUNCATE runs")
     until = time.monotonic() + PATIENCE
-    while (ready := brain.get("/readyz")[1])["runs"] or ready["clients"] or ready["source"] != "replication":
+    while (
+        (ready := brain.get("/readyz")[1])["runs"]
+        or ready["clients"]
+        or ready["source"] != "replication"
+    ):
         assert time.monotonic() < until, ready
         time.sleep(0.01)
     return brain
@@ -87,7 +91,9 @@ SECOND = float(os.environ.get("BRAIN_TEST_SECOND", PATIENCE))
 
 
 @asynccontextmanager
-async def clients(brain: Brain, count: int, query: str = "") -> AsyncIterator[list[ClientConnection]]:
+async def clients(
+    brain: Brain, count: int, query: str = ""
+) -> AsyncIterator[list[ClientConnection]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(brain.connect(query)) for _ in range(count)]
 
@@ -108,15 +114,19 @@ def psql(product: Brain, command: str) -> str:
         "PGPORT": port[1] if port else "5432",
     }
     done = subprocess.run(
-        command, shell=True, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        command,
+        shell=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-UPDATE = (
-    """psql -h localhost -U cecelia cecelia -c "UPDATE runs SET status='running' WHERE id='test-run-1'" """
-)
+UPDATE = """psql -h localhost -U cecelia cecelia -c "UPDATE runs SET status='running' WHERE id='test-run-1'" """
 
 
 # Connecting
@@ -231,7 +241,11 @@ async def test_wscat_sees_what_psql_does(product: Brain) -> None:
     """Both as they stand: wscat from npm, psql from PostgreSQL."""
     product.request("POST", "/api/runs", {"id": "test-run-1"})
     wscat = await asyncio.create_subprocess_exec(
-        NODE / "wscat", "-c", "ws://localhost:5221/ws", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        NODE / "wscat",
+        "-c",
+        "ws://localhost:5221/ws",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert wscat.stdout is not None
     try:
@@ -331,7 +345,10 @@ async def test_type_definitions_are_complete(brain: Brain, database: str, tmp_pa
     for number, value in enumerate(wrong):
         lines += ["// @ts-expect-error", f"export const w{number}: WSMessage = {value};"]
     # Every word of the types is one of the code's, and the other way round.
-    for name, words, path in (("t", get_args(Type), "['type']"), ("s", STATUSES, "['data']['status']")):
+    for name, words, path in (
+        ("t", get_args(Type), "['type']"),
+        ("s", STATUSES, "['data']['status']"),
+    ):
         union = " | ".join(f"'{word}'" for word in words)
         lines.append(f"export const {name}1: ({union}) = null as unknown as WSMessage{path};")
         lines.append(f"export const {name}2: WSMessage{path} = null as unknown as ({union});")
@@ -345,7 +362,12 @@ async def test_type_definitions_are_complete(brain: Brain, database: str, tmp_pa
 
 
 ALLOWED = [(old, new) for old, news in TRANSITIONS.items() for new in sorted(news) if old != new]
-KIND = {"queued": "run_update", "running": "run_update", "completed": "run_complete", "failed": "run_failed"}
+KIND = {
+    "queued": "run_update",
+    "running": "run_update",
+    "completed": "run_complete",
+    "failed": "run_failed",
+}
 
 
 @pytest.mark.parametrize("way", ["api", "sql"])
@@ -358,10 +380,17 @@ async def test_every_status_change_is_pushed(brain: Brain, database: str, way: s
             assert (await message(client))["data"]["status"] == old
             if way == "api":
                 changed = {"progress": 40} if old == new else {"status": new}
-                status, _ = await asyncio.to_thread(brain.request, "PATCH", f"/api/runs/{run_id}", changed)
+                status, _ = await asyncio.to_thread(
+                    brain.request, "PATCH", f"/api/runs/{run_id}", changed
+                )
                 assert status == 200
             else:
-                execute(database, "UPDATE runs SET status = %s, progress = 40 WHERE id = %s", new, run_id)
+                execute(
+                    database,
+                    "UPDATE runs SET status = %s, progress = 40 WHERE id = %s",
+                    new,
+                    run_id,
+                )
             pushed = await message(client)
             assert (pushed["type"], pushed["data"]["id"], pushed["data"]["status"]) == (
                 KIND[new],
@@ -428,7 +457,9 @@ async def test_the_push_does_not_block_the_database(brain: Brain, database: str)
         brain.process.send_signal(signal.SIGSTOP)
         try:
             for number in range(200):
-                await sql.execute("UPDATE runs SET status = 'running', progress = %s", [number % 100])
+                await sql.execute(
+                    "UPDATE runs SET status = 'running', progress = %s", [number % 100]
+                )
         finally:
             brain.process.send_signal(signal.SIGCONT)
         async with brain.connect() as client:
@@ -490,6 +521,10 @@ def test_the_table_is_true() -> None:
     named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", text))
     assert named
     for file, test in named:
-        assert re.search(rf"^(async )?def {test}\b", (ROOT / "tests" / file).read_text(), re.MULTILINE), test
+        assert re.search(
+            rf"^(async )?def {test}\b", (ROOT / "tests" / file).read_text(), re.MULTILINE
+        ), test
     here = set(re.findall(r"^(?:async )?def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))
-    assert here - {"test_the_table_is_true"} == {test for file, test in named if file == "test_acceptance.py"}
+    assert here - {"test_the_table_is_true"} == {
+        test for file, test in named if file == "test_acceptance.py"
+    }

@@ -63,7 +63,10 @@ def strict(shared: str) -> Iterator[Brain]:
     """Behind a proxy at 127.0.0.5, and for few."""
     networks = "127.0.0.1/32,127.0.0.5/32,127.0.0.6/32,10.0.0.0/8"
     with served(
-        database_url=shared, allowed_networks=networks, trusted_proxies="127.0.0.5/32", max_connections=2
+        database_url=shared,
+        allowed_networks=networks,
+        trusted_proxies="127.0.0.5/32",
+        max_connections=2,
     ) as strict:
         yield strict
 
@@ -72,7 +75,9 @@ def addresses() -> list[str]:
     """Of this machine, but for loopback and what needs a zone."""
     found = [each.address for every in psutil.net_if_addrs().values() for each in every]
     found = [
-        text for text in found if re.fullmatch(r"[0-9.]+|[0-9a-f:]*::?[0-9a-f:]*", text) and "%" not in text
+        text
+        for text in found
+        if re.fullmatch(r"[0-9.]+|[0-9a-f:]*::?[0-9a-f:]*", text) and "%" not in text
     ]
     return [text for text in found if text.count(":") != 5 and not ip_address(text).is_loopback]
 
@@ -89,7 +94,13 @@ def reasons(brain: Brain) -> dict[str, float]:
 
 
 async def refused(
-    brain: Brain, sent: bytes, status: int, reason: str, *, host: str = "127.0.0.1", local: str | None = None
+    brain: Brain,
+    sent: bytes,
+    status: int,
+    reason: str,
+    *,
+    host: str = "127.0.0.1",
+    local: str | None = None,
 ) -> str:
     """Sent this, Brain answers so, before any upgrade, counts it under this reason, and says why in words."""
     counted = reasons(brain)[reason]
@@ -115,7 +126,9 @@ def asking(ask: Any, *lines: str) -> bytes:
     for line in lines:
         name = line.partition(":")[0]
         head = [each for each in head if not each.startswith(f"{name}:")]
-    return "\r\n".join([head[0], *lines, *[each for each in head[1:] if each], "", ""]).encode("latin-1")
+    return "\r\n".join([head[0], *lines, *[each for each in head[1:] if each], "", ""]).encode(
+        "latin-1"
+    )
 
 
 # 40: a peer that is no neighbour
@@ -125,7 +138,9 @@ def asking(ask: Any, *lines: str) -> bytes:
 async def test_40_a_peer_of_another_network(brain: Brain, strict: Brain, ask: Any) -> None:
     outside = [text for text in addresses() if not allowed(text)]
     for text in outside:  # such as the address of a server on the internet
-        said = await refused(brain, asking(ask, "Host: localhost"), 403, "network", host=text, local=text)
+        said = await refused(
+            brain, asking(ask, "Host: localhost"), 403, "network", host=text, local=text
+        )
         assert text in said
         assert "BRAIN_ALLOWED_NETWORKS" in said
     await refused(strict, asking(ask), 403, "network", local="127.0.0.2")
@@ -165,13 +180,20 @@ async def test_41_a_page_on_the_internet(brain: Brain, ask: Any, origin: str) ->
 @BOTH
 async def test_41_two_origins(brain: Brain, ask: Any) -> None:
     await refused(
-        brain, asking(ask, "Origin: http://localhost\r\nOrigin: https://evil.example"), 403, "origin"
+        brain,
+        asking(ask, "Origin: http://localhost\r\nOrigin: https://evil.example"),
+        403,
+        "origin",
     )
-    await refused(brain, asking(ask, "Origin: http://localhost, https://evil.example"), 403, "origin")
+    await refused(
+        brain, asking(ask, "Origin: http://localhost, https://evil.example"), 403, "origin"
+    )
 
 
 @BOTH
-async def test_41_what_a_browser_says_of_a_page_that_sends_no_origin(brain: Brain, ask: Any) -> None:
+async def test_41_what_a_browser_says_of_a_page_that_sends_no_origin(
+    brain: Brain, ask: Any
+) -> None:
     """An image or a script of another site's: the answer stays hidden, but work would be done and time could be measured."""
     said = ("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image")
     await refused(brain, asking(ask, *said), 403, "cross_site")
@@ -247,7 +269,9 @@ async def test_43_a_forged_way(brain: Brain, strict: Brain, ask: Any) -> None:
     async with await Peer.open(
         brain.port
     ) as peer:  # of no proxy of ours: not believed, neither for nor against
-        peer.send(asking(ask, "X-Forwarded-For: 8.8.8.8", "Forwarded: for=8.8.8.8", "X-Real-IP: 8.8.8.8"))
+        peer.send(
+            asking(ask, "X-Forwarded-For: 8.8.8.8", "Forwarded: for=8.8.8.8", "X-Real-IP: 8.8.8.8")
+        )
         assert (await peer.answer()).status in (101, 200)
     for way in (
         "8.8.8.8",
@@ -255,9 +279,13 @@ async def test_43_a_forged_way(brain: Brain, strict: Brain, ask: Any) -> None:
         "10.0.0.1\r\nX-Forwarded-For: 8.8.8.8",
         "8.8.8.8, 127.0.0.5",
     ):
-        await refused(strict, asking(ask, f"X-Forwarded-For: {way}"), 403, "network", local="127.0.0.5")
+        await refused(
+            strict, asking(ask, f"X-Forwarded-For: {way}"), 403, "network", local="127.0.0.5"
+        )
     for way in ("unknown", "10.0.0.1, _hidden", "10.0.0.1, 300.1.1.1", "x" * 2000):
-        await refused(strict, asking(ask, f"X-Forwarded-For: {way}"), 400, "forwarded", local="127.0.0.5")
+        await refused(
+            strict, asking(ask, f"X-Forwarded-For: {way}"), 400, "forwarded", local="127.0.0.5"
+        )
     for way, local in (("8.8.8.8, 10.0.0.1", "127.0.0.5"), ("8.8.8.8", "127.0.0.6")):
         async with await Peer.open(strict.port, local=local) as peer:
             peer.send(asking(ask, f"X-Forwarded-For: {way}"))
@@ -287,7 +315,9 @@ async def test_44_one_client_too_many_in_all(strict: Brain) -> None:
         assert "BRAIN_MAX_CONNECTIONS" in said
 
 
-async def test_44_who_shakes_hands_too_often_waits_and_nobody_else(brain: Brain, control: Control) -> None:
+async def test_44_who_shakes_hands_too_often_waits_and_nobody_else(
+    brain: Brain, control: Control
+) -> None:
     async def churn(local: str, seconds: float) -> list[int]:
         found: list[int] = []
         until = time.monotonic() + seconds
@@ -323,7 +353,9 @@ async def test_45_a_form_of_another_site(brain: Brain, method: str) -> None:
         "multipart/form-data; boundary=x",
         "application/json",
     ):
-        await refused(brain, f"{head}{evil}Content-Type: {kind}\r\n\r\n{body}".encode(), 403, "origin")
+        await refused(
+            brain, f"{head}{evil}Content-Type: {kind}\r\n\r\n{body}".encode(), 403, "origin"
+        )
     # An old browser, or a page that is allowed to: what can be sent without asking is not taken.
     for kind in (
         "Content-Type: text/plain;application/json\r\n",
@@ -358,7 +390,9 @@ async def test_46_nothing_raw_is_logged(brain: Brain, ask: Any) -> None:
         ask(**{"X-A": evil}) if ask is request else asking(ask, f"X-A: {evil}"),
     ):
         async with await Peer.open(brain.port) as peer:
-            peer.send(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") if ask is get else head)
+            peer.send(
+                head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") if ask is get else head
+            )
             await peer.answer()
     log = brain.log()
     # An Origin is quoted, in ASCII, as who runs Brain has to know it. A secret has no business there, nor anywhere else.
@@ -444,7 +478,8 @@ async def test_28_deflate_is_declined(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
         peer.send(
             request(
-                "/ws?run_id=nobody", Sec_WebSocket_Extensions="permessage-deflate; server_no_context_takeover"
+                "/ws?run_id=nobody",
+                Sec_WebSocket_Extensions="permessage-deflate; server_no_context_takeover",
             )
         )
         assert "sec-websocket-extensions" not in (await peer.answer()).headers
@@ -462,7 +497,9 @@ async def test_29_a_flooding_client_takes_little(brain: Brain, control: Control)
                 times, began = process.cpu_times(), time.monotonic()
             if turn > 60 and time.monotonic() - began > 2:
                 break
-            async with await Peer.upgraded(brain.port, "/ws?run_id=nobody", local="127.0.0.50") as peer:
+            async with await Peer.upgraded(
+                brain.port, "/ws?run_id=nobody", local="127.0.0.50"
+            ) as peer:
                 peer.send(flood)
                 await peer.farewell()
         after, seconds = process.cpu_times(), time.monotonic() - began
@@ -495,7 +532,9 @@ async def test_23_thousands_who_say_nothing(shared: str) -> None:
                 each.close()
 
 
-async def test_who_does_not_read_an_answer_holds_up_no_more_than_a_page(brain: Brain, shared: str) -> None:
+async def test_who_does_not_read_an_answer_holds_up_no_more_than_a_page(
+    brain: Brain, shared: str
+) -> None:
     with psycopg.connect(shared, autocommit=True) as conn:
         conn.execute(
             "INSERT INTO runs (id, status, error) SELECT 'long-' || i, 'failed', repeat('x', 8000) FROM generate_series(1, 1000) i"
@@ -594,7 +633,15 @@ async def test_curl_gets_in(brain: Brain) -> None:
             name = f"curl-{len(host)}-{host.strip('[]')}"
             body = json.dumps({"id": name})
             said = await ran(
-                "curl", "-sg", "--noproxy", "*", url, "-H", "Content-Type: application/json", "-d", body
+                "curl",
+                "-sg",
+                "--noproxy",
+                "*",
+                url,
+                "-H",
+                "Content-Type: application/json",
+                "-d",
+                body,
             )
             assert json.loads(said)["id"] == name, said
 
@@ -611,9 +658,13 @@ async def test_wscat_and_ws_of_node_get_in(brain: Brain) -> None:
         }"""
     urls = [brain.url("?run_id=nobody", host) for host in hosts()]
     with nobody_is_refused(brain):
-        assert (await ran("node", "-e", program, NODE / "ws", *urls)).split() == ["pong"] * len(urls)
+        assert (await ran("node", "-e", program, NODE / "ws", *urls)).split() == ["pong"] * len(
+            urls
+        )
         for url in urls:
-            said = await ran(NODE / ".bin" / "wscat", "-c", url, "-x", "ping", "-w", "1", "--no-color")
+            said = await ran(
+                NODE / ".bin" / "wscat", "-c", url, "-x", "ping", "-w", "1", "--no-color"
+            )
             assert "pong" in said, said
 
 
@@ -691,7 +742,12 @@ def test_a_browser_gets_in_from_here_and_not_from_the_internet(brain: Brain) -> 
             "no-first-run",
             "disable-background-networking",
         )
-        more = ("disable-component-update", "disable-sync", f"user-data-dir={profile}", "no-proxy-server")
+        more = (
+            "disable-component-update",
+            "disable-sync",
+            f"user-data-dir={profile}",
+            "no-proxy-server",
+        )
         rules = ("host-resolver-rules=MAP evil.example 127.0.0.1",)
         command = [
             CHROMIUM,
@@ -710,7 +766,9 @@ def test_a_browser_gets_in_from_here_and_not_from_the_internet(brain: Brain) -> 
             browser.wait()
             server.shutdown()
             thread.join()
-    assert {name: reports.get(name) for name in names[:-1]} == {name: ["pong"] for name in names[:-1]}
+    assert {name: reports.get(name) for name in names[:-1]} == {
+        name: ["pong"] for name in names[:-1]
+    }
     assert set(reports.get("evil.example", [])) == {"refused"}
     assert len(reports["evil.example"]) == 4 * (len(hosts()) + 1)
     assert brain.get("/api/runs/by-browser")[0] == 404

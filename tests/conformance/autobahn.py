@@ -41,7 +41,15 @@ DOCUMENTED = {
 }
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 
-PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+PIP = [
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    "--disable-pip-version-check",
+    "--no-deps",
+    "--require-hashes",
+]
 WSTEST = "import site, sys; site.addsitedir(sys.argv.pop(1)); from autobahntestsuite.wstest import run; run()"
 """As a folder that holds `.pth` files: on the path alone, the namespace package zope would not be found."""
 
@@ -53,7 +61,9 @@ def python2() -> str:
     found += map(str, sorted(Path.home().glob(".pyenv/versions/2.7*/bin/python2.7"), reverse=True))
     for each in filter(None, found):
         # A shim of pyenv's is there also where the version is not.
-        said = subprocess.run([each, "-m", "pip", "--version"], capture_output=True, text=True, check=False)
+        said = subprocess.run(
+            [each, "-m", "pip", "--version"], capture_output=True, text=True, check=False
+        )
         if "(python 2.7)" in said.stdout:
             return each
     raise SystemExit(
@@ -106,7 +116,16 @@ def run(folder: Path) -> Cases:
         (folder / "spec.json").write_text(json.dumps(spec))
         with (folder / "wstest.log").open("w") as out:
             subprocess.run(
-                [python, "-c", WSTEST, str(site), "-m", "fuzzingclient", "-s", str(folder / "spec.json")],
+                [
+                    python,
+                    "-c",
+                    WSTEST,
+                    str(site),
+                    "-m",
+                    "fuzzingclient",
+                    "-s",
+                    str(folder / "spec.json"),
+                ],
                 check=True,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -128,7 +147,8 @@ def verdict(case: dict[str, Any]) -> str:
 
 def page(verdicts: dict[str, str]) -> str:
     packages = dict(
-        line.split(" ")[0].split("==") for line in (HERE / "requirements.txt").read_text().splitlines()[1:]
+        line.split(" ")[0].split("==")
+        for line in (HERE / "requirements.txt").read_text().splitlines()[1:]
     )
     lines = [
         "# Conformance to RFC 6455",

@@ -26,7 +26,9 @@ def unit(tmp_path: Path) -> Path:
 
 
 def test_systemd_understands_every_line(unit: Path) -> None:
-    said = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
+    )
     assert "brain.service" not in said.stderr, said.stderr
 
 

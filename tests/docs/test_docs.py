@@ -72,5 +72,7 @@ def test_every_close_code_is_explained() -> None:
 
 def test_every_refusal_of_an_upgrade_is_explained() -> None:
     source = Path(str(http.__file__)).read_text()
-    sent = {int(status) for status in re.findall(r"(?:_refuse|TargetError|Refusal)\((\d{3})", source)}
+    sent = {
+        int(status) for status in re.findall(r"(?:_refuse|TargetError|Refusal)\((\d{3})", source)
+    }
     assert sent <= rows("status")

@@ -22,7 +22,9 @@ from tests.support.served import Brain
 from tests.support.wire import Control, Peer, get, request
 
 PAGE = ROOT / "docs" / "limits.md"
-ROWS = re.findall(r"^\| `(\w+(?:\.\w+)*)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
+ROWS = re.findall(
+    r"^\| `(\w+(?:\.\w+)*)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE
+)
 
 
 @pytest.mark.parametrize(("name", "value", "what", "detail"), ROWS, ids=[row[0] for row in ROWS])
@@ -86,7 +88,9 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         assert b"136 connections are all that this process has file descriptors for" in answer
         assert len(crowd) == 136  # the last in vain; and the control client
         assert used() < 200 - 40
-        for _ in range(50):  # who is silent gives way to who comes next, and that one is no client either
+        for _ in range(
+            50
+        ):  # who is silent gives way to who comes next, and that one is no client either
             silent = socket.create_connection(("127.0.0.1", brain.port), PATIENCE)
             with socket.create_connection(("127.0.0.1", brain.port), PATIENCE) as another:
                 another.sendall(request("/ws?run_id=nobody"))
@@ -97,7 +101,10 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
 
         def knock() -> None:
             while not knocking.is_set():
-                silent = [socket.create_connection(("127.0.0.1", brain.port), PATIENCE) for _ in range(100)]
+                silent = [
+                    socket.create_connection(("127.0.0.1", brain.port), PATIENCE)
+                    for _ in range(100)
+                ]
                 for each in silent:
                     each.close()
 
@@ -125,13 +132,17 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
 # Those that no setting makes small enough to be met from outside
 
 
-async def test_the_longest_silent_gives_way_and_a_client_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_longest_silent_gives_way_and_a_client_gets_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http, "MAX_UNUPGRADED", 10)
     async with in_process_server() as it:
         silent = [await Peer.open(it.port) for _ in range(10)]
         clients = [await Peer.upgraded(it.port) for _ in range(5)]
         assert [await peer.rest() for peer in silent[:1]] == [b""]
-        assert it.state.rejections.counts["requests"] == 1, "a client that was let in makes its room free"
+        assert it.state.rejections.counts["requests"] == 1, (
+            "a client that was let in makes its room free"
+        )
         silent += [await Peer.open(it.port) for _ in range(4)]
         assert [await peer.rest() for peer in silent[1:4]] == [b""] * 3
         for peer in (*silent, *clients):

@@ -114,7 +114,9 @@ def suspended(brain: Brain, count: int) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.usefixtures("undisturbed")
-def test_20_a_suspended_client_costs_an_integer_and_wakes_to_the_truth(brain: Brain, shared: str) -> None:
+def test_20_a_suspended_client_costs_an_integer_and_wakes_to_the_truth(
+    brain: Brain, shared: str
+) -> None:
     execute(
         shared,
         """INSERT INTO runs (id, agent, progress, error)
@@ -124,7 +126,8 @@ def test_20_a_suspended_client_costs_an_integer_and_wakes_to_the_truth(brain: Br
     def storm(rounds: int) -> None:
         for _ in range(rounds):
             execute(
-                shared, "UPDATE runs SET status = 'running', progress = progress + 0.5 WHERE agent = 'storm'"
+                shared,
+                "UPDATE runs SET status = 'running', progress = progress + 0.5 WHERE agent = 'storm'",
             )
             time.sleep(0.02)
 
@@ -141,7 +144,9 @@ def test_20_a_suspended_client_costs_an_integer_and_wakes_to_the_truth(brain: Br
         process.send_signal(signal.SIGCONT)
         out, _ = process.communicate("go on\n", PATIENCE)
     held, all_alike = json.loads(out.splitlines()[-1])
-    rows = execute(shared, "SELECT id, progress FROM runs WHERE agent = 'storm' ORDER BY id COLLATE \"C\"")
+    rows = execute(
+        shared, "SELECT id, progress FROM runs WHERE agent = 'storm' ORDER BY id COLLATE \"C\""
+    )
     assert all_alike
     assert [tuple(each) for each in held] == rows
     execute(shared, "DELETE FROM runs WHERE agent = 'storm'")
@@ -153,7 +158,9 @@ def test_21_a_client_that_vanishes_without_fin_is_freed_by_the_ping_timeout(
     """Suspended and never woken: its machine may as well be unplugged. Who answers stays. The least timeout is a minute; this
     Brain was made to take less.
     """
-    monkeypatch.setenv("PYTHONPATH", str(mutant(tmp_path, "config", "        ge=60,", "        ge=1,")))
+    monkeypatch.setenv(
+        "PYTHONPATH", str(mutant(tmp_path, "config", "        ge=60,", "        ge=1,"))
+    )
     with served(database_url=database, ping_interval=1, ping_timeout=2.5) as brain:
         control = Control(brain, database)  # it answers pings
         before, used = baseline(brain), resident(brain)
@@ -205,7 +212,9 @@ def test_22_connects_and_disconnects_leave_nothing(brain: Brain, count: int) -> 
 
 
 @pytest.mark.usefixtures("undisturbed")
-async def test_23_10_000_silent_connections_are_closed_and_real_clients_get_in(brain: Brain) -> None:
+async def test_23_10_000_silent_connections_are_closed_and_real_clients_get_in(
+    brain: Brain,
+) -> None:
     used = resident(brain)
     with Crowd(brain.port) as crowd:
         began = time.monotonic()
@@ -229,10 +238,13 @@ async def test_23_10_000_silent_connections_are_closed_and_real_clients_get_in(b
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"), [("20 MB of headers", 431), ("2 000 headers", 431), ("a URL of 9 kB to upgrade", 414)]
+    ("sent", "status"),
+    [("20 MB of headers", 431), ("2 000 headers", 431), ("a URL of 9 kB to upgrade", 414)],
 )
 @pytest.mark.usefixtures("undisturbed")
-async def test_24_too_large_a_request_is_told_so_and_closed(brain: Brain, sent: str, status: int) -> None:
+async def test_24_too_large_a_request_is_told_so_and_closed(
+    brain: Brain, sent: str, status: int
+) -> None:
     used = resident(brain)
 
     async def once() -> None:
@@ -297,7 +309,9 @@ async def test_28_deflate_is_declined(brain: Brain, shared: str) -> None:
 
 @pytest.mark.usefixtures("undisturbed")
 @pytest.mark.parametrize("sent", ["texts", "pings"])
-async def test_29_a_flood_is_cut_with_1008_and_takes_little_of_the_cpu(brain: Brain, sent: str) -> None:
+async def test_29_a_flood_is_cut_with_1008_and_takes_little_of_the_cpu(
+    brain: Brain, sent: str
+) -> None:
     """Again and again: it comes back as soon as it has been cut."""
     process = psutil.Process(brain.process.pid)
 
@@ -321,7 +335,9 @@ async def test_29_a_flood_is_cut_with_1008_and_takes_little_of_the_cpu(brain: Br
     assert share < 0.5
 
 
-def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superuser_url: str) -> None:
+def test_30_5000_clients_come_back_at_once_after_a_restart(
+    database: str, superuser_url: str
+) -> None:
     execute(
         database,
         """INSERT INTO runs (id, status, agent, progress, error)
@@ -342,7 +358,10 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
         began = time.monotonic()
         control = Control(second, database)
         alone = baseline(second)
-        with Crowd(second.port, request("/ws?snapshot=true&agent=crowd")) as crowd, control.undisturbed():
+        with (
+            Crowd(second.port, request("/ws?snapshot=true&agent=crowd")) as crowd,
+            control.undisturbed(),
+        ):
             crowd.come(count, window=count)
             shaken = time.monotonic() - began
 
@@ -351,11 +370,14 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
 
             assert crowd.pump(PATIENCE, lambda: all(map(told, crowd.members)))
             took = time.monotonic() - began
-            print(f"{count} clients shook hands again in {shaken:.1f} s, and were right in {took:.1f} s")
+            print(
+                f"{count} clients shook hands again in {shaken:.1f} s, and were right in {took:.1f} s"
+            )
             assert not crowd.refused
             assert len(crowd.present) == count
             texts = {
-                tuple(text for opcode, text in frames(each.data) if opcode == TEXT) for each in crowd.members
+                tuple(text for opcode, text in frames(each.data) if opcode == TEXT)
+                for each in crowd.members
             }
             assert len(texts) == 1
             assert [json.loads(text)["data"]["progress"] for text in texts.pop()] == [2] * 40
@@ -364,11 +386,16 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
             print(f"{queries} scans of the table, from its making on")
             assert queries < 30, "they are not asked for each client"
             execute(database, "UPDATE runs SET progress = 3 WHERE id = '1'")
-            assert crowd.pump(PATIENCE, lambda: all(b'"progress":3' in each.data for each in crowd.members))
+            assert crowd.pump(
+                PATIENCE, lambda: all(b'"progress":3' in each.data for each in crowd.members)
+            )
         settled(second, alone)
         time.sleep(1)  # what they took is given back
         used = resident(second)  # of one who has had them all
-        with Crowd.clients(second.port, count, "/ws?snapshot=true&agent=crowd"), control.undisturbed():
+        with (
+            Crowd.clients(second.port, count, "/ws?snapshot=true&agent=crowd"),
+            control.undisturbed(),
+        ):
             pass
         settled(second, alone)
         time.sleep(1)

@@ -61,7 +61,9 @@ def test_01_postgres_is_killed_under_load(
         assert len(load.commits) > before > 300
         fleet.check(own)
         record_property("seconds from the first connection to convergence", round(took, 3))
-        print(f"{count} clients are right {took:.2f} s after PostgreSQL {server.version} takes connections")
+        print(
+            f"{count} clients are right {took:.2f} s after PostgreSQL {server.version} takes connections"
+        )
 
 
 def test_02_the_database_is_away(database: str) -> None:
@@ -102,7 +104,12 @@ def test_02_the_database_is_away(database: str) -> None:
 
 
 def test_03_the_walsender_is_terminated(own: str) -> None:
-    with served(database_url=own) as brain, sound(brain), Fleet(brain) as fleet, Load(own, 300) as load:
+    with (
+        served(database_url=own) as brain,
+        sound(brain),
+        Fleet(brain) as fleet,
+        Load(own, 300) as load,
+    ):
         for number in range(3):
             Fleet.until(lambda: brain.get("/readyz")[1]["source"] == "replication", WITHIN)
             execute(
@@ -132,7 +139,9 @@ def test_a_writer_does_not_notice_what_becomes_of_brain(
         median, last = statistics.median(latencies), latencies[int(len(latencies) * 0.99)]
         took[when] = median
         record_property(when, f"p50 {median * 1e3:.2f} ms, p99 {last * 1e3:.2f} ms")
-        print(f"{when}: p50 {median * 1e3:.2f} ms, p99 {last * 1e3:.2f} ms, {len(latencies)} commits")
+        print(
+            f"{when}: p50 {median * 1e3:.2f} ms, p99 {last * 1e3:.2f} ms, {len(latencies)} commits"
+        )
 
     fill = "SET lock_timeout = '5s'; UPDATE runs SET error = repeat('x', 1000)"  # more than the sockets between can hold
     execute(database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
@@ -183,7 +192,10 @@ def test_04_packets_to_the_database_vanish() -> None:
             print(f"silence ends after {time.monotonic() - began:.1f} s")
             brain.wait_ready()
             fleet.check(url)
-            assert any("nothing was heard" in line or "kept Brain waiting" in line for line in sources(brain))
+            assert any(
+                "nothing was heard" in line or "kept Brain waiting" in line
+                for line in sources(brain)
+            )
             status, _ = brain.get("/api/runs")  # its pool had a connection that is as dead
             assert status in (200, 503)
             assert brain.get("/api/runs")[0] == 200
@@ -194,7 +206,9 @@ def test_04_packets_to_the_database_vanish() -> None:
 def test_04_brain_ends_though_the_database_is_silent(database: str, source: str) -> None:
     with Proxy(database) as proxy:
         brain = Brain(
-            database_url=proxy.url, source=source, follows="replication" if source == "auto" else "poll"
+            database_url=proxy.url,
+            source=source,
+            follows="replication" if source == "auto" else "poll",
         )
         try:
             assert brain.get("/api/runs")[0] == 200
@@ -209,7 +223,12 @@ def test_04_brain_ends_though_the_database_is_silent(database: str, source: str)
 
 @aside
 def test_05_brain_is_suspended() -> None:
-    with fresh() as (_, url), served(database_url=url) as brain, sound(brain), Fleet(brain) as fleet:
+    with (
+        fresh() as (_, url),
+        served(database_url=url) as brain,
+        sound(brain),
+        Fleet(brain) as fleet,
+    ):
         execute(url, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 1000) i")
         fleet.check(url)
         brain.process.send_signal(signal.SIGSTOP)
@@ -233,7 +252,9 @@ def test_06_an_open_writing_transaction() -> None:
         with served(database_url=url, follows="poll") as brain:
             with sound(brain), Fleet(brain) as fleet, Load(url, 200) as load:
                 Fleet.until(lambda: len(load.commits) > 50)
-                Fleet.until(lambda: "writing transaction is open" in str(brain.get("/readyz")[1]["detail"]))
+                Fleet.until(
+                    lambda: "writing transaction is open" in str(brain.get("/readyz")[1]["detail"])
+                )
                 execute(url, "INSERT INTO runs (id) VALUES ('meanwhile')")
                 fleet.told('"meanwhile"', WITHIN)
                 conn.commit()

@@ -65,7 +65,9 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
     brain = Brain(folder=tmp_path, max_connections=0, postgres_port=lasting_port())
     try:
         url = embedded_url(brain)
-        execute(url, "INSERT INTO runs (id, status) SELECT i, 'running' FROM generate_series(1, 100) i")
+        execute(
+            url, "INSERT INTO runs (id, status) SELECT i, 'running' FROM generate_series(1, 100) i"
+        )
         control = Control(brain, url, "?status=queued")
         used = memory(brain.process.pid)
         with (
@@ -75,7 +77,9 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             storming(url) as storm,
         ):
             with control.undisturbed():
-                assert healthy.pump(PATIENCE, lambda: brain.metric("brain_clients_lagging") >= STALLED)
+                assert healthy.pump(
+                    PATIENCE, lambda: brain.metric("brain_clients_lagging") >= STALLED
+                )
                 healthy.pump(0.5)
             grown = memory(brain.process.pid) - used
             assert grown < 64 * 1024 * (CLIENTS + QUIET + STALLED), f"{grown / 1024:.0f} KB more"

@@ -49,7 +49,9 @@ def fleet(brain: Brain, control: Control) -> Iterator[Fleet]:
 
 
 @contextmanager
-def own(postgres: Postgres, *statements: str, **settings: Any) -> Iterator[tuple[str, Brain, Fleet]]:
+def own(
+    postgres: Postgres, *statements: str, **settings: Any
+) -> Iterator[tuple[str, Brain, Fleet]]:
     """A table of one's own, made otherwise by these statements before Brain comes."""
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     for statement in statements:
@@ -175,13 +177,18 @@ def test_13_tables_of_another_make(postgres: Postgres, definition: str) -> None:
         fleet.told('"running"')
         assert fleet.messages()[-1]["data"]["agent"] == "all"
         if "timestamp" in definition:
-            assert fleet.messages()[-1]["data"]["started_at"].isoformat() == "2026-11-21T09:30:00+00:00"
+            assert (
+                fleet.messages()[-1]["data"]["started_at"].isoformat()
+                == "2026-11-21T09:30:00+00:00"
+            )
 
 
 def test_13_a_key_that_is_dropped(postgres: Postgres) -> None:
     """The publication makes UPDATEs fail, until the watch has looked."""
     with own(postgres) as (url, brain, fleet):
-        execute(url, "INSERT INTO runs (id) VALUES ('13-a'); ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+        execute(
+            url, "INSERT INTO runs (id) VALUES ('13-a'); ALTER TABLE runs DROP CONSTRAINT runs_pkey"
+        )
 
         def written() -> bool:
             try:
@@ -248,14 +255,20 @@ def test_13_a_name_that_looks_like_a_placeholder(postgres: Postgres) -> None:
 @pytest.mark.cheap
 def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
     texts = ["😀", "\u2028", "</script>", '"\\', "\x01\x7f", "", "null"]
-    made = ("ALTER TABLE runs DROP CONSTRAINT runs_progress_check, DROP CONSTRAINT runs_status_check",)
+    made = (
+        "ALTER TABLE runs DROP CONSTRAINT runs_progress_check, DROP CONSTRAINT runs_status_check",
+    )
     with own(postgres, *made, status_map="paused=queued") as (url, brain, fleet):
         with psycopg.connect(url, autocommit=True) as conn:
             for i, text in enumerate(texts):
                 conn.execute(
-                    "INSERT INTO runs (id, agent, error) VALUES (%s, %s, %s)", (f"14-{i}", text, text)
+                    "INSERT INTO runs (id, agent, error) VALUES (%s, %s, %s)",
+                    (f"14-{i}", text, text),
                 )
-        execute(url, "INSERT INTO runs (id, status) VALUES ('14-odd', 'archived'), ('14-null', 'queued')")
+        execute(
+            url,
+            "INSERT INTO runs (id, status) VALUES ('14-odd', 'archived'), ('14-null', 'queued')",
+        )
         execute(
             url,
             "INSERT INTO runs (id, progress) VALUES ('14-nan', 'NaN'), ('14-inf', 'Infinity'), ('14-less', -5)",
@@ -269,7 +282,10 @@ def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
         assert state["14-null"] == {"id": "14-null", "status": "queued"}
         progress = [state[f"14-{name}"].get("progress") for name in ("nan", "inf", "less")]
         assert progress == [None, 100, 0]
-        assert (brain.metric("brain_rows_rejected_total"), brain.metric("brain_values_corrected_total")) == (
+        assert (
+            brain.metric("brain_rows_rejected_total"),
+            brain.metric("brain_values_corrected_total"),
+        ) == (
             1,
             3,
         )
@@ -333,7 +349,8 @@ def test_18_a_million_rows_elsewhere(fleet: Fleet, url: str) -> None:
 def test_18_two_phase_commit(fleet: Fleet, url: str) -> None:
     for name in ("kept", "left"):
         execute(
-            url, f"BEGIN; INSERT INTO runs (id) VALUES ('2pc-{name}'); PREPARE TRANSACTION 'brain {name}'"
+            url,
+            f"BEGIN; INSERT INTO runs (id) VALUES ('2pc-{name}'); PREPARE TRANSACTION 'brain {name}'",
         )
     execute(url, "INSERT INTO runs (id) VALUES ('2pc-now')")
     fleet.told('"2pc-now"')
@@ -345,7 +362,9 @@ def test_18_two_phase_commit(fleet: Fleet, url: str) -> None:
     assert len(own_rows(fleet, "2pc-")) == 2
 
 
-def test_the_poll_alone_keeps_the_promise(postgres: Postgres, record_property: Callable[..., None]) -> None:
+def test_the_poll_alone_keeps_the_promise(
+    postgres: Postgres, record_property: Callable[..., None]
+) -> None:
     """In a table of a million rows."""
     fill = "INSERT INTO runs (id, status) SELECT i, 'completed' FROM generate_series(1, 1000000) i"
     with own(postgres, fill, follows="poll", source="poll") as (url, _, fleet):

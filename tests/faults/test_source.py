@@ -42,7 +42,8 @@ def test_07_refused_and_then_not() -> None:
         for number in range(3):
             execute(server.url(), f"SELECT pg_create_physical_replication_slot('taken_{number}')")
         execute(
-            server.url(), "CREATE ROLE reader LOGIN; CREATE ROLE lonely LOGIN REPLICATION CONNECTION LIMIT 1"
+            server.url(),
+            "CREATE ROLE reader LOGIN; CREATE ROLE lonely LOGIN REPLICATION CONNECTION LIMIT 1",
         )
         urls = [url, *(server.url(server.create_database(TEMPLATE, ROLE), ROLE) for _ in range(2))]
         reasons = [
@@ -54,7 +55,9 @@ def test_07_refused_and_then_not() -> None:
         for each, role in zip(urls, (ROLE, "reader", "lonely"), strict=True):
             if role != ROLE:
                 execute(each, f"GRANT SELECT ON runs TO {role}")
-            brains.append(stack.enter_context(followed(each.replace(f"{ROLE}@", f"{role}@"), "poll")))
+            brains.append(
+                stack.enter_context(followed(each.replace(f"{ROLE}@", f"{role}@"), "poll"))
+            )
         for (brain, fleet), each, reason in zip(brains, urls, reasons, strict=True):
             detail(brain, *reason)
             told(fleet, each, "while it is refused")
@@ -113,12 +116,17 @@ def test_07_a_pooler_between() -> None:
                 each,
                 f"ALTER ROLE {ROLE} SET datestyle = 'SQL, DMY'; ALTER ROLE {ROLE} SET timezone = 'Asia/Kolkata'",
             )
-            brain, fleet = stack.enter_context(followed(stack.enter_context(pooled(each, mode)), "poll"))
+            brain, fleet = stack.enter_context(
+                followed(stack.enter_context(pooled(each, mode)), "poll")
+            )
             detail(brain, "what answers is a pooler", "name the database itself")
             with Load(each, 200):
                 told(fleet, each, mode)
                 time.sleep(0.5)
-            execute(each, "UPDATE runs SET started_at = '2026-11-21 06:32:03.5+00' WHERE id = 'load-0-0'")
+            execute(
+                each,
+                "UPDATE runs SET started_at = '2026-11-21 06:32:03.5+00' WHERE id = 'load-0-0'",
+            )
             fleet.check(each)
             assert brain.request("POST", "/api/runs", {"id": "by the API"})[0] == 201
             fleet.check(each)
@@ -156,7 +164,9 @@ def test_08_nothing_tells_rows_apart() -> None:
 @pytest.mark.parametrize(
     "version",
     [
-        pytest.param(v, marks=pytest.mark.skipif(not available(v), reason=f"PostgreSQL {v} is not installed"))
+        pytest.param(
+            v, marks=pytest.mark.skipif(not available(v), reason=f"PostgreSQL {v} is not installed")
+        )
         for v in VERSIONS
     ],
 )
@@ -174,7 +184,10 @@ def test_17_silent_without_an_error(version: int) -> None:
     with fresh(version) as (server, url), ExitStack() as stack:
         urls = [
             url,
-            *(server.url(server.create_database(TEMPLATE, ROLE), ROLE) for _ in range(1, len(changes))),
+            *(
+                server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+                for _ in range(1, len(changes))
+            ),
         ]
         brains = [
             stack.enter_context(followed(each, anew="made again" in name))

@@ -39,7 +39,9 @@ def seeds(law: str) -> list[bytes]:
                 "/ws?since=2026-01-01T00:00:00Z&run_id=a",
                 "http://localhost/ws?snapshot=true&status=failed",
             )
-            return [request(target) for target in targets] + [request() + frame(b"ping") + closing(1000)]
+            return [request(target) for target in targets] + [
+                request() + frame(b"ping") + closing(1000)
+            ]
         case "frames":
             return [data for data, _ in BROKEN.values() if len(data) < 6000] + [
                 frame(b"ping") + frame(b"x", 9)
@@ -60,7 +62,11 @@ def guided(law: str, seconds: int) -> None:
         (folder / f"seed-{number}").write_bytes(data)
     kept = laws.CORPUS / law
     kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer wants one
-    limits = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES[law]}", f"-artifact_prefix={kept}/"]
+    limits = [
+        f"-max_total_time={seconds}",
+        f"-max_len={MAX_BYTES[law]}",
+        f"-artifact_prefix={kept}/",
+    ]
     atheris.Setup([sys.argv[0], str(folder), str(kept), *limits, *OPTIONS], laws.LAWS[law])
     atheris.Fuzz()
 
@@ -73,15 +79,21 @@ def main() -> None:
     try:
         import atheris  # noqa: F401
     except ImportError:
-        print("atheris is not to be had for this Python: hypothesis and schemathesis did what they could")
+        print(
+            "atheris is not to be had for this Python: hypothesis and schemathesis did what they could"
+        )
         return
     broken = [
         law
         for law in MAX_BYTES
-        if subprocess.run([sys.executable, "-m", "tests.fuzz.guided", seconds, law], check=False).returncode
+        if subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.guided", seconds, law], check=False
+        ).returncode
     ]
     if broken:
-        raise SystemExit(f"broken: {', '.join(broken)}; the bytes are in {Path(__file__).parent / 'corpus'}")
+        raise SystemExit(
+            f"broken: {', '.join(broken)}; the bytes are in {Path(__file__).parent / 'corpus'}"
+        )
 
 
 if __name__ == "__main__":

@@ -211,8 +211,15 @@ def upgrade(data: bytes) -> None:
 def client(data: bytes) -> None:
     """Anything in place of a client's frames: whole, and byte by byte."""
     opening = request("/ws?run_id=nobody")
-    whole, cut = (frames(answers(host().said(opening, parts))[1]) for parts in ([data], each_byte(data)))
-    ends = {end.code for found in (whole, cut) for end in found[-1:] if end.opcode == CLOSE and end.payload}
+    whole, cut = (
+        frames(answers(host().said(opening, parts))[1]) for parts in ([data], each_byte(data))
+    )
+    ends = {
+        end.code
+        for found in (whole, cut)
+        for end in found[-1:]
+        if end.opcode == CLOSE and end.payload
+    }
     assert ends <= CODES
     # Where invalid UTF-8 and something else came in the same bytes, what is said first is the parser's choice; and how much
     # is too much depends on the time between.
@@ -269,4 +276,9 @@ def settings(data: bytes) -> None:
         assert said or PASSWORD not in repr(found)
 
 
-LAWS: dict[str, Law] = {"pgoutput": pgoutput, "request": upgrade, "frames": client, "settings": settings}
+LAWS: dict[str, Law] = {
+    "pgoutput": pgoutput,
+    "request": upgrade,
+    "frames": client,
+    "settings": settings,
+}

@@ -52,7 +52,8 @@ def bent(draw: st.DrawFn, data: bytes) -> bytes:
         at = draw(st.integers(0, len(data)))
         cut = draw(st.integers(0, 4))
         put = draw(
-            st.binary(max_size=4) | st.sampled_from([b"\r\n", b"\0", b"\xff\xff\xff\xff", data[at : at + 40]])
+            st.binary(max_size=4)
+            | st.sampled_from([b"\r\n", b"\0", b"\xff\xff\xff\xff", data[at : at + 40]])
         )
         data = data[:at] + put + data[at + cut :]
     return data
@@ -113,7 +114,15 @@ def requests(draw: st.DrawFn) -> bytes:
     head = end.join([*lines, "", ""]).encode("latin-1")
     behind = draw(
         st.sampled_from(
-            [b"", b"", frame(b"ping"), b"0\r\n\r\n", b"5\r\nhello\r\n0\r\nHost: x\r\n\r\n", head, b"\0"]
+            [
+                b"",
+                b"",
+                frame(b"ping"),
+                b"0\r\n\r\n",
+                b"5\r\nhello\r\n0\r\nHost: x\r\n\r\n",
+                head,
+                b"\0",
+            ]
         )
     )
     return bent(draw, head + behind)
@@ -161,7 +170,9 @@ def streams(draw: st.DrawFn) -> bytes:
             rsv=draw(st.sampled_from([0] * 9 + [1, 2, 4])),
             masked=draw(st.sampled_from([True] * 9 + [False])),
             length=draw(
-                st.sampled_from([None] * 9 + [0, 126, 65535, 65536, 1 << 30, 1 << 63, (1 << 64) - 1])
+                st.sampled_from(
+                    [None] * 9 + [0, 126, 65535, 65536, 1 << 30, 1 << 63, (1 << 64) - 1]
+                )
             ),
         )
     return bent(draw, data)
@@ -192,11 +203,17 @@ SETTINGS = sorted(name.removeprefix("BRAIN_") for name in variables())
 def environments(draw: st.DrawFn) -> bytes:
     pairs = []
     for name in draw(st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=4, unique=True)):
-        value = draw(st.sampled_from(URLS if f"BRAIN_{name}" in UNSAID and draw(st.booleans()) else VALUES))
+        value = draw(
+            st.sampled_from(URLS if f"BRAIN_{name}" in UNSAID and draw(st.booleans()) else VALUES)
+        )
         if draw(st.booleans()):
-            value += draw(st.sampled_from(["", ",", ".", ":", "/", "="])) + draw(st.sampled_from(VALUES))
+            value += draw(st.sampled_from(["", ",", ".", ":", "/", "="])) + draw(
+                st.sampled_from(VALUES)
+            )
         if draw(st.booleans()):
-            value = bent(draw, value.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+            value = bent(draw, value.encode("utf-8", "surrogateescape")).decode(
+                "utf-8", "surrogateescape"
+            )
         pairs.append(f"{name}={value}")
     return "\0".join(pairs).encode("utf-8", "surrogateescape")
 

@@ -20,7 +20,9 @@ from tests.support.wire import Peer
 
 def causes(brain: Brain) -> list[str]:
     """Those that are 1."""
-    found = re.findall(r'^brain_source_code\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE)
+    found = re.findall(
+        r'^brain_source_code\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
+    )
     assert len(found) > 20
     return [cause for cause, value in found if float(value) == 1]
 
@@ -40,7 +42,10 @@ def sources(brain: Brain) -> list[str]:
 
 def test_the_source_and_its_cause_are_said_in_three_places() -> None:
     """/readyz, the metrics and the log; through poll, none and replication."""
-    with own(wal_level="replica") as (server, url), served(database_url=url, follows="poll") as brain:
+    with (
+        own(wal_level="replica") as (server, url),
+        served(database_url=url, follows="poll") as brain,
+    ):
         document = until(brain, "wal_level")
         assert (document["ready"], document["source"]) == (True, "poll")
         assert document["detail"].startswith("wal_level is not logical: ")
@@ -59,23 +64,32 @@ def test_the_source_and_its_cause_are_said_in_three_places() -> None:
         assert causes(brain) == []
         said = sources(brain)
         assert said[-1] == "now=replication"
-        assert len(said) == len([a for a, b in zip(said, [*said[1:], ""], strict=True) if a != b]), said
+        assert len(said) == len(
+            [a for a, b in zip(said, [*said[1:], ""], strict=True) if a != b]
+        ), said
 
 
 def test_polling_by_choice_is_said_to_be_one(database: str) -> None:
     with served(database_url=database, source="poll", follows="poll") as brain:
         document = until(brain, "chosen")
-        assert (document["detail"], document["hint"]) == ("BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+        assert (document["detail"], document["hint"]) == (
+            "BRAIN_SOURCE is poll",
+            "BRAIN_SOURCE=auto",
+        )
         assert causes(brain) == ["chosen"]
 
 
-async def test_a_stream_that_is_refused_again_and_again_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_is_refused_again_and_again_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.02)
     with own(wal_level="replica") as (server, url):
         tries = len(re.findall("logical decoding requires", server.log()))
         with capture_logs() as logs:
             async with Following(url, "auto") as f:
-                await f.until(lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5)
+                await f.until(
+                    lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5
+                )
         causes = [line["detail"].partition(":")[0] for line in logs if line["event"] == "source"]
         assert causes == ["the stream is being prepared", "wal_level is not logical"]
 
@@ -86,7 +100,8 @@ async def test_when_the_table_begins_anew_everyone_is_told_to_come_back(database
     with served(database_url=database) as brain:
         brain.wait_ready("replication")
         peers = [
-            await Peer.upgraded(brain.port, target) for target in ("/ws", "/ws?run_id=a", "/ws?snapshot=true")
+            await Peer.upgraded(brain.port, target)
+            for target in ("/ws", "/ws?run_id=a", "/ws?snapshot=true")
         ]
         brain.process.send_signal(signal.SIGSTOP)
         execute(
@@ -112,7 +127,11 @@ async def test_when_the_table_begins_anew_everyone_is_told_to_come_back(database
         ([], "agent=b", "agent = 'c'"),
         ([], "status=running", "status = 'completed'"),
         (["INSERT INTO runs (id, agent) VALUES ('r', 'a')"], "agent=b", "agent = 'c'"),
-        (["INSERT INTO runs (id, agent) VALUES ('r', 'a')"], "agent=b", "agent = 'a', status = 'queued'"),
+        (
+            ["INSERT INTO runs (id, agent) VALUES ('r', 'a')"],
+            "agent=b",
+            "agent = 'a', status = 'queued'",
+        ),
     ],
 )
 async def test_who_was_shown_a_run_ahead_of_a_poll_hears_what_becomes_of_it(
@@ -128,7 +147,9 @@ async def test_who_was_shown_a_run_ahead_of_a_poll_hears_what_becomes_of_it(
         page = brain.get(f"/api/runs?{query}")[1]
         assert [run["id"] for run in page["runs"]] == ["r"]
         execute(database, f"UPDATE runs SET {becomes}")
-        async with await Peer.upgraded(brain.port, f"/ws?{query}&since={page['timestamp']}") as peer:
+        async with await Peer.upgraded(
+            brain.port, f"/ws?{query}&since={page['timestamp']}"
+        ) as peer:
             run = (await peer.message())["data"]
             assert brain.get("/api/runs/r")[1] == run
             assert [run["agent"], run["status"]] != ["b", "running"]

@@ -121,7 +121,9 @@ async def test_messages_are_typed(brain: Brain, database: str) -> None:
 
 
 async def test_filters_and_the_query_of_the_url(brain: Brain, database: str) -> None:
-    execute(database, "INSERT INTO runs (id, agent) VALUES ('f1', 'x'), ('f2', 'x y&z'), ('f3', 'w')")
+    execute(
+        database, "INSERT INTO runs (id, agent) VALUES ('f1', 'x'), ('f2', 'x y&z'), ('f3', 'w')"
+    )
     for url, options in (
         (brain.url("?agent=x&snapshot=true"), {"agent": "x y&z"}),
         (brain.url("?snapshot=true"), {"agent": ["x", "x y&z"]}),
@@ -137,7 +139,9 @@ async def test_it_leaves_when_iteration_ends(brain: Brain, database: str) -> Non
     while brain.metric("brain_clients"):
         await asyncio.sleep(0.01)
     before = len(brain.log())
-    async with contextlib.aclosing(watch(brain.url(), snapshot=True, run_id="leaves", proxy=None)) as events:
+    async with contextlib.aclosing(
+        watch(brain.url(), snapshot=True, run_id="leaves", proxy=None)
+    ) as events:
         async for event in events:
             if isinstance(event, Message):
                 assert brain.metric("brain_clients") == 1
@@ -152,7 +156,9 @@ async def test_it_leaves_when_iteration_ends(brain: Brain, database: str) -> Non
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
-async def test_what_changed_while_it_was_away_follows(brain: Brain, database: str, *, reset: bool) -> None:
+async def test_what_changed_while_it_was_away_follows(
+    brain: Brain, database: str, *, reset: bool
+) -> None:
     one, two = f"cut-{reset}-1", f"cut-{reset}-2"
     async with Proxy(brain.port) as proxy, Watching(proxy.url, run_id=[one, two]) as w:
         await w.connected()
@@ -173,7 +179,9 @@ async def test_what_changed_while_it_was_away_follows(brain: Brain, database: st
             proxy.target = brain.port
             await w.told(one, ["running", "failed", "completed"][times])
             await w.told(two, "queued")
-    assert w.of(Connected) == [Connected(anew=True)] + 3 * [Connected(anew=False)], "nothing was void"
+    assert w.of(Connected) == [Connected(anew=True)] + 3 * [Connected(anew=False)], (
+        "nothing was void"
+    )
     assert w.runs[two].progress == 2
 
 
@@ -250,9 +258,13 @@ async def test_without_a_message_to_resume_from_it_begins_anew(brain: Brain, dat
     assert w.of(Connected) == 2 * [Connected(anew=True)]
 
 
-async def test_a_server_that_does_not_remember_is_said_to_be_one(brain: Brain, database: str) -> None:
+async def test_a_server_that_does_not_remember_is_said_to_be_one(
+    brain: Brain, database: str
+) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('remembered')")
-    async with Watching(brain.url(), run_id="remembered", since=datetime.now(UTC) - timedelta(days=1)) as w:
+    async with Watching(
+        brain.url(), run_id="remembered", since=datetime.now(UTC) - timedelta(days=1)
+    ) as w:
         await w.told("remembered", "queued")
     assert w.of(Connected) == [Connected(anew=True)], "never that it goes on where it was"
     assert not w.of(Away)
@@ -337,7 +349,9 @@ async def test_codes_that_stay(code: int) -> None:
         assert len(came) == 1
 
 
-async def test_begin_anew_is_done_at_once_but_not_in_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_begin_anew_is_done_at_once_but_not_in_a_circle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[int] = []
 
     def noted(failures: int) -> float:
@@ -345,10 +359,15 @@ async def test_begin_anew_is_done_at_once_but_not_in_a_circle(monkeypatch: pytes
         return 0.01
 
     monkeypatch.setattr(client, "back_off", noted)
-    async with closing(4410, 4410, 4410, 0) as (url, came), Watching(url, since=datetime.now(UTC)) as w:
+    async with (
+        closing(4410, 4410, 4410, 0) as (url, came),
+        Watching(url, since=datetime.now(UTC)) as w,
+    ):
         await w.connected()
         assert waits == [1, 2], "the first is no failure, and the others are"
-        assert [path.partition("?")[2].partition("=")[0] for _, path in came] == ["since"] + 3 * ["snapshot"]
+        assert [path.partition("?")[2].partition("=")[0] for _, path in came] == ["since"] + 3 * [
+            "snapshot"
+        ]
         assert w.of(Away) == [Away("closed with 4410: said by the test")]
         assert w.of(Connected) == [Connected(anew=True)]
 
@@ -383,7 +402,9 @@ async def test_a_server_that_is_away_is_not_hammered() -> None:
         assert len(w.events) == 1, "said once, not per try"
 
 
-async def test_who_is_let_in_and_thrown_out_again_backs_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_is_let_in_and_thrown_out_again_backs_off_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[int] = []
 
     def noted(failures: int) -> float:
@@ -407,9 +428,13 @@ async def test_who_is_let_in_and_thrown_out_again_backs_off_too(monkeypatch: pyt
 def test_the_codes_are_those_of_the_docs() -> None:
     """Each of docs/protocol.md is one that ends the watch, or is not, as the table says."""
     text = PROTOCOL.read_text()
-    rows = re.findall(r"^\| ((?:the rest of )?\d[\d, to]+) \|[^|]*\| (no|yes)\b[^|]*\|$", text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ((?:the rest of )?\d[\d, to]+) \|[^|]*\| (no|yes)\b[^|]*\|$", text, re.MULTILINE
+    )
     said = {
-        code: verdict == "yes" for codes, verdict in rows for code in map(int, re.findall(r"\d{3,4}", codes))
+        code: verdict == "yes"
+        for codes, verdict in rows
+        for code in map(int, re.findall(r"\d{3,4}", codes))
     }
     assert {1001, 1008, 1012, 4400, 4410, 403, 429, 503} <= said.keys()
     for code, comes_back in said.items():
@@ -421,7 +446,9 @@ def test_the_codes_are_those_of_the_docs() -> None:
 # Tokens.
 
 
-async def test_a_token_that_is_a_text_is_good_until_it_expires(guarded: Brain, database: str) -> None:
+async def test_a_token_that_is_a_text_is_good_until_it_expires(
+    guarded: Brain, database: str
+) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('shown')")
     async with Watching(
         guarded.url(), snapshot=True, run_id="shown", token=token(exp=time.time() + within(2))
@@ -443,7 +470,9 @@ async def test_a_token_that_is_a_text_is_good_until_it_expires(guarded: Brain, d
         (token(scope="write", exp=time.time() + 3600), 403),
     ],
 )
-async def test_a_token_that_was_never_good_ends_it(guarded: Brain, given: str | None, code: int) -> None:
+async def test_a_token_that_was_never_good_ends_it(
+    guarded: Brain, given: str | None, code: int
+) -> None:
     async def again() -> str:
         return str(given)
 
@@ -456,7 +485,9 @@ async def test_a_token_that_was_never_good_ends_it(guarded: Brain, given: str | 
         assert given is None or given not in str(caught.value)
 
 
-async def test_a_function_is_asked_for_another_when_one_has_expired(guarded: Brain, database: str) -> None:
+async def test_a_function_is_asked_for_another_when_one_has_expired(
+    guarded: Brain, database: str
+) -> None:
     given: list[str] = []
 
     async def fresh() -> str:

@@ -27,7 +27,9 @@ from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
 DOCUMENT = ROOT / "docs" / "client.md"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 PAGE = """
 import { watch } from './client.mjs';
@@ -62,7 +64,9 @@ def node() -> list[str] | None:
     found = shutil.which("node")
     if found is None:
         return None
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, check=True
+    ).stdout
     major = int(re.findall(r"\d+", version)[0])
     return [found, "--experimental-websocket"][: 2 if major < 22 else 1] if major >= 20 else None
 
@@ -70,7 +74,9 @@ def node() -> list[str] | None:
 needs_node = pytest.mark.skipif(
     node() is None and not os.environ.get("CI"), reason="Node 20 or newer is not installed"
 )
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="neither chromium nor google-chrome is installed"
+)
 
 
 def code() -> str:
@@ -176,7 +182,9 @@ def in_browser(
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            kind, text = ("text/javascript", code()) if self.path == "/client.mjs" else ("text/html", script)
+            kind, text = (
+                ("text/javascript", code()) if self.path == "/client.mjs" else ("text/html", script)
+            )
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.end_headers()
@@ -227,7 +235,10 @@ async def test_it_shows_what_is_and_what_changed_while_it_was_away(
     brain: Brain, database: str, tmp_path: Path
 ) -> None:
     execute(database, "INSERT INTO runs (id, agent) VALUES ('one', 'js'), ('other', 'python')")
-    async with Proxy(brain.port) as proxy, in_node(tmp_path, f"{proxy.url}?snapshot=true&agent=js") as page:
+    async with (
+        Proxy(brain.port) as proxy,
+        in_node(tmp_path, f"{proxy.url}?snapshot=true&agent=js") as page,
+    ):
         await page.holds(one="queued")
         for reset, status in ((False, "running"), (True, "failed")):
             proxy.target = 1
@@ -263,7 +274,9 @@ async def test_it_leaves_a_connection_that_says_nothing_any_more(
 
 
 @needs_node
-async def test_it_begins_anew_where_the_server_does_not_remember(postgres: Postgres, tmp_path: Path) -> None:
+async def test_it_begins_anew_where_the_server_does_not_remember(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     brain = Brain(database_url=url)
     try:
@@ -303,7 +316,10 @@ async def test_without_a_message_to_resume_from_it_begins_anew(
 
 @needs_node
 async def test_codes_at_which_it_ends_and_others(tmp_path: Path) -> None:
-    async with closing(1012, 1013, 1001, 4000, 4410, 4401) as (url, came), in_node(tmp_path, url) as page:
+    async with (
+        closing(1012, 1013, 1001, 4000, 4410, 4401) as (url, came),
+        in_node(tmp_path, url) as page,
+    ):
         await page.until(lambda: page.of("ended"))
         assert page.of("ended")[0]["code"] == 4401
         assert page.of("ended")[0]["why"] == "said by the test"
@@ -342,7 +358,11 @@ async def test_it_sends_a_token_first_and_another_when_that_has_expired(
     async with in_node(tmp_path, guarded.url("?run_id=nobody"), tokens=[late]) as page:
         # A token is followed by ping, which is answered when it has been found good.
         await page.until(page.connections)
-    for wrong, code in ((token(exp=time.time() - 1), 4401), ("nonsense", 4401), (token(scope="write"), 4403)):
+    for wrong, code in (
+        (token(exp=time.time() - 1), 4401),
+        ("nonsense", 4401),
+        (token(scope="write"), 4403),
+    ):
         async with in_node(tmp_path, url, tokens=[wrong]) as page:
             await page.until(lambda: page.of("ended"))
             assert page.of("ended")[0]["code"] == code
@@ -350,7 +370,9 @@ async def test_it_sends_a_token_first_and_another_when_that_has_expired(
 
 
 @needs_browser
-async def test_in_a_real_browser_with_a_token(guarded: Brain, database: str, tmp_path: Path) -> None:
+async def test_in_a_real_browser_with_a_token(
+    guarded: Brain, database: str, tmp_path: Path
+) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('entitled')")
     tokens: list[str | float] = [within(1.5), token()]
     url = guarded.url("?snapshot=true&run_id=entitled")

@@ -76,12 +76,17 @@ async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None
 
 
 @pytest.mark.parametrize(
-    "streams", ["2>/dev/full", "2>&1 >/dev/full", "closed pipe", ">&-", "2>&-", "<&-", "<&- >&- 2>&-"]
+    "streams",
+    ["2>/dev/full", "2>&1 >/dev/full", "closed pipe", ">&-", "2>&-", "<&-", "<&- >&- 2>&-"],
 )
-async def test_a_stream_that_cannot_be_written_takes_nothing_down(database: str, streams: str) -> None:
+async def test_a_stream_that_cannot_be_written_takes_nothing_down(
+    database: str, streams: str
+) -> None:
     """A full disk, a reader that has gone, and none at all: a socket that took the number of one would be written to."""
     read, write = os.pipe()
-    shell, errors = ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)
+    shell, errors = (
+        ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)
+    )
     port = lasting_port()
     with served(wait=False, database_url=database, port=port, shell=shell, errors=errors) as brain:
         os.close(write)

@@ -73,7 +73,9 @@ async def test_the_counts_are_of_what_was_done(brain: Brain, shared: str) -> Non
         async with brain.connect("?since=2020-01-01T00:00:00Z") as late:
             await late.wait_closed()
             assert late.close_code == 4410
-        after = {name: brain.metric(f"brain_{name}_total") - value for name, value in before.items()}
+        after = {
+            name: brain.metric(f"brain_{name}_total") - value for name, value in before.items()
+        }
         flushes = after.pop("flushes")
         assert 2 <= flushes <= 11
         assert after == {
@@ -86,7 +88,9 @@ async def test_the_counts_are_of_what_was_done(brain: Brain, shared: str) -> Non
     assert brain.metric("brain_commit_to_socket_seconds_count") - observed == flushes
     assert brain.metric("brain_runs") == 10
     assert brain.metric("brain_board_bytes") > 10_000
-    assert [brain.metric(f'brain_source{{source="{name}"}}') for name in ("none", "poll", "replication")] == [
+    assert [
+        brain.metric(f'brain_source{{source="{name}"}}') for name in ("none", "poll", "replication")
+    ] == [
         0,
         0,
         1,
@@ -114,7 +118,9 @@ async def test_each_refusal_is_counted_once_under_its_rule(
         peer.send(ask.replace(old, new, 1) if old else ask)
         assert (await peer.answer()).status in (400, 403, 421)
     after = _refused(brain)
-    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {rule: 1}
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        rule: 1
+    }
 
 
 def _refused(brain: Brain) -> dict[str, float]:

@@ -71,7 +71,13 @@ class Oracle:
                     version, before = int(run[TASK_ID] or 0), self.seen[run[ID]]
                     self.steps += 1
                     if version != before + 1:
-                        kind = "overlap" if version == before else "gap" if version > before else "backwards"
+                        kind = (
+                            "overlap"
+                            if version == before
+                            else "gap"
+                            if version > before
+                            else "backwards"
+                        )
                         self.faults.append(f"{kind}: {run[ID]} {before} → {version}")
                     self.seen[run[ID]] = version
 
@@ -90,13 +96,21 @@ class Hammer:
         self.oracle = Oracle()
         self.board = Board(1 << 30)
         self.follow = Follow(
-            url, RUNS, Decoder({}, 1000), self.board, mode="auto", interval=0.02, application="brain"
+            url,
+            RUNS,
+            Decoder({}, 1000),
+            self.board,
+            mode="auto",
+            interval=0.02,
+            application="brain",
         )
         self._stop = False
 
     def ids(self, most: int) -> list[str]:
         """In one order, or writers would deadlock."""
-        return sorted(f"{i:03}" for i in self.random.sample(range(ROWS), self.random.randint(1, most)))
+        return sorted(
+            f"{i:03}" for i in self.random.sample(range(ROWS), self.random.randint(1, most))
+        )
 
     async def run(self, reconnects: int, seconds: float, *, until_fault: bool = False) -> None:
         """Hammer until the stream has begun so often."""
@@ -153,7 +167,9 @@ class Hammer:
         table: dict[str, int] = {row[0]: row[1] for row in rows}
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            board = {run_id: int(entry[RUN][TASK_ID] or 0) for run_id, entry in self.board._runs.items()}
+            board = {
+                run_id: int(entry[RUN][TASK_ID] or 0) for run_id, entry in self.board._runs.items()
+            }
             if board == table == self.oracle.seen:
                 return
             await asyncio.sleep(0.01)
@@ -177,7 +193,9 @@ class Hammer:
     # Habits.
 
     async def _write(self, habit: Callable[[AsyncConnection[TupleRow]], Any]) -> None:
-        async with await AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=1) as conn:
+        async with await AsyncConnection.connect(
+            self.url, autocommit=True, prepare_threshold=1
+        ) as conn:
             while not self._stop:
                 try:
                     await habit(conn)
@@ -316,7 +334,9 @@ def horizon_by_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
         visible = moment.visible
         running = ",".join(map(str, sorted(visible.running)))
         condition = sql.SQL("NOT pg_visible_in_snapshot(r.xmin::text::xid8, %s::text::pg_snapshot)")
-        return self._query(sql.SQL("r.xmin"), condition), [f"{visible.xmin}:{visible.xmax}:{running}"]
+        return self._query(sql.SQL("r.xmin"), condition), [
+            f"{visible.xmin}:{visible.xmax}:{running}"
+        ]
 
     monkeypatch.setattr(Poll, "_since", since)
 

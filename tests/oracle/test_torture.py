@@ -17,7 +17,15 @@ PROGRAM = [sys.executable, "-m", "tests.oracle.torture"]
 
 def verdict(source: Path | None, seed: int, *, minutes: float, patience: float) -> tuple[int, str]:
     """The exit status of the oracle, and what it said, of the Brain whose source this is."""
-    command = [*PROGRAM, "--minutes", str(minutes), "--seed", str(seed), "--patience", str(patience)]
+    command = [
+        *PROGRAM,
+        "--minutes",
+        str(minutes),
+        "--seed",
+        str(seed),
+        "--patience",
+        str(patience),
+    ]
     environment = os.environ if source is None else os.environ | {"PYTHONPATH": str(source)}
     done = subprocess.run(
         command,
@@ -55,7 +63,11 @@ FAULTS = {
         "        if not self.begun:\n            pushes = []",
         "        if not self.begun or event.unless_after is None:\n            pushes = []",
     ),
-    "since begins now": ("delivery.hub", "client.seq = min(seq, self.flushed)", "client.seq = self.flushed"),
+    "since begins now": (
+        "delivery.hub",
+        "client.seq = min(seq, self.flushed)",
+        "client.seq = self.flushed",
+    ),
 }
 
 
@@ -74,7 +86,9 @@ def test_the_oracle_finds_what_is_wrong(fault: str, tmp_path: Path) -> None:
 
 
 def test_the_oracle_finds_nothing_wrong_with_a_copy(tmp_path: Path) -> None:
-    status, said = verdict(mutant(tmp_path, "delivery.hub", "R14", "R14"), 88, minutes=0.2, patience=60)
+    status, said = verdict(
+        mutant(tmp_path, "delivery.hub", "R14", "R14"), 88, minutes=0.2, patience=60
+    )
     assert status == 0, said
 
 

@@ -137,16 +137,18 @@ class InProcessServer:
         """What clients who were killed take with them."""
         self._dice = random.Random(f"{seed}/brain")
         self.port = lasting_port()
-        self.brain = Brain(database_url=self.database, folder=self.folder, port=self.port, **self._settings())
+        self.brain = Brain(
+            database_url=self.database, folder=self.folder, port=self.port, **self._settings()
+        )
         self._lives = 0
         self.crews = {name: self._crew(name) for name in CREWS}
 
     def await_clients(self) -> None:
         """What is done before they are there, is done to nobody."""
         until = time.monotonic() + LIFETIME
-        while sum(crew.ask(present=True)["present"] for crew in self.crews.values()) < len(CREWS) * len(
-            KINDS
-        ):
+        while sum(crew.ask(present=True)["present"] for crew in self.crews.values()) < len(
+            CREWS
+        ) * len(KINDS):
             assert time.monotonic() < until, "the clients have not come"
             time.sleep(0.1)
 
@@ -237,7 +239,9 @@ class InProcessServer:
         )
         document = []
         for *values, committed in rows:
-            row = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+            row = {
+                name: value for name, value in zip(FIELDS, values, strict=True) if value is not None
+            }
             for name in ("started_at", "completed_at"):
                 if name in row:
                     row[name] = _printed(row[name])
@@ -264,13 +268,17 @@ def carry_out(
 ) -> None:
     """The schedule, to its end. A step that takes long delays what comes behind it."""
     began = time.monotonic()
-    todo: list[tuple[float, int, Event | Iterator[None]]] = [(e.at, i, e) for i, e in enumerate(events)]
+    todo: list[tuple[float, int, Event | Iterator[None]]] = [
+        (e.at, i, e) for i, e in enumerate(events)
+    ]
     while todo:
         todo.sort(key=lambda each: each[:2])
         at, i, each = todo.pop(0)
         time.sleep(max(0.0, began + at - time.monotonic()))
         for crew in in_process_server.crews.values():
-            assert crew.process.poll() in (None, -signal.SIGKILL), "the witnesses themselves have failed"
+            assert crew.process.poll() in (None, -signal.SIGKILL), (
+                "the witnesses themselves have failed"
+            )
         if isinstance(each, Event):
             if verbose:
                 print(each, flush=True)
@@ -290,14 +298,18 @@ def verdict(in_process_server: InProcessServer, patience: float) -> tuple[dict[s
     path = str(in_process_server.truth())
     while True:
         found = [crew.ask(judge=path) for crew in in_process_server.crews.values()]
-        total = {name: sum((each[name] for each in found), type(found[0][name])()) for name in found[0]}
+        total = {
+            name: sum((each[name] for each in found), type(found[0][name])()) for name in found[0]
+        }
         took = time.monotonic() - began
         if total["faults"] or not total["wrong"] or took > patience:
             return total, took
         time.sleep(min(1.0, took / 4))
 
 
-def torture(seed: int, seconds: float, *, rate: float, version: int, patience: float, verbose: bool) -> bool:
+def torture(
+    seed: int, seconds: float, *, rate: float, version: int, patience: float, verbose: bool
+) -> bool:
     """Returns whether all was well, and prints the count."""
     began = time.monotonic()
     with ExitStack() as stack:
@@ -341,10 +353,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)))
-    parser.add_argument("--rate", type=float, default=500.0, help="rows changed in a second, roughly")
+    parser.add_argument(
+        "--rate", type=float, default=500.0, help="rows changed in a second, roughly"
+    )
     parser.add_argument("--postgres", type=int, default=VERSIONS[0], choices=VERSIONS)
     parser.add_argument(
-        "--patience", type=float, default=60.0, help="seconds in which all have to be right, in the end"
+        "--patience",
+        type=float,
+        default=60.0,
+        help="seconds in which all have to be right, in the end",
     )
     parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     parser.add_argument("--verbose", action="store_true", help="print each event when it comes")

@@ -67,7 +67,8 @@ class Kind:
 
     def wants(self, row: Row) -> bool:
         return all(
-            row.get("id" if name == "run_id" else name) in values for name, values in self.filter.items()
+            row.get("id" if name == "run_id" else name) in values
+            for name, values in self.filter.items()
         )
 
 
@@ -76,8 +77,14 @@ KINDS = (
     Kind("snapshot", first="snapshot"),
     Kind("one agent", reloads="api", filter={"agent": ("agent-1",)}),
     Kind("what runs", first="snapshot", filter={"status": ("running",)}),
-    Kind("ends of two tasks", reloads="api", filter={"task_id": ("task-1", "task-2"), "status": FINAL}),
-    Kind("some runs", first="snapshot", filter={"run_id": tuple(f"run-{i}" for i in range(1, 100))}),
+    Kind(
+        "ends of two tasks",
+        reloads="api",
+        filter={"task_id": ("task-1", "task-2"), "status": FINAL},
+    ),
+    Kind(
+        "some runs", first="snapshot", filter={"run_id": tuple(f"run-{i}" for i in range(1, 100))}
+    ),
     Kind("forgetful, snapshot", first="snapshot", returns="anew"),
     Kind("forgetful", returns="anew"),
     Kind("slow", first="snapshot", slow=True),
@@ -216,7 +223,9 @@ class Witness(asyncio.Protocol):
             stamp, cursor = "", ""
             while True:
                 more = [("cursor", cursor)] if cursor else []
-                with self._get(f"/api/runs?{urlencode([*query, ('limit', '1000'), *more])}") as answer:
+                with self._get(
+                    f"/api/runs?{urlencode([*query, ('limit', '1000'), *more])}"
+                ) as answer:
                     page = json.load(answer)
                 stamp = stamp or page["timestamp"] or ""
                 self.known.update((row["id"], row) for row in page["runs"])
@@ -320,7 +329,9 @@ class Witness(asyncio.Protocol):
             return
         if version(row) < version(before):
             if run_id in self._from_api:
-                self.older_than_get += 1  # GET answers the later of board and table; the stream is behind it
+                self.older_than_get += (
+                    1  # GET answers the later of board and table; the stream is behind it
+                )
             else:
                 self._fault(f"{run_id}: version {version(row)} behind {version(before)}")
         elif before["status"] in FINAL and row["status"] != before["status"]:
@@ -345,7 +356,9 @@ class Witness(asyncio.Protocol):
         for run_id, (row, committed) in truth.items():
             held, wanted = self.known.get(run_id), self.kind.wants(row)
             entitled = wanted and (
-                self.everything or committed > self.since or (self.unfinished and row["status"] not in FINAL)
+                self.everything
+                or committed > self.since
+                or (self.unfinished and row["status"] not in FINAL)
             )
             finals += entitled and row["status"] in FINAL
             if held is None:

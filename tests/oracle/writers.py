@@ -33,7 +33,9 @@ FINISH: LiteralString = f"""
 UPDATE runs SET {NEXT}, completed_at = clock_timestamp(),
                 status = CASE WHEN random() < 0.7 THEN 'completed' ELSE 'failed' END
 WHERE id IN {SOME}"""
-HAUNT: LiteralString = f"UPDATE runs SET {NEXT}, status = 'failed', error = '{GHOST}' WHERE id IN {SOME}"
+HAUNT: LiteralString = (
+    f"UPDATE runs SET {NEXT}, status = 'failed', error = '{GHOST}' WHERE id IN {SOME}"
+)
 INSERT: LiteralString = """
 INSERT INTO runs (id, progress, agent, task_id, error)
 SELECT 'run-' || i, 0.001, 'agent-' || i %% 5, 'task-' || i %% 7,
@@ -157,7 +159,9 @@ def _update(conn: Conn, dice: random.Random) -> int:
             count = conn.execute(FINISH, (1,)).rowcount
         case _:
             values = (f"agent-{dice.randrange(5)}", dice.randrange(3))
-            query = f"UPDATE runs SET {NEXT}, agent = %s, error = repeat('e', %s) WHERE id IN {SOME}"
+            query = (
+                f"UPDATE runs SET {NEXT}, agent = %s, error = repeat('e', %s) WHERE id IN {SOME}"
+            )
             count = conn.execute(query, (*values, 1)).rowcount
     conn.commit()
     return count
@@ -201,9 +205,7 @@ def _sit(conn: Conn, dice: random.Random) -> int:
 
 
 def _delete(conn: Conn, dice: random.Random) -> int:
-    query = (
-        "DELETE FROM runs WHERE id IN (SELECT id FROM runs ORDER BY random() LIMIT %s FOR UPDATE SKIP LOCKED)"
-    )
+    query = "DELETE FROM runs WHERE id IN (SELECT id FROM runs ORDER BY random() LIMIT %s FOR UPDATE SKIP LOCKED)"
     count = conn.execute(query, (dice.randint(1, 2),)).rowcount
     conn.commit()
     return count

@@ -69,7 +69,9 @@ class Crowd:
         self._under_way = 0
 
     @classmethod
-    def clients(cls, port: int, count: int, target: str = "/ws", *, rcvbuf: int | None = None) -> Self:
+    def clients(
+        cls, port: int, count: int, target: str = "/ws", *, rcvbuf: int | None = None
+    ) -> Self:
         """So many WebSocket clients, all of them connected."""
         crowd = cls(port, request(target), rcvbuf=rcvbuf)
         crowd.come(count)
@@ -163,7 +165,9 @@ class Crowd:
         for member in self._by_fd.values():
             if reset:
                 with contextlib.suppress(OSError):
-                    member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    member.sock.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
             member.sock.close()
         self._by_fd.clear()
         self._under_way = 0

@@ -77,7 +77,14 @@ class Proxy:
 
 def answer(status: int, *headers: str) -> bytes:
     body = b'{"detail":"said by the test"}'
-    lines = [f"HTTP/1.1 {status} Said", *headers, f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    lines = [
+        f"HTTP/1.1 {status} Said",
+        *headers,
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode() + body
 
 

@@ -51,7 +51,9 @@ class Fleet:
         self._thread = threading.Thread(target=self._read, name="fleet")
         self._thread.start()
         self.until(lambda: all(b"\r\n\r\n" in taken for taken in self._taken))
-        assert all(taken.startswith(b"HTTP/1.1 101 ") for taken in self._taken), bytes(self._taken[0][:500])
+        assert all(taken.startswith(b"HTTP/1.1 101 ") for taken in self._taken), bytes(
+            self._taken[0][:500]
+        )
 
     def _connect(self, number: int, query: str) -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self._brain.port))
@@ -63,7 +65,9 @@ class Fleet:
     def _begin_anew(self, number: int) -> None:
         self._loaded[number], stamp, cursor = [], "", ""
         while not stamp or cursor:
-            page = self._brain.get("/api/runs?limit=1000" + (f"&cursor={cursor}" if cursor else ""))[1]
+            page = self._brain.get(
+                "/api/runs?limit=1000" + (f"&cursor={cursor}" if cursor else "")
+            )[1]
             self._loaded[number] += page["runs"]
             stamp, cursor = stamp or page["timestamp"], page["next_cursor"]
         self._taken[number] = bytearray()
@@ -100,7 +104,9 @@ class Fleet:
 
     @staticmethod
     def until(
-        condition: Callable[[], bool], seconds: float = PATIENCE, what: Callable[[], str] = lambda: ""
+        condition: Callable[[], bool],
+        seconds: float = PATIENCE,
+        what: Callable[[], str] = lambda: "",
     ) -> float:
         """Wait for it. Returns how long it took, in seconds. `what` says what is there instead."""
         begun = time.monotonic()
@@ -120,7 +126,9 @@ class Fleet:
                 taken = self._taken[number]
                 if len(taken) < looked[number]:  # it has begun anew
                     looked[number] = 0
-                loaded = number in self._loaded and needle in json.dumps(self._loaded[number]).encode()
+                loaded = (
+                    number in self._loaded and needle in json.dumps(self._loaded[number]).encode()
+                )
                 if loaded or taken.find(needle, max(0, looked[number] - len(needle))) >= 0:
                     left.discard(number)
                 looked[number] = len(taken)
@@ -140,7 +148,9 @@ class Fleet:
             assert _moment(message["timestamp"]) >= _moment(last or message["timestamp"])
             last, run = message["timestamp"], message["data"]
             if run["id"].startswith("load-") and run["id"] in state:
-                assert int(run["task_id"]) >= int(state[run["id"]]["task_id"]), f"{run['id']} went back"
+                assert int(run["task_id"]) >= int(state[run["id"]]["task_id"]), (
+                    f"{run['id']} went back"
+                )
             state[run["id"]] = run
         return state
 
@@ -150,11 +160,18 @@ class Fleet:
         while True:
             wanted = truth(url)
             states = [
-                self.state(taken) for taken in {bytes(each) for each in self._taken if not self._loaded}
+                self.state(taken)
+                for taken in {bytes(each) for each in self._taken if not self._loaded}
             ]
-            states += [self.state(bytes(self._taken[i]), loaded) for i, loaded in list(self._loaded.items())]
+            states += [
+                self.state(bytes(self._taken[i]), loaded)
+                for i, loaded in list(self._loaded.items())
+            ]
             wrong = [
-                (i, state.get(i), row) for state in states for i, row in wanted.items() if state.get(i) != row
+                (i, state.get(i), row)
+                for state in states
+                for i, row in wanted.items()
+                if state.get(i) != row
             ]
             assert not self.ended, f"clients {self.ended} have lost their connection"
             if not wrong and len(self._loaded) in (0, len(self._taken)):
@@ -202,11 +219,15 @@ def _moment(text: str) -> datetime:
 
 def truth(url: str) -> State:
     """The table, as messages would tell it."""
-    with psycopg.connect(url, options="-c timezone=UTC -c datestyle=ISO", client_encoding="UTF8") as conn:
+    with psycopg.connect(
+        url, options="-c timezone=UTC -c datestyle=ISO", client_encoding="UTF8"
+    ) as conn:
         rows = conn.execute(f"SELECT {FIELDS} FROM runs".encode()).fetchall()
     names = FIELDS.split(", ")
     return {
-        str(row[0]): {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        str(row[0]): {
+            name: value for name, value in zip(names, row, strict=True) if value is not None
+        }
         for row in rows
     }
 

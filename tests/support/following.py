@@ -42,7 +42,13 @@ class Following:
         self.table = table
         self.decoder = Decoder(statuses or {}, max_text)
         self.follow = Follow(
-            url, table, self.decoder, self.board, mode=mode, interval=interval, application=application
+            url,
+            table,
+            self.decoder,
+            self.board,
+            mode=mode,
+            interval=interval,
+            application=application,
         )
         self.mode = mode
         self.events: list[Event] = []
@@ -77,7 +83,9 @@ class Following:
     async def sql(self, *statements: str) -> list[TupleRow]:
         """Run them one by one, in autocommit. Returns the rows of the last."""
         if self._sql is None or self._sql.broken or self._sql.closed:
-            self._sql = await AsyncConnection.connect(self._writer, autocommit=True, client_encoding="UTF8")
+            self._sql = await AsyncConnection.connect(
+                self._writer, autocommit=True, client_encoding="UTF8"
+            )
         for statement in statements:
             cursor = await self._sql.execute(statement.encode())
         return await cursor.fetchall() if cursor.description else []
@@ -130,7 +138,12 @@ class Following:
         cursor = await self._sql.execute(sql.SQL("SELECT * FROM {}").format(self.table.sql))
         names = [column.name for column in cursor.description or ()]
         rows = [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
-        words = {**{word: word for word in self.decoder.words("queued", "running", "completed", "failed")}}
+        words = {
+            **{
+                word: word
+                for word in self.decoder.words("queued", "running", "completed", "failed")
+            }
+        }
         words = {word: str(self.decoder.status(word)) for word in words}
         return {
             str(row["id"]): tuple(
@@ -160,7 +173,10 @@ class Following:
     def changes(self) -> list[tuple[str, str]]:
         """What the stream said, as (operation, id)."""
         return [
-            (op, run[ID]) for event in self.events if isinstance(event, Changes) for op, run in event.rows
+            (op, run[ID])
+            for event in self.events
+            if isinstance(event, Changes)
+            for op, run in event.rows
         ]
 
     def snapshots(self) -> list[Snapshot]:
@@ -193,6 +209,9 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection[TupleRow]]:
 async def slots_gone(url: str) -> None:
     """A walsender takes a moment to notice that it was left, and a database with a slot cannot be dropped."""
     mine = "SELECT FROM pg_replication_slots WHERE database = current_database()"
-    async with asyncio.timeout(PATIENCE), await AsyncConnection.connect(url, autocommit=True) as conn:
+    async with (
+        asyncio.timeout(PATIENCE),
+        await AsyncConnection.connect(url, autocommit=True) as conn,
+    ):
         while await (await conn.execute(mine)).fetchall():
             await asyncio.sleep(0.005)

@@ -15,7 +15,9 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 SECRET = "a secret of the tests, which is long enough"
 
 
-def token(secret: Any = SECRET, *, algorithm: str = "HS256", kid: str | None = None, **claims: Any) -> str:
+def token(
+    secret: Any = SECRET, *, algorithm: str = "HS256", kid: str | None = None, **claims: Any
+) -> str:
     """Valid for an hour and for reading, unless the claims say otherwise; a claim of None is left out."""
     given = {"exp": time.time() + 3600, "scope": "read"} | claims
     return jwt.encode(

@@ -47,7 +47,9 @@ def pooled(url: str, mode: str = "transaction") -> Iterator[str]:
         (folder / "ini").write_text(text)
         as_whom = ["-u", "nobody"] if os.geteuid() == 0 else []
         process = subprocess.Popen(
-            [PROGRAM, "-q", *as_whom, folder / "ini"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [PROGRAM, "-q", *as_whom, folder / "ini"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             until = time.monotonic() + PATIENCE

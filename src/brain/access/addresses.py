@@ -72,14 +72,20 @@ class Authority:
     @classmethod
     def parse(cls, text: str) -> "Authority":
         """Raises ValueError."""
-        match = _AUTHORITY.fullmatch(text.lower()) if len(text) <= MAX_AUTHORITY and text.isascii() else None
+        match = (
+            _AUTHORITY.fullmatch(text.lower())
+            if len(text) <= MAX_AUTHORITY and text.isascii()
+            else None
+        )
         if match:
             name, literal, digits = match.groups()
             found = address(name or literal)
             port = int(digits) if digits else None
             if (port or 0) <= 65535 and (name or found):
                 return cls(found or name, port)
-        raise ValueError(f"{quoted(text)} is not a host, such as localhost:5221 or 192.168.1.20 or [fd00::1]")
+        raise ValueError(
+            f"{quoted(text)} is not a host, such as localhost:5221 or 192.168.1.20 or [fd00::1]"
+        )
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if isinstance(self.host, IPv6Address) else str(self.host)
@@ -100,13 +106,19 @@ class Origin:
     @classmethod
     def parse(cls, text: str) -> "Origin":
         """Raises ValueError."""
-        match = _ORIGIN.fullmatch(text.lower()) if len(text) <= MAX_AUTHORITY and text.isascii() else None
+        match = (
+            _ORIGIN.fullmatch(text.lower())
+            if len(text) <= MAX_AUTHORITY and text.isascii()
+            else None
+        )
         try:
             if match:
                 return cls(match[1], Authority.parse(match[2]).on(match[1]))
         except ValueError:
             pass
-        raise ValueError(f"{quoted(text)} is not an origin, such as http://app.example:3000") from None
+        raise ValueError(
+            f"{quoted(text)} is not an origin, such as http://app.example:3000"
+        ) from None
 
 
 def header_text(value: bytes) -> str:

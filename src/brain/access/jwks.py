@@ -101,7 +101,9 @@ class KeySet:
             await asyncio.shield(self._loading)
         found = self._get(name)
         if found is None and not self._keys:
-            raise TokenError(503, "the keys that tokens are signed with cannot be read now: try again")
+            raise TokenError(
+                503, "the keys that tokens are signed with cannot be read now: try again"
+            )
         if found is None:
             raise TokenError(401, "the token is signed with a key that is not known")
         return found
@@ -119,7 +121,9 @@ class KeySet:
             log.info("keys read", keys=len(self._keys))
         except (OSError, HTTPException, ValueError, KeysError, TimeoutError) as error:
             detail = str(error) if isinstance(error, KeysError) else type(error).__name__
-            log.warning("keys cannot be read", setting="BRAIN_JWT_JWKS", detail=detail, held=len(self._keys))
+            log.warning(
+                "keys cannot be read", setting="BRAIN_JWT_JWKS", detail=detail, held=len(self._keys)
+            )
         finally:
             self._loading = None
 
@@ -194,7 +198,9 @@ def _in_thread(work: Callable[[], bytes]) -> "asyncio.Future[bytes]":
 
     def done(result: bytes | Exception) -> None:
         if not future.done():
-            future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
+            future.set_exception(result) if isinstance(result, Exception) else future.set_result(
+                result
+            )
 
     def run() -> None:
         try:

@@ -36,7 +36,9 @@ class ConnectionLimiter:
     By the whole address, not by its /64: in the private networks that may come in, a /64 is the whole office.
     """
 
-    def __init__(self, policy: Policy, *, max_connections: int, max_connections_per_ip: int) -> None:
+    def __init__(
+        self, policy: Policy, *, max_connections: int, max_connections_per_ip: int
+    ) -> None:
         self.room = sys.maxsize
         """Connections of either kind that there are file descriptors for."""
         self.connections: dict[Address, int] = {}
@@ -65,7 +67,11 @@ class ConnectionLimiter:
             )
             detail = f"{self.websockets} clients are connected, as many as {which}: come back later"
             return Rejection(503, detail, "connections", retry_after=1)
-        if lease.address is None and client is not None and (rejection := self._seat(lease, client)):
+        if (
+            lease.address is None
+            and client is not None
+            and (rejection := self._seat(lease, client))
+        ):
             return rejection
         self.websockets += 1
         lease.websocket = True
@@ -109,9 +115,7 @@ class ConnectionLimiter:
     def _seat(self, lease: Lease, client: Address) -> Rejection | None:
         count = self.connections.get(client, 0)
         if count >= self._most_per_ip > 0:
-            detail = (
-                f"{client} has {count} connections, as many as BRAIN_MAX_CONNECTIONS_PER_IP allows: close one"
-            )
+            detail = f"{client} has {count} connections, as many as BRAIN_MAX_CONNECTIONS_PER_IP allows: close one"
             return Rejection(429, detail, "connections_per_ip", retry_after=1)
         self.connections[client] = count + 1
         lease.address = client

@@ -81,7 +81,9 @@ class Policy:
             return rejection
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            return Rejection(400, f"a request has one Host header, and this one has {len(hosts)}", "host")
+            return Rejection(
+                400, f"a request has one Host header, and this one has {len(hosts)}", "host"
+            )
         if not target.startswith(b"/") and target != b"*":
             # The target's host overrules the header's (RFC 9112, 3.2.2). Both must be ours: what reads only one is not misled.
             absolute = _ABSOLUTE.match(target)
@@ -104,7 +106,9 @@ class Policy:
                 403, f"a request has one Origin header, and this one has {len(origins)}", "origin"
             )
         origin = origins[0]
-        return (self._origin_rule if len(origin) <= MAX_AUTHORITY else self._check_origin)(origin, hosts[-1])
+        return (self._origin_rule if len(origin) <= MAX_AUTHORITY else self._check_origin)(
+            origin, hosts[-1]
+        )
 
     def client_address(self, peer: str, headers: Headers) -> Address | None:
         """The peer's, or, behind a trusted proxy, that of the rightmost hop of X-Forwarded-For that is not one itself.
@@ -175,8 +179,16 @@ class Policy:
 
     def allowed(self) -> dict[str, str]:
         """What is allowed to whom, for a log line."""
-        origins = [*sorted(self._opaque), *(f"{each.scheme}://{each.authority}" for each in self._origins)]
-        hosts = [*sorted(self._names), "*.localhost", "addresses of these networks", *map(str, self._hosts)]
+        origins = [
+            *sorted(self._opaque),
+            *(f"{each.scheme}://{each.authority}" for each in self._origins),
+        ]
+        hosts = [
+            *sorted(self._names),
+            "*.localhost",
+            "addresses of these networks",
+            *map(str, self._hosts),
+        ]
         return {
             "networks": ",".join(map(str, self._networks)),
             "hosts": "all" if self._any_host else ", ".join(hosts),
@@ -203,7 +215,8 @@ def _is_cross_site(headers: Headers) -> bool:
     said = {name: value for name, value in headers if name.startswith(b"sec-fetch-")}
     # But to open it inside the page is: /docs in an invisible frame, and the visitor's clicks would be its own.
     opens = (
-        said.get(b"sec-fetch-mode") == b"navigate" and said.get(b"sec-fetch-dest", b"document") == b"document"
+        said.get(b"sec-fetch-mode") == b"navigate"
+        and said.get(b"sec-fetch-dest", b"document") == b"document"
     )
     return said.get(b"sec-fetch-site") == b"cross-site" and not opens
 

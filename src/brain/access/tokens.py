@@ -91,7 +91,8 @@ SUBPROTOCOL = "bearer"
 def offers_bearer(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """A browser ends the connection if none of the subprotocols that it offered is answered."""
     return any(
-        name == b"sec-websocket-protocol" and _offered(value)[0] == SUBPROTOCOL for name, value in headers
+        name == b"sec-websocket-protocol" and _offered(value)[0] == SUBPROTOCOL
+        for name, value in headers
     )
 
 
@@ -124,7 +125,9 @@ class Tokens:
             name = header.get("kid")
             key, algorithm = await self.keys.find(name if isinstance(name, str) else None)
             if header.get("alg") != algorithm:
-                raise TokenError(401, f"the token is not signed by {algorithm}, which is what its key is for")
+                raise TokenError(
+                    401, f"the token is not signed by {algorithm}, which is what its key is for"
+                )
             claims = jwt.decode(
                 token,
                 key,
@@ -144,7 +147,9 @@ class Tokens:
         scope = claims.get("scope", "read")
         within = {name: _values(name, claims[name]) for name in BOUNDS if name in claims}
         return Grant(
-            expires, frozenset(_texts("scope", scope.split() if isinstance(scope, str) else scope)), within
+            expires,
+            frozenset(_texts("scope", scope.split() if isinstance(scope, str) else scope)),
+            within,
         )
 
 
@@ -166,7 +171,9 @@ def _texts(name: str, value: object) -> list[str]:
 
 def _values(name: str, value: object) -> frozenset[str]:
     values = frozenset(_texts(name, [value] if isinstance(value, str) else value))
-    if not 0 < len(values) <= MAX_VALUES or not all(0 < len(each) <= MAX_CHARACTERS for each in values):
+    if not 0 < len(values) <= MAX_VALUES or not all(
+        0 < len(each) <= MAX_CHARACTERS for each in values
+    ):
         raise TokenError(
             401,
             f"the token's claim {name} holds 1 to {MAX_VALUES} texts of 1 to {MAX_CHARACTERS} characters",

@@ -71,7 +71,9 @@ _MEANINGS = {
 }
 
 
-def problem_answer(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def problem_answer(
+    request: Request, problem: Problem, headers: Mapping[str, str] | None = None
+) -> Response:
     document: dict[str, object] = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -80,9 +82,13 @@ def problem_answer(request: Request, problem: Problem, headers: Mapping[str, str
         "instance": quote(request.scope["path"], safe="/:@!$&'()*+,;=~"),
     }
     if problem.wrong:
-        document["errors"] = [{"field": name, "message": message} for name, message in problem.wrong]
+        document["errors"] = [
+            {"field": name, "message": message} for name, message in problem.wrong
+        ]
     more = {"Retry-After": "1"} if problem.status in (429, 503) else {}
-    return JSONResponse(document, problem.status, {**(headers or {}), **more}, "application/problem+json")
+    return JSONResponse(
+        document, problem.status, {**(headers or {}), **more}, "application/problem+json"
+    )
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
@@ -93,10 +99,16 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
-        case 400:  # FastAPI's word for bytes that are no text, where it says 422 to a text that is no JSON
-            return problem_answer(request, Problem(422, "body: is not UTF-8", ("body", "is not UTF-8")))
+        case (
+            400
+        ):  # FastAPI's word for bytes that are no text, where it says 422 to a text that is no JSON
+            return problem_answer(
+                request, Problem(422, "body: is not UTF-8", ("body", "is not UTF-8"))
+            )
         case 404:
-            return problem_answer(request, Problem(404, "there is nothing here: see /docs"), error.headers)
+            return problem_answer(
+                request, Problem(404, "there is nothing here: see /docs"), error.headers
+            )
         case 405:
             detail = f"{request.method} is not for this path"
             return problem_answer(request, Problem(405, detail), {"Allow": _methods(request)})
@@ -107,7 +119,8 @@ def _methods(request: Request) -> str:
     """Those of the path (RFC 9110, section 10.2.1). Starlette names those of its first route alone, and each method has one."""
     routes = request.app.routes
     asked = {
-        method: {**request.scope, "method": method} for method in ("GET", "POST", "PATCH", "PUT", "DELETE")
+        method: {**request.scope, "method": method}
+        for method in ("GET", "POST", "PATCH", "PUT", "DELETE")
     }
     return ", ".join(
         method
@@ -119,7 +132,9 @@ def _methods(request: Request) -> str:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = [_wrong(each) for each in error.errors()]
-    return problem_answer(request, Problem(422, "; ".join(": ".join(each) for each in wrong[:3]), *wrong))
+    return problem_answer(
+        request, Problem(422, "; ".join(": ".join(each) for each in wrong[:3]), *wrong)
+    )
 
 
 def _wrong(error: Mapping[str, Any]) -> tuple[str, str]:
@@ -142,7 +157,9 @@ async def _on_database(request: Request, error: Exception) -> Response:
         return problem_answer(request, Problem(409, detail))
     if sqlstate[:2] in _REFUSALS or sqlstate in _REFUSALS:
         column = error.diag.column_name
-        return problem_answer(request, Problem(422, detail, *([(column, detail)] if column else [])))
+        return problem_answer(
+            request, Problem(422, detail, *([(column, detail)] if column else []))
+        )
     if isinstance(error, errors.InsufficientPrivilege):
         detail += ": GRANT SELECT, INSERT, UPDATE on it to the role that Brain connects as"
     elif not sqlstate:  # libpq's own words name the host and the user

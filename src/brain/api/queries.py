@@ -18,7 +18,11 @@ EVERYWHERE: ByFields = {}
 
 # Statements
 
-TIMES: Mapping[str, str] = {"running": "started_at", "completed": "completed_at", "failed": "completed_at"}
+TIMES: Mapping[str, str] = {
+    "running": "started_at",
+    "completed": "completed_at",
+    "failed": "completed_at",
+}
 
 _SELECT = """
 SELECT s.seen, {fields}
@@ -31,7 +35,9 @@ ORDER BY r.id
 def select_one(table: Table, described: Description, max_text: int, run_id: str) -> Statement:
     """The snapshot that the query saw, and the run's fields: all NULL if there is none."""
     query = sql.SQL(_SELECT).format(
-        fields=described.select("r", max_text), table=table.in_query, conditions=sql.SQL("r.id = %s")
+        fields=described.select("r", max_text),
+        table=table.in_query,
+        conditions=sql.SQL("r.id = %s"),
     )
     return query, [run_id, 1]
 
@@ -106,7 +112,9 @@ def update(
 
     A run that begins is given started_at unless it has one; a run that ends is given completed_at.
     """
-    changes: list[sql.Composable] = [sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values]
+    changes: list[sql.Composable] = [
+        sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values
+    ]
     sent: list[object] = list(values.values())
     conditions: list[sql.Composable] = [sql.SQL("r.id = %s")]
     where: list[object] = [run_id]
@@ -114,7 +122,9 @@ def update(
         if name not in described.columns:
             conditions.append(sql.SQL("false"))
         else:
-            conditions.append(sql.SQL("{}::text = ANY (%s::text[])").format(sql.Identifier("r", name)))
+            conditions.append(
+                sql.SQL("{}::text = ANY (%s::text[])").format(sql.Identifier("r", name))
+            )
             where.append(list(texts))
     if status is not None:
         changes.append(sql.SQL("status = %s"))
@@ -126,11 +136,17 @@ def update(
                 if status == "running"
                 else "{field} = CASE WHEN r.status::text = ANY (%s::text[]) THEN {old} ELSE {now} END"
             )
-            names = {"field": sql.Identifier(field), "old": sql.Identifier("r", field), "now": moment}
+            names = {
+                "field": sql.Identifier(field),
+                "old": sql.Identifier("r", field),
+                "now": moment,
+            }
             changes.append(sql.SQL(change).format(**names))
             sent.append(decoder.words(status))
         conditions.append(sql.SQL("r.status::text = ANY (%s::text[])"))
-        where.append(decoder.words(*(old for old, allowed in TRANSITIONS.items() if status in allowed)))
+        where.append(
+            decoder.words(*(old for old, allowed in TRANSITIONS.items() if status in allowed))
+        )
     query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}").format(
         table.in_query,
         sql.SQL(", ").join(changes),

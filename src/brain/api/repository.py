@@ -20,8 +20,27 @@ from psycopg import errors
 from psycopg_pool import AsyncConnectionPool
 
 from brain.api.problems import Problem, said
-from brain.api.queries import EVERYWHERE, TIMES, ByFields, Statement, insert, select_one, select_page, update
-from brain.contract.messages import AGENT, ID, STATUS, TASK_ID, TRANSITIONS, Micros, Run, Status, body
+from brain.api.queries import (
+    EVERYWHERE,
+    TIMES,
+    ByFields,
+    Statement,
+    insert,
+    select_one,
+    select_page,
+    update,
+)
+from brain.contract.messages import (
+    AGENT,
+    ID,
+    STATUS,
+    TASK_ID,
+    TRANSITIONS,
+    Micros,
+    Run,
+    Status,
+    body,
+)
 from brain.delivery.board import RUN, SEQ, TIME, XID, Board, Entry
 from brain.postgres.connection import Conn, Session, configure, deadline, parameters
 from brain.postgres.decoder import Decoder
@@ -63,7 +82,9 @@ class RunRepository:
     async def get(self, run_id: str, within: ByFields = EVERYWHERE) -> Run:
         async with self._connection() as (conn, described):
             try:
-                rows = await _rows(conn, select_one(self.table, described, self.decoder.max_text, run_id))
+                rows = await _rows(
+                    conn, select_one(self.table, described, self.decoder.max_text, run_id)
+                )
             except psycopg.DataError:  # not a value of the column's type, so no row has it
                 raise _unknown(run_id) from None
         seen, *fields = rows[0]
@@ -96,7 +117,12 @@ class RunRepository:
             while True:
                 count, asked = min(left, PIECE), self.board.seq
                 query = select_page(
-                    self.table, described, self.decoder.max_text, wanted=texts, after=last, limit=count + 1
+                    self.table,
+                    described,
+                    self.decoder.max_text,
+                    wanted=texts,
+                    after=last,
+                    limit=count + 1,
                 )
                 try:
                     rows = await _rows(conn, query)
@@ -107,7 +133,9 @@ class RunRepository:
                         422, "cursor is not one that a page gave", ("cursor", said(error))
                     ) from error
                 seen = PgSnapshot.parse(str(rows[0][0]))
-                if moment is not None and left == limit:  # later queries see what the first has seen
+                if (
+                    moment is not None and left == limit
+                ):  # later queries see what the first has seen
                     hidden = self.board.oldest(visible, begun, partial(_unseen, visible=seen))
                     moment = moment if hidden is None else min(moment, hidden[TIME])
                     self._visible = max(self._visible, begun if hidden is None else hidden[SEQ] - 1)
@@ -154,7 +182,9 @@ class RunRepository:
                     ) from error
                 raise
         if not rows:
-            raise Problem(409, "the table took no row: a trigger or a rule of its own has refused it")
+            raise Problem(
+                409, "the table took no row: a trigger or a rule of its own has refused it"
+            )
         return self._decoded(rows[0], HTTPStatus.CONFLICT)
 
     async def change(
@@ -199,14 +229,24 @@ class RunRepository:
                 raise Problem(
                     409,
                     f"run {run_id!r} is {present} and cannot become {status}: "
-                    + (f"from {present} it can become {others}" if others else f"{present} is final"),
+                    + (
+                        f"from {present} it can become {others}"
+                        if others
+                        else f"{present} is final"
+                    ),
                 )
-        raise Problem(409, f"run {run_id!r} could not be changed, or is being changed by others: try again")
+        raise Problem(
+            409, f"run {run_id!r} could not be changed, or is being changed by others: try again"
+        )
 
-    async def _present(self, conn: Conn, described: Description, run_id: str, within: ByFields) -> str | None:
+    async def _present(
+        self, conn: Conn, described: Description, run_id: str, within: ByFields
+    ) -> str | None:
         """The table's word for the run's status."""
         try:
-            rows = await _rows(conn, select_one(self.table, described, self.decoder.max_text, run_id))
+            rows = await _rows(
+                conn, select_one(self.table, described, self.decoder.max_text, run_id)
+            )
         except psycopg.DataError:
             raise _unknown(run_id) from None
         _, *fields = rows[0]

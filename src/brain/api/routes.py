@@ -22,7 +22,14 @@ from brain.access.policy import Headers
 from brain.access.rejections import RejectionCounter
 from brain.access.tokens import BOUNDS, OPEN, Grant, Tokens, bearer
 from brain.api.concurrency import ConcurrencyLimiter
-from brain.api.problems import MAX_BODY, Problem, ProblemDocument, documented, handle, problem_answer
+from brain.api.problems import (
+    MAX_BODY,
+    Problem,
+    ProblemDocument,
+    documented,
+    handle,
+    problem_answer,
+)
 from brain.api.repository import RunRepository
 from brain.contract.messages import ID, RunData, Status, WSMessage, body, iso, parse_time, storable
 
@@ -42,7 +49,9 @@ def _moment(text: str) -> str:
 
 String = Annotated[str, AfterValidator(storable)]
 RunId = Annotated[String, Field(min_length=1, max_length=1024)]
-Progress = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True, description="percent")]
+Progress = Annotated[
+    float, Field(ge=0, le=100, allow_inf_nan=False, strict=True, description="percent")
+]
 Checkpoint = Annotated[
     str,
     AfterValidator(_moment),
@@ -67,7 +76,9 @@ class RunCreate(_Request):
     progress: Progress | None = None
     task_id: String | None = None
     agent: String | None = None
-    started_at: Annotated[Checkpoint | None, Field(description="now, for a run created as running")] = None
+    started_at: Annotated[
+        Checkpoint | None, Field(description="now, for a run created as running")
+    ] = None
     completed_at: Annotated[
         Checkpoint | None, Field(description="now, for a run created as completed or failed")
     ] = None
@@ -86,7 +97,9 @@ class RunPatch(_Request):
     @model_validator(mode="after")
     def _something(self) -> "RunPatch":
         if not self.model_fields_set:
-            raise ValueError(f"name at least one field to change: {', '.join(RunPatch.model_fields)}")
+            raise ValueError(
+                f"name at least one field to change: {', '.join(RunPatch.model_fields)}"
+            )
         if "status" in self.model_fields_set and self.status is None:
             raise ValueError("status cannot be null")
         return self
@@ -95,9 +108,15 @@ class RunPatch(_Request):
 class RunQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    status: Annotated[list[Status], Field(max_length=100, description="one of these; repeatable")] = []
-    agent: Annotated[list[String], Field(max_length=100, description="one of these; repeatable")] = []
-    task_id: Annotated[list[String], Field(max_length=100, description="one of these; repeatable")] = []
+    status: Annotated[
+        list[Status], Field(max_length=100, description="one of these; repeatable")
+    ] = []
+    agent: Annotated[
+        list[String], Field(max_length=100, description="one of these; repeatable")
+    ] = []
+    task_id: Annotated[
+        list[String], Field(max_length=100, description="one of these; repeatable")
+    ] = []
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Annotated[str | None, Field(description="`next_cursor` of the page before")] = None
 
@@ -211,7 +230,9 @@ def _routes(runs: RunRepository, turns: ConcurrencyLimiter, visitor: Visitor) ->
             found, last, moment = await runs.page(wanted, after, query.limit)
         following = "null" if last is None else f'"{_cursor(last)}"'
         timestamp = "null" if moment is None else f'"{iso(moment)}"'
-        return _json(f'{{"runs":[{",".join(found)}],"next_cursor":{following},"timestamp":{timestamp}}}')
+        return _json(
+            f'{{"runs":[{",".join(found)}],"next_cursor":{following},"timestamp":{timestamp}}}'
+        )
 
     @router.post(
         "",
@@ -222,7 +243,9 @@ def _routes(runs: RunRepository, turns: ConcurrencyLimiter, visitor: Visitor) ->
         dependencies=[Depends(_only_json)],
     )
     async def create_run(request: Request, new: Annotated[RunCreate, Body()]) -> Response:
-        given = new.texts("id", "progress", "task_id", "agent", "started_at", "completed_at", "error")
+        given = new.texts(
+            "id", "progress", "task_id", "agent", "started_at", "completed_at", "error"
+        )
         _refuse_beyond(_grant(request), given, BOUNDS)
         async with turn(request):
             run = await runs.create(
@@ -244,7 +267,10 @@ def _routes(runs: RunRepository, turns: ConcurrencyLimiter, visitor: Visitor) ->
     @router.patch(
         "/{run_id:path}",
         summary="Change a run",
-        responses={200: {"model": RunData}, **documented(401, 403, 404, 409, 413, 415, 422, 429, 503)},
+        responses={
+            200: {"model": RunData},
+            **documented(401, 403, 404, 409, 413, 415, 422, 429, 503),
+        },
         response_model=None,
         dependencies=[Depends(_only_json)],
     )
@@ -280,7 +306,9 @@ def _refuse_beyond(grant: Grant, values: Mapping[str, str | None], names: Iterab
     for name in names:
         permitted = grant.within.get(name)
         if permitted is not None and values.get(name) not in permitted:
-            raise Problem(403, f"the token is for other values of {name}: give one of those that it is for")
+            raise Problem(
+                403, f"the token is for other values of {name}: give one of those that it is for"
+            )
 
 
 def _json(text: str, status: int = 200, **headers: str) -> Response:

@@ -44,7 +44,15 @@ app = typer.Typer(
 
 STDOUT, STDERR = 1, 2
 
-EXPECTED = (SettingsError, EmbeddedError, TableError, psycopg.Error, OSError, client.WatchError, InvalidURI)
+EXPECTED = (
+    SettingsError,
+    EmbeddedError,
+    TableError,
+    psycopg.Error,
+    OSError,
+    client.WatchError,
+    InvalidURI,
+)
 
 
 def main() -> None:
@@ -83,9 +91,13 @@ def _settings(**given: object) -> Settings:
     ]
     after: list[Processor] = [
         structlog.processors.format_exc_info,
-        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "event"], bool_as_flag=False
+        ),
     ]
-    structlog.configure(processors=[*before, *after], logger_factory=structlog.WriteLoggerFactory(log))
+    structlog.configure(
+        processors=[*before, *after], logger_factory=structlog.WriteLoggerFactory(log)
+    )
     # What libraries have to say comes as our own lines do, and by the same way.
     libraries = logging.StreamHandler(log)
     libraries.setFormatter(
@@ -107,9 +119,12 @@ def _settings(**given: object) -> Settings:
 
 
 Port = Annotated[
-    int | None, typer.Option(help="The port of the HTTP API and of /ws; 0 takes a free one.  [BRAIN_PORT]")
+    int | None,
+    typer.Option(help="The port of the HTTP API and of /ws; 0 takes a free one.  [BRAIN_PORT]"),
 ]
-DatabaseURL = Annotated[str | None, typer.Option(help="The PostgreSQL to follow.  [BRAIN_DATABASE_URL]")]
+DatabaseURL = Annotated[
+    str | None, typer.Option(help="The PostgreSQL to follow.  [BRAIN_DATABASE_URL]")
+]
 
 
 @app.command("serve")
@@ -163,7 +178,9 @@ def _named(settings: Settings) -> str:
 
 @app.command()
 def watch(
-    url: Annotated[str | None, typer.Argument(help="ws://HOST:PORT/ws, with a filter if you like.")] = None,
+    url: Annotated[
+        str | None, typer.Argument(help="ws://HOST:PORT/ws, with a filter if you like.")
+    ] = None,
     snapshot: Annotated[bool, typer.Option(help="First, what is queued and running now.")] = False,
 ) -> None:
     """Print every message, one per line, and come back after any drop. A Brain that asks for tokens is shown BRAIN_TOKEN."""
@@ -228,7 +245,9 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Say it in JSON, for programs.")] = False,
     remove: Annotated[
         bool,
-        typer.Option("--remove", help="Take away what Brain has made besides the table: its publication."),
+        typer.Option(
+            "--remove", help="Take away what Brain has made besides the table: its publication."
+        ),
     ] = False,
 ) -> None:
     """Look at the database, end to end, and say what is wrong and what to run.
@@ -245,7 +264,9 @@ def doctor_command(
             print(await doctor.remove(url, settings.table))
             return
         decoder = Decoder(settings.status_map, settings.max_text)
-        report = await doctor.examine(url, settings.table, decoder, stream=settings.source != "poll")
+        report = await doctor.examine(
+            url, settings.table, decoder, stream=settings.source != "poll"
+        )
         print(report.json() if as_json else report.text())
         status = report.status
 
@@ -275,7 +296,9 @@ async def _demo(settings: Settings, count: int, seconds: float) -> None:
     async with await connect(url, "brain-demo") as conn:
         columns = frozenset((await describe(conn, settings.table)).columns)
     decoder = Decoder(settings.status_map, settings.max_text)
-    print(f"playing {count} runs at a time in {settings.table} of {redact(url)}: Ctrl-C ends it, and them")
+    print(
+        f"playing {count} runs at a time in {settings.table} of {redact(url)}: Ctrl-C ends it, and them"
+    )
     async with open_repository(url, settings.table, decoder, Board(0)) as runs:
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -285,7 +308,9 @@ async def _demo(settings: Settings, count: int, seconds: float) -> None:
             fail(group.exceptions[0])
 
 
-async def _play(runs: "RunRepository", columns: frozenset[str], number: int, seconds: float) -> None:
+async def _play(
+    runs: "RunRepository", columns: frozenset[str], number: int, seconds: float
+) -> None:
     """One run after the other, by a table that may lack any column but id and status."""
 
     async def change(status: Status | None, **values: str | None) -> None:
@@ -308,7 +333,9 @@ async def _play(runs: "RunRepository", columns: frozenset[str], number: int, sec
             else:
                 await change("completed", progress="100")
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):  # the database may be away, or the run have ended just now
+            with contextlib.suppress(
+                Exception
+            ):  # the database may be away, or the run have ended just now
                 async with asyncio.timeout(1):
                     await change("failed", error="the demo has ended")
             raise
@@ -325,7 +352,11 @@ async def _insist(ask: Callable[[], Awaitable[Run]]) -> Run:
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
 )
 def psql(context: typer.Context) -> None:
     """Psql against Brain's database: the bundled one where there is one. Everything behind `psql` is its own."""

@@ -75,7 +75,9 @@ class WSMessage(BaseModel):
 
     type: Type
     data: RunData
-    timestamp: Annotated[datetime, Field(description="when the change was committed; ISO 8601, UTC")]
+    timestamp: Annotated[
+        datetime, Field(description="when the change was committed; ISO 8601, UTC")
+    ]
 
 
 def storable(text: str) -> str:
@@ -154,7 +156,9 @@ def parse_time(text: str) -> Micros:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise ValueError(f"{text!r} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z")
+        raise ValueError(
+            f"{text!r} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
+        )
     return micros(moment)
 
 

@@ -88,14 +88,18 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
             known = ", ".join((*FIELDS, "snapshot", "since"))
             raise FilterError(f"unknown parameter {name[:40]!r}: /ws knows {known}")
     if sum(map(len, fields.values())) > MAX_VALUES:
-        raise FilterError(f"a filter takes at most {MAX_VALUES} values: leave it out and pick in the client")
+        raise FilterError(
+            f"a filter takes at most {MAX_VALUES} values: leave it out and pick in the client"
+        )
     if unknown := fields["status"] - set(STATUSES):
         raise FilterError(f"status is one of {', '.join(STATUSES)}, not {min(unknown)[:40]!r}")
     if once.get("snapshot", "true") not in ("true", "false"):
         raise FilterError(f"snapshot is true or false, not {once['snapshot'][:40]!r}")
     snapshot = once.get("snapshot") == "true"
     if snapshot and "since" in once:
-        raise FilterError("snapshot and since exclude each other: since already brings what has changed")
+        raise FilterError(
+            "snapshot and since exclude each other: since already brings what has changed"
+        )
     try:
         since = parse_time(once["since"]) if "since" in once else None
     except ValueError as error:

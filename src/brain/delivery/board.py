@@ -191,13 +191,17 @@ class Board:
                 pushes.append(self._put(run, 0, known, was))
         for run_id in event.gone:
             known = self._runs.get(run_id)
-            if known is not None and (event.unless_after is None or known[SEQ] <= event.unless_after):
+            if known is not None and (
+                event.unless_after is None or known[SEQ] <= event.unless_after
+            ):
                 self._forget(known)
         if event.unless_after is not None:
             self.corrections += len(pushes)
         elif event.complete:
             # The question behind this one was asked after what was shown before the last: of that, only the deleted are left.
-            self._shown = {each: shown for each, shown in self._shown.items() if shown[0] >= self._complete}
+            self._shown = {
+                each: shown for each, shown in self._shown.items() if shown[0] >= self._complete
+            }
             self._complete += 1
         if not self.begun:
             pushes = []
@@ -213,7 +217,8 @@ class Board:
             return news and (unless_after is None or known[SEQ] <= unless_after)
         # A run that is not held may have been deleted since the question was asked, or have changed and been evicted.
         return (
-            unless_after is None or max(self.floor, self._deleted.get(run[ID], self._emptied)) <= unless_after
+            unless_after is None
+            or max(self.floor, self._deleted.get(run[ID], self._emptied)) <= unless_after
         )
 
     def _put(self, run: Run, xid: int, known: Entry | None, was: tuple[Facet, ...]) -> Push:
@@ -261,7 +266,10 @@ class Board:
         while self.size > self._memory and self._done:
             entry = self._runs[next(iter(self._done))]
             self._forget(entry)
-            self.floor, self.floor_time = max(self.floor, entry[SEQ]), max(self.floor_time, entry[TIME])
+            self.floor, self.floor_time = (
+                max(self.floor, entry[SEQ]),
+                max(self.floor_time, entry[TIME]),
+            )
 
     def _compact(self) -> None:
         """Take the stale ones out of the next window. Of 100 000 runs, all at once held the loop for 80 to 140 ms; to look for each
@@ -296,7 +304,9 @@ class Board:
                 return entry
         return None
 
-    def piece(self, after: int, upto: int, wanted: Callable[[Entry], bool] | None) -> tuple[bytes, int]:
+    def piece(
+        self, after: int, upto: int, wanted: Callable[[Entry], bool] | None
+    ) -> tuple[bytes, int]:
         """Frames of the runs whose last change lies in (after, upto], oldest first, and the seq they reach.
 
         A piece that is full ends before the roundest seq in its second half, so that clients who were cut off at

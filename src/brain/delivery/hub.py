@@ -227,7 +227,9 @@ class Hub:
                 self._late.add(client)
                 return
             # (R2) The batch just handed over counts as sent.
-            self._cut_off(client, client.cohort, self.flushed if self._serving is None else self._serving)
+            self._cut_off(
+                client, client.cohort, self.flushed if self._serving is None else self._serving
+            )
         else:
             self.lagging += 1
 
@@ -290,7 +292,9 @@ class Hub:
                     pending[place] = None
                     self.pending_bytes -= len(older[0][3])
                     self.counts.conflated += 1
-                    merged = facets if older[1] == facets else tuple(dict.fromkeys(older[1] + facets))
+                    merged = (
+                        facets if older[1] == facets else tuple(dict.fromkeys(older[1] + facets))
+                    )
                 steady_at[run_id] = len(pending)
             else:
                 steady_at.pop(run_id, None)
@@ -312,7 +316,10 @@ class Hub:
         if not self._pending or self._sweep is not None:
             return False
         # A timer may come a hair early by this clock: half a millisecond is not worth another turn of the loop.
-        return self.pending_bytes >= BATCH or self._clock() - self._last_flush >= self._interval - 0.0005
+        return (
+            self.pending_bytes >= BATCH
+            or self._clock() - self._last_flush >= self._interval - 0.0005
+        )
 
     # The tick: plan a flush, catch up, sweep (R5).
 
@@ -364,7 +371,9 @@ class Hub:
                 filter_ = cohort.filter
                 if cohort.live and filter_.matches(run_id, push[1]) and filter_.permits(push[0][2]):
                     concerned.setdefault(cohort, []).append(push)
-        steps.extend((list(cohort.live), _batches(mine, self.flushed)) for cohort, mine in concerned.items())
+        steps.extend(
+            (list(cohort.live), _batches(mine, self.flushed)) for cohort, mine in concerned.items()
+        )
         self._sweep = self._sweeping(steps, pushes[0][0][1])
 
     def _candidates(self, run_id: str, facets: Collection[Facet]) -> set[Cohort]:

@@ -112,7 +112,8 @@ class Report:
             lines.append(f"{marks[found.level]}: {found.what}")
             lines.append(f"  why   {found.detail}.")
             lines += [
-                f"  {'     ' if i else 'hint '} {line}" for i, line in enumerate(found.hint.splitlines())
+                f"  {'     ' if i else 'hint '} {line}"
+                for i, line in enumerate(found.hint.splitlines())
             ]
             lines.append("")
         conclusion = {
@@ -130,14 +131,20 @@ async def examine(url: str, table: Table, decoder: Decoder, *, stream: bool = Tr
         conn = await connect(url, APPLICATION, lock_timeout="2s")
     except psycopg.Error as error:
         pooler = "startup parameter" in str(error)
-        report.add("pooler" if pooler else "away", "broken", error_line(error), NOTHING, _let_in(error))
+        report.add(
+            "pooler" if pooler else "away", "broken", error_line(error), NOTHING, _let_in(error)
+        )
         return report
     try:
         async with conn:
             await _examine(report, conn, url, table, decoder, stream=stream)
     except psycopg.Error as error:
         report.add(
-            "away", "broken", f"the look at it was cut short: {error_line(error)}", NOTHING, "run this again"
+            "away",
+            "broken",
+            f"the look at it was cut short: {error_line(error)}",
+            NOTHING,
+            "run this again",
         )
     return report
 
@@ -164,18 +171,25 @@ async def _examine(
         return
     if int(number) < TESTED:
         report.add(
-            "version", "note", f"PostgreSQL {version} is older than what Brain is tested on", "it should work"
+            "version",
+            "note",
+            f"PostgreSQL {version} is older than what Brain is tested on",
+            "it should work",
         )
     try:
         found = await inspect(conn, table)
     except TableError as error:
-        report.add("table", "broken", str(error), NOTHING, _init(table) if "no table" in str(error) else "")
+        report.add(
+            "table", "broken", str(error), NOTHING, _init(table) if "no table" in str(error) else ""
+        )
         return
     if not await _rights(report, conn, table, found, user):
         return
     report.source = "poll"
     await _rows(report, conn, table, found, decoder)
-    unfits = list(blockers(found, table, conn.info.parameter_status("application_name") or APPLICATION))
+    unfits = list(
+        blockers(found, table, conn.info.parameter_status("application_name") or APPLICATION)
+    )
     hints = {each.hint for each in unfits} if stream else set()
     await _indexes(report, conn, table, found, decoder, hints=hints)
     if not stream:
@@ -189,19 +203,26 @@ async def _examine(
         opening = Stream.open(
             url, table, found.description, decoder, application=APPLICATION, patience=PATIENCE
         )
-        tried = (await _publication(report, conn, table), await _stream(report, conn, user, opening))
+        tried = (
+            await _publication(report, conn, table),
+            await _stream(report, conn, user, opening),
+        )
         refusals = [unavailable for unavailable in tried if unavailable is not None]
     report.source = "poll" if refusals else "replication"
     if not found.standby:
         await _transactions(
-            report, conn, all_of_them=any(isinstance(unavailable, SlotBlocked) for unavailable in refusals)
+            report,
+            conn,
+            all_of_them=any(isinstance(unavailable, SlotBlocked) for unavailable in refusals),
         )
         await _log(report, conn)
     for unavailable in refusals:
         # Why Brain polls is never left out.
         if all(each.check != unavailable.code for each in report.findings):
             report.polls(unavailable)
-    if int(backend) != conn.info.backend_pid and all(each.check != "pooler" for each in report.findings):
+    if int(backend) != conn.info.backend_pid and all(
+        each.check != "pooler" for each in report.findings
+    ):
         report.add(
             "pooler",
             "better",
@@ -229,8 +250,14 @@ _LET_IN = {
 def _let_in(error: psycopg.Error) -> str:
     for words, hint in _LET_IN.items():
         if match := re.search(words, str(error)):
-            return hint.replace("{}", sql.Identifier(match[1]).as_string()) if match.re.groups else hint
-    return "see that it runs, and that BRAIN_DATABASE_URL names the right role, password and database"
+            return (
+                hint.replace("{}", sql.Identifier(match[1]).as_string())
+                if match.re.groups
+                else hint
+            )
+    return (
+        "see that it runs, and that BRAIN_DATABASE_URL names the right role, password and database"
+    )
 
 
 def _init(table: Table) -> str:
@@ -255,7 +282,9 @@ async def _rights(report: Report, conn: Conn, table: Table, found: Inspection, u
     if select == "f":
         hints.append(f"GRANT SELECT ON {name} TO {role}; -- on the whole table, not on columns")
     if hints:
-        report.add("select", "broken", f"the role {user} may not read {table}", NOTHING, "\n".join(hints))
+        report.add(
+            "select", "broken", f"the role {user} may not read {table}", NOTHING, "\n".join(hints)
+        )
         return False
     if insert == "f" or update == "f":
         report.add(
@@ -279,7 +308,9 @@ async def _rights(report: Report, conn: Conn, table: Table, found: Inspection, u
 # Rows.
 
 
-async def _rows(report: Report, conn: Conn, table: Table, found: Inspection, decoder: Decoder) -> None:
+async def _rows(
+    report: Report, conn: Conn, table: Table, found: Inspection, decoder: Decoder
+) -> None:
     missing = [name for name in FIELDS if name not in found.description.columns]
     if missing:
         report.add(
@@ -365,11 +396,19 @@ def _list(table: Table, name: str, ids: list[str]) -> str:
     different = list(dict.fromkeys(ids))
     shown = sql.SQL(", ").join(map(sql.Literal, different[:LISTED])).as_string()
     more = f", the first {LISTED} of {len(different)}" if len(different) > LISTED else ""
-    return f"SELECT id, {name} FROM {table.sql.as_string()} WHERE id IN ({shown}); -- to look at{more}"
+    return (
+        f"SELECT id, {name} FROM {table.sql.as_string()} WHERE id IN ({shown}); -- to look at{more}"
+    )
 
 
 async def _indexes(
-    report: Report, conn: Conn, table: Table, found: Inspection, decoder: Decoder, *, hints: set[str]
+    report: Report,
+    conn: Conn,
+    table: Table,
+    found: Inspection,
+    decoder: Decoder,
+    *,
+    hints: set[str],
 ) -> None:
     """Whether there is an index for what is under way, and for an id; as the planner says, forbidden to scan. `cures` are those
     of other findings.
@@ -421,7 +460,9 @@ async def _size(conn: Conn, table: Table, found: Inspection) -> str | None:
     )
     if int(str(estimate)) >= LARGE:
         return f"about {estimate} rows"
-    count = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) counted").format(table.sql, LARGE)
+    count = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) counted").format(
+        table.sql, LARGE
+    )
     try:
         async with _briefly(conn):
             ((counted,),) = await _all(conn, count)
@@ -437,9 +478,9 @@ async def _unique(conn: Conn, table: Table, hint: str) -> tuple[str, str]:
     head = sql.SQL("SELECT id, count(*) FROM {}").format(table.sql)
     nulls = "OR id IS NULL" if "PRIMARY KEY" in hint else "AND id IS NOT NULL"
     tail = sql.SQL(f" GROUP BY id HAVING count(*) > 1 {nulls}")
-    few = sql.SQL("SELECT count(*) <= {most} FROM (SELECT FROM {table} LIMIT {most} + 1) counted").format(
-        table=table.sql, most=MAX_GROUPED
-    )
+    few = sql.SQL(
+        "SELECT count(*) <= {most} FROM (SELECT FROM {table} LIMIT {most} + 1) counted"
+    ).format(table=table.sql, most=MAX_GROUPED)
     try:
         async with _briefly(conn):
             ((cheap,),) = await _all(conn, few)
@@ -516,7 +557,9 @@ async def _stream(
         return None
     if isinstance(unavailable, SlotBlocked):
         # The transactions are found below, if they are still there.
-        waited = f"a slot waited for {PATIENCE:g} s for a writing transaction, which has ended since"
+        waited = (
+            f"a slot waited for {PATIENCE:g} s for a writing transaction, which has ended since"
+        )
         return SlotBlocked(waited, "run this again", unavailable.code)
     mine = await _all(
         conn,
@@ -565,7 +608,8 @@ async def _room(conn: Conn, code: str) -> str:
     if code == "slots":
         # A slot that is idle now may be a standby's that comes back: to drop one is never what a paste does.
         for (idle,) in await _all(
-            conn, "SELECT quote_literal(slot_name) FROM pg_replication_slots WHERE NOT active ORDER BY 1"
+            conn,
+            "SELECT quote_literal(slot_name) FROM pg_replication_slots WHERE NOT active ORDER BY 1",
         ):
             hint += f"\n-- or, if nobody needs it: SELECT pg_drop_replication_slot({idle});"
     return hint
@@ -586,7 +630,11 @@ async def _transactions(report: Report, conn: Conn, *, all_of_them: bool) -> Non
             since = "" if age is None else f" for {age} s"
             what = f"a writing transaction of {user} (pid {pid}) is open{since}"
             report.add(
-                "slot_waits", "better", what, detail, f"SELECT pg_terminate_backend({pid}); -- or let it end"
+                "slot_waits",
+                "better",
+                what,
+                detail,
+                f"SELECT pg_terminate_backend({pid}); -- or let it end",
             )
     for gid, age in await _all(
         conn,
@@ -604,7 +652,9 @@ async def _transactions(report: Report, conn: Conn, *, all_of_them: bool) -> Non
 
 
 async def _log(report: Report, conn: Conn) -> None:
-    (keep,) = await _one(conn, "SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size'")
+    (keep,) = await _one(
+        conn, "SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+    )
     if 0 <= int(str(keep)) < LEAST_WAL:
         report.add(
             "slot_log",

@@ -131,7 +131,11 @@ def _cluster(data_dir: Path, account: pwd.struct_passwd | None) -> Path:
     cluster in a new folder of SHARED_HOME. Its name is random: who removes `data_dir` to begin anew does begin anew.
     """
     link = data_dir / "postgres"
-    if account and not (link.is_symlink() or link.exists()) and (barrier := _barrier(data_dir, account)):
+    if (
+        account
+        and not (link.is_symlink() or link.exists())
+        and (barrier := _barrier(data_dir, account))
+    ):
         if not SHARED_HOME.exists():
             SHARED_HOME.mkdir(parents=True)
             SHARED_HOME.chmod(0o755)  # whatever our umask is
@@ -146,7 +150,9 @@ def _cluster(data_dir: Path, account: pwd.struct_passwd | None) -> Path:
             closed_to_it=str(barrier),
         )
     cluster = link.resolve()
-    cluster.parent.mkdir(parents=True, exist_ok=True)  # a container may keep the link and lose its end
+    cluster.parent.mkdir(
+        parents=True, exist_ok=True
+    )  # a container may keep the link and lose its end
     if account and (barrier := _barrier(cluster.parent, account)):
         raise EmbeddedError(
             f"PostgreSQL refuses to run as root, and account '{account.pw_name}' cannot pass {barrier} "
@@ -160,7 +166,11 @@ def _barrier(folder: Path, account: pwd.struct_passwd) -> Path | None:
     for step in reversed((folder, *folder.parents)):
         status = step.stat()
         mine = (
-            0o100 if status.st_uid == account.pw_uid else 0o010 if status.st_gid == account.pw_gid else 0o001
+            0o100
+            if status.st_uid == account.pw_uid
+            else 0o010
+            if status.st_gid == account.pw_gid
+            else 0o001
         )
         if not status.st_mode & mine:
             return step
@@ -206,7 +216,12 @@ async def _make(cluster: Path, binaries: Path, account: pwd.struct_passwd | None
         if account:
             os.chown(begun, account.pw_uid, account.pw_gid, follow_symlinks=False)
         # The builtin locale asks nothing of the machine's own.
-        locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        locale = [
+            "--encoding=UTF8",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ]
         settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
         await command(
             [
@@ -221,7 +236,15 @@ async def _make(cluster: Path, binaries: Path, account: pwd.struct_passwd | None
         )
         (begun / "pg_hba.conf").write_text(HBA)
         await command(
-            [str(binaries / "postgres"), "--single", "-D", str(begun), "-c", "exit_on_error=on", "postgres"],
+            [
+                str(binaries / "postgres"),
+                "--single",
+                "-D",
+                str(begun),
+                "-c",
+                "exit_on_error=on",
+                "postgres",
+            ],
             account,
             ROLE,
         )
@@ -236,6 +259,8 @@ def _publish(begun: Path, cluster: Path) -> None:
     begun.rename(cluster)
     parent = os.open(cluster.parent, os.O_RDONLY)
     try:
-        os.fsync(parent)  # or a power cut undoes the rename, and what has been committed since is gone
+        os.fsync(
+            parent
+        )  # or a power cut undoes the rename, and what has been committed since is gone
     finally:
         os.close(parent)

@@ -28,8 +28,14 @@ log = structlog.get_logger()
 LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 INSTEAD = "or set BRAIN_DATABASE_URL to a PostgreSQL of your own"
 
-START_SECONDS = 300.0  # recovery after a crash replays up to 1 GB of WAL; a clean start takes 0.15 s
-STOP_STEPS = ((signal.SIGINT, 3.0), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 1.0))  # fast, immediate, by force
+START_SECONDS = (
+    300.0  # recovery after a crash replays up to 1 GB of WAL; a clean start takes 0.15 s
+)
+STOP_STEPS = (
+    (signal.SIGINT, 3.0),
+    (signal.SIGQUIT, 1.0),
+    (signal.SIGKILL, 1.0),
+)  # fast, immediate, by force
 
 
 class EmbeddedError(Exception):
@@ -37,7 +43,10 @@ class EmbeddedError(Exception):
 
 
 def spawn(
-    arguments: list[str], account: pwd.struct_passwd | None, output: IO[bytes], stdin: IO[bytes] | None = None
+    arguments: list[str],
+    account: pwd.struct_passwd | None,
+    output: IO[bytes],
+    stdin: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
     # None of the caller's PG* variables, and none of its secrets: PGDATA or PGPORT would be obeyed.
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
@@ -99,7 +108,9 @@ def postmaster(cluster: Path) -> Postmaster | None:
     """The living postmaster of this very folder. Its pid file alone proves nothing: pids are used again."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
-        found = Postmaster(int(lines[0]), int(lines[3]), lines[7].strip() if len(lines) > 7 else "starting")
+        found = Postmaster(
+            int(lines[0]), int(lines[3]), lines[7].strip() if len(lines) > 7 else "starting"
+        )
     except (FileNotFoundError, NotADirectoryError, ValueError, IndexError):
         return None
     return found if _serves(found.pid, cluster) else None
@@ -138,13 +149,22 @@ class Postgres:
         if found is not None:
             self.pid, self.port = found.pid, found.port
             if port in {None, found.port} and found.status != "stopping" and await self._ready():
-                log.info("embedded postgres adopted", port=self.port, pid=self.pid, cluster=str(self.cluster))
+                log.info(
+                    "embedded postgres adopted",
+                    port=self.port,
+                    pid=self.pid,
+                    cluster=str(self.cluster),
+                )
                 return
             await self.stop()
         await self._start([port] if port else _ports(self.cluster))
-        log.info("embedded postgres started", port=self.port, pid=self.pid, cluster=str(self.cluster))
+        log.info(
+            "embedded postgres started", port=self.port, pid=self.pid, cluster=str(self.cluster)
+        )
         if port is None and self.port != 5432:
-            log.warning("embedded postgres is not on port 5432", port=self.port, hint=f"psql -p {self.port}")
+            log.warning(
+                "embedded postgres is not on port 5432", port=self.port, hint=f"psql -p {self.port}"
+            )
 
     async def stop(self) -> None:
         for number, seconds in STOP_STEPS:
@@ -260,7 +280,9 @@ class Postgres:
         owner = self.cluster.stat().st_uid
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # gone meanwhile
-                if process.stat().st_uid == owner and (process / "cmdline").read_bytes().startswith(title):
+                if process.stat().st_uid == owner and (process / "cmdline").read_bytes().startswith(
+                    title
+                ):
                     os.kill(int(process.name), signal.SIGKILL)
                     log.warning("embedded postgres orphan ended", pid=int(process.name))
 
@@ -299,7 +321,9 @@ def _free(port: int) -> bool:
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((address, port))
-        except OSError as error:  # no IPv6 here, or no right to the port: PostgreSQL will say it better
+        except (
+            OSError
+        ) as error:  # no IPv6 here, or no right to the port: PostgreSQL will say it better
             if error.errno == errno.EADDRINUSE:
                 return False
     return True
@@ -312,7 +336,9 @@ def _claimed(port: int, claim: contextlib.ExitStack) -> bool:
     """
     name = claim.enter_context(socket.socket(socket.AF_UNIX))
     try:
-        name.bind(f"\0brain postgres {port}")  # abstract: goes with the socket, and lives where ports live
+        name.bind(
+            f"\0brain postgres {port}"
+        )  # abstract: goes with the socket, and lives where ports live
     except OSError:
         return False
     return _free(port)

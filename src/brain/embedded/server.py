@@ -31,7 +31,9 @@ def program(name: str) -> Path:
         )
     path = Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin" / name
     if not path.is_file():
-        raise EmbeddedError(f"{path} is missing: pip install --force-reinstall 'brain[embedded]', {INSTEAD}.")
+        raise EmbeddedError(
+            f"{path} is missing: pip install --force-reinstall 'brain[embedded]', {INSTEAD}."
+        )
     return path
 
 

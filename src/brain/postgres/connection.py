@@ -55,20 +55,28 @@ def parse_url(url: str) -> str:
     url = url.strip()
     if match := re.match(r"([a-z][a-z0-9.:-]*)(\+\w+)?://", url, re.IGNORECASE):
         if match[1].lower() not in ("postgres", "postgresql"):
-            raise DatabaseURLError(f"the database URL begins with {match[1]}://, not with postgresql://")
+            raise DatabaseURLError(
+                f"the database URL begins with {match[1]}://, not with postgresql://"
+            )
         head, mark, query = url[match.end() :].partition("?")
         authority, _, name = head.partition("/")
         if authority.count("@") > 1 or "@" in name or ("@" in query and "@" not in head):
-            raise DatabaseURLError("the database URL has an @, a / or a ? inside its password" + _HINT)
+            raise DatabaseURLError(
+                "the database URL has an @, a / or a ? inside its password" + _HINT
+            )
         kept = [pair for pair in query.split("&") if pair.partition("=")[0] not in _OURS]
         url = f"postgresql://{head}{mark if any(kept) else ''}{'&'.join(kept)}"
     try:
         info = conninfo.conninfo_to_dict(url)
     except psycopg.Error as error:
-        raise DatabaseURLError(f"the database URL cannot be read ({_safe(error)})" + _HINT) from None
+        raise DatabaseURLError(
+            f"the database URL cannot be read ({_safe(error)})" + _HINT
+        ) from None
     for port in str(info.get("port") or 5432).split(","):
         if port and not (port.isdecimal() and 0 < int(port) < 65536):
-            raise DatabaseURLError("the port in the database URL is not a number from 1 to 65535" + _HINT)
+            raise DatabaseURLError(
+                "the port in the database URL is not a number from 1 to 65535" + _HINT
+            )
     return url
 
 
@@ -100,7 +108,9 @@ def redact(url: str) -> str:
     return f"postgresql://{user}{','.join(places)}/{info.get('dbname') or ''}"
 
 
-def parameters(url: str, application: str, *, replication: bool = False, **settings: str) -> dict[str, Any]:
+def parameters(
+    url: str, application: str, *, replication: bool = False, **settings: str
+) -> dict[str, Any]:
     """Keyword arguments of connect(): the URL's, with Brain's session settings behind whatever options the URL has."""
     given = conninfo.conninfo_to_dict(url)
     options = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
@@ -118,7 +128,9 @@ def parameters(url: str, application: str, *, replication: bool = False, **setti
     }
 
 
-async def connect(url: str, application: str, *, replication: bool = False, **settings: str) -> Conn:
+async def connect(
+    url: str, application: str, *, replication: bool = False, **settings: str
+) -> Conn:
     """An autocommit connection with text on every column. Raises psycopg.Error; `why` puts it into words."""
     given = parameters(url, application, replication=replication, **settings)
     conn: Conn = await Session.connect(**given, autocommit=True)

@@ -28,7 +28,9 @@ class Decoder:
 
     def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
         self._map = dict(statuses)
-        self._statuses: dict[str | None, str] = {status: status for status in (*STATUSES, UNCHANGED)}
+        self._statuses: dict[str | None, str] = {
+            status: status for status in (*STATUSES, UNCHANGED)
+        }
         self._statuses.update(statuses)
         self.max_text = max_text
         self.refused = 0
@@ -42,7 +44,11 @@ class Decoder:
 
     def words(self, *statuses: str) -> list[str]:
         """Every word of the table that means one of these."""
-        return [word for word, status in self._statuses.items() if word is not None and status in statuses]
+        return [
+            word
+            for word, status in self._statuses.items()
+            if word is not None and status in statuses
+        ]
 
     def word(self, status: Status) -> str:
         """What is written for `status`: the first word that the map gives it, else itself."""
@@ -80,7 +86,10 @@ class Decoder:
                 "give the run a shorter one, or raise BRAIN_MAX_TEXT",
             )
         else:
-            what, hint = f"status {str(word)[:40]!r}", "map the table's own words with BRAIN_STATUS_MAP"
+            what, hint = (
+                f"status {str(word)[:40]!r}",
+                "map the table's own words with BRAIN_STATUS_MAP",
+            )
         self._words[what] += 1
         if self._words[what] == 1 and len(self._words) <= 100:
             log.warning(

@@ -105,7 +105,10 @@ class State:
             return
         level = log.warning if source == "none" else log.info
         level(
-            "source", now=source, **({"detail": detail} if detail else {}), **({"hint": hint} if hint else {})
+            "source",
+            now=source,
+            **({"detail": detail} if detail else {}),
+            **({"hint": hint} if hint else {}),
         )
 
 
@@ -210,10 +213,16 @@ class Follow:
                         continue
                 elif self.state.source != "poll":
                     if self._mode == "poll":
-                        self.state.change("poll", "chosen", "BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+                        self.state.change(
+                            "poll", "chosen", "BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto"
+                        )
                     else:
                         self.state.change("poll", "preparing", "the stream is being prepared")
-                if promotion is None and self._mode != "poll" and loop.time() >= self._next_promotion:
+                if (
+                    promotion is None
+                    and self._mode != "poll"
+                    and loop.time() >= self._next_promotion
+                ):
                     promotion = asyncio.create_task(self._promote(), name="climb")
                 self._warn_if_slow(poll.pause)
                 pause = max(self._interval, poll.pause)
@@ -327,7 +336,9 @@ class Follow:
                         seq, held = self._known.seq, [i for i in snapshot.gone if i in self._known]
                         yield snapshot
                         # Deleted or evicted meanwhile, says the board, which cannot tell that from a run it was never told of.
-                        skipped = skipped or not all(run[ID] in self._known for run in snapshot.rows)
+                        skipped = skipped or not all(
+                            run[ID] in self._known for run in snapshot.rows
+                        )
                         # Most of it the stream has brought meanwhile.
                         rows, gone = self._known.seq - seq, sum(i not in self._known for i in held)
                         if rows or gone:
@@ -341,7 +352,9 @@ class Follow:
                 elif watch is None and mark is None and now >= next_watch:
                     compare = now >= next_compare
                     watch = asyncio.create_task(
-                        self._watch(poll, found, stream.slot, compared if compare else None, compared_seq),
+                        self._watch(
+                            poll, found, stream.slot, compared if compare else None, compared_seq
+                        ),
                         name="watch",
                     )
                     next_watch, next_compare = (
@@ -368,7 +381,12 @@ class Follow:
             await stream.close()
 
     async def _watch(
-        self, poll: Poll, before: Inspection, slot: str, compared: Checkpoint | None, compared_seq: int
+        self,
+        poll: Poll,
+        before: Inspection,
+        slot: str,
+        compared: Checkpoint | None,
+        compared_seq: int,
     ) -> Mark:
         """Look for what would silence the stream without an error; `compared`: and for what changed since that moment, when
         the board was at `compared_seq`, without being told. Raises LostError, Refused, TableError, psycopg.Error.
@@ -383,7 +401,9 @@ class Follow:
             poll.moment = compared
             try:
                 async with aclosing(poll.scan(partial(self._untold, compared_seq))) as pieces:
-                    differing = [replace(p, unless_after=seq) async for p in pieces if p.rows or p.gone]
+                    differing = [
+                        replace(p, unless_after=seq) async for p in pieces if p.rows or p.gone
+                    ]
             finally:
                 scanned, poll.moment = poll.moment, moment
         else:
@@ -411,7 +431,11 @@ class Follow:
         If the board has had to forget changes since `compared_seq`, a finished run that it does not hold is one of those: to
         push them all again every minute would be a storm of what everyone knows.
         """
-        if run[ID] not in self._known and run[STATUS] not in ACTIVE and self._known.floor > compared_seq:
+        if (
+            run[ID] not in self._known
+            and run[STATUS] not in ACTIVE
+            and self._known.floor > compared_seq
+        ):
             return False
         return self._known.differs(run)
 
@@ -424,7 +448,10 @@ class Follow:
         for i, (op, run) in enumerate(rows):
             if UNCHANGED in run and run[ID] in now:
                 current = now[run[ID]]
-                rows[i] = (op, tuple(c if v == UNCHANGED else v for v, c in zip(run, current, strict=True)))  # type: ignore[assignment]
+                rows[i] = (
+                    op,
+                    tuple(c if v == UNCHANGED else v for v, c in zip(run, current, strict=True)),
+                )  # type: ignore[assignment]
 
 
 async def _give_up(task: asyncio.Task[Any]) -> None:

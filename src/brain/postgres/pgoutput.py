@@ -115,7 +115,9 @@ def parse(data: bytes) -> Message:
 
 
 def _malformed(data: bytes) -> PgoutputError:
-    return PgoutputError(f"not a pgoutput message of protocol version 1: {data[:40]!r} ({len(data)} bytes)")
+    return PgoutputError(
+        f"not a pgoutput message of protocol version 1: {data[:40]!r} ({len(data)} bytes)"
+    )
 
 
 def _tuple(data: bytes, at: int) -> tuple[Values, int]:

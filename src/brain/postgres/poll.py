@@ -148,7 +148,9 @@ class Poll:
         new = moment is not None and (
             moment.identity != self._identity
             or here.xmax < moment.visible.xmax  # an older state of this very database was put back
-            or 0 < flushed < moment.flushed  # and as many transactions made since as there were before
+            or 0
+            < flushed
+            < moment.flushed  # and as many transactions made since as there were before
             or here.xmax - moment.visible.xmin >= 2**31  # further away than 32 bits can tell
         )
         if moment is None or new:
@@ -166,7 +168,8 @@ class Poll:
             answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
             async with aclosing(answer):
                 async with deadline(
-                    SCAN if moment is None or not self._took else 60 + SHARE * self._took, "the end of a scan"
+                    SCAN if moment is None or not self._took else 60 + SHARE * self._took,
+                    "the end of a scan",
                 ):
                     row = await anext(
                         answer
@@ -192,7 +195,9 @@ class Poll:
         gone = await self._gone(missing, by_id)
         yield Snapshot(rows, at, gone, new=new)
         # The catalog was read before the scan: what was attached between the two is found by the next look.
-        self.moment = Checkpoint(self._identity, visible, frozenset(versions), flushed, self.description.tree)
+        self.moment = Checkpoint(
+            self._identity, visible, frozenset(versions), flushed, self.description.tree
+        )
 
     def _first(self, by_id: sql.Composable) -> tuple[sql.Composed, list[object]]:
         """Nothing is known, or nothing that holds: what is queued and running, and what is held as such."""
@@ -217,10 +222,17 @@ class Poll:
             "WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS visible,"
             " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS at)"
             " SELECT s.visible::text, s.at, {}, {} FROM s LEFT JOIN {} r ON {}"
-        ).format(xmin, self.description.select("r", self._decoder.max_text), self._table.in_query, condition)
+        ).format(
+            xmin,
+            self.description.select("r", self._decoder.max_text),
+            self._table.in_query,
+            condition,
+        )
 
     def _by_id(self) -> sql.Composed:
-        return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(sql.SQL(self.description.columns["id"].type))
+        return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(
+            sql.SQL(self.description.columns["id"].type)
+        )
 
     def _by_text(self) -> sql.Composed:
         """Without an index, for ids of what may have been another table: its id may have been of another type."""
@@ -238,7 +250,9 @@ class Poll:
     async def fetch(self, ids: list[str]) -> dict[str, Run]:
         """The rows as they are now."""
         query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
-            self.description.select("r", self._decoder.max_text), self._table.in_query, self._by_id()
+            self.description.select("r", self._decoder.max_text),
+            self._table.in_query,
+            self._by_id(),
         )
         async with deadline(LOCKED, f"rows of {self._table}"):
             runs = [self._decoder(row) async for row in await self.conn.execute(query, [ids])]

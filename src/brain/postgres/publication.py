@@ -119,7 +119,9 @@ _SAID = {
 def from_error(error: psycopg.Error, user: str) -> StreamUnavailable:
     """What an error on the way to a stream means, and its cure."""
     if error.sqlstate == "55P03":
-        return SlotBlocked("a writing transaction is open, and a slot waits for it to end", code="slot_waits")
+        return SlotBlocked(
+            "a writing transaction is open, and a slot waits for it to end", code="slot_waits"
+        )
     sqlstate = error.sqlstate or next(
         (sqlstate for word, sqlstate in _SAID.items() if word in str(error)), ""
     )
@@ -252,12 +254,16 @@ _HARMFUL: tuple[UnavailableCode, ...] = ("replica_identity", "inheritance")
 async def _withdraw(conn: Conn, table: Table, found: Inspection) -> Inspection:
     """Take the table and its like out of the publication that bears Brain's name, if we may."""
     # ONLY: each is listed for itself, and one that inherited later is not.
-    names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*each)) for each in found.listed)
+    names = sql.SQL(", ").join(
+        sql.SQL("ONLY {}").format(sql.Identifier(*each)) for each in found.listed
+    )
     name = sql.Identifier(table.publication)
     try:
         if not found.standby:
             async with conn.transaction():
-                await conn.execute(sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(name, names))
+                await conn.execute(
+                    sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(name, names)
+                )
             log.warning(
                 "taken out of the publication",
                 publication=table.publication,
@@ -279,7 +285,9 @@ def statements(table: Table, found: Inspection) -> list[sql.Composed]:
         return [sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, table.sql)]
     options = ["publish_via_partition_root = true"] if found.description.kind == "p" else []
     if any(
-        found.description.columns[field].generated for field in FIELDS if field in found.description.columns
+        found.description.columns[field].generated
+        for field in FIELDS
+        if field in found.description.columns
     ):
         options.append("publish_generated_columns = stored")
     text = f" WITH ({', '.join(options)})" if options else ""
@@ -306,7 +314,9 @@ def blockers(found: Inspection, table: Table, application: str) -> Iterator[Stre
         )
         return
     if not description.logged:
-        yield StreamUnavailable("the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged")
+        yield StreamUnavailable(
+            "the table is UNLOGGED or temporary", f"{alter} SET LOGGED;", "unlogged"
+        )
     if inherited:
         # Its publication would take the children in as tables of their own, keys or not; one made later it would not.
         hint = "make it a partitioned table, or end that with ALTER TABLE … NO INHERIT for each of them"
@@ -330,14 +340,20 @@ def blockers(found: Inspection, table: Table, application: str) -> Iterator[Stre
             hint = f"{f'ALTER TABLE {name}' if name else alter} REPLICA IDENTITY FULL;"
         yield StreamUnavailable(
             "the table has no replica identity that contains id, and "
-            + (f"the publication {table.publication} makes" if harms else "a publication could make")
+            + (
+                f"the publication {table.publication} makes"
+                if harms
+                else "a publication could make"
+            )
             + " the application's own UPDATEs fail",
             f"{drop}; {hint}" if harms else hint,
             "replica_identity",
         )
     if found.virtual:
         yield StreamUnavailable(
-            f"the column {found.virtual} is computed when it is read, and stands in no log", "", "virtual"
+            f"the column {found.virtual} is computed when it is read, and stands in no log",
+            "",
+            "virtual",
         )
     if generated and found.version < 180000:
         yield StreamUnavailable(
@@ -355,10 +371,18 @@ def blockers(found: Inspection, table: Table, application: str) -> Iterator[Stre
 
 def _unpublished(found: Inspection, table: Table) -> StreamUnavailable | None:
     """Why the publication, as somebody made it, would not tell us everything."""
-    drop = f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; -- Brain makes it anew"
-    if found.publication and found.description.kind == "p" and not found.publication.get("pubviaroot"):
+    drop = (
+        f"DROP PUBLICATION {sql.Identifier(table.publication).as_string()}; -- Brain makes it anew"
+    )
+    if (
+        found.publication
+        and found.description.kind == "p"
+        and not found.publication.get("pubviaroot")
+    ):
         return StreamUnavailable(
-            f"the publication {table.publication} tells of partitions, not of {table}", drop, "publication"
+            f"the publication {table.publication} tells of partitions, not of {table}",
+            drop,
+            "publication",
         )
     if found.publication is None or found.member is None:
         return StreamUnavailable(
@@ -367,14 +391,20 @@ def _unpublished(found: Inspection, table: Table) -> StreamUnavailable | None:
     for operation in ("insert", "update", "delete", "truncate"):
         if not found.publication[f"pub{operation}"]:
             return StreamUnavailable(
-                f"the publication {table.publication} leaves out every {operation}", drop, "publication"
+                f"the publication {table.publication} leaves out every {operation}",
+                drop,
+                "publication",
             )
     if found.member.get("rowfilter"):
-        return StreamUnavailable(f"the publication {table.publication} filters rows", drop, "publication")
+        return StreamUnavailable(
+            f"the publication {table.publication} filters rows", drop, "publication"
+        )
     published = found.member.get("attnames")
     wanted = [field for field in FIELDS if field in found.description.columns]
     if published is not None and not set(wanted) <= set(published):
         return StreamUnavailable(
-            f"the publication {table.publication} leaves out columns of {table}", drop, "publication"
+            f"the publication {table.publication} leaves out columns of {table}",
+            drop,
+            "publication",
         )
     return None

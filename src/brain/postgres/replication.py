@@ -144,11 +144,15 @@ class Stream:
         after `upto`, the insert position read behind it.
         """
         self._visible, self._joined_at = visible, upto
-        name = sql.Identifier(self._publication).as_string(self._conn)  # a list of identifiers, in a literal
+        name = sql.Identifier(self._publication).as_string(
+            self._conn
+        )  # a list of identifiers, in a literal
         publication = sql.Literal(name).as_string(self._conn)
         options = f"proto_version '1', publication_names {publication}"
         try:
-            self._pg.send_query(f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode())
+            self._pg.send_query(
+                f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode()
+            )
             async with deadline():
                 results = await self._conn.wait(generators.execute(self._pg))
             if results[-1].status != pq.ExecStatus.COPY_BOTH:
@@ -235,7 +239,9 @@ class Stream:
 
     def _ended(self) -> str:
         result = self._pg.get_result()
-        message = result.error_message.decode(errors="replace").strip() if result is not None else ""
+        message = (
+            result.error_message.decode(errors="replace").strip() if result is not None else ""
+        )
         return message.removeprefix("ERROR:").strip() or "the database has ended the stream"
 
     def _handle(self, message: Message, taken: list[Changes]) -> int:
@@ -261,7 +267,9 @@ class Stream:
             case Relation():
                 if message.oid == self._oid:
                     # -1, for a column that the table lacks, is the None that _pick puts behind the last.
-                    places = (message.columns.index(f) if f in message.columns else -1 for f in FIELDS)
+                    places = (
+                        message.columns.index(f) if f in message.columns else -1 for f in FIELDS
+                    )
                     self._picks = itemgetter(*places)
             case Truncate():
                 if self._oid in message.oids and not self._skip:
@@ -325,5 +333,7 @@ class Stream:
         """Standby status update: written = flushed = applied = what was read, for a temporary slot has nothing to resume."""
         now: Micros = time.time_ns() // 1000
         position = self.position
-        self._pg.put_copy_data(_status(b"r", position, position, position, now - POSTGRES_EPOCH, ask))
+        self._pg.put_copy_data(
+            _status(b"r", position, position, position, now - POSTGRES_EPOCH, ask)
+        )
         self._pg.flush()

@@ -23,7 +23,11 @@ class PgSnapshot:
     @classmethod
     def parse(cls, text: str) -> "PgSnapshot":
         xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
+        return cls(
+            int(xmin),
+            int(xmax),
+            frozenset(map(int, running.split(","))) if running else frozenset(),
+        )
 
     def sees(self, xid: Xid) -> bool:
         return xid < self.xmin or (xid < self.xmax and xid not in self.running)

@@ -26,7 +26,9 @@ class Table:
         if not dot:
             schema, name = "public", schema
         if not schema or not name or "." in name:
-            raise ValueError(f"{text!r} is not the name of a table: schema.name, such as public.runs")
+            raise ValueError(
+                f"{text!r} is not the name of a table: schema.name, such as public.runs"
+            )
         return cls(schema, name)
 
     def __str__(self) -> str:

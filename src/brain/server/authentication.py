@@ -24,7 +24,9 @@ def permitted(wish: Subscription, grant: Grant) -> Subscription:
     grant.require("read")
     if not grant.within:
         return wish
-    agent, task_id = (grant.narrowed(name, getattr(wish.filter, name)) for name in ("agent", "task_id"))
+    agent, task_id = (
+        grant.narrowed(name, getattr(wish.filter, name)) for name in ("agent", "task_id")
+    )
     bounds = frozenset((name, values) for name, values in grant.within.items())
     return replace(wish, filter=replace(wish.filter, agent=agent, task_id=task_id, bounds=bounds))
 

@@ -88,9 +88,7 @@ class ServerState:
         """One more connection has come. If there is no room, who has been silent longest gives way; or else it is refused."""
         everybody = len(self.http) + self.limiter.websockets
         if everybody > self.limiter.room:
-            log_detail = (
-                f"{everybody - 1} connections are all that this process has file descriptors for (ulimit -n)"
-            )
+            log_detail = f"{everybody - 1} connections are all that this process has file descriptors for (ulimit -n)"
         elif len(self.http) > MAX_UNUPGRADED:
             log_detail = f"more than {MAX_UNUPGRADED} requests are under way"
         else:
@@ -142,12 +140,22 @@ class ServerState:
                 http.transport.abort()
 
 
-def http_answer(status: int, detail: str, **headers: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def http_answer(
+    status: int, detail: str, **headers: str
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """A problem document (RFC 9457), as headers and body."""
     title = HTTPStatus(status).phrase
-    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()
-    fields = {"Content-Type": "application/problem+json", "Content-Length": str(len(body)), **headers}
-    return [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()], body
+    body = json.dumps(
+        {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    ).encode()
+    fields = {
+        "Content-Type": "application/problem+json",
+        "Content-Length": str(len(body)),
+        **headers,
+    }
+    return [
+        (name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()
+    ], body
 
 
 class TargetError(ValueError):
@@ -312,12 +320,16 @@ class HTTPProtocol(HttpToolsProtocol):
         rejection = self._check()
         if rejection is not None:
             self._note(rejection.code, rejection.status, rejection.detail)
-        self.app = partial(_rejected, rejection) if rejection is not None else self.config.loaded_app
+        self.app = (
+            partial(_rejected, rejection) if rejection is not None else self.config.loaded_app
+        )
         super().on_headers_complete()
         self._present = self.cycle
         self._cycles.append(self.cycle)
         if self.parser.should_upgrade():
-            self.cycle.keep_alive = False  # h2c and the like: answered in HTTP/1.1, and that is the end
+            self.cycle.keep_alive = (
+                False  # h2c and the like: answered in HTTP/1.1, and that is the end
+            )
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -350,7 +362,9 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         rejection = self._check()
         if rejection is not None:
-            self._refuse(rejection.status, rejection.detail, rejection.retry_after, code=rejection.code)
+            self._refuse(
+                rejection.status, rejection.detail, rejection.retry_after, code=rejection.code
+            )
             return
         for name, value in self.headers:
             if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
@@ -370,7 +384,9 @@ class HTTPProtocol(HttpToolsProtocol):
             self._refuse(wait.status, wait.detail, wait.retry_after, code=wait.code)
         elif wait or self._state.tokens is not None:
             self.transport.pause_reading()
-            self._admitting = self.loop.create_task(self._admit(wish, rest, client, wait), name="admit")
+            self._admitting = self.loop.create_task(
+                self._admit(wish, rest, client, wait), name="admit"
+            )
         else:
             self._switch(wish, rest, client, None)
 
@@ -392,7 +408,9 @@ class HTTPProtocol(HttpToolsProtocol):
             self.transport.resume_reading()
             self._switch(wish, rest, client, grant)
 
-    def _switch(self, wish: Subscription, rest: bytes, client: Address, grant: Grant | None) -> None:
+    def _switch(
+        self, wish: Subscription, rest: bytes, client: Address, grant: Grant | None
+    ) -> None:
         if self.parser.get_method() != b"GET":
             self._refuse(405, "an upgrade is a GET")
             return
@@ -406,11 +424,15 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         assert self._lease is not None, "who was not let in is refused by now"
         if self._state.closing:
-            rejection: Rejection | None = Rejection(503, "the server is going down: come back", "closing", 1)
+            rejection: Rejection | None = Rejection(
+                503, "the server is going down: come back", "closing", 1
+            )
         else:
             rejection = self._state.limiter.upgrade(self._lease, client)
         if rejection is not None:
-            self._refuse(rejection.status, rejection.detail, rejection.retry_after, code=rejection.code)
+            self._refuse(
+                rejection.status, rejection.detail, rejection.retry_after, code=rejection.code
+            )
             return
         if offers_bearer(self.headers):
             answer = b"%sSec-WebSocket-Protocol: %s\r\n\r\n" % (answer[:-2], SUBPROTOCOL.encode())
@@ -427,7 +449,10 @@ class HTTPProtocol(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]
         self.transport.set_protocol(connection)
         self._state.rejections.lines.info(
-            "client came", peer=connection.peer, snapshot=wish.snapshot, since=wish.since is not None
+            "client came",
+            peer=connection.peer,
+            snapshot=wish.snapshot,
+            since=wish.since is not None,
         )
         connection.start(wish, full=self.flow.write_paused)
         if rest:
@@ -452,7 +477,11 @@ class HTTPProtocol(HttpToolsProtocol):
         if retry_after is not None:
             headers["Retry-After"] = str(retry_after)
         if status == HTTPStatus.UPGRADE_REQUIRED:
-            headers |= {"Upgrade": "websocket", "Connection": "Upgrade, close", "Sec-WebSocket-Version": "13"}
+            headers |= {
+                "Upgrade": "websocket",
+                "Connection": "Upgrade, close",
+                "Sec-WebSocket-Version": "13",
+            }
         if status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         if status == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -127,7 +127,9 @@ def raise_descriptors() -> int:
 class Server(uvicorn.Server):
     """uvicorn's server with a shutdown of its own. `stop` ends it; a second `stop` hurries."""
 
-    def __init__(self, app: Any, state: ServerState, *, timeout: float, ping_interval: float) -> None:
+    def __init__(
+        self, app: Any, state: ServerState, *, timeout: float, ping_interval: float
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -151,7 +153,10 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         if self.should_exit:
             self.force_exit = True
-            for connection in (*self._state.connections.everyone(), *self._state.connections.closing):
+            for connection in (
+                *self._state.connections.everyone(),
+                *self._state.connections.closing,
+            ):
                 connection.abort("the server was told twice to stop")
         self.should_exit = True
 
@@ -170,7 +175,9 @@ class Server(uvicorn.Server):
             )
         for each in sockets or []:
             # Accepted connections inherit it: a client that takes nothing in for so long is gone, acknowledged or not.
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._timeout * 1000))
+            each.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._timeout * 1000)
+            )
         await super().startup(sockets)
 
     async def main_loop(self) -> None:
@@ -226,7 +233,9 @@ class Server(uvicorn.Server):
             connection.end(CloseCode.SERVICE_RESTART, "the server is going down: come back")
             if i % 100 == 99:
                 # Spread, so that they do not all come back in the same instant.
-                await asyncio.sleep(began + SPREAD * (i + 1) / len(everyone) - connections.loop.time())
+                await asyncio.sleep(
+                    began + SPREAD * (i + 1) / len(everyone) - connections.loop.time()
+                )
         while (connections.closing or unupgraded or requests) and not self.force_exit:
             now = connections.loop.time() - began
             if now >= REQUESTS_AFTER:
@@ -236,7 +245,9 @@ class Server(uvicorn.Server):
                 break
             await asyncio.sleep(0.02)
         if connections.closing:
-            log.warning("cut off", clients=len(connections.closing), detail="they did not close in time")
+            log.warning(
+                "cut off", clients=len(connections.closing), detail="they did not close in time"
+            )
             for connection in list(connections.closing):
                 connection.abort("the server went down")
         if requests:

@@ -64,9 +64,7 @@ SHARES = 100
 KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 """16 bytes in base64 (RFC 6455, section 4.1)."""
 
-SWITCHING = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
-)
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 
 _quiet = logging.getLogger("brain.server.websocket.protocol")
 _quiet.addHandler(logging.NullHandler())
@@ -135,7 +133,10 @@ class Connections:
             if connection.heard < oldest:
                 detail = f"nothing was heard for {self.timeout:.0f} s"
                 self.rejections.note(
-                    "silence", peer=connection.peer, status=CloseCode.ABNORMAL_CLOSURE, detail=detail
+                    "silence",
+                    peer=connection.peer,
+                    status=CloseCode.ABNORMAL_CLOSURE,
+                    detail=detail,
                 )
                 connection.abort(detail)
             elif not connection.paused:
@@ -309,7 +310,9 @@ class Connection(Client, asyncio.Protocol):
             for event in protocol.events_received():
                 assert isinstance(event, Frame)
                 if not self._allowed(len(event.data)):
-                    protocol.fail(CloseCode.POLICY_VIOLATION, f"more than {RATE:.0f} frames or KiB a second")
+                    protocol.fail(
+                        CloseCode.POLICY_VIOLATION, f"more than {RATE:.0f} frames or KiB a second"
+                    )
                     break
                 try:
                     self._frame(event)
@@ -327,7 +330,9 @@ class Connection(Client, asyncio.Protocol):
         close = protocol.close_rcvd or protocol.close_sent
         if protocol.close_rcvd is None and (fault := protocol.close_sent) and fault.code in _FAULTS:
             reason = ascii(fault.reason)[1:-1]
-            self._all.rejections.note(_FAULTS[fault.code], peer=self.peer, status=fault.code, detail=reason)
+            self._all.rejections.note(
+                _FAULTS[fault.code], peer=self.peer, status=fault.code, detail=reason
+            )
             self._all.fault(self.peer)
         if close is not None:
             self._leave(
@@ -359,7 +364,9 @@ class Connection(Client, asyncio.Protocol):
     def _allowed(self, size: int) -> bool:
         """A token bucket: one token a frame, and one a KiB of a larger one."""
         now = self.heard
-        self._allowance = min(BURST, self._allowance + RATE * (now - self._refilled)) - max(1, size / 1024)
+        self._allowance = min(BURST, self._allowance + RATE * (now - self._refilled)) - max(
+            1, size / 1024
+        )
         self._refilled = now
         return self._allowance >= 0
 

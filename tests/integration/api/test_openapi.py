@@ -17,7 +17,12 @@ SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """Of each operation; unset: few, and always the same."""
 
-OPTIONS = ["--checks", "not_a_server_error,response_headers_conformance", "--max-response-time", "5"]
+OPTIONS = [
+    "--checks",
+    "not_a_server_error,response_headers_conformance",
+    "--max-response-time",
+    "5",
+]
 OPTIONS += ["--no-color", "--warnings", "off"]
 
 

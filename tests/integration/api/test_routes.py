@@ -57,7 +57,9 @@ async def serving(
                 [listener]
             )  # and not serve(), which takes the signals and a tenth of a second
             base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=base, timeout=PATIENCE, trust_env=False
+            ) as client:
                 yield client
             for each in server.servers:
                 each.close()
@@ -121,13 +123,18 @@ async def test_creates_a_run_with_what_it_is_given(api: httpx.AsyncClient, datab
         ("failed", {"completed_at"}),
     ],
 )
-async def test_a_new_run_is_given_its_time(api: httpx.AsyncClient, status: str, times: set[str]) -> None:
+async def test_a_new_run_is_given_its_time(
+    api: httpx.AsyncClient, status: str, times: set[str]
+) -> None:
     run = (await api.post("/api/runs", json={"status": status})).json()
     assert run.keys() == {"id", "status"} | times
     assert len(run["id"]) == 36
     given = {"started_at": "2026-01-01T00:00:00Z", "completed_at": "2026-01-02T00:00:00.5Z"}
     run = (await api.post("/api/runs", json={"status": status, **given})).json()
-    assert (run["started_at"], run["completed_at"]) == ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00.5Z")
+    assert (run["started_at"], run["completed_at"]) == (
+        "2026-01-01T00:00:00Z",
+        "2026-01-02T00:00:00.5Z",
+    )
 
 
 async def test_queued_is_what_a_run_begins_as(api: httpx.AsyncClient) -> None:
@@ -187,7 +194,9 @@ async def test_an_end_that_is_repeated_keeps_its_time(api: httpx.AsyncClient) ->
 
 
 async def test_fields_change_alone_and_null_empties_them(api: httpx.AsyncClient) -> None:
-    await api.post("/api/runs", json={"id": "a", "progress": 5, "agent": "x", "task_id": "t", "error": "e"})
+    await api.post(
+        "/api/runs", json={"id": "a", "progress": 5, "agent": "x", "task_id": "t", "error": "e"}
+    )
     run = (await api.patch("/api/runs/a", json={"progress": 99.5})).json()
     assert run == {
         "id": "a",
@@ -216,7 +225,9 @@ async def test_of_two_ends_one_wins(api: httpx.AsyncClient) -> None:
                 problem(answer, 409)
 
 
-async def test_a_change_waits_for_one_under_way_and_sees_it(api: httpx.AsyncClient, database: str) -> None:
+async def test_a_change_waits_for_one_under_way_and_sees_it(
+    api: httpx.AsyncClient, database: str
+) -> None:
     await api.post("/api/runs", json={"id": "a", "status": "running"})
     async with await psycopg.AsyncConnection.connect(database) as other:
         await other.execute("UPDATE runs SET status = 'failed'")
@@ -248,7 +259,9 @@ async def pages(api: httpx.AsyncClient, **query: Any) -> list[dict[str, Any]]:
         cursor = {"cursor": page["next_cursor"]}
 
 
-async def test_pages_miss_nothing_while_rows_come_and_go(api: httpx.AsyncClient, database: str) -> None:
+async def test_pages_miss_nothing_while_rows_come_and_go(
+    api: httpx.AsyncClient, database: str
+) -> None:
     execute(database, "INSERT INTO runs (id) SELECT 'ü ' || i FROM generate_series(1, 500) i")
 
     async def disturb() -> None:
@@ -295,9 +308,10 @@ async def test_filters(api: httpx.AsyncClient, database: str) -> None:
         "status=failed&agent=a": "",
     }
     for query, ids in expected.items():
-        assert "".join(run["id"] for run in (await api.get(f"/api/runs?{query}")).json()["runs"]) == ids, (
-            query
-        )
+        assert (
+            "".join(run["id"] for run in (await api.get(f"/api/runs?{query}")).json()["runs"])
+            == ids
+        ), query
     assert [run["id"] for run in await pages(api, status="running", limit=1)] == ["2", "3"]
 
 
@@ -313,7 +327,11 @@ async def test_rows_without_an_id_are_not_listed(database: str) -> None:
 async def test_timestamp_is_null_until_the_board_has_begun(database: str) -> None:
     board = Board(1 << 20)
     async with serving(database, board=board) as api:
-        assert (await api.get("/api/runs")).json() == {"runs": [], "next_cursor": None, "timestamp": None}
+        assert (await api.get("/api/runs")).json() == {
+            "runs": [],
+            "next_cursor": None,
+            "timestamp": None,
+        }
         board.apply(Snapshot(rows=[FIRST], at=1_700_000_000_123_456))
         page = (await api.get("/api/runs")).json()
         assert page == {"runs": [], "next_cursor": None, "timestamp": "2023-11-14T22:13:20.123456Z"}
@@ -347,7 +365,10 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
         execute(url, "INSERT INTO runs (id, status) VALUES ('a', 'queued'), ('b', 'queued')")
         board = Board(1 << 20)
         board.apply(Snapshot(rows=[run("a", "queued"), run("b", "queued")], at=1000))
-        async with serving(url, board=board) as api, await psycopg.AsyncConnection.connect(url) as writer:
+        async with (
+            serving(url, board=board) as api,
+            await psycopg.AsyncConnection.connect(url) as writer,
+        ):
             await writer.execute("SET synchronous_commit = on")
             await writer.execute("UPDATE runs SET status = 'running' WHERE id = 'a'")
             await writer.execute("INSERT INTO runs (id) VALUES ('c')")
@@ -356,12 +377,17 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
             async with committed_but_unseen(writer, server):
                 assert (await api.get("/api/runs/a")).json()["status"] == "queued"
                 problem(await api.get("/api/runs/c"), 404)
-                rows: list[tuple[Op, Run]] = [("update", run("a", "running")), ("insert", run("c", "queued"))]
+                rows: list[tuple[Op, Run]] = [
+                    ("update", run("a", "running")),
+                    ("insert", run("c", "queued")),
+                ]
                 board.apply(Changes(rows, at=2000, xid=xid))
                 board.apply(Changes([("update", run("b", "running"))], at=3000, xid=1))
                 assert (await api.get("/api/runs/a")).json()["status"] == "running"
                 assert (await api.get("/api/runs/c")).json() == {"id": "c", "status": "queued"}
-                assert (await api.get("/api/runs/b")).json()["status"] == "queued"  # seen: the table is right
+                assert (await api.get("/api/runs/b")).json()[
+                    "status"
+                ] == "queued"  # seen: the table is right
 
                 page = (await api.get("/api/runs")).json()
                 assert [each["status"] for each in page["runs"]] == ["running", "queued"]
@@ -369,7 +395,9 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
                 page = (await api.get("/api/runs?status=queued")).json()
                 assert [each["id"] for each in page["runs"]] == ["b"]
                 # Others do not wait for the standby (synchronous_commit is a session's own): never mind how many.
-                many: list[tuple[Op, Run]] = [("insert", run(f"x{i}", "queued")) for i in range(10_000)]
+                many: list[tuple[Op, Run]] = [
+                    ("insert", run(f"x{i}", "queued")) for i in range(10_000)
+                ]
                 board.apply(Changes(many, at=4000, xid=1))
                 for _ in range(2):
                     page = (await api.get("/api/runs")).json()
@@ -383,7 +411,9 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
             assert (await api.get("/api/runs/a")).json()["status"] == "failed"
 
 
-async def test_a_query_that_was_asked_before_a_change_and_answered_behind_a_later_one(database: str) -> None:
+async def test_a_query_that_was_asked_before_a_change_and_answered_behind_a_later_one(
+    database: str,
+) -> None:
     """The first takes a second for its answer. Meanwhile a run changes, and a second query sees that."""
     execute(database, "CREATE TABLE naps AS SELECT 1.0 AS seconds")
     execute(
@@ -410,7 +440,9 @@ async def test_a_query_that_was_asked_before_a_change_and_answered_behind_a_late
 
 
 @asynccontextmanager
-async def committed_but_unseen(writer: psycopg.AsyncConnection, server: Postgres) -> AsyncIterator[None]:
+async def committed_but_unseen(
+    writer: psycopg.AsyncConnection, server: Postgres
+) -> AsyncIterator[None]:
     waits = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     commit = asyncio.create_task(writer.commit())
     while not execute(server.url(), f"SELECT 1 {waits}"):
@@ -435,20 +467,31 @@ async def test_words_of_the_table(database: str) -> None:
     async with serving(database, statuses=statuses) as api:
         assert (await api.post("/api/runs", json={"id": "a"})).json()["status"] == "queued"
         assert execute(database, "SELECT status FROM runs") == [("new",)]
-        assert (await api.patch("/api/runs/a", json={"status": "running"})).json()["status"] == "running"
+        assert (await api.patch("/api/runs/a", json={"status": "running"})).json()[
+            "status"
+        ] == "running"
         assert execute(database, "SELECT status FROM runs") == [("running",)]
-        assert (await api.patch("/api/runs/a", json={"status": "completed"})).json()["status"] == "completed"
+        assert (await api.patch("/api/runs/a", json={"status": "completed"})).json()[
+            "status"
+        ] == "completed"
         assert execute(database, "SELECT status FROM runs") == [("done",)]
         execute(
-            database, "INSERT INTO runs (id, status) VALUES ('b', 'ok'), ('c', 'completed'), ('d', 'odd')"
+            database,
+            "INSERT INTO runs (id, status) VALUES ('b', 'ok'), ('c', 'completed'), ('d', 'odd')",
         )
         found = (await api.get("/api/runs?status=completed")).json()["runs"]
         assert [each["id"] for each in found] == ["a", "b", "c"]
         assert (
-            "'ok'" not in problem(await api.patch("/api/runs/b", json={"status": "running"}), 409)["detail"]
+            "'ok'"
+            not in problem(await api.patch("/api/runs/b", json={"status": "running"}), 409)[
+                "detail"
+            ]
         )
         assert "'odd'" in problem(await api.get("/api/runs/d"), 404)["detail"]
-        assert "'odd'" in problem(await api.patch("/api/runs/d", json={"status": "running"}), 409)["detail"]
+        assert (
+            "'odd'"
+            in problem(await api.patch("/api/runs/d", json={"status": "running"}), 409)["detail"]
+        )
         assert [each["id"] for each in await pages(api, limit=1)] == ["a", "b", "c"]
 
 
@@ -477,33 +520,50 @@ async def test_columns_of_other_types(database: str) -> None:
         assert ended["completed_at"].endswith("Z")
         assert ended["agent"] == "x    "
         for agent, count in (("x    ", 1), ("x", 0)):  # as it is told, so that /ws finds the same
-            assert len((await api.get("/api/runs", params={"agent": agent})).json()["runs"]) == count
+            assert (
+                len((await api.get("/api/runs", params={"agent": agent})).json()["runs"]) == count
+            )
         for _ in range(12):
             await api.post("/api/runs", json={})
         assert [each["id"] for each in await pages(api, limit=5)] == [str(i) for i in range(1, 14)]
         assert len((await api.get("/api/runs?status=queued&task_id=no-uuid")).json()["runs"]) == 0
         assert len((await api.get("/api/runs?status=queued")).json()["runs"]) == 12
 
-        assert "12.5" in problem(await api.post("/api/runs", json={"progress": 12.5}), 422)["detail"]
-        assert "12.5" in problem(await api.patch("/api/runs/2", json={"progress": 12.5}), 422)["detail"]
-        assert "nope" in problem(await api.patch("/api/runs/2", json={"task_id": "nope"}), 422)["detail"]
-        assert "20" in problem(await api.patch("/api/runs/2", json={"error": "x" * 21}), 422)["detail"]
+        assert (
+            "12.5" in problem(await api.post("/api/runs", json={"progress": 12.5}), 422)["detail"]
+        )
+        assert (
+            "12.5"
+            in problem(await api.patch("/api/runs/2", json={"progress": 12.5}), 422)["detail"]
+        )
+        assert (
+            "nope"
+            in problem(await api.patch("/api/runs/2", json={"task_id": "nope"}), 422)["detail"]
+        )
+        assert (
+            "20" in problem(await api.patch("/api/runs/2", json={"error": "x" * 21}), 422)["detail"]
+        )
         assert "x" in problem(await api.post("/api/runs", json={"id": "x"}), 422)["detail"]
         for nobody in ("x", "99999999999999999999999", "-1"):
             problem(await api.get(f"/api/runs/{nobody}"), 404)
             problem(await api.patch(f"/api/runs/{nobody}", json={"status": "running"}), 404)
-        assert fields(problem(await api.get("/api/runs", params={"cursor": "eA"}), 422)) == ["cursor"]
+        assert fields(problem(await api.get("/api/runs", params={"cursor": "eA"}), 422)) == [
+            "cursor"
+        ]
 
 
 async def test_a_table_of_two_columns(database: str) -> None:
     execute(
-        database, 'CREATE SCHEMA "My"; CREATE TABLE "My"."Ru""ns; {x}" (id uuid PRIMARY KEY, status text)'
+        database,
+        'CREATE SCHEMA "My"; CREATE TABLE "My"."Ru""ns; {x}" (id uuid PRIMARY KEY, status text)',
     )
     async with serving(database, table='My.Ru"ns; {x}') as api:
         new = (await api.post("/api/runs", json={"status": "running"})).json()
         assert new.keys() == {"id", "status"}
         path = f"/api/runs/{new['id']}"
-        assert (await api.patch(path, json={"status": "completed"})).json() == new | {"status": "completed"}
+        assert (await api.patch(path, json={"status": "completed"})).json() == new | {
+            "status": "completed"
+        }
         assert fields(problem(await api.patch(path, json={"progress": 1, "agent": "x"}), 422)) == [
             "progress",
             "agent",
@@ -526,7 +586,9 @@ async def test_a_table_without_ids_of_its_own(database: str) -> None:
             "status": "queued",
             "progress": 5,
         }
-        assert fields(problem(await api.patch("/api/runs/1", json={"progress": 1}), 422)) == ["progress"]
+        assert fields(problem(await api.patch("/api/runs/1", json={"progress": 1}), 422)) == [
+            "progress"
+        ]
     async with serving(database, table="always") as api:
         assert (await api.post("/api/runs", json={})).json()["id"] == "1"
         problem(await api.post("/api/runs", json={"id": "7"}), 422)
@@ -544,15 +606,21 @@ async def test_rules_of_the_table(database: str) -> None:
         CREATE TRIGGER no BEFORE INSERT OR UPDATE ON runs FOR EACH ROW EXECUTE FUNCTION no()""",
     )
     async with serving(database) as api:
-        assert "tasks" in problem(await api.patch("/api/runs/b", json={"task_id": "x"}), 422)["detail"]
+        assert (
+            "tasks" in problem(await api.patch("/api/runs/b", json={"task_id": "x"}), 422)["detail"]
+        )
         assert (
             "(agent)=(taken)"
             in problem(await api.patch("/api/runs/b", json={"agent": "taken"}), 409)["detail"]
         )
         assert (
-            "(agent)=(taken)" in problem(await api.post("/api/runs", json={"agent": "taken"}), 409)["detail"]
+            "(agent)=(taken)"
+            in problem(await api.post("/api/runs", json={"agent": "taken"}), 409)["detail"]
         )
-        assert problem(await api.patch("/api/runs/b", json={"error": "odd"}), 422)["detail"] == "not today"
+        assert (
+            problem(await api.patch("/api/runs/b", json={"error": "odd"}), 422)["detail"]
+            == "not today"
+        )
         problem(await api.patch("/api/runs/b", json={"error": "skip"}), 409)
         problem(await api.post("/api/runs", json={"error": "skip"}), 409)
         execute(
@@ -561,7 +629,9 @@ async def test_rules_of_the_table(database: str) -> None:
         )
         assert fields(problem(await api.post("/api/runs", json={}), 422)) == ["needed"]
         execute(database, "ALTER TABLE runs ADD CHECK (progress < 50)")
-        assert "check" in problem(await api.patch("/api/runs/b", json={"progress": 60}), 422)["detail"]
+        assert (
+            "check" in problem(await api.patch("/api/runs/b", json={"progress": 60}), 422)["detail"]
+        )
 
 
 async def test_a_column_that_comes_and_goes(api: httpx.AsyncClient, database: str) -> None:
@@ -582,7 +652,10 @@ async def test_tables_that_the_operator_must_mend(database: str, superuser_url: 
         assert "GRANT" in problem(await api.get("/api/runs/a"), 503)["detail"]
         execute(superuser_url, "GRANT SELECT ON missing TO cecelia")
         assert (await api.get("/api/runs/a")).status_code == 200
-        assert "GRANT" in problem(await api.patch("/api/runs/a", json={"status": "running"}), 503)["detail"]
+        assert (
+            "GRANT"
+            in problem(await api.patch("/api/runs/a", json={"status": "running"}), 503)["detail"]
+        )
 
 
 async def test_a_role_with_settings_of_its_own(database: str, superuser_url: str) -> None:
@@ -595,7 +668,12 @@ async def test_a_role_with_settings_of_its_own(database: str, superuser_url: str
         f"ALTER ROLE cecelia IN DATABASE {name} SET extra_float_digits = -15",
     )
     async with serving(database) as api:
-        new = {"id": "€", "status": "queued", "progress": 33.3, "started_at": "2026-11-21T06:32:03.25Z"}
+        new = {
+            "id": "€",
+            "status": "queued",
+            "progress": 33.3,
+            "started_at": "2026-11-21T06:32:03.25Z",
+        }
         assert (await api.post("/api/runs", json=new)).json() == new
         assert (await api.get("/api/runs/€")).json() == new
 
@@ -678,7 +756,12 @@ async def test_bodies_that_are_too_large(api: httpx.AsyncClient) -> None:
 
 async def test_bodies_that_hurt_a_parser(api: httpx.AsyncClient) -> None:
     headers = {"content-type": "application/json"}
-    for content in (b"[" * 100_000, b'{"progress":' + b"9" * 5000 + b"}", b'{"id":"\xff"}', b"\xff\xfe"):
+    for content in (
+        b"[" * 100_000,
+        b'{"progress":' + b"9" * 5000 + b"}",
+        b'{"id":"\xff"}',
+        b"\xff\xfe",
+    ):
         answer = await api.post("/api/runs", content=content, headers=headers)
         problem(answer, answer.status_code if answer.status_code in (400, 422) else 422)
 
@@ -816,7 +899,9 @@ async def test_the_requests_of_one_address_leave_the_others_their_turn(
         await other.execute("UPDATE runs SET progress = 1 WHERE id = 'a'")
         loop = asyncio.get_running_loop()
         began = loop.time()
-        changes = [asyncio.create_task(bad.patch("/api/runs/a", json={"agent": "x"})) for _ in range(12)]
+        changes = [
+            asyncio.create_task(bad.patch("/api/runs/a", json={"agent": "x"})) for _ in range(12)
+        ]
         locks = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
         await eventually(lambda: execute(database, locks) == [(concurrency.MAX_REQUESTS,)])
         assert (await api.get("/api/runs/a")).status_code == 200
@@ -911,7 +996,10 @@ async def test_openapi(api: httpx.AsyncClient) -> None:
 async def test_a_page_of_another_port_may_read_and_write(api: httpx.AsyncClient) -> None:
     """CORS (the fetch standard, section 3.2): the guard decides who comes as far as this."""
     page = {"Origin": "http://localhost:3000"}
-    asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "content-type"}
+    asked = {
+        "Access-Control-Request-Method": "PATCH",
+        "Access-Control-Request-Headers": "content-type",
+    }
     preflight = await api.options("/api/runs/r", headers=page | asked)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "*"

@@ -23,10 +23,17 @@ from tests.support.template import ROLE, TEMPLATE
 
 def run(*arguments: str, code: int = 0, **settings: object) -> str:
     """What a command prints, all of it; it must exit with this status."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
+    }
     environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
     done = subprocess.run(
-        [*BRAIN, *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*BRAIN, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     said = done.stdout + done.stderr
     assert done.returncode == code, said
@@ -81,7 +88,9 @@ def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) ->
         brain.process.kill()
         brain.process.wait()
     assert "Traceback" not in brain.log()
-    until = time.monotonic() + PATIENCE  # told twice, it does not wait for PostgreSQL, which ends at once
+    until = (
+        time.monotonic() + PATIENCE
+    )  # told twice, it does not wait for PostgreSQL, which ends at once
     while left := [line for line in _processes() if str(brain.folder) in line]:
         assert time.monotonic() < until, (left, brain.log())
         time.sleep(0.01)
@@ -123,13 +132,18 @@ def test_the_welcome_is_true(embedded: Brain) -> None:
 
 def test_psql_is_bundled(embedded: Brain) -> None:
     said = run(
-        "psql", "-XAtc", "SELECT current_user, current_database()", data_dir=embedded.folder / ".brain"
+        "psql",
+        "-XAtc",
+        "SELECT current_user, current_database()",
+        data_dir=embedded.folder / ".brain",
     )
     assert said.strip() == "cecelia|cecelia"
 
 
 def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
-    assert "start `brain serve` there, or set BRAIN_DATABASE_URL" in run("psql", code=2, data_dir=tmp_path)
+    assert "start `brain serve` there, or set BRAIN_DATABASE_URL" in run(
+        "psql", code=2, data_dir=tmp_path
+    )
 
 
 def test_version() -> None:
@@ -174,7 +188,9 @@ def test_init_db_makes_another_table(postgres: Postgres) -> None:
         ({"host": "203.0.113.7"}, "port 5221 of 203.0.113.7 cannot be listened on"),
     ],
 )
-def test_a_wrong_setting_is_one_clear_error(settings: dict[str, str], says: str, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_one_clear_error(
+    settings: dict[str, str], says: str, tmp_path: Path
+) -> None:
     said = run("serve", code=2, **{"data_dir": tmp_path, **settings})
     assert says in said
     assert "secret" not in said
@@ -275,7 +291,9 @@ def test_watch_shows_the_token_of_the_environment(database: str) -> None:
         execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
         url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
         assert "ended with 4401" in run("watch", url, code=2)
-        assert "refuses with 401: the token is not valid" in run("watch", url, code=2, token="hunter2")
+        assert "refuses with 401: the token is not valid" in run(
+            "watch", url, code=2, token="hunter2"
+        )
         for lasts in (3, 15, 60):  # a busy machine may not even have begun while a short one lasts
             said = run("watch", url, code=2, token=token(exp=time.time() + lasts))
             if "refuses with 401: the token has expired" not in said:
@@ -367,13 +385,21 @@ def test_serve_does_not_say_that_it_follows_what_it_does_not(database: str) -> N
 
 def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
-        commands = [line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)]
+        commands = [
+            line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)
+        ]
         assert len(commands) == 2
         environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
         assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
         command = commands[1].split("one", 1)[1]
         said = subprocess.run(
-            command, shell=True, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
+            command,
+            shell=True,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
         ).stdout
         assert json.loads(said)["id"] == "test-run-1"
 
@@ -399,6 +425,10 @@ def test_what_libraries_log_is_a_line_like_ours() -> None:
         "logging.getLogger('psycopg').info('nothing')"
     )
     said = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     ).stderr
     assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', said), said

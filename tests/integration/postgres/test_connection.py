@@ -25,7 +25,12 @@ PLAIN = "postgresql://u:secret@h:5433/d"
 PASTED = {
     PLAIN: {"user": "u", "password": "secret", "host": "h", "port": "5433", "dbname": "d"},
     "postgres://u:secret@h/d": {"user": "u", "password": "secret", "host": "h", "dbname": "d"},
-    "postgresql+asyncpg://u:secret@h/d": {"user": "u", "password": "secret", "host": "h", "dbname": "d"},
+    "postgresql+asyncpg://u:secret@h/d": {
+        "user": "u",
+        "password": "secret",
+        "host": "h",
+        "dbname": "d",
+    },
     "PostgreSQL+psycopg2://h/d": {"host": "h", "dbname": "d"},
     f" {PLAIN}\n": {"user": "u", "password": "secret", "host": "h", "port": "5433", "dbname": "d"},
     "postgresql://h/d?schema=public&sslmode=require&pgbouncer=true": {
@@ -140,10 +145,14 @@ async def test_why_names_the_sqlstate(database: str) -> None:
 async def settings(url: str, *names: str, statement_timeout: str = "0") -> list[str | None]:
     conn = await connect(url, "test", statement_timeout=statement_timeout)
     async with conn:
-        return [(await (await conn.execute(f"SHOW {name}".encode())).fetchall())[0][0] for name in names]
+        return [
+            (await (await conn.execute(f"SHOW {name}".encode())).fetchall())[0][0] for name in names
+        ]
 
 
-async def test_the_session_wins_over_a_role_and_a_database(database: str, superuser_url: str) -> None:
+async def test_the_session_wins_over_a_role_and_a_database(
+    database: str, superuser_url: str
+) -> None:
     name = superuser_url.rpartition("/")[2]
     odd = {
         "datestyle": "'SQL, DMY'",
@@ -160,7 +169,12 @@ async def test_the_session_wins_over_a_role_and_a_database(database: str, superu
         execute(superuser_url, f"ALTER DATABASE {name} SET {setting} = {value}")
     names = [*SESSION, "client_encoding", "search_path"]
     found = dict(zip(names, await settings(database, *names), strict=True))
-    assert found == {**SESSION, "datestyle": "ISO, MDY", "client_encoding": "UTF8", "search_path": "odd"}
+    assert found == {
+        **SESSION,
+        "datestyle": "ISO, MDY",
+        "client_encoding": "UTF8",
+        "search_path": "odd",
+    }
 
     conn = await connect(database, "test")
     async with conn:
@@ -174,7 +188,12 @@ async def test_options_of_the_url_are_kept(database: str) -> None:
         f"{database}?options=-c%20search_path%3Done,two%20-c%20datestyle%3DGerman&application_name=mine&connect_timeout=9"
     )
     names = ("search_path", "datestyle", "application_name", "statement_timeout")
-    assert await settings(url, *names, statement_timeout="7s") == ["one,two", "ISO, MDY", "mine", "7s"]
+    assert await settings(url, *names, statement_timeout="7s") == [
+        "one,two",
+        "ISO, MDY",
+        "mine",
+        "7s",
+    ]
     assert parameters(url, "test")["connect_timeout"] == "9"
     assert await settings(database, "application_name") == ["test"]
 

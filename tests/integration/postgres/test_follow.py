@@ -48,7 +48,9 @@ def test_a_state_is_said_once() -> None:
         state.change("poll", "wal_level", "why", "cure")
         state.change("replication")
         state.change("poll", "lost", "another reason")
-    assert [(line["log_level"], line["now"], line.get("detail"), line.get("hint")) for line in logs] == [
+    assert [
+        (line["log_level"], line["now"], line.get("detail"), line.get("hint")) for line in logs
+    ] == [
         ("warning", "none", "connection refused", None),
         ("info", "poll", "why", "cure"),
         ("info", "poll", "another reason", None),
@@ -130,7 +132,10 @@ async def test_a_slow_scan_is_said_once_and_when_it_is_over(database: str) -> No
         for pause in (0.1, 0.6, 2.0, 0.4, 0.0):
             f._warn_if_slow(pause)
             assert f.state.slow == (pause > 0.5)
-    assert [(line["slow"], line["seconds_between_scans"]) for line in logs] == [(True, 0.6), (False, 0.4)]
+    assert [(line["slow"], line["seconds_between_scans"]) for line in logs] == [
+        (True, 0.6),
+        (False, 0.4),
+    ]
 
 
 # Climbing.
@@ -156,12 +161,16 @@ async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
             await asyncio.sleep(wait)
         assert [task for task in asyncio.all_tasks() if task.get_name() in ("climb", "watch")] == []
     async with asyncio.timeout(PATIENCE):
-        while execute(database, "SELECT FROM pg_replication_slots WHERE database = current_database()"):
+        while execute(
+            database, "SELECT FROM pg_replication_slots WHERE database = current_database()"
+        ):
             await asyncio.sleep(0.02)
     assert f.follow.state.losses == 0
 
 
-async def test_patience_grows_with_every_try(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_patience_grows_with_every_try(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.05, 0.1, 0.3))
     open_stream = replication.Stream.open
     waits: list[float] = []
@@ -190,7 +199,9 @@ async def test_a_key_that_goes_while_a_slot_waits(database: str) -> None:
             await f.source("poll")
             query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database() AND wait_event_type = 'Lock'"
             await f.until(lambda: bool(execute(database, query)))
-            await f.sql("INSERT INTO runs (id) VALUES ('a')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+            await f.sql(
+                "INSERT INTO runs (id) VALUES ('a')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey"
+            )
             await f.until(lambda: f.follow.state.code == "replica_identity")
             assert f.follow._slot_tries == 0
             await f.sql("UPDATE runs SET status = 'running'")
@@ -230,7 +241,9 @@ async def lose(f: Following, *statements: str) -> None:
     )
 
 
-async def test_what_the_stream_did_not_say_is_found(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_stream_did_not_say_is_found(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the comparison with the table, though many watches have looked since and found nothing amiss."""
     monkeypatch.setattr(follow, "COMPARE_EVERY", 0.5)
     async with Following(database, "replication") as f:

@@ -130,12 +130,18 @@ async def test_a_word_of_status_may_be_any(database: str) -> None:
             poll = Poll(conn, RUNS, Decoder(words, 1000), Board(1 << 20), None)
             await poll.look()
             rows = [run async for piece in poll.read() for run in piece.rows]
-            assert sorted(run[:2] for run in rows) == [("a", "running"), ("b", "queued"), ("c", "running")]
+            assert sorted(run[:2] for run in rows) == [
+                ("a", "running"),
+                ("b", "queued"),
+                ("c", "running"),
+            ]
 
 
 async def test_the_first_answer_tells_what_became_of_runs_that_are_known(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
-        await writer.execute("INSERT INTO runs VALUES ('a', 'queued'), ('b', 'running'), ('c', 'running')")
+        await writer.execute(
+            "INSERT INTO runs VALUES ('a', 'queued'), ('b', 'running'), ('c', 'running')"
+        )
         await reader.read()
         await writer.execute("UPDATE runs SET status = 'failed' WHERE id = 'b'")
         await writer.execute("DELETE FROM runs WHERE id = 'c'")
@@ -145,7 +151,11 @@ async def test_the_first_answer_tells_what_became_of_runs_that_are_known(databas
 
 
 async def test_an_open_transaction_holds_the_horizon_and_nothing_comes_twice(database: str) -> None:
-    async with writing(database) as writer, reading(database) as reader, connected(database) as holder:
+    async with (
+        writing(database) as writer,
+        reading(database) as reader,
+        connected(database) as holder,
+    ):
         await writer.execute("INSERT INTO runs (id) SELECT i FROM generate_series(1, 20) i")
         assert len(await reader.read()) == 20
         await holder.execute("UPDATE runs SET progress = 1 WHERE id = '1'")
@@ -254,7 +264,9 @@ async def test_rows_come_in_pieces(database: str) -> None:
         assert before - 1 < reader.pieces[0].at / 1e6 < time.time() + 1
 
 
-async def test_an_answer_that_is_not_taken_to_its_end_does_not_move_the_moment(database: str) -> None:
+async def test_an_answer_that_is_not_taken_to_its_end_does_not_move_the_moment(
+    database: str,
+) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await reader.read()
         before = reader.poll.moment
@@ -307,7 +319,9 @@ async def test_nothing_is_scanned_where_nothing_was_committed(database: str) -> 
         assert await scans() == after
 
 
-async def test_a_costly_scan_is_followed_by_a_pause(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_costly_scan_is_followed_by_a_pause(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with writing(database) as writer, reading(database) as reader:
         for _ in range(3):
             await writer.execute(
@@ -336,7 +350,11 @@ async def test_waiting_for_a_lock_is_no_cost_of_the_scan(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 1e9)  # whatever the clock says is believed
-    async with writing(database) as writer, reading(database) as reader, connected(database) as conn:
+    async with (
+        writing(database) as writer,
+        reading(database) as reader,
+        connected(database) as conn,
+    ):
         for _ in range(2):
             await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
             await conn.execute("LOCK runs")
@@ -464,7 +482,9 @@ async def test_another_server_whose_snapshot_reads_the_same(database: str) -> No
 
 
 @pytest.mark.parametrize("lead", [1, 1_000_000, -(2**31)])
-async def test_an_older_state_was_put_back_or_one_beyond_reckoning(database: str, lead: int) -> None:
+async def test_an_older_state_was_put_back_or_one_beyond_reckoning(
+    database: str, lead: int
+) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs SELECT i, 'running' FROM generate_series(1, 1500) i")
         await reader.read()
@@ -497,7 +517,9 @@ async def test_the_same_table_with_another_type_of_id(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'running')")
         await reader.read()
-        await writer.execute("ALTER TABLE runs ALTER id DROP DEFAULT, DROP CONSTRAINT runs_id_check")
+        await writer.execute(
+            "ALTER TABLE runs ALTER id DROP DEFAULT, DROP CONSTRAINT runs_id_check"
+        )
         await writer.execute("ALTER TABLE runs ALTER id TYPE uuid USING gen_random_uuid()")
         await reader.poll.look()
         assert len(await reader.read()) == 1

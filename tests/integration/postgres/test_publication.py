@@ -150,8 +150,12 @@ async def test_names_that_must_be_quoted(database: str) -> None:
 async def test_a_partitioned_table_is_published_as_a_whole(any_database: str) -> None:
     execute(any_database, "DROP TABLE runs")
     execute(any_database, f"DROP PUBLICATION {NAME}")
-    execute(any_database, "CREATE TABLE runs (id text PRIMARY KEY, status text) PARTITION BY HASH (id)")
-    execute(any_database, "CREATE TABLE leaf PARTITION OF runs FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+    execute(
+        any_database, "CREATE TABLE runs (id text PRIMARY KEY, status text) PARTITION BY HASH (id)"
+    )
+    execute(
+        any_database, "CREATE TABLE leaf PARTITION OF runs FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+    )
     await ensured(any_database)
     assert publications(any_database) == [(NAME, "runs")]
     for made in ("FOR TABLE runs", "FOR TABLE leaf"):
@@ -208,8 +212,14 @@ async def test_columns_that_are_computed_when_they_are_read(database: str) -> No
         ("ALTER TABLE runs SET UNLOGGED", "UNLOGGED"),
         ("ALTER TABLE runs REPLICA IDENTITY NOTHING", "replica identity"),
         ("ALTER TABLE runs DROP CONSTRAINT runs_pkey", "replica identity"),
-        ("ALTER TABLE runs DROP CONSTRAINT runs_pkey, ADD PRIMARY KEY (id) DEFERRABLE", "replica identity"),
-        ("ALTER TABLE runs DROP CONSTRAINT runs_pkey, ADD n int PRIMARY KEY DEFAULT 1", "replica identity"),
+        (
+            "ALTER TABLE runs DROP CONSTRAINT runs_pkey, ADD PRIMARY KEY (id) DEFERRABLE",
+            "replica identity",
+        ),
+        (
+            "ALTER TABLE runs DROP CONSTRAINT runs_pkey, ADD n int PRIMARY KEY DEFAULT 1",
+            "replica identity",
+        ),
     ],
 )
 async def test_where_it_would_hurt_it_is_not_made_and_the_cure_works(
@@ -231,7 +241,10 @@ async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
     for key in ("", "ALTER TABLE runs_old ADD PRIMARY KEY (id)"):
         execute(any_database, key)
         found = await refused(any_database)
-        assert (found.code, "other tables inherit from public.runs" in found.detail) == ("inheritance", True)
+        assert (found.code, "other tables inherit from public.runs" in found.detail) == (
+            "inheritance",
+            True,
+        )
         execute(any_database, init_sql(RUNS))
         assert publications(any_database) == []
         execute(
@@ -278,9 +291,14 @@ async def test_a_child_that_is_made_while_it_is_streamed(
         ),
     ],
 )
-async def test_the_table_is_taken_out_of_it_and_put_back(any_database: str, harm: str, mend: str) -> None:
+async def test_the_table_is_taken_out_of_it_and_put_back(
+    any_database: str, harm: str, mend: str
+) -> None:
     execute(any_database, "CREATE TABLE other (id text PRIMARY KEY)")
-    execute(any_database, f"INSERT INTO runs (id) VALUES ('a'); ALTER PUBLICATION {NAME} ADD TABLE other")
+    execute(
+        any_database,
+        f"INSERT INTO runs (id) VALUES ('a'); ALTER PUBLICATION {NAME} ADD TABLE other",
+    )
     for statement in harm.split("; "):
         execute(any_database, statement)
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
@@ -322,7 +340,10 @@ async def test_a_publication_that_is_not_ours_is_left_and_its_end_is_the_cure(
     stop, _, rest = found.hint.partition(";")
     assert stop == f'DROP PUBLICATION "{NAME}"'
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-        execute(database, f"UPDATE {'a' if mend else 'runs'} SET progress = 1; UPDATE runs SET progress = 1")
+        execute(
+            database,
+            f"UPDATE {'a' if mend else 'runs'} SET progress = 1; UPDATE runs SET progress = 1",
+        )
     execute(superuser_url, stop)
     execute(database, "UPDATE runs SET progress = 1")
     execute(superuser_url, mend or rest)
@@ -343,7 +364,9 @@ async def test_a_key_that_goes_and_comes_back_while_it_is_streamed(
     monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.1)
     async with Following(database, "auto") as f:
         await f.source("replication")
-        await f.sql("INSERT INTO runs VALUES ('a', 'running')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+        await f.sql(
+            "INSERT INTO runs VALUES ('a', 'running')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey"
+        )
         await f.until(lambda: f.follow.state.code == "replica_identity")
         await f.sql("UPDATE runs SET status = 'failed'")
         await f.pushed("a", "failed")

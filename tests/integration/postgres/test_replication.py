@@ -127,7 +127,11 @@ async def test_a_transaction_that_the_last_poll_has_seen_is_left_out(database: s
             await stream.start(visible, await poll.insert_lsn())
         execute(database, "INSERT INTO runs (id) VALUES ('after')")
         taken = await until(stream, "after")
-        assert [run[ID] for changes in taken for _, run in changes.rows] == ["between", "held", "after"]
+        assert [run[ID] for changes in taken for _, run in changes.rows] == [
+            "between",
+            "held",
+            "after",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -167,14 +171,18 @@ async def test_other_tables_log_is_let_go(database: str, monkeypatch: pytest.Mon
     execute(database, "CREATE TABLE other (t text)")
     async with streaming(database) as stream:
         for _ in range(3):
-            execute(database, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+            execute(
+                database, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)"
+            )
             ((lsn,),) = execute(database, "SELECT pg_current_wal_insert_lsn()")
             async with asyncio.timeout(PATIENCE):
                 while execute(database, behind.format(lsn)) != [(True,)]:
                     assert await stream.read() == []
 
 
-async def test_a_server_that_asks_is_answered(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_asks_is_answered(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is sent unasked here, and the walsender ends a connection that owes it an answer."""
     monkeypatch.setattr(replication, "SENDER_TIMEOUT", "500ms")
     monkeypatch.setattr(replication, "IDLE", 0.02)
@@ -187,7 +195,9 @@ async def test_a_server_that_asks_is_answered(database: str, monkeypatch: pytest
         await until(stream, "a")
 
 
-async def test_a_reader_that_is_busy_keeps_the_stream(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_is_busy_keeps_the_stream(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replication, "SENDER_TIMEOUT", "500ms")
     monkeypatch.setattr(replication, "STATUS_EVERY", 0.1)
     async with streaming(database) as stream:
@@ -270,7 +280,9 @@ async def _noticed(proxy: Proxy, database: str) -> None:
         proxy.speak()
 
 
-async def test_who_falls_silent_is_followed_again(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_falls_silent_is_followed_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
     monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
     monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)

@@ -41,7 +41,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def following(url: str, mode: Mode, source: str = "", **more: Any) -> AsyncIterator[Following]:
+async def following(
+    url: str, mode: Mode, source: str = "", **more: Any
+) -> AsyncIterator[Following]:
     """A Following that has begun, and that equals the table when the block ends."""
     async with Following(url, mode, **more) as f:
         await f.source(source)
@@ -78,11 +80,16 @@ async def test_insert_update_delete(database: str, mode: Mode) -> None:
         assert ("a" in f.board) == (mode == "poll")
 
 
-async def test_an_update_that_changes_nothing_is_pushed_by_who_can_see_it(database: str, mode: Mode) -> None:
+async def test_an_update_that_changes_nothing_is_pushed_by_who_can_see_it(
+    database: str, mode: Mode
+) -> None:
     async with following(database, mode) as f:
         await f.sql("INSERT INTO runs VALUES ('a', 'running')")
         await f.pushed("a", "running")
-        await f.sql("UPDATE runs SET status = 'running' WHERE id = 'a'", "INSERT INTO runs (id) VALUES ('z')")
+        await f.sql(
+            "UPDATE runs SET status = 'running' WHERE id = 'a'",
+            "INSERT INTO runs (id) VALUES ('z')",
+        )
         await f.pushed("z", "queued")
         assert f.told().count(("a", "running")) == (1 if mode == "poll" else 2)
 
@@ -147,7 +154,9 @@ async def test_two_phase_commit(database: str, mode: Mode) -> None:
 
 async def test_ten_thousand_rows_in_one_transaction(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
-        await f.sql("INSERT INTO runs (id, progress) SELECT i, i % 100 FROM generate_series(1, 10000) i")
+        await f.sql(
+            "INSERT INTO runs (id, progress) SELECT i, i % 100 FROM generate_series(1, 10000) i"
+        )
         await f.settled()
         assert len(f.pushes) == 10_000
         assert max(len(event.rows) for event in f.events) == 1000
@@ -163,7 +172,9 @@ async def test_a_change_of_the_key(database: str, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
-async def test_a_value_that_is_not_sent_is_not_lost(database: str, mode: Mode, identity: str) -> None:
+async def test_a_value_that_is_not_sent_is_not_lost(
+    database: str, mode: Mode, identity: str
+) -> None:
     """PostgreSQL leaves an unchanged large value out of the stream (TOAST)."""
     async with Following(database, mode) as before:
         await before.sql(
@@ -204,13 +215,17 @@ async def test_the_longest_id_that_a_key_may_have(database: str, mode: Mode) -> 
 async def test_text_is_cut_to_the_bound(database: str, mode: Mode) -> None:
     async with Following(database, mode, max_text=100) as f:
         await f.source()
-        await f.sql("INSERT INTO runs (id, status, error) VALUES ('a', 'running', repeat('é', 1000000))")
+        await f.sql(
+            "INSERT INTO runs (id, status, error) VALUES ('a', 'running', repeat('é', 1000000))"
+        )
         await f.pushed("a", "running")
         await f.sql("UPDATE runs SET status = 'failed'")
         await f.pushed("a", "failed")
         assert {run[7] for run in f.pushes} == {"é" * 100 + CUT}
         # Cut alike by both ways of reading, or every Snapshot would push it again.
-        await f.sql("UPDATE runs SET error = repeat('é', 100)", "INSERT INTO runs (id) VALUES ('z')")
+        await f.sql(
+            "UPDATE runs SET error = repeat('é', 100)", "INSERT INTO runs (id) VALUES ('z')"
+        )
         await f.pushed("z", "queued")
         assert f.run("a")[7] == "é" * 100
 
@@ -231,7 +246,8 @@ async def test_texts_that_are_hard_to_carry(database: str, mode: Mode) -> None:
     async with following(database, mode) as f, connected(database) as conn:
         for i, text in enumerate(texts):
             await conn.execute(
-                "INSERT INTO runs (id, error, agent) VALUES (%s, %s, %s)", (f"{i}{text}", text, text)
+                "INSERT INTO runs (id, error, agent) VALUES (%s, %s, %s)",
+                (f"{i}{text}", text, text),
             )
         await conn.commit()
         await f.settled()
@@ -279,7 +295,10 @@ DROP TABLE runs;
         ("id uuid PRIMARY KEY DEFAULT gen_random_uuid(), status text", ""),
         ("id run_id PRIMARY KEY DEFAULT gen_random_uuid(), status mood_status", ""),
         ("id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, status varchar(20)", ""),
-        ("id int DEFAULT 7, status text, extra text, UNIQUE (extra, id), PRIMARY KEY (extra, id)", "extra"),
+        (
+            "id int DEFAULT 7, status text, extra text, UNIQUE (extra, id), PRIMARY KEY (extra, id)",
+            "extra",
+        ),
         (ODD_TYPES, ""),
         (
             "id text PRIMARY KEY, status text, progress real, started_at text DEFAULT '2026-11-21T09:30:00+05:30'",
@@ -329,7 +348,8 @@ async def test_a_partitioned_table(any_database: str, mode: Mode) -> None:
         await f.source()
         await f.sql("INSERT INTO runs SELECT i, 'queued', 'e' || i FROM generate_series(1, 20) i")
         await f.sql(
-            "UPDATE runs SET status = 'running' WHERE id::int > 10", "DELETE FROM runs WHERE id::int < 5"
+            "UPDATE runs SET status = 'running' WHERE id::int > 10",
+            "DELETE FROM runs WHERE id::int < 5",
         )
         await f.settled()
         await f.sql("UPDATE runs SET id = id || 'x'")
@@ -339,7 +359,9 @@ async def test_a_partitioned_table(any_database: str, mode: Mode) -> None:
         assert list(f.board._runs) == ["last"]
 
 
-async def test_the_role_has_settings_of_its_own(database: str, superuser_url: str, mode: Mode) -> None:
+async def test_the_role_has_settings_of_its_own(
+    database: str, superuser_url: str, mode: Mode
+) -> None:
     settings = {
         "client_encoding": "LATIN1",
         "datestyle": "SQL, DMY",
@@ -371,7 +393,8 @@ async def test_words_of_the_tables_own(database: str, mode: Mode) -> None:
     async with following(database, mode, statuses={"PENDING": "queued", "done": "completed"}) as f:
         await f.sql("ALTER TABLE runs DROP CONSTRAINT runs_status_check")
         await f.sql(
-            "INSERT INTO runs VALUES ('a', 'PENDING'), ('b', 'running')", "UPDATE runs SET status = 'done'"
+            "INSERT INTO runs VALUES ('a', 'PENDING'), ('b', 'running')",
+            "UPDATE runs SET status = 'done'",
         )
         await f.pushed("b", "completed")
         await f.settled()
@@ -400,7 +423,8 @@ async def test_dropped_and_made_again(database: str, mode: Mode) -> None:
         await f.source("none")
         await f.until(lambda: "brain init-db" in f.follow.state.detail)
         await f.sql(
-            "CREATE TABLE runs (id bigint PRIMARY KEY, status text)", "INSERT INTO runs VALUES (1, 'queued')"
+            "CREATE TABLE runs (id bigint PRIMARY KEY, status text)",
+            "INSERT INTO runs VALUES (1, 'queued')",
         )
         await f.source()
         await f.pushed("1", "queued")
@@ -432,10 +456,15 @@ async def test_dropped_and_made_again_at_once(database: str, mode: Mode) -> None
 async def test_another_table_takes_its_name(database: str, mode: Mode) -> None:
     """Its rows were written long before: no horizon would find them."""
     async with following(database, mode) as f:
-        await f.sql("CREATE TABLE next (LIKE runs INCLUDING ALL)", "INSERT INTO next VALUES ('n', 'running')")
+        await f.sql(
+            "CREATE TABLE next (LIKE runs INCLUDING ALL)",
+            "INSERT INTO next VALUES ('n', 'running')",
+        )
         await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'completed')")
         await f.pushed("b", "completed")
-        await f.sql("BEGIN", "ALTER TABLE runs RENAME TO old", "ALTER TABLE next RENAME TO runs", "COMMIT")
+        await f.sql(
+            "BEGIN", "ALTER TABLE runs RENAME TO old", "ALTER TABLE next RENAME TO runs", "COMMIT"
+        )
         await f.pushed("n", "running")
         await f.until(lambda: list(f.board._runs) == ["n"])
         await f.source()
@@ -492,7 +521,8 @@ async def test_a_publication_that_hides_something_is_polled_around(
     async with following(database, "auto") as f:
         await f.source("replication")
         await f.sql(
-            f"ALTER PUBLICATION brain_public_runs {alter}", "INSERT INTO runs VALUES ('a', 'running', 5)"
+            f"ALTER PUBLICATION brain_public_runs {alter}",
+            "INSERT INTO runs VALUES ('a', 'running', 5)",
         )
         await f.pushed("a", "running")
         await f.source("poll")
@@ -508,7 +538,9 @@ async def test_a_publication_that_hides_something_is_polled_around(
 
 async def test_a_view_is_polled(database: str) -> None:
     async with Following(database, "auto") as f:
-        await f.sql("ALTER TABLE runs RENAME TO base", "CREATE VIEW runs AS SELECT *, now() AS at FROM base")
+        await f.sql(
+            "ALTER TABLE runs RENAME TO base", "CREATE VIEW runs AS SELECT *, now() AS at FROM base"
+        )
         await f.sql("INSERT INTO base VALUES ('a', 'completed'), ('b', 'queued')")
     async with Following(database, "auto") as f:
         await f.until(lambda: "a view" in f.follow.state.detail)
@@ -523,7 +555,9 @@ async def test_a_view_is_polled(database: str) -> None:
 
 async def test_an_unlogged_table_is_polled_until_it_is_logged(database: str) -> None:
     async with Following(database, "auto") as f:
-        await f.sql("DROP TABLE runs", "CREATE UNLOGGED TABLE runs (id text PRIMARY KEY, status text)")
+        await f.sql(
+            "DROP TABLE runs", "CREATE UNLOGGED TABLE runs (id text PRIMARY KEY, status text)"
+        )
         await f.until(lambda: "UNLOGGED" in f.follow.state.detail)
         await f.sql("INSERT INTO runs VALUES ('a', 'running')")
         await f.settled()
@@ -573,17 +607,22 @@ async def test_a_table_whose_rows_cannot_be_told_apart(database: str, definition
 
 async def test_a_day_in_the_life(any_database: str, mode: Mode) -> None:
     async with following(any_database, mode) as f:
-        await f.sql("INSERT INTO runs (id, error) SELECT i, repeat('€', 50000) FROM generate_series(1, 10) i")
+        await f.sql(
+            "INSERT INTO runs (id, error) SELECT i, repeat('€', 50000) FROM generate_series(1, 10) i"
+        )
         await f.sql("UPDATE runs SET status = 'running', started_at = now() WHERE id > '5'")
         await f.settled()
-        await f.sql("BEGIN", "UPDATE runs SET progress = 1", "SAVEPOINT s", "UPDATE runs SET progress = 2")
+        await f.sql(
+            "BEGIN", "UPDATE runs SET progress = 1", "SAVEPOINT s", "UPDATE runs SET progress = 2"
+        )
         await f.sql("ROLLBACK TO s", "UPDATE runs SET agent = 'z' WHERE id = '9'", "COMMIT")
         await f.settled()
         await f.sql("BEGIN", "UPDATE runs SET status = 'failed'", "PREPARE TRANSACTION 'brain day'")
         await f.sql("INSERT INTO runs (id) VALUES ('now')", "COMMIT PREPARED 'brain day'")
         await f.settled()
         await f.sql(
-            "UPDATE runs SET id = 'x' || id WHERE id = 'now'", "DELETE FROM runs WHERE status = 'queued'"
+            "UPDATE runs SET id = 'x' || id WHERE id = 'now'",
+            "DELETE FROM runs WHERE status = 'queued'",
         )
         await f.settled()
         await f.sql("TRUNCATE runs", "INSERT INTO runs (id) VALUES ('last')")
@@ -630,7 +669,9 @@ def own_database(server: Postgres) -> Iterator[str]:
     server.drop_database(name)
 
 
-async def test_the_server_is_killed_and_comes_back(server: Postgres, own_database: str, mode: Mode) -> None:
+async def test_the_server_is_killed_and_comes_back(
+    server: Postgres, own_database: str, mode: Mode
+) -> None:
     async with following(own_database, mode) as f:
         await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'running')")
         await f.settled()
@@ -639,7 +680,9 @@ async def test_the_server_is_killed_and_comes_back(server: Postgres, own_databas
         await f.source("none")
         await asyncio.sleep(0.3)
         server.start()
-        await f.sql("UPDATE runs SET status = 'failed' WHERE id = 'a'", "DELETE FROM runs WHERE id = 'b'")
+        await f.sql(
+            "UPDATE runs SET status = 'failed' WHERE id = 'a'", "DELETE FROM runs WHERE id = 'b'"
+        )
         await f.pushed("a", "failed")
         await f.source()
         assert [snapshot.new for snapshot in f.snapshots()].count(True) == 0
@@ -680,7 +723,9 @@ async def test_climbs_when_there_is_room(server: Postgres, own_database: str, se
         server.restart(**{setting: before})
 
 
-async def test_climbs_when_the_role_may(postgres: Postgres, database: str, superuser_url: str) -> None:
+async def test_climbs_when_the_role_may(
+    postgres: Postgres, database: str, superuser_url: str
+) -> None:
     role = f"plain_{name_of(database)}"
     with psycopg.connect(superuser_url, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN".encode())
@@ -732,7 +777,9 @@ async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mod
     try:
         standby.start()
         url = standby.url(name_of(own_database), ROLE)
-        async with Following(url, "auto" if mode == "replication" else mode, writer=own_database) as f:
+        async with Following(
+            url, "auto" if mode == "replication" else mode, writer=own_database
+        ) as f:
             await f.source("poll")
             if mode == "replication":
                 await f.until(lambda: "read replica" in f.follow.state.detail)
@@ -779,7 +826,9 @@ async def test_a_commit_must_not_wait_for_brain(
             alter(names)
             await f.source("poll")
             await f.until(lambda: "every commit wait" in f.follow.state.detail)
-            await f.sql("SET synchronous_commit = local", "INSERT INTO runs VALUES ('a', 'running')")
+            await f.sql(
+                "SET synchronous_commit = local", "INSERT INTO runs VALUES ('a', 'running')"
+            )
             await f.pushed("a", "running")
         finally:
             alter("")

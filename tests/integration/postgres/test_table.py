@@ -71,14 +71,18 @@ def notices(url: str, query: str) -> list[str]:
 def published(url: str) -> list[str]:
     return [
         f"{row[0]}: {row[1]}"
-        for row in execute(url, "SELECT pubname, tablename FROM pg_publication_tables ORDER BY 1, 2")
+        for row in execute(
+            url, "SELECT pubname, tablename FROM pg_publication_tables ORDER BY 1, 2"
+        )
     ]
 
 
 def test_the_table_is_made_once(any_database: str) -> None:
     before = execute(any_database, CATALOG)
     assert published(any_database) == ["brain_public_runs: runs"]
-    assert notices(any_database, init_sql(RUNS)) == ['"public"."runs" is there already, and stays as it is']
+    assert notices(any_database, init_sql(RUNS)) == [
+        '"public"."runs" is there already, and stays as it is'
+    ]
     assert execute(any_database, CATALOG) == before
 
     execute(any_database, "INSERT INTO runs DEFAULT VALUES")
@@ -141,7 +145,10 @@ OTHERS = {
         "without a primary key",
         [],
     ),
-    "CREATE TABLE jobs (id int, status text, PRIMARY KEY (id) DEFERRABLE)": ("without a primary key", []),
+    "CREATE TABLE jobs (id int, status text, PRIMARY KEY (id) DEFERRABLE)": (
+        "without a primary key",
+        [],
+    ),
     "CREATE UNLOGGED TABLE jobs (id int PRIMARY KEY, status text)": ("unlogged", []),
     "CREATE VIEW jobs AS SELECT 1 AS id, 'x' AS status": ("only a table", []),
     "CREATE TABLE jobs (id int, status text) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF jobs DEFAULT": (
@@ -155,7 +162,10 @@ OTHERS = {
         ["jobs"],
     ),
     "CREATE TABLE jobs (id int PRIMARY KEY, status int, extra jsonb)": ("", ["jobs"]),
-    "CREATE TABLE jobs (id int, status text); ALTER TABLE jobs REPLICA IDENTITY FULL": ("", ["jobs"]),
+    "CREATE TABLE jobs (id int, status text); ALTER TABLE jobs REPLICA IDENTITY FULL": (
+        "",
+        ["jobs"],
+    ),
     "CREATE TABLE jobs (id int NOT NULL UNIQUE, status text); ALTER TABLE jobs REPLICA IDENTITY USING INDEX jobs_id_key": (
         "",
         ["jobs"],
@@ -176,9 +186,7 @@ def test_a_table_that_is_there_is_left_alone(any_database: str) -> None:
         table = Table(f"other_{number}", "jobs")
         url = f"{any_database}?options=-csearch_path%3D{table.schema}"
         execute(url, f"CREATE SCHEMA {table.schema}; {existing.replace('MINE', table.publication)}")
-        columns = (
-            "SELECT attname, atttypid FROM pg_attribute WHERE attrelid = 'jobs'::regclass ORDER BY attnum"
-        )
+        columns = "SELECT attname, atttypid FROM pg_attribute WHERE attrelid = 'jobs'::regclass ORDER BY attnum"
         before = execute(url, columns)
         first, *rest = notices(url, init_sql(table))
         assert "stays as it is" in first
@@ -217,7 +225,12 @@ async def described(url: str, table: str) -> Description:
 
 async def test_the_table_of_our_own(any_database: str) -> None:
     found = await described(any_database, "runs")
-    assert (found.kind, found.logged, found.replica_identity, found.primary_key) == ("r", True, "d", ("id",))
+    assert (found.kind, found.logged, found.replica_identity, found.primary_key) == (
+        "r",
+        True,
+        "d",
+        ("id",),
+    )
     assert tuple(found.columns) == FIELDS
     assert [column.name for column in found.columns.values() if column.default] == ["id", "status"]
     assert found.columns["started_at"].type == '"pg_catalog"."timestamptz"'
@@ -249,9 +262,14 @@ async def test_tables_of_other_people(any_database: str) -> None:
 
 
 async def test_what_is_no_table_of_runs(database: str) -> None:
-    with pytest.raises(TableError, match=r"no table public\.nothing in database 'test_\d+'.*init-db"):
+    with pytest.raises(
+        TableError, match=r"no table public\.nothing in database 'test_\d+'.*init-db"
+    ):
         await described(database, "nothing")
-    execute(database, "CREATE TABLE bare (name text); CREATE TABLE half (id int); CREATE SEQUENCE counter")
+    execute(
+        database,
+        "CREATE TABLE bare (name text); CREATE TABLE half (id int); CREATE SEQUENCE counter",
+    )
     with pytest.raises(TableError, match="no column id and no column status"):
         await described(database, "bare")
     with pytest.raises(TableError, match="no column status"):
@@ -270,7 +288,9 @@ async def read(url: str, table: str, decoder: Decoder) -> list[Any]:
     async with conn:
         fields = (await describe(conn, name)).select("r", decoder.max_text).as_string()
         rows = await (
-            await conn.execute(f"SELECT {fields} FROM {name.sql.as_string()} AS r ORDER BY 1".encode())
+            await conn.execute(
+                f"SELECT {fields} FROM {name.sql.as_string()} AS r ORDER BY 1".encode()
+            )
         ).fetchall()
     return [decoder(row) for row in rows]
 
@@ -402,7 +422,16 @@ def test_progress(text: str, expected: float | None, corrected: int) -> None:
 
 
 def test_texts_that_break_pages_and_parsers() -> None:
-    texts = ["🙂", "\u2028\u2029", "</script>", '"\\\b\n\t', "\x01\x1f\x7f", "\ufeff", "e\u0301", "א"]
+    texts = [
+        "🙂",
+        "\u2028\u2029",
+        "</script>",
+        '"\\\b\n\t',
+        "\x01\x1f\x7f",
+        "\ufeff",
+        "e\u0301",
+        "א",
+    ]
     for text in texts:
         run = decoded(Decoder({}, 100), id=text, agent=text, task_id=text, error=text)
         encoded = body(run)
@@ -453,7 +482,9 @@ def test_a_map_of_words() -> None:
         "failed": "completed",
     }
     decoder = Decoder(words, 100)
-    assert [decoded(decoder, status=word)[1] for word in ("done", "ok", "new", "t", "queued", "failed")] == [
+    assert [
+        decoded(decoder, status=word)[1] for word in ("done", "ok", "new", "t", "queued", "failed")
+    ] == [
         "completed",
         "completed",
         "queued",
@@ -474,7 +505,9 @@ def test_a_map_of_words() -> None:
 
 
 def test_what_was_not_sent_stays_so() -> None:
-    run = decoded(Decoder({}, 100), status=UNCHANGED, error=UNCHANGED, agent=UNCHANGED, task_id=UNCHANGED)
+    run = decoded(
+        Decoder({}, 100), status=UNCHANGED, error=UNCHANGED, agent=UNCHANGED, task_id=UNCHANGED
+    )
     assert (run[1], run[3], run[4], run[7]) == (UNCHANGED,) * 4
 
 
@@ -486,7 +519,9 @@ texts = (
 
 
 @given(st.lists(texts, min_size=8, max_size=8), st.sampled_from(["queued", "running", "x", None]))
-def test_every_row_is_a_run_of_the_contract_or_refused(row: Sequence[str | None], word: str | None) -> None:
+def test_every_row_is_a_run_of_the_contract_or_refused(
+    row: Sequence[str | None], word: str | None
+) -> None:
     decoder = Decoder({}, 20)
     values = [row[0], word, *row[2:]]
     run = decoder([None if value is None else value.replace("\0", "") for value in values])

@@ -77,7 +77,10 @@ async def test_a_token_with_the_request_opens_the_door(brain: Brain, shared: str
         "the token's signature is not that of its key",
     )
     assert await refusal(way(brain, token(exp=time.time() - 1))) == (401, "the token has expired")
-    assert await refusal(way(brain, token(scope="write"))) == (403, "the token's scope does not hold 'read'")
+    assert await refusal(way(brain, token(scope="write"))) == (
+        403,
+        "the token's scope does not hold 'read'",
+    )
 
 
 async def test_a_token_as_the_first_message_opens_the_door(brain: Brain, shared: str) -> None:
@@ -143,7 +146,11 @@ async def test_never_in_the_url(brain: Brain) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 async def test_a_connection_ends_with_its_token(brain: Brain, shared: str, *, first: bool) -> None:
-    for lasts in (1.2, 5, 30):  # a busy machine may not even come to the message while a short one lasts
+    for lasts in (
+        1.2,
+        5,
+        30,
+    ):  # a busy machine may not even come to the message while a short one lasts
         expires = time.time() + lasts
         short = token(exp=expires)
         try:
@@ -153,7 +160,8 @@ async def test_a_connection_ends_with_its_token(brain: Brain, shared: str, *, fi
                     await client.send("ping")
                     assert await client.recv() == "pong", "it is in"
                 execute(
-                    shared, "INSERT INTO runs (id) VALUES ('a') ON CONFLICT (id) DO UPDATE SET progress = 1"
+                    shared,
+                    "INSERT INTO runs (id) VALUES ('a') ON CONFLICT (id) DO UPDATE SET progress = 1",
                 )
                 await message(client)
                 assert await ended(client) == (4401, "the token has expired")
@@ -197,7 +205,9 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
         execute(shared, "INSERT INTO runs (id, agent) VALUES ('w', 'mine')")
         for client in (live, snapshot, by_id):
             found = (await message(client))["data"]
-            assert (found["id"], found["agent"]) == ("w", "mine"), "a run that left is shown no more"
+            assert (found["id"], found["agent"]) == ("w", "mine"), (
+                "a run that left is shown no more"
+            )
             assert await silent(client)
         assert await silent(by_status)
         assert [(await message(two))["data"]["id"] for _ in range(3)] == ["x", "x", "w"]
@@ -270,8 +280,17 @@ def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
 
 
 def test_a_token_for_some_runs_sees_and_changes_those_alone(brain: Brain) -> None:
-    all_, mine = token(scope="read write"), token(scope="read write", agent="mine", task_id=["a", "b"])
-    rows = [("x", "mine", "a"), ("y", "mine", "c"), ("z", "other", "a"), ("v", None, "a"), ("w", "mine", "b")]
+    all_, mine = (
+        token(scope="read write"),
+        token(scope="read write", agent="mine", task_id=["a", "b"]),
+    )
+    rows = [
+        ("x", "mine", "a"),
+        ("y", "mine", "c"),
+        ("z", "other", "a"),
+        ("v", None, "a"),
+        ("w", "mine", "b"),
+    ]
     for run_id, agent, task_id in rows:
         body = {"id": run_id, "task_id": task_id} | ({"agent": agent} if agent else {})
         assert ask(brain, "POST", "/api/runs", all_, body)[0] == 201
@@ -300,7 +319,10 @@ def test_a_token_for_some_runs_sees_and_changes_those_alone(brain: Brain) -> Non
         assert ask(brain, "PATCH", "/api/runs/x", mine, away)[0] == 403
     for there in ({"agent": "other", "task_id": "a"}, {"agent": "mine"}, {"task_id": "a"}, {}):
         assert ask(brain, "POST", "/api/runs", mine, there)[0] == 403
-    assert ask(brain, "POST", "/api/runs", mine, {"id": "new", "agent": "mine", "task_id": "b"})[0] == 201
+    assert (
+        ask(brain, "POST", "/api/runs", mine, {"id": "new", "agent": "mine", "task_id": "b"})[0]
+        == 201
+    )
 
 
 def _said(answer: urllib.error.HTTPError) -> str:
@@ -330,9 +352,11 @@ async def test_keys_from_a_host(shared: str) -> None:
             execute(shared, "INSERT INTO runs (id) VALUES ('a')")
             assert (await message(client))["data"]["id"] == "a"
         assert (await refusal(by_header(brain, key.token(aud="brain"))))[0] == 401
-        assert (await refusal(by_header(brain, Key("one").token(aud="brain", iss="https://idp.example"))))[
-            0
-        ] == 401
+        assert (
+            await refusal(
+                by_header(brain, Key("one").token(aud="brain", iss="https://idp.example"))
+            )
+        )[0] == 401
         assert ask(brain, "GET", "/api/runs", good)[0] == 200
         assert "tokens=" in brain.log()
         assert "keys=1" in brain.log()

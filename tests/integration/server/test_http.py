@@ -33,7 +33,9 @@ pytestmark = pytest.mark.usefixtures("undisturbed")
 @pytest.fixture(scope="module")
 def brain(shared: str) -> Iterator[Brain]:
     # The control client hears more often so, and no ping comes between what a test expects.
-    with served(database_url=shared, flush_interval=0.005, ping_interval=3600, ping_timeout=7200) as brain:
+    with served(
+        database_url=shared, flush_interval=0.005, ping_interval=3600, ping_timeout=7200
+    ) as brain:
         yield brain
 
 
@@ -62,7 +64,9 @@ WELCOME: dict[str, bytes] = {
     ),
     "a length of nothing": request(Content_Length="0"),
     "after empty lines": b"\r\n\r\n" + request(),
-    "with deflate offered": request(Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits"),
+    "with deflate offered": request(
+        Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits"
+    ),
     "with a subprotocol offered": request(Sec_WebSocket_Protocol="chat, superchat"),
     "with a head as large as may be": request(X="x" * (MAX_HEAD - len(request(X="")))),
 }
@@ -132,7 +136,8 @@ async def test_an_upgrade_is_refused(brain: Brain, sent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "name"), [("stauts=queued", "stauts"), ("status=Queued", "Queued"), ("since=now", "now")]
+    ("query", "name"),
+    [("stauts=queued", "stauts"), ("status=Queued", "Queued"), ("since=now", "now")],
 )
 async def test_a_refusal_names_what_is_wrong(brain: Brain, query: str, name: str) -> None:
     assert name in (await asked(brain, request(f"/ws?{query}"))).problem()
@@ -140,7 +145,12 @@ async def test_a_refusal_names_what_is_wrong(brain: Brain, query: str, name: str
 
 async def test_a_plain_get_of_ws_is_told_what_it_is(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
-        for more in ((), ("Connection: Upgrade",), ("Upgrade: websocket",), ("Origin: http://localhost",)):
+        for more in (
+            (),
+            ("Connection: Upgrade",),
+            ("Upgrade: websocket",),
+            ("Origin: http://localhost",),
+        ):
             peer.send(get("/ws", "localhost", *more))
             answer = await peer.answer()
             assert answer.status == 426
@@ -174,8 +184,14 @@ ODD: dict[str, tuple[bytes, int]] = {
     "a URL of 9 kB": (get("/" + "x" * 9_000), 414),
     "a URL of 9 kB to upgrade": (request("/ws?run_id=" + "x" * 9_000), 414),
     "a URL of 1 MB": (get("/" + "x" * 1_000_000), 414),
-    "2 000 headers": (get("/healthz", "localhost", *(f"X-{i}: 0123456789" for i in range(2_000))), 431),
-    "2 000 headers to upgrade": (request(X="\r\n".join(f"X-{i}: 0123456789" for i in range(2_000))), 431),
+    "2 000 headers": (
+        get("/healthz", "localhost", *(f"X-{i}: 0123456789" for i in range(2_000))),
+        431,
+    ),
+    "2 000 headers to upgrade": (
+        request(X="\r\n".join(f"X-{i}: 0123456789" for i in range(2_000))),
+        431,
+    ),
     "one huge header": (get("/healthz", "localhost", "X: " + "x" * 1_000_000), 431),
     "one huge name": (get("/healthz", "localhost", "X" * 1_000_000 + ": x"), 431),
     "a head one byte too long": (request(X="x" * (MAX_HEAD - len(request(X="")) + 1)), 431),
@@ -201,11 +217,18 @@ async def test_odd_requests_are_answered_and_that_is_the_end(brain: Brain, sent:
     assert (await asked(brain, data)).status == status
 
 
-@pytest.mark.parametrize("sent", ["Origin: https://evil.example", "Origin: null", "X-Forwarded-For: 8.8.8.8"])
+@pytest.mark.parametrize(
+    "sent", ["Origin: https://evil.example", "Origin: null", "X-Forwarded-For: 8.8.8.8"]
+)
 async def test_the_guard_is_before_plain_http_too(brain: Brain, sent: str) -> None:
     answer = await asked(brain, get("/healthz", "localhost", sent, "Connection: close"))
     assert answer.status == (200 if "Forwarded" in sent else 403)
-    for host, status in (("evil.example", 421), ("localhost:5221", 200), ("127.0.0.1", 200), ("a b", 400)):
+    for host, status in (
+        ("evil.example", 421),
+        ("localhost:5221", 200),
+        ("127.0.0.1", 200),
+        ("a b", 400),
+    ):
         answer = await asked(brain, get("/healthz", host, "Connection: close"))
         assert answer.status == status
 
@@ -252,13 +275,18 @@ async def test_an_upgrade_behind_an_unanswered_request_is_none(brain: Brain) -> 
 async def test_pipelined_requests_are_answered_in_their_order(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
         peer.send(
-            get("/api/runs?limit=1") + get("/healthz") + get("/nowhere") + get("/healthz", "evil.example")
+            get("/api/runs?limit=1")
+            + get("/healthz")
+            + get("/nowhere")
+            + get("/healthz", "evil.example")
         )
         assert [(await peer.answer()).status for _ in range(4)] == [200, 200, 404, 421]
         assert await peer.rest() == b""
 
 
-async def test_a_flood_of_pipelined_requests_disturbs_nobody(brain: Brain, control: Control) -> None:
+async def test_a_flood_of_pipelined_requests_disturbs_nobody(
+    brain: Brain, control: Control
+) -> None:
     used = memory(brain.process.pid)
     with control.undisturbed():
         peers = [await Peer.open(brain.port) for _ in range(10)]
@@ -270,7 +298,9 @@ async def test_a_flood_of_pipelined_requests_disturbs_nobody(brain: Brain, contr
     assert memory(brain.process.pid) - used < 30 << 20
 
 
-async def test_who_upgrades_without_having_read_the_answer_before(brain: Brain, shared: str) -> None:
+async def test_who_upgrades_without_having_read_the_answer_before(
+    brain: Brain, shared: str
+) -> None:
     """The transport is full of an earlier answer when the WebSocket begins."""
     execute(
         shared,
@@ -304,7 +334,8 @@ POST = ("POST", "Content-Type: application/json")
         "a body": ("POST /api/runs", f"Content-Length: {MUCH}\r\n\r\n".encode() + b" " * MUCH),
         "chunks": (
             "POST /api/runs",
-            b"Transfer-Encoding: chunked\r\n\r\n" + (b"1000\r\n" + b" " * 4096 + b"\r\n") * (MUCH // 4096),
+            b"Transfer-Encoding: chunked\r\n\r\n"
+            + (b"1000\r\n" + b" " * 4096 + b"\r\n") * (MUCH // 4096),
         ),
         "tiny chunks": (
             "POST /api/runs",
@@ -314,7 +345,10 @@ POST = ("POST", "Content-Type: application/json")
             "POST /api/runs",
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * (MUCH // 6),
         ),
-        "a long trailer": ("POST /api/runs", b"Transfer-Encoding: chunked\r\n\r\n0\r\na: " + b"x" * MUCH),
+        "a long trailer": (
+            "POST /api/runs",
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\na: " + b"x" * MUCH,
+        ),
         "a body that nobody reads": (
             "GET /healthz",
             f"Content-Length: {MUCH}\r\n\r\n".encode() + b" " * MUCH,
@@ -334,7 +368,8 @@ async def test_what_stands_behind_a_head_is_bounded(
     with control.undisturbed():
         async with await Peer.open(brain.port) as peer:
             peer.send(
-                f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode() + body
+                f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+                + body
             )
             answer = await peer.answer()
             assert answer.status == {"GET /healthz": 200, "GET /ws": 400}.get(line, 413), answer
@@ -345,7 +380,11 @@ async def test_what_stands_behind_a_head_is_bounded(
 async def test_who_leaves_in_the_middle_of_a_request_leaves_no_trace(brain: Brain) -> None:
     """By FIN and by RST; before, in and behind the body; with answers under way, and with many of them."""
     post = request(
-        "/api/runs", method="POST", Connection="keep-alive", Upgrade=None, Content_Type="application/json"
+        "/api/runs",
+        method="POST",
+        Connection="keep-alive",
+        Upgrade=None,
+        Content_Type="application/json",
     )
     sent = [
         post.replace(b"\r\n\r\n", b"\r\nContent-Length: 50\r\n\r\n") + b'{"id":',
@@ -390,7 +429,9 @@ async def test_a_peer_of_another_network_is_refused(limited: Brain, ask: bytes) 
 
 
 @pytest.mark.parametrize("ask", [request(), get()])
-async def test_an_address_has_its_limit_and_a_place_is_free_at_once(limited: Brain, ask: bytes) -> None:
+async def test_an_address_has_its_limit_and_a_place_is_free_at_once(
+    limited: Brain, ask: bytes
+) -> None:
     before = limited.metric('brain_rejections_total{code="connections_per_ip"}')
     first = await Peer.upgraded(limited.port, local="127.0.0.2")
     second = await Peer.upgraded(limited.port, local="127.0.0.2")
@@ -441,7 +482,9 @@ async def test_all_together_have_their_limit(limited: Brain) -> None:
 async def test_a_refused_connection_holds_no_place(limited: Brain) -> None:
     """Refused before the upgrade for another reason, they count until they are gone, and no longer."""
     for _ in range(20):
-        assert (await asked(limited, request(Origin="https://evil.example"), local="127.0.0.2")).status == 403
+        assert (
+            await asked(limited, request(Origin="https://evil.example"), local="127.0.0.2")
+        ).status == 403
         assert (await asked(limited, b"\0\r\n\r\n", local="127.0.0.2")).status == 400
     await asyncio.sleep(0.02)
     peers = [await Peer.upgraded(limited.port, local="127.0.0.2") for _ in range(3)]
@@ -479,8 +522,12 @@ async def test_who_does_not_come_to_the_point_is_let_go(brain: Brain, before: Ba
         "request line": drip(b"GET /" + b"x" * 1000),
         "headers": drip(b"a: b\r\n" * 200, first=b"GET / HTTP/1.1\r\nHost: localhost\r\n"),
         "a body": drip(b" " * 1000, first=post + b"Content-Length: 1000\r\n\r\n"),
-        "a body in chunks": drip(b"1\r\n \r\n" * 1000, first=post + b"Transfer-Encoding: chunked\r\n\r\n"),
-        "a trailer": drip(b"a: b\r\n" * 200, first=post + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"),
+        "a body in chunks": drip(
+            b"1\r\n \r\n" * 1000, first=post + b"Transfer-Encoding: chunked\r\n\r\n"
+        ),
+        "a trailer": drip(
+            b"a: b\r\n" * 200, first=post + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+        ),
         "a body that nobody reads": drip(
             b" " * 1000, first=get("/healthz", "localhost", "Content-Length: 1000")
         ),
@@ -515,7 +562,10 @@ async def test_who_does_not_come_to_the_point_is_let_go(brain: Brain, before: Ba
         assert rest.count(b"HTTP/1.1") == 1, (name, rest)
         assert seconds > 4, name
     for name, (seconds, rest) in zip(silent, others, strict=True):
-        assert rest == b"" or (name.endswith("again") and rest.startswith(b"HTTP/1.1 408 ")), (name, rest)
+        assert rest == b"" or (name.endswith("again") and rest.startswith(b"HTTP/1.1 408 ")), (
+            name,
+            rest,
+        )
         assert seconds > 4, name
     for peer in crowd:
         await peer.close()

@@ -40,7 +40,9 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         lost: list[Any] = []
 
         async def watched() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+            asyncio.get_running_loop().set_exception_handler(
+                lambda _, context: lost.append(context)
+            )
             async with asyncio.timeout(LIFETIME):
                 await test(*args, **named)
 
@@ -52,7 +54,9 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 @on_uvloop
-async def test_a_crowd_that_came_together_is_not_let_go_of_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crowd_that_came_together_is_not_let_go_of_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "EXPIRE", 3600)
     async with in_process_server() as it:
         peers = [await Peer.open(it.port) for _ in range(MAX_EXPIRED + 50)]
@@ -79,7 +83,9 @@ async def test_who_is_refused_a_moment_before_its_deadline_is_told_nothing_more(
 
 
 @on_uvloop
-async def test_when_a_crowd_has_left_its_memory_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_a_crowd_has_left_its_memory_is_given_back_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given: list[int] = []
     trim_heap = server.trim_heap
 
@@ -264,7 +270,9 @@ async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
             served_ = 0
             for peer in peers:
                 last = b""
-                with contextlib.suppress(asyncio.IncompleteReadError, TimeoutError, ConnectionError):
+                with contextlib.suppress(
+                    asyncio.IncompleteReadError, TimeoutError, ConnectionError
+                ):
                     while b"completed" not in last:
                         last = (await peer.frame()).payload
                 served_ += b"completed" in last
@@ -310,7 +318,9 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
 
         async def rest() -> None:
             await eventually(
-                lambda: not (it.hub.clients or it.limiter.connections or it.state.connections.closing)
+                lambda: (
+                    not (it.hub.clients or it.limiter.connections or it.state.connections.closing)
+                )
             )
             gc.collect()
 
@@ -378,9 +388,17 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
                 for peer in peers:
                     peer.reset() if reset else await peer.close()
                 await eventually(
-                    lambda: not (it.hub.clients or it.limiter.connections or it.state.connections.closing)
+                    lambda: (
+                        not (
+                            it.hub.clients or it.limiter.connections or it.state.connections.closing
+                        )
+                    )
                 )
-            left = [each for each in gc.get_objects() if isinstance(each, Protocol) and each.side is SERVER]
+            left = [
+                each
+                for each in gc.get_objects()
+                if isinstance(each, Protocol) and each.side is SERVER
+            ]
             assert not left, [(each.close_sent, each.close_rcvd, each.parser_exc) for each in left]
         finally:
             gc.enable()
@@ -390,7 +408,9 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
 
 
 def slots(database: str) -> int:
-    return len(execute(database, "SELECT 1 FROM pg_replication_slots WHERE database = current_database()"))
+    return len(
+        execute(database, "SELECT 1 FROM pg_replication_slots WHERE database = current_database()")
+    )
 
 
 def gone(database: str) -> bool:
@@ -399,7 +419,9 @@ def gone(database: str) -> bool:
     return True
 
 
-async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(database: str) -> None:
+async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
+    database: str,
+) -> None:
     with served(database_url=database) as brain:
         assert slots(database) == 1
         for host in ("127.0.0.1", "::1"):
@@ -413,7 +435,8 @@ async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
 @pytest.mark.faults
 async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str) -> None:
     execute(
-        database, "INSERT INTO runs (id, error) SELECT i, repeat('e', 4000) FROM generate_series(1, 100) i"
+        database,
+        "INSERT INTO runs (id, error) SELECT i, repeat('e', 4000) FROM generate_series(1, 100) i",
     )
     with served(database_url=database) as brain:
         healthy = [await Peer.upgraded(brain.port, "/ws?status=queued") for _ in range(160)]
@@ -454,7 +477,9 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
             with contextlib.suppress(psycopg.Error):
                 async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
                     while brain.process.poll() is None:
-                        await conn.execute("UPDATE runs SET progress = random() * 100 WHERE id::int <= 20")
+                        await conn.execute(
+                            "UPDATE runs SET progress = random() * 100 WHERE id::int <= 20"
+                        )
                         await conn.execute(
                             "UPDATE runs SET error = repeat(md5(random()::text), 100) WHERE id::int > 50"
                         )
@@ -499,10 +524,13 @@ async def test_the_end_is_said_to_one_hundred_after_another() -> None:
 
 async def test_a_second_sigterm_hurries(database: str) -> None:
     execute(
-        database, "INSERT INTO runs (id, error) SELECT i, repeat('e', 8000) FROM generate_series(1, 200) i"
+        database,
+        "INSERT INTO runs (id, error) SELECT i, repeat('e', 8000) FROM generate_series(1, 200) i",
     )
     with served(database_url=database) as brain:
-        stalled = [await Peer.upgraded(brain.port, "/ws?snapshot=true", rcvbuf=4096) for _ in range(5)]
+        stalled = [
+            await Peer.upgraded(brain.port, "/ws?snapshot=true", rcvbuf=4096) for _ in range(5)
+        ]
         for peer in stalled:
             peer.stall()
         while brain.metric("brain_clients_lagging") < len(stalled):
@@ -516,7 +544,9 @@ async def test_a_second_sigterm_hurries(database: str) -> None:
             await peer.close()
 
 
-async def test_after_sigkill_the_next_one_binds_at_once_and_clients_come_back(database: str) -> None:
+async def test_after_sigkill_the_next_one_binds_at_once_and_clients_come_back(
+    database: str,
+) -> None:
     first = Brain(database_url=database)
     peers = [await Peer.upgraded(first.port) for _ in range(20)]
     execute(database, "INSERT INTO runs (id) VALUES ('a')")
@@ -583,7 +613,9 @@ async def test_it_takes_the_descriptors_it_may_have_and_survives_without(databas
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, mine)
     try:
-        assert resource.prlimit(brain.process.pid, resource.RLIMIT_NOFILE)[0] == min(mine[1], DESCRIPTORS)
+        assert resource.prlimit(brain.process.pid, resource.RLIMIT_NOFILE)[0] == min(
+            mine[1], DESCRIPTORS
+        )
         resource.prlimit(brain.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         async with brain.connect() as client:
             peers = []

@@ -33,7 +33,8 @@ IDLE = 2
 """Seconds that a proxy of the tests waits, in place of 75."""
 
 PROGRAMS = {
-    name: shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin") for name in ("nginx", "haproxy")
+    name: shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    for name in ("nginx", "haproxy")
 }
 
 
@@ -55,10 +56,15 @@ def brain(shared: str, settings: dict[str, str]) -> Iterator[Brain]:
 def certificate(folder: Path) -> ssl.SSLContext:
     """For brain.example, under the names that the page has. Returns who trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "brain.example")]), datetime.now(UTC)
+    name, now = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "brain.example")]),
+        datetime.now(UTC),
+    )
     made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
     made = made.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("brain.example")]), critical=False)
+    made = made.add_extension(
+        x509.SubjectAlternativeName([x509.DNSName("brain.example")]), critical=False
+    )
     public = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     for file, data in (("pem", public), ("key", private), ("both.pem", public + private)):
@@ -70,7 +76,9 @@ class Proxy:
     def __init__(self, port: int, trust: ssl.SSLContext) -> None:
         self.port, self.trust = port, trust
 
-    def connect(self, query: str = "?run_id=nobody", local: str = "127.0.0.7", **options: Any) -> connect:
+    def connect(
+        self, query: str = "?run_id=nobody", local: str = "127.0.0.7", **options: Any
+    ) -> connect:
         return connect(
             f"wss://brain.example:443/ws{query}",
             host="127.0.0.1",
@@ -82,13 +90,19 @@ class Proxy:
 
     async def get(self, path: str, local: str = "127.0.0.7", *lines: str) -> tuple[int, Any]:
         reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, ssl=self.trust, server_hostname="brain.example", local_addr=(local, 0)
+            "127.0.0.1",
+            self.port,
+            ssl=self.trust,
+            server_hostname="brain.example",
+            local_addr=(local, 0),
         )
         head = [f"GET {path} HTTP/1.1", "Host: brain.example", "Connection: close", *lines, "", ""]
         writer.write("\r\n".join(head).encode())
         answer = await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
-        return int(answer.split()[1]), json.loads(answer[answer.index(b"{") : answer.rindex(b"}") + 1])
+        return int(answer.split()[1]), json.loads(
+            answer[answer.index(b"{") : answer.rindex(b"}") + 1]
+        )
 
 
 @contextmanager
@@ -104,12 +118,15 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
     found = re.search(rf"^```{name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     said = found[1].replace(" 443 ", f" 127.0.0.1:{port} ").replace(" :443 ", f" 127.0.0.1:{port} ")
-    said = said.replace("127.0.0.1:5221", f"127.0.0.1:{brain.port}").replace("/etc/ssl", str(folder))
+    said = said.replace("127.0.0.1:5221", f"127.0.0.1:{brain.port}").replace(
+        "/etc/ssl", str(folder)
+    )
     said = said.replace("75s", f"{IDLE}s")
     file = folder / f"{name}.conf"
     if name == "nginx":
         temporary = "".join(
-            f"{each}_temp_path {folder};" for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            f"{each}_temp_path {folder};"
+            for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         user = "user root;" if os.geteuid() == 0 else ""
         said = f"{user} pid {folder}/pid; error_log stderr; events {{}} http {{ access_log off; {temporary}\n{said} }}"
@@ -137,7 +154,9 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_behind_a_proxy_where_tls_ends(brain: Brain, shared: str, name: str, tmp_path: Path) -> None:
+async def test_behind_a_proxy_where_tls_ends(
+    brain: Brain, shared: str, name: str, tmp_path: Path
+) -> None:
     with before(brain, name, tmp_path) as proxy:
         # The upgrade, and each client by its own address.
         async with proxy.connect(f"?run_id={name}") as client:
@@ -153,7 +172,10 @@ async def test_behind_a_proxy_where_tls_ends(brain: Brain, shared: str, name: st
 
             # A client cannot say that it is another, nor that it is from elsewhere.
             forged = {"X-Forwarded-For": "8.8.8.8"}
-            async with proxy.connect(additional_headers=forged), proxy.connect(additional_headers=forged):
+            async with (
+                proxy.connect(additional_headers=forged),
+                proxy.connect(additional_headers=forged),
+            ):
                 with pytest.raises(InvalidStatus) as caught:
                     await proxy.connect(additional_headers={"X-Forwarded-For": "127.0.0.1"})
                 assert caught.value.response.status_code == 429

@@ -38,7 +38,9 @@ pytestmark = pytest.mark.usefixtures("undisturbed")
 @pytest.fixture(scope="module")
 def brain(shared: str) -> Iterator[Brain]:
     # The control client hears more often so, and no ping comes between what a test expects.
-    with served(database_url=shared, flush_interval=0.005, ping_interval=3600, ping_timeout=7200) as brain:
+    with served(
+        database_url=shared, flush_interval=0.005, ping_interval=3600, ping_timeout=7200
+    ) as brain:
         yield brain
 
 
@@ -72,7 +74,10 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "invalid UTF-8": (frame(BAD), 1007),
     "half a surrogate pair": (frame(LONE), 1007),
     "UTF-8 that breaks off": (frame("é".encode()[:1]), 1007),
-    "invalid UTF-8 across fragments": (frame("é".encode()[:1], fin=False) + frame(b"e", CONT), 1007),
+    "invalid UTF-8 across fragments": (
+        frame("é".encode()[:1], fin=False) + frame(b"e", CONT),
+        1007,
+    ),
     "invalid UTF-8 in a message without an end": (frame(BAD, fin=False), 1007),
     "UTF-8 that breaks off with the last fragment": (
         frame("é".encode()[:1], fin=False) + frame(b"", CONT),
@@ -85,7 +90,10 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "a text too long by one": (frame(b"x" * (MAX_BYTES + 1)), 1009),
     "binary too long by one": (frame(b"x" * (MAX_BYTES + 1), BINARY), 1009),
     "a fragment too many": (frame(b"x" * MAX_BYTES, fin=False) + frame(b"x", CONT), 1009),
-    "fragments without end": (frame(b"x", fin=False) + frame(b"x" * 100, CONT, fin=False) * 50, 1009),
+    "fragments without end": (
+        frame(b"x", fin=False) + frame(b"x" * 100, CONT, fin=False) * 50,
+        1009,
+    ),
 }
 
 
@@ -113,7 +121,10 @@ async def test_the_last_of_a_client_is_what_it_did_first(brain: Brain) -> None:
     """Whatever stands behind the frame that broke a rule is not looked at (RFC 6455, 7.1.7)."""
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"ping") + frame(b"", 3) + frame(b"ping") * 20 + closing(1000))
-        assert await peer.frames() == [Frame(TEXT, b"pong"), Frame(CLOSE, b"\x03\xeainvalid opcode")]
+        assert await peer.frames() == [
+            Frame(TEXT, b"pong"),
+            Frame(CLOSE, b"\x03\xeainvalid opcode"),
+        ]
 
 
 async def test_the_rest_of_a_message_that_is_no_utf8_is_no_message(brain: Brain) -> None:
@@ -125,7 +136,10 @@ async def test_the_rest_of_a_message_that_is_no_utf8_is_no_message(brain: Brain)
 async def test_a_pong_does_not_wait_for_what_comes_behind_its_ping(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"pi", fin=False) + frame(b"between", PING) + frame(b"ng", CONT))
-        assert [await peer.frame(), await peer.frame()] == [Frame(PONG, b"between"), Frame(TEXT, b"pong")]
+        assert [await peer.frame(), await peer.frame()] == [
+            Frame(PONG, b"between"),
+            Frame(TEXT, b"pong"),
+        ]
 
 
 # What it may
@@ -134,14 +148,21 @@ async def test_a_pong_does_not_wait_for_what_comes_behind_its_ping(brain: Brain)
 async def test_texts_and_bytes_are_ignored_but_for_ping(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(
-            frame(b"hello") + frame(b"x" * MAX_BYTES) + frame(b"ping", BINARY) + frame(b"pinG") + frame()
+            frame(b"hello")
+            + frame(b"x" * MAX_BYTES)
+            + frame(b"ping", BINARY)
+            + frame(b"pinG")
+            + frame()
         )
         peer.send(frame("z\u00e9ro \U0001f600".encode()) + frame(bytes(range(256)), BINARY))
         peer.send(frame(b"x", fin=False) + frame(b"", CONT, fin=False) * 3 + frame(b"y", CONT))
         peer.send(frame(b"ping"))
         assert await peer.frame() == Frame(TEXT, b"pong")
         peer.send(frame(b"pi", fin=False) + frame(b"between", PING) + frame(b"ng", CONT))
-        assert {await peer.frame(), await peer.frame()} == {Frame(PONG, b"between"), Frame(TEXT, b"pong")}
+        assert {await peer.frame(), await peer.frame()} == {
+            Frame(PONG, b"between"),
+            Frame(TEXT, b"pong"),
+        }
 
 
 @pytest.mark.parametrize("payload", [b"", b"hello", bytes(125)])
@@ -154,7 +175,8 @@ async def test_a_ping_is_answered_with_what_it_held(brain: Brain, payload: bytes
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", *(struct.pack("!H", code) for code in (1000, 1001, 1014, 3000, 4999)), b"\x03\xe8bye"]
+    "payload",
+    [b"", *(struct.pack("!H", code) for code in (1000, 1001, 1014, 3000, 4999)), b"\x03\xe8bye"],
 )
 async def test_a_close_is_answered_with_its_own_code(brain: Brain, payload: bytes) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
@@ -170,7 +192,12 @@ async def test_a_client_that_just_ends_its_stream_is_let_go(brain: Brain) -> Non
 
 async def test_frames_in_the_segment_of_the_request_are_not_lost(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
-        peer.send(request("/ws?run_id=nobody") + frame(b"ping") + frame(b"x", PING) + frame(b"y", PING)[:3])
+        peer.send(
+            request("/ws?run_id=nobody")
+            + frame(b"ping")
+            + frame(b"x", PING)
+            + frame(b"y", PING)[:3]
+        )
         assert (await peer.answer()).status == 101
         assert {await peer.frame(), await peer.frame()} == {Frame(TEXT, b"pong"), Frame(PONG, b"x")}
         peer.send(frame(b"y", PING)[3:])
@@ -179,7 +206,9 @@ async def test_frames_in_the_segment_of_the_request_are_not_lost(brain: Brain) -
 
 async def test_byte_by_byte_from_the_request_on(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
-        for byte in request("/ws?run_id=nobody") + frame(b"ping") + frame(b"x", PING) + closing(4000):
+        for byte in (
+            request("/ws?run_id=nobody") + frame(b"ping") + frame(b"x", PING) + closing(4000)
+        ):
             peer.send(bytes([byte]))
             await asyncio.sleep(0)
         assert (await peer.answer()).status == 101
@@ -226,7 +255,9 @@ def flood_on(port: int) -> tuple[int, float, bytes]:
         return sent, time.monotonic() - began, sock.recv(65536)
 
 
-async def test_who_floods_on_when_it_was_cut_off_is_not_read(brain: Brain, control: Control) -> None:
+async def test_who_floods_on_when_it_was_cut_off_is_not_read(
+    brain: Brain, control: Control
+) -> None:
     """It was, by gigabytes, to be thrown away; and who else came had to wait."""
     with control.undisturbed():
         sent, seconds, told = await asyncio.to_thread(flood_on, brain.port)

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brain.access.addresses import NETWORKS, Authority, Origin, address
-from brain.access.limits import FAULT, HANDSHAKES, MAX_REMEMBERED, MAX_WAIT, ConnectionLimiter, Lease
+from brain.access.limits import (
+    FAULT,
+    HANDSHAKES,
+    MAX_REMEMBERED,
+    MAX_WAIT,
+    ConnectionLimiter,
+    Lease,
+)
 from brain.access.policy import Headers, Policy
 from brain.access.rejections import REJECTION_CODES, Rejection
 
@@ -35,7 +42,10 @@ def status(refusal: Rejection | None) -> int | None:
 
 
 def check(
-    *headers: tuple[bytes, bytes], policy: Policy = POLICY, peer: str = "127.0.0.1", target: bytes = b"/ws"
+    *headers: tuple[bytes, bytes],
+    policy: Policy = POLICY,
+    peer: str = "127.0.0.1",
+    target: bytes = b"/ws",
 ) -> int | None:
     first = policy.check(peer, headers, target)
     assert policy.check(peer, headers, target) == first, "the cache answers as the rule does"
@@ -234,7 +244,9 @@ BROKEN_HOSTS: list[str | bytes] = [
 @pytest.mark.parametrize("host", OWN_HOSTS)
 def test_own_hosts_are_welcome(host: str) -> None:
     assert check((b"host", host.encode())) is None
-    assert check((b"host", f"\t {host} ".encode())) is None, "white space around a value is not part of it"
+    assert check((b"host", f"\t {host} ".encode())) is None, (
+        "white space around a value is not part of it"
+    )
 
 
 @pytest.mark.parametrize("host", STRANGE_HOSTS)
@@ -273,7 +285,13 @@ def test_a_request_has_one_host(headers: Headers) -> None:
 
 def test_hosts_that_are_set() -> None:
     policy = Policy(
-        hosts=["Brain.example", "with.port:8443", "tls.example:443", "203.0.113.9", "[2001:db8::9]:80"]
+        hosts=[
+            "Brain.example",
+            "with.port:8443",
+            "tls.example:443",
+            "203.0.113.9",
+            "[2001:db8::9]:80",
+        ]
     )
     for host in ["brain.example", "BRAIN.EXAMPLE:99", "with.port:8443", "tls.example", "tls.example:443", "203.0.113.9:5221", "[2001:db8:0::9]", "localhost"]:  # fmt: skip
         assert check((b"host", host.encode()), policy=policy) is None, host
@@ -430,7 +448,9 @@ def test_what_a_browser_says_of_a_request_without_an_origin(
 ) -> None:
     said = [(b"sec-fetch-site", site), *([(b"sec-fetch-mode", mode)] if mode else [])]
     assert check(LOCALHOST, *said) == answer
-    assert check(LOCALHOST, origin("http://localhost:3000"), *said) is None, "the Origin says it exactly"
+    assert check(LOCALHOST, origin("http://localhost:3000"), *said) is None, (
+        "the Origin says it exactly"
+    )
 
 
 def test_what_is_allowed_is_said() -> None:
@@ -481,7 +501,9 @@ def test_a_page_may_ask_the_server_it_came_from(host: str, text: str, answer: in
 
 
 def test_origins_that_are_set() -> None:
-    policy = Policy(origins=["https://App.example", "http://dev.example:3000", "chrome-extension://abc"])
+    policy = Policy(
+        origins=["https://App.example", "http://dev.example:3000", "chrome-extension://abc"]
+    )
     for text in [
         "https://app.example",
         "https://APP.example:443",
@@ -516,7 +538,9 @@ def test_narrow_networks_narrow_the_pages() -> None:
     assert check(LOCALHOST, origin("http://127.0.0.1:3000"), policy=policy) is None
 
 
-@pytest.mark.parametrize("wrong", ["app.example", "https://app.example/x", "https://", "", "http://a b"])
+@pytest.mark.parametrize(
+    "wrong", ["app.example", "https://app.example/x", "https://", "", "http://a b"]
+)
 def test_a_policy_refuses_what_is_no_origin(wrong: str) -> None:
     with pytest.raises(ValueError, match="is not an origin"):
         Policy(origins=[wrong])
@@ -599,7 +623,10 @@ def test_without_a_configured_proxy_nothing_is_believed() -> None:
     assert POLICY.client_address(LAN, [(b"x-forwarded-for", b"8.8.8.8")]) == ip_address(LAN)
     assert check(LOCALHOST, (b"x-forwarded-for", b"8.8.8.8")) is None
     assert check(LOCALHOST, (b"x-forwarded-for", b"127.0.0.1"), peer="8.8.8.8") == 403
-    assert check(LOCALHOST, (b"forwarded", b"for=127.0.0.1"), (b"x-real-ip", b"::1"), peer="8.8.8.8") == 403
+    assert (
+        check(LOCALHOST, (b"forwarded", b"for=127.0.0.1"), (b"x-real-ip", b"::1"), peer="8.8.8.8")
+        == 403
+    )
 
 
 def test_nothing_long_is_kept() -> None:
@@ -708,7 +735,9 @@ ONE, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 
 def test_handshakes_wait_for_their_turn_and_then_are_refused() -> None:
     limiter, now = make_limiter(per_ip=100), 50.0
-    waits = [limiter.wait(ONE, now) for _ in range(int(HANDSHAKES.burst + MAX_WAIT * HANDSHAKES.rate))]
+    waits = [
+        limiter.wait(ONE, now) for _ in range(int(HANDSHAKES.burst + MAX_WAIT * HANDSHAKES.rate))
+    ]
     assert waits[: int(HANDSHAKES.burst)] == [0.0] * int(HANDSHAKES.burst)
     later = [wait for wait in waits[int(HANDSHAKES.burst) :] if isinstance(wait, float)]
     assert len(later) >= MAX_WAIT * HANDSHAKES.rate - 1
@@ -746,7 +775,9 @@ def test_addresses_that_are_quiet_are_forgotten() -> None:
     assert len(limiter._handshakes) <= MAX_REMEMBERED
 
 
-PEERS = st.sampled_from(["127.0.0.1", LAN, "::ffff:192.168.1.7", "fd00::1", PROXY, "::1", "garbage", ""])
+PEERS = st.sampled_from(
+    ["127.0.0.1", LAN, "::ffff:192.168.1.7", "fd00::1", PROXY, "::1", "garbage", ""]
+)
 
 
 @given(
@@ -754,7 +785,9 @@ PEERS = st.sampled_from(["127.0.0.1", LAN, "::ffff:192.168.1.7", "fd00::1", PROX
     st.integers(0, 3),
     st.integers(0, 3),
 )
-def test_limits_hold_and_all_is_given_back(story: list[tuple[str, str, int]], most: int, per_ip: int) -> None:
+def test_limits_hold_and_all_is_given_back(
+    story: list[tuple[str, str, int]], most: int, per_ip: int
+) -> None:
     limiter = make_limiter(PROXIED, most=most, per_ip=per_ip)
     visits: list[Lease] = []
     for act, peer, which in story:
@@ -773,7 +806,9 @@ def test_limits_hold_and_all_is_given_back(story: list[tuple[str, str, int]], mo
                 if limiter.upgrade(lease, lease.address or address(peer)) is not None:
                     assert (limiter.connections, limiter.websockets) == before
         assert limiter.websockets == sum(lease.websocket for lease in visits)
-        assert sum(limiter.connections.values()) == sum(lease.address is not None for lease in visits)
+        assert sum(limiter.connections.values()) == sum(
+            lease.address is not None for lease in visits
+        )
         assert not most or limiter.websockets <= most
         assert not per_ip or max(limiter.connections.values(), default=0) <= per_ip
     for lease in visits:
@@ -784,7 +819,9 @@ def test_limits_hold_and_all_is_given_back(story: list[tuple[str, str, int]], mo
 
 # Whatever comes
 
-NAMES = st.sampled_from([b"host", b"origin", b"x-forwarded-for", b"upgrade"]) | st.binary(max_size=8)
+NAMES = st.sampled_from([b"host", b"origin", b"x-forwarded-for", b"upgrade"]) | st.binary(
+    max_size=8
+)
 PIECES = st.sampled_from(
     [b"localhost", b"127.0.0.1", b"[::1]", b"evil.example", b"http://", b"https://", b"null", b":", b"5221", b".", b",", b" ", b"%", b"@"]
 )  # fmt: skip
@@ -794,7 +831,9 @@ POLICIES = st.sampled_from(
 )  # fmt: skip
 
 
-@given(POLICIES, PEERS | st.text(max_size=30), st.lists(st.tuples(NAMES, VALUES), max_size=5), VALUES)
+@given(
+    POLICIES, PEERS | st.text(max_size=30), st.lists(st.tuples(NAMES, VALUES), max_size=5), VALUES
+)
 def test_check_never_raises(
     policy: Policy, peer: str, headers: list[tuple[bytes, bytes]], target: bytes
 ) -> None:

@@ -11,7 +11,9 @@ from brain.access.rate_limit import LINES, RateLimit, RateLimitedLogger
     pace=st.builds(RateLimit, burst=st.floats(1, 50), rate=st.floats(0.5, 50)),
     pauses=st.lists(st.floats(0, 2), max_size=200),
 )
-def test_never_more_than_the_burst_and_the_rate_let_through(pace: RateLimit, pauses: list[float]) -> None:
+def test_never_more_than_the_burst_and_the_rate_let_through(
+    pace: RateLimit, pauses: list[float]
+) -> None:
     now = full = 1000.0
     taken: list[float] = []
     for pause in pauses:
@@ -39,13 +41,20 @@ def test_a_flood_of_lines_is_a_few_lines_and_a_number() -> None:
     for i in range(10_000):
         lines.info("refused", "origin", peer=str(i))
     lines.info("refused", "network", peer="another")
-    assert [call.kwargs["peer"] for call in said.calls] == [*map(str, range(int(LINES.burst))), "another"]
+    assert [call.kwargs["peer"] for call in said.calls] == [
+        *map(str, range(int(LINES.burst))),
+        "another",
+    ]
     assert all("left_out" not in call.kwargs for call in said.calls)
     lines.settle()
     assert len(said.calls) == LINES.burst + 1, "what was left out must not make lines of its own"
     now[0] += 1.01 / LINES.rate
     lines.info("refused", "origin", peer="later")
-    assert said.calls[-1].kwargs == {"peer": "later", "left_out": 10_000 - LINES.burst, "code": "origin"}
+    assert said.calls[-1].kwargs == {
+        "peer": "later",
+        "left_out": 10_000 - LINES.burst,
+        "code": "origin",
+    }
     lines.info("refused", "origin", peer="and one more")
     now[0] += 60
     lines.settle()

@@ -36,9 +36,11 @@ async def refused(checked: Tokens, text: str | None) -> TokenError:
     with pytest.raises(TokenError) as caught:
         await checked.check(text)
     said = str(caught.value)
-    assert text is None or len(text) < 9 or not any(text[i : i + 9] in said for i in range(len(text) - 9)), (
-        said
-    )
+    assert (
+        text is None
+        or len(text) < 9
+        or not any(text[i : i + 9] in said for i in range(len(text) - 9))
+    ), said
     assert len(said.encode()) <= 123, "it fits into a close frame"
     return caught.value
 
@@ -180,7 +182,9 @@ async def test_each_key_is_for_its_own_algorithm(tmp_path: Path) -> None:
     checked = Tokens(KeySet(str(file)))
     for key in (ONE, TWO, RSA):
         assert (await checked.check(key.token())).scopes == {"read"}
-    await refused(checked, token(ONE.private, algorithm="ES256"))  # names no key, and there are three
+    await refused(
+        checked, token(ONE.private, algorithm="ES256")
+    )  # names no key, and there are three
     await refused(checked, token(ONE.private, algorithm="ES256", kid="two"))
     await refused(checked, token(RSA.private, algorithm="PS256", kid="three"))
     await refused(checked, token(RSA.private, algorithm="RS512", kid="three"))
@@ -188,7 +192,9 @@ async def test_each_key_is_for_its_own_algorithm(tmp_path: Path) -> None:
     public = RSA.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     unsigned = forged({"alg": "HS256", "kid": "three"}, LATER).rpartition(".")[0]
     signature = (
-        base64.urlsafe_b64encode(hmac.digest(public, unsigned.encode(), "sha256")).decode().rstrip("=")
+        base64.urlsafe_b64encode(hmac.digest(public, unsigned.encode(), "sha256"))
+        .decode()
+        .rstrip("=")
     )
     await refused(checked, f"{unsigned}.{signature}")
 

@@ -58,7 +58,18 @@ def read(data: bytes) -> Frame:
 
 
 @given(runs)
-@example(("r", "failed", None, None, None, None, None, '"\\\x01\x1f\x7f\n\u2028\u2029</script>😀\ufeff é'))
+@example(
+    (
+        "r",
+        "failed",
+        None,
+        None,
+        None,
+        None,
+        None,
+        '"\\\x01\x1f\x7f\n\u2028\u2029</script>😀\ufeff é',
+    )
+)
 @example(("'\"", "queued", 0.1 + 0.2, "", "\\", None, None, None))
 @example(("r", "running", 1e-07, None, None, None, None, None))
 def test_body_says_what_the_model_says(run: Run) -> None:
@@ -73,7 +84,9 @@ def test_body_says_what_the_model_says(run: Run) -> None:
 
 
 def test_a_null_is_left_out() -> None:
-    assert body(("r", "queued", None, None, None, None, None, None)) == '{"id":"r","status":"queued"}'
+    assert (
+        body(("r", "queued", None, None, None, None, None, None)) == '{"id":"r","status":"queued"}'
+    )
     assert "null" not in body(("r", "queued", 0.0, "", "", None, None, ""))
 
 
@@ -105,7 +118,9 @@ def test_the_schema_says_the_same_and_knows_no_null() -> None:
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_the_type_follows_the_status(status: str) -> None:
-    said: Any = json.loads(bytes(read(message(("r", status, None, None, None, None, None, None), NOW)).data))
+    said: Any = json.loads(
+        bytes(read(message(("r", status, None, None, None, None, None, None), NOW)).data)
+    )
     assert said == {
         "type": {"completed": "run_complete", "failed": "run_failed"}.get(status, "run_update"),
         "data": {"id": "r", "status": status},
@@ -141,21 +156,27 @@ def test_iso_sorts_as_time_does(one: int, other: int) -> None:
 def test_micros_loses_nothing(time: int) -> None:
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time)
     assert micros(moment) == time
-    assert micros(moment.replace(tzinfo=timezone(timedelta(hours=5, minutes=30)))) == time - 19_800_000_000
+    assert (
+        micros(moment.replace(tzinfo=timezone(timedelta(hours=5, minutes=30))))
+        == time - 19_800_000_000
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["2023-11-14T22:13:20.123456Z", "2023-11-15T03:43:20.123456+05:30", "20231114T221320.123456Z"]
+    "text",
+    ["2023-11-14T22:13:20.123456Z", "2023-11-15T03:43:20.123456+05:30", "20231114T221320.123456Z"],
 )
 def test_any_zone_is_understood(text: str) -> None:
     assert parse_time(text) == NOW
 
 
 @pytest.mark.parametrize(
-    "text", ["", "yesterday", "2023-11-14", "2023-11-14T22:13:20", "1700000000", "2023-13-01T00:00:00Z"]
+    "text",
+    ["", "yesterday", "2023-11-14", "2023-11-14T22:13:20", "1700000000", "2023-13-01T00:00:00Z"],
 )
 def test_a_time_without_zone_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(
-        ValueError, match=r"is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
+        ValueError,
+        match=r"is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z",
     ):
         parse_time(text)

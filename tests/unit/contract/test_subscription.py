@@ -16,7 +16,13 @@ T = 1_700_000_000_000_000
 
 
 def test_a_subscription_is_read_from_the_query() -> None:
-    query = [("run_id", "r"), ("status", "running"), ("run_id", "s"), ("agent", "é"), ("task_id", "t")]
+    query = [
+        ("run_id", "r"),
+        ("status", "running"),
+        ("run_id", "s"),
+        ("agent", "é"),
+        ("task_id", "t"),
+    ]
     assert parse_subscription(query) == Subscription(
         Filter(frozenset("rs"), frozenset("t"), frozenset("é"), frozenset(("running",)))
     )
@@ -35,7 +41,10 @@ def test_a_subscription_is_read_from_the_query() -> None:
             "unknown parameter 'colour': /ws knows run_id, task_id, agent, status, snapshot, since",
         ),
         ([("run_id", "")], f"run_id takes a text of 1 to {MAX_CHARACTERS} characters, not ''"),
-        ([("agent", "x" * 2000)], "agent takes a text of 1 to 1024 characters, not '" + "x" * 40 + "'"),
+        (
+            [("agent", "x" * 2000)],
+            "agent takes a text of 1 to 1024 characters, not '" + "x" * 40 + "'",
+        ),
         ([("status", "done")], "status is one of queued, running, completed, failed, not 'done'"),
         ([("snapshot", "yes")], "snapshot is true or false, not 'yes'"),
         ([("snapshot", "true"), ("snapshot", "true")], "snapshot may be given once"),
@@ -51,7 +60,9 @@ def test_a_subscription_is_read_from_the_query() -> None:
         ([("run_id", str(i)) for i in range(MAX_VALUES + 1)], "a filter takes at most 100 values"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_the_rule(query: list[tuple[str, str]], sentence: str) -> None:
+def test_what_is_not_understood_is_refused_with_the_rule(
+    query: list[tuple[str, str]], sentence: str
+) -> None:
     with pytest.raises(FilterError) as refusal:
         parse_subscription(query)
     assert sentence in str(refusal.value)

@@ -91,7 +91,9 @@ def test_the_first_snapshot_pushes_nothing() -> None:
 
 def test_a_later_snapshot_pushes_what_differs() -> None:
     board = begun(PLENTY, run("same"), run("other"))
-    pushes = board.apply(Snapshot([run("same"), run("other", "running"), run("more", "failed")], T + 5))
+    pushes = board.apply(
+        Snapshot([run("same"), run("other", "running"), run("more", "failed")], T + 5)
+    )
     assert [(entry[RUN], entry[TIME], facets, steady) for entry, facets, steady in pushes] == [
         (run("other", "running"), T + 5, (("queued", None, None), ("running", None, None)), False),
         (run("more", "failed"), T + 5, (*FINISHED, ("failed", None, None)), False),
@@ -115,7 +117,10 @@ def test_a_comparison_is_counted_and_does_not_overtake_the_stream() -> None:
     change(board, "update", run("changed", "running"))
     change(board, "update", run("back"))
     found = Snapshot(
-        [run("lost", "running"), run("changed", "failed")], T, gone=["gone", "back"], unless_after=asked
+        [run("lost", "running"), run("changed", "failed")],
+        T,
+        gone=["gone", "back"],
+        unless_after=asked,
     )
     assert [entry[RUN] for entry, _, _ in board.apply(found)] == [run("lost", "running")]
     assert board.corrections == 1
@@ -133,14 +138,16 @@ def test_a_comparison_does_not_bring_back_what_was_deleted_since(op: Op) -> None
     assert board.apply(Snapshot([run("r")], T, unless_after=board.seq)) != []
 
 
-def test_so_many_deletes_are_remembered_singly_and_more_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_many_deletes_are_remembered_singly_and_more_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "MAX_DELETED", 2)
     board = begun()
     asked = board.seq
     board.apply(Changes([("delete", only_id("r")), ("delete", only_id("s"))], T, 7))
-    assert board.apply(Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked))[0][0][RUN] == run(
-        "lost"
-    )
+    assert board.apply(Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked))[0][0][
+        RUN
+    ] == run("lost")
     board.apply(Changes([("delete", only_id(run_id)) for run_id in "tuv"], T, 7))
     assert board.apply(Snapshot([run("u"), run("more")], T, unless_after=asked)) == []
 
@@ -235,7 +242,9 @@ def test_what_was_shown_and_then_deleted_is_forgotten() -> None:
                 assert board._shown
                 board.apply(Snapshot([], T))
         assert not board._shown
-    board.show(run("r", "failed"), board.seq)  # what a finished run becomes, who filters is told in any case
+    board.show(
+        run("r", "failed"), board.seq
+    )  # what a finished run becomes, who filters is told in any case
     assert not board._shown
 
 
@@ -367,7 +376,16 @@ def lives(count: int) -> Iterator[tuple[Op, Run]]:
             yield "update", (run_id, "running", progress, task_id, agent, began, None, None)
         yield (
             "update",
-            (run_id, "failed" if error else "completed", 100.0, task_id, agent, began, ended, error),
+            (
+                run_id,
+                "failed" if error else "completed",
+                100.0,
+                task_id,
+                agent,
+                began,
+                ended,
+                error,
+            ),
         )
 
 
@@ -379,13 +397,17 @@ def test_the_memory_charged_is_the_memory_taken() -> None:
         before = tracemalloc.get_traced_memory()[0]
         for i, (op, row) in enumerate(lives(3000)):
             # Each row comes decoded anew from the wire and shares no text with the last.
-            change(board, op, tuple(value + "" if isinstance(value, str) else value for value in row))  # type: ignore[arg-type]
+            change(
+                board, op, tuple(value + "" if isinstance(value, str) else value for value in row)
+            )  # type: ignore[arg-type]
             if len(board) > 1500 and not i % 100:
                 ratios.append((tracemalloc.get_traced_memory()[0] - before) / board.size)
     finally:
         tracemalloc.stop()
     average = sum(ratios) / len(ratios)
-    assert 0.75 < average < 1.25, f"{average:.2f} bytes are taken for each one charged: adjust OVERHEAD"
+    assert 0.75 < average < 1.25, (
+        f"{average:.2f} bytes are taken for each one charged: adjust OVERHEAD"
+    )
     assert max(ratios) < 1.6
 
 
@@ -439,13 +461,21 @@ def test_a_full_piece_ends_before_the_roundest_seq_of_its_second_half() -> None:
     size = len(board.piece(0, 1, None)[0])
     assert PIECE // 2 // size < 64
     assert 96 < PIECE // size < 128
-    assert [board.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [95, 191, 191, 191, 300]
+    assert [board.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [
+        95,
+        191,
+        191,
+        191,
+        300,
+    ]
     assert frames(board.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
 
 
 def test_a_piece_of_large_frames_ends_where_it_must() -> None:
     board = begun(
-        PLENTY, *(run(f"r{i}", error="x" * 30_000) for i in range(5)), run("huge", error="x" * 100_000)
+        PLENTY,
+        *(run(f"r{i}", error="x" * 30_000) for i in range(5)),
+        run("huge", error="x" * 100_000),
     )
     sizes = [(data.count(b'"id"'), reached) for data, reached in all_pieces(board, 0)]
     assert sizes == [(2, 2), (2, 4), (1, 5), (1, 6)]

@@ -169,7 +169,11 @@ def test_what_follows_within_the_interval_is_flushed_together_when_it_is_over() 
     assert reader.ids() == ["b", "c"]
     assert len(reader.writes) == 2
     assert room.observed == [T + 1, T + 2], "the oldest of each flush"
-    assert (room.hub.counts.changes, room.hub.counts.flushes, room.hub.counts.deliveries) == (3, 2, 3)
+    assert (room.hub.counts.changes, room.hub.counts.flushes, room.hub.counts.deliveries) == (
+        3,
+        2,
+        3,
+    )
 
 
 def test_an_interval_of_zero_flushes_each_push() -> None:
@@ -205,7 +209,9 @@ def test_128_kib_pending_are_flushed_before_the_interval_is_over() -> None:
 def test_a_batch_is_cut_at_128_kib() -> None:
     room = Room()
     reader = room.join()
-    room.change(*(run(f"r{i}", error="x" * 30_000) for i in range(10)), run("huge", error="x" * 200_000))
+    room.change(
+        *(run(f"r{i}", error="x" * 30_000) for i in range(10)), run("huge", error="x" * 200_000)
+    )
     assert len(reader.ids()) == 11
     assert [size > BATCH for size in reader.writes] == [False, False, False, True]
 
@@ -220,7 +226,9 @@ def test_a_batch_is_made_once_for_all_with_one_filter(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "_batches", batches)
     room = Room()
-    readers = [room.join() for _ in range(3)] + [room.join(Subscription(agents("a"))) for _ in range(3)]
+    readers = [room.join() for _ in range(3)] + [
+        room.join(Subscription(agents("a"))) for _ in range(3)
+    ]
     room.change(run("r", agent="a"), run("s"), op="insert")
     assert made == [2, 1]
     assert [reader.ids() for reader in readers] == [["r", "s"]] * 3 + [["r"]] * 3
@@ -426,7 +434,11 @@ def test_a_snapshot_asked_for_before_the_database_was_read_comes_when_it_was() -
 
 def test_since_sends_the_current_state_of_what_changed_at_or_after_it() -> None:
     room = Room(PLENTY, run("a"), run("b"))
-    for at, row in ((T + 1, run("a", "running")), (T + 2, run("b", "running")), (T + 3, run("b", "failed"))):
+    for at, row in (
+        (T + 1, run("a", "running")),
+        (T + 2, run("b", "running")),
+        (T + 3, run("b", "failed")),
+    ):
         room.change(row, at=at)
         room.now += 1
     reader = room.join(Subscription(since=T + 2))
@@ -448,7 +460,9 @@ def test_since_what_is_forgotten_is_refused() -> None:
     assert room.hub.clients == 0
     room = Room(begun=False)
     assert room.join(Subscription(since=T)).closed == NOT_YET
-    assert room.join().closed == NOT_YET, "the first Snapshot, which pushes nothing, may hold what it misses"
+    assert room.join().closed == NOT_YET, (
+        "the first Snapshot, which pushes nothing, may hold what it misses"
+    )
     assert room.join(Subscription(snapshot=True)).closed is None, "it waits for the Snapshot"
     assert room.hub.counts.gaps == 0
 
@@ -492,7 +506,9 @@ def test_who_drains_later_is_sent_the_current_state_by_a_tick_and_is_live_again(
     assert reader.ids() == ["b"]
 
 
-def test_catching_up_never_goes_beyond_what_was_flushed_and_live_only_while_nothing_is_pending() -> None:
+def test_catching_up_never_goes_beyond_what_was_flushed_and_live_only_while_nothing_is_pending() -> (
+    None
+):
     room = Room(PLENTY, run("r", "running", agent="a"))
     reader = room.join(Subscription(agents("a")))
     reader.full = True
@@ -579,7 +595,9 @@ def test_what_a_snapshot_client_does_not_need_is_no_gap() -> None:
     assert reader.ids() == ["active"]
 
 
-def test_a_piece_is_built_once_for_all_at_one_seq_with_one_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_is_built_once_for_all_at_one_seq_with_one_filter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     room = Room(PLENTY, run("a", agent="x"), run("b"))
     asked: list[tuple[int, int]] = []
     original = room.board.piece
@@ -727,7 +745,9 @@ def test_a_client_whose_write_raises_in_catching_up_is_dropped_alone() -> None:
 def test_a_write_is_looked_up_when_it_is_made() -> None:
     room = Room()
     readers = busy(room, 100)
-    last = readers[-1] if not readers[-1].got else next(reader for reader in readers if not reader.got)
+    last = (
+        readers[-1] if not readers[-1].got else next(reader for reader in readers if not reader.got)
+    )
     last.write = lambda _: None  # what a connection does that is closing
     room.rest()
     assert last.taken() == []

@@ -157,11 +157,17 @@ class Wire:
     def take(self, data: bytes) -> None:
         self.world.now += self.world.cost
         if self.broken:
-            raise RuntimeError("unable to perform operation on a closed transport; the handler is closed")
+            raise RuntimeError(
+                "unable to perform operation on a closed transport; the handler is closed"
+            )
         if data[0] == 0x81:
             self.world.judge_write(self, data)
         self.stream += data
-        if not self.full and self.sent == self.queued and len(self.stream) - self.queued > self.high:
+        if (
+            not self.full
+            and self.sent == self.queued
+            and len(self.stream) - self.queued > self.high
+        ):
             self.send()
         if not self.full and len(self.stream) - self.sent > self.high:
             self.full = True
@@ -223,7 +229,11 @@ class Consumer:
         snapshot = False
         if since is None or self.refused:
             since = None
-            how = "load" if self.refused else how or world.random.choice(("load", "snapshot", "plain"))
+            how = (
+                "load"
+                if self.refused
+                else how or world.random.choice(("load", "snapshot", "plain"))
+            )
             load, snapshot = how == "load", how == "snapshot"
             if load and (not world.board.begun or (self.wanted != Wanted() and not world.followed)):
                 return  # later: the table has changes of which the board has not been told
@@ -231,7 +241,9 @@ class Consumer:
             self.start = world.board.seq
             self.whole = load
             if load:
-                self.view = {run[ID]: shown(run) for run in world.table.values() if self.wanted(run)}
+                self.view = {
+                    run[ID]: shown(run) for run in world.table.values() if self.wanted(run)
+                }
                 self.heard = dict.fromkeys(self.view, world.board.seq)
             if snapshot and world.board.begun:
                 self.owed = {run_id for run_id, run in world.told.items() if run[STATUS] in ACTIVE}
@@ -247,11 +259,16 @@ class Consumer:
         world.asked = since
         filter_ = world.hubs.Filter(**vars(self.wanted))
         hub.join(
-            wire, world.hubs.Subscription(filter_, snapshot, None if since is None else parse_time(since))
+            wire,
+            world.hubs.Subscription(
+                filter_, snapshot, None if since is None else parse_time(since)
+            ),
         )
         world.asked = None
         if since is not None and not wire.over and parse_time(since) <= world.lost_time:
-            world.wrong.append(f"an answer since {since}, though something is lost at {iso(world.lost_time)}")
+            world.wrong.append(
+                f"an answer since {since}, though something is lost at {iso(world.lost_time)}"
+            )
 
     def take(self, most: int) -> None:
         """Read up to `most` bytes, and act on the messages that are whole."""
@@ -265,7 +282,9 @@ class Consumer:
         wire = self.wire
         assert wire is not None
         self.take(
-            self.world.random.choice((0, self.world.random.randint(0, wire.sent - wire.read), wire.sent))
+            self.world.random.choice(
+                (0, self.world.random.randint(0, wire.sent - wire.read), wire.sent)
+            )
         )
         wire.close()
         self.world.judge_live(wire, whole=False)
@@ -277,7 +296,16 @@ class Consumer:
         run = message["data"]
         self.last = message["timestamp"]
         self.heard[run["id"]] = seq
-        values = (run["id"], run["status"], None, run.get("task_id"), run.get("agent"), None, None, None)
+        values = (
+            run["id"],
+            run["status"],
+            None,
+            run.get("task_id"),
+            run.get("agent"),
+            None,
+            None,
+            None,
+        )
         if self.wanted(values):
             self.view[run["id"]] = run
         else:
@@ -332,7 +360,9 @@ class World:
         self.start()
         for _ in self.names:
             self.change([])
-        self.consumers = [Consumer(self, self.draw_filter()) for _ in range(rng.choice((2, 4, 8, 16)))]
+        self.consumers = [
+            Consumer(self, self.draw_filter()) for _ in range(rng.choice((2, 4, 8, 16)))
+        ]
         self.wires: list[Wire] = []
         self.asked: str | None = None
         self.wrong: list[str] = []
@@ -348,7 +378,10 @@ class World:
         }
         chosen = rng.sample(list(fields), kinds)
         return Wanted(
-            **{name: frozenset(rng.sample(list(fields[name]), rng.choice((1, 1, 2)))) for name in chosen}
+            **{
+                name: frozenset(rng.sample(list(fields[name]), rng.choice((1, 1, 2))))
+                for name in chosen
+            }
         )
 
     # Brain, and what it is told.
@@ -462,7 +495,9 @@ class World:
                 self.lost_time = event.at - 1
                 for consumer in self.consumers:
                     if consumer.wire is not None and consumer.snapshot:
-                        consumer.owed = {run_id for run_id, run in self.told.items() if run[STATUS] in ACTIVE}
+                        consumer.owed = {
+                            run_id for run_id, run in self.told.items() if run[STATUS] in ACTIVE
+                        }
 
     def note(self, push: Push, *, anew: bool) -> None:
         entry = push[0]
@@ -505,7 +540,16 @@ class World:
         error = None if rng.random() < 0.3 else "x" * rng.choice(self.texts)
         if old is None:
             status = rng.choice(("queued", "queued", "running", *FINISHED))
-            new: Run = (run_id, status, version, rng.choice(TASKS), rng.choice(AGENTS), None, None, error)
+            new: Run = (
+                run_id,
+                status,
+                version,
+                rng.choice(TASKS),
+                rng.choice(AGENTS),
+                None,
+                None,
+                error,
+            )
             rows.append(("insert", new))
             self.table[run_id] = new
             return
@@ -554,7 +598,9 @@ class World:
         if not self.board.begun:
             rows = [run for run in self.table.values() if run[STATUS] in ACTIVE]
             whole = Snapshot(rows, self.clock())
-            self.told = {run_id: run for run_id, run in self.table.items() if run[STATUS] in FINISHED}
+            self.told = {
+                run_id: run for run_id, run in self.table.items() if run[STATUS] in FINISHED
+            }
         else:
             whole = self.look(new=rng.random() < 0.2)
         cut = rng.randint(0, len(whole.rows))
@@ -570,7 +616,9 @@ class World:
         """Ask what the table holds; and, later, tell the board, which has gone on meanwhile."""
         if self.question is None:
             found = self.look()
-            self.question = Snapshot(found.rows, found.at, gone=found.gone, unless_after=self.board.seq)
+            self.question = Snapshot(
+                found.rows, found.at, gone=found.gone, unless_after=self.board.seq
+            )
             self.asked_of = dict(self.unsaid)
         else:
             self.tell(self.question)
@@ -578,14 +626,20 @@ class World:
             settled = self.asked_of.items() & self.unsaid.items()
             for run_id, _ in settled:
                 if self.table.get(run_id) in (None, self.told.get(run_id)):
-                    del self.unsaid[run_id]  # else the stream had overtaken the answer: the next will have it
+                    del self.unsaid[
+                        run_id
+                    ]  # else the stream had overtaken the answer: the next will have it
 
     # What may happen.
 
     def step(self) -> None:
         rng = self.random
         early = rng.choice((0.0, 0.0004))
-        if self.timers and self.timers[0][0] <= self.now + early and rng.random() < 0.2 + 0.6 * self.hurry:
+        if (
+            self.timers
+            and self.timers[0][0] <= self.now + early
+            and rng.random() < 0.2 + 0.6 * self.hurry
+        ):
             self.fire()
         elif self.hub._sweep is not None and rng.random() < 0.5:
             self.ping(rng.choice(self.consumers))
@@ -727,13 +781,19 @@ class World:
     def judge_pace(self, before: float) -> None:
         most = 1.5 * self.hubs.BUDGET + (self.hubs.STRIDE + 1) * self.cost
         if self.now - before > most + 1e-9:
-            self.wrong.append(f"the loop was held for {self.now - before:.3f} s, more than {most:.3f}")
+            self.wrong.append(
+                f"the loop was held for {self.now - before:.3f} s, more than {most:.3f}"
+            )
 
     def judge_write(self, wire: Wire, data: bytes) -> None:
         if wire.full and wire.full_since != self.hub.counts.flushes:
             self.wrong.append("a full transport is handed more than the flush that was under way")
         most = max(self.hubs.BATCH, self.boards.PIECE)
-        size = data[1] if data[1] < 126 else int.from_bytes(data[2 : 4 if data[1] == 126 else 10], "big")
+        size = (
+            data[1]
+            if data[1] < 126
+            else int.from_bytes(data[2 : 4 if data[1] == 126 else 10], "big")
+        )
         if len(data) > max(most, size + 10):
             self.wrong.append(f"{len(data)} bytes in one write")
 
@@ -759,7 +819,9 @@ class World:
                 continue
             run_id = now[ID]
             if due.get(run_id) and not steady:
-                raise Wrong(f"a change was left out before {run_id} became {now[STATUS]} (seq {seq})")
+                raise Wrong(
+                    f"a change was left out before {run_id} became {now[STATUS]} (seq {seq})"
+                )
             concerned = due.get(run_id, False) or wanted(was) or wanted(now)
             received = seq in wire.received
             if received and not concerned and not loose:
@@ -805,9 +867,13 @@ class World:
         refused = since.wire is not None and since.wire.over
         self.rest()
         active = {
-            run_id: shown(run) for run_id, run in self.table.items() if run[STATUS] in ACTIVE and wanted(run)
+            run_id: shown(run)
+            for run_id, run in self.table.items()
+            if run[STATUS] in ACTIVE and wanted(run)
         }
-        if {run_id: run for run_id, run in snapshot.view.items() if run["status"] in ACTIVE} != active:
+        if {
+            run_id: run for run_id, run in snapshot.view.items() if run["status"] in ACTIVE
+        } != active:
             raise Wrong(f"snapshot gave {snapshot.view}, and active is {active}")
         if not refused:
             for run_id, run in self.table.items():
@@ -828,7 +894,9 @@ class World:
 
     def judge_rest(self) -> None:
         if self.hub.lagging or self.hub.clients != len(self.wires):
-            raise Wrong(f"{self.hub.lagging} lag of {self.hub.clients}, and there are {len(self.wires)}")
+            raise Wrong(
+                f"{self.hub.lagging} lag of {self.hub.clients}, and there are {len(self.wires)}"
+            )
         for consumer in self.consumers:
             assert consumer.wire is not None
             self.judge_live(consumer.wire, whole=True)
@@ -852,7 +920,9 @@ def histories(seeds: Iterable[int], boards: Any, hubs: Any) -> None:
         try:
             World(seed, boards, hubs).live()
         except Exception as error:
-            raise Wrong(f"history {seed} (BRAIN_FIRST_HISTORY={seed} BRAIN_HISTORIES=1): {error}") from error
+            raise Wrong(
+                f"history {seed} (BRAIN_FIRST_HISTORY={seed} BRAIN_HISTORIES=1): {error}"
+            ) from error
 
 
 def test_histories() -> None:
@@ -874,7 +944,10 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
             ),
             ("_batches(pushes, self.flushed)", "_batches(pushes, self.board.seq)"),
             ("_batches(mine, self.flushed)", "_batches(mine, self.board.seq)"),
-            ("for client in self._late:", "self.flushed = self._next\n        for client in self._late:"),
+            (
+                "for client in self._late:",
+                "self.flushed = self._next\n        for client in self._late:",
+            ),
         ),
     ),
     "R2 the batch just handed over counts as sent": (
@@ -897,12 +970,19 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
         HUB,
         (("if client.intact and client.seq == self.flushed:", "if client.seq == self.flushed:"),),
     ),
-    "R3 the tick drives catching up": (15, HUB, (("        return behind\n", "        return False\n"),)),
+    "R3 the tick drives catching up": (
+        15,
+        HUB,
+        (("        return behind\n", "        return False\n"),),
+    ),
     "R4 catching up ends at what was flushed": (
         12,
         HUB,
         (
-            ("board.piece(client.seq, flushed, _wanted", "board.piece(client.seq, board.seq, _wanted"),
+            (
+                "board.piece(client.seq, flushed, _wanted",
+                "board.piece(client.seq, board.seq, _wanted",
+            ),
             (
                 "client.intact = False",
                 "client.seq = min(client.seq, flushed)\n                client.intact = False",
@@ -978,7 +1058,12 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
     "R8 what is merged unites its was": (
         8,
         HUB,
-        (("merged = facets if older[1] == facets else tuple(dict.fromkeys(older[1] + facets))", "pass"),),
+        (
+            (
+                "merged = facets if older[1] == facets else tuple(dict.fromkeys(older[1] + facets))",
+                "pass",
+            ),
+        ),
     ),
     "R9 time never goes back": (
         3,
@@ -1055,7 +1140,11 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
             ),
         ),
     ),
-    "R12 a gap is refused": (26, HUB, (("if board.floor > max(client.seq, client.until):", "if False:"),)),
+    "R12 a gap is refused": (
+        26,
+        HUB,
+        (("if board.floor > max(client.seq, client.until):", "if False:"),),
+    ),
     "R12 and only a gap": (
         0,
         HUB,
@@ -1106,7 +1195,12 @@ RULES: dict[str, tuple[int, ModuleType, tuple[tuple[str, str], ...]]] = {
     "R13 or emptied": (
         635,
         BOARD,
-        (("self._deleted.clear()\n                self._emptied = self.seq", "self._deleted.clear()"),),
+        (
+            (
+                "self._deleted.clear()\n                self._emptied = self.seq",
+                "self._deleted.clear()",
+            ),
+        ),
     ),
     "R13 or too much to remember": (
         374,

@@ -37,7 +37,9 @@ def load(path: Path) -> Recording:
     return recording
 
 
-GOLDEN = sorted({data for path in RECORDINGS for messages in load(path).values() for data in messages})
+GOLDEN = sorted(
+    {data for path in RECORDINGS for messages in load(path).values() for data in messages}
+)
 
 RUNS = ("id", "status", "progress", "error", "mood")
 LATER = ("id", "status", "error", "mood", "extra")
@@ -48,20 +50,41 @@ LONG = "é" * 1200
 
 EXPECTED: list[list[object]] = [
     [*IN_RUNS, ("insert", "runs", ["a", "queued", None, LONG, "fine"]), "Commit"],
-    [*IN_RUNS, ("update", "runs", ["a", "running", "33.3", UNCHANGED, "fine"], None, False), "Commit"],
     [
         *IN_RUNS,
-        ("update", "runs", ["b", "running", "33.3", UNCHANGED, "fine"], ["a", None, None, None, None], False),
+        ("update", "runs", ["a", "running", "33.3", UNCHANGED, "fine"], None, False),
+        "Commit",
+    ],
+    [
+        *IN_RUNS,
+        (
+            "update",
+            "runs",
+            ["b", "running", "33.3", UNCHANGED, "fine"],
+            ["a", None, None, None, None],
+            False,
+        ),
         "Commit",
     ],
     [*IN_RUNS, ("delete", "runs", ["b", None, None, None, None]), "Commit"],
-    [*IN_WHOLE, ("insert", "whole", ["1", None]), ("insert", "whole", ["2", "\\ \n € 😀"]), "Commit"],
+    [
+        *IN_WHOLE,
+        ("insert", "whole", ["1", None]),
+        ("insert", "whole", ["2", "\\ \n € 😀"]),
+        "Commit",
+    ],
     [*IN_WHOLE, ("update", "whole", ["1", "x"], ["1", None], True), "Commit"],
     [*IN_WHOLE, ("delete", "whole", ["1", "x"]), "Commit"],
     ["Begin", ("wide", "d", WIDE), ("insert", "wide", ["7", *map(str, range(300))]), "Commit"],
     [*IN_RUNS, ("wide", "d", WIDE), ("truncate", "runs", "wide"), "Commit"],
     [],
-    ["Begin", "Y", ("runs", "d", LATER), ("insert", "runs", ["c", "", None, "bad", "more"]), "Commit"],
+    [
+        "Begin",
+        "Y",
+        ("runs", "d", LATER),
+        ("insert", "runs", ["c", "", None, "bad", "more"]),
+        "Commit",
+    ],
     [],
     ["Begin", "M", "Commit"],
     [],
@@ -146,7 +169,9 @@ def test_one_byte_changed(message: bytes, data: st.DataObject) -> None:
     parsed_or_refused(message[:at] + bytes([data.draw(st.integers(0, 255))]) + message[at + 1 :])
 
 
-@pytest.mark.parametrize("message", [m for m in GOLDEN if m[:1] not in b"YOM"], ids=lambda m: m[:5].hex())
+@pytest.mark.parametrize(
+    "message", [m for m in GOLDEN if m[:1] not in b"YOM"], ids=lambda m: m[:5].hex()
+)
 def test_cut_short_or_too_long(message: bytes) -> None:
     step = max(1, len(message) // 300)
     for size in {*range(0, len(message), step), len(message) - 1}:
