@@ -35,14 +35,14 @@ CORPUS = Path(__file__).parent / "corpus"
 """What once broke a law, by the name of the law. It never may again."""
 
 SLOW = 2.0
-"""Seconds that nothing here may take, on a machine that does other things too."""
+"""Seconds of a processor that nothing here may take."""
 
 
 @contextlib.contextmanager
 def in_time() -> Iterator[None]:
-    began = time.monotonic()
+    began = time.thread_time()
     yield
-    took = time.monotonic() - began
+    took = time.thread_time() - began
     assert took < SLOW, f"it took {took:.1f} s"
 
 
@@ -128,7 +128,7 @@ class Host:
                 await asyncio.sleep(0)
             with contextlib.suppress(OSError):
                 peer.writer.write_eof()
-            answer = await peer.rest(SLOW)
+            answer = await peer.rest()
         while it.limiter.connections or it.connections or it.state.connections.closing:
             await asyncio.sleep(0)
         assert not it.state.waiting, "something is owed by a connection that is gone"

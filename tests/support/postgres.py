@@ -21,6 +21,8 @@ from urllib.parse import urlencode
 import psycopg
 from psycopg import sql
 
+from tests.support.patience import PATIENCE, wait_until
+
 SETTINGS = {
     "wal_level": "logical",
     "max_connections": "100",
@@ -110,7 +112,7 @@ class Postgres:
                 start_new_session=True,
                 **self._as_whom(),
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             # The eighth line, as pg_ctl reads it: a probe by connection would be one more backend for tests to see.
             with contextlib.suppress(FileNotFoundError, IndexError):
@@ -126,7 +128,7 @@ class Postgres:
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         if self.process:
             self.process.send_signal(SIGNALS[mode])
-            self.process.wait(60)
+            self.process.wait(PATIENCE)
             self.process = None
 
     def kill(self) -> None:
@@ -138,12 +140,10 @@ class Postgres:
             for each in (pid, *map(int, children)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
             self.process = None
-            while any(
-                _living(int(each)) for each in children
-            ):  # they hold the shared memory until they are gone
-                time.sleep(0.005)
+            # They hold the shared memory until they are gone.
+            wait_until(lambda: not any(_living(int(each)) for each in children), pause=0.005)
 
     def restart(self, **settings: str) -> None:
         """Come back on the same port, with these settings changed."""
@@ -180,7 +180,7 @@ class Postgres:
     def drop_database(self, name: str) -> None:
         """FORCE ends the sessions of others, but a slot takes a moment longer to go."""
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         with psycopg.connect(self.url(), autocommit=True) as connection:
             while True:
                 try:
