@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import json
 import signal
 import socket
 import time
@@ -11,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import structlog
-from fastapi import FastAPI, Request, Response
 
 from brain.access.jwks import KeySet, Secret
 from brain.access.limits import ConnectionLimiter
@@ -20,17 +18,19 @@ from brain.access.tokens import Tokens
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings
+from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.delivery.board import Board
-from brain.delivery.hub import COME_BACK, COME_BACK_REASON, Hub
+from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.table import init_sql
-from brain.server.http import ServerState, http_answer
 from brain.server.listener import Server, listen
+from brain.server.operations import add_operations
+from brain.server.state import ServerState
 from brain.server.websocket import Connections
 
 log = structlog.get_logger()
@@ -144,16 +144,16 @@ async def _serve(
     parts = Parts(board, hub, follow.state, limiter, decoder, state.rejections.counts, loop.time)
     metrics.read(parts)
     log.info(
-        "who may come in",
+        "access rules",
         **policy.allowed(),
         connections_per_ip=settings.max_connections_per_ip or "any number",
-        tokens=str(state.tokens.keys) if state.tokens is not None else "not asked for",
+        tokens=str(state.tokens.keys) if state.tokens is not None else "not required",
     )
     if state.tokens is not None:
         await state.tokens.keys.begin()
     async with open_repository(url, settings.table, decoder, board) as runs:
-        api = create_api(runs, state.tokens, state.rejections, policy.client_address)
-        _operations(api, parts, state, metrics)
+        api = create_api(runs, state.tokens, state.rejections)
+        add_operations(api, parts, state, metrics)
         server = Server(
             api, state, timeout=settings.ping_timeout, ping_interval=settings.ping_interval
         )
@@ -210,7 +210,7 @@ async def _begin_anew(connections: Connections) -> None:
     everyone = connections.everyone()
     log.warning("the table begins anew", clients=len(everyone))
     for i, connection in enumerate(everyone):
-        connection.end(COME_BACK, COME_BACK_REASON)
+        connection.end(GAP.code, GAP.reason)
         if i % 100 == 99:
             await asyncio.sleep(0)
 
@@ -229,48 +229,3 @@ async def _announce(server: Server, parts: Parts, announce: Callable[[str | None
     while not server.started:
         await asyncio.sleep(0.01)
     announce(None if parts.board.begun else parts.state.detail)
-
-
-def _operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metrics) -> None:
-    """The routes for who runs Brain, and the plain GET of /ws."""
-
-    @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", tags=["operations"], summary="Alive: the process answers")
-    async def healthz() -> Response:
-        return Response('{"status":"alive"}', media_type="application/json")
-
-    @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
-    async def readyz() -> Response:
-        state = parts.state
-        ready = parts.board.begun and state.source != "none" and not server.closing
-        document = {
-            "ready": ready,
-            "source": state.source,
-            "code": state.code,
-            "detail": "the server is going down" if server.closing else state.detail or None,
-            "hint": state.hint or None,
-            "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
-            "clients": parts.hub.clients,
-            "lagging": parts.hub.lagging,
-            "runs": len(parts.board),
-        }
-        return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
-
-    @app.head("/metrics", include_in_schema=False)
-    @app.get("/metrics", tags=["operations"], summary="For Prometheus")
-    async def read_metrics() -> Response:
-        return Response(metrics.text(), media_type=metrics.content_type)
-
-    @app.get("/ws", include_in_schema=False)
-    async def plain_get(_: Request) -> Response:
-        headers, body = http_answer(
-            426,
-            "this is a WebSocket: connect to it with ws://",
-            Upgrade="websocket",
-            Connection="Upgrade",
-        )
-        fields = {name.decode(): value.decode() for name, value in headers} | {
-            "Sec-WebSocket-Version": "13"
-        }
-        return Response(body, 426, headers=fields)

@@ -25,7 +25,7 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import PgoutputError, parse
 from brain.postgres.table import init_sql
 from brain.server.http import HTTPProtocol
-from brain.server.websocket import MAX_BYTES, STRIDE, Connection
+from brain.server.websocket import STRIDE, Connection
 from tests.support.in_process_server import InProcessServer, in_process_server
 from tests.support.wire import CLOSE, Frame, Peer, parsed, request
 
@@ -139,9 +139,10 @@ class Host:
 
 def bounded(connection: Connection) -> None:
     held = len(connection._message.data) if connection._message else 0
-    assert held <= MAX_BYTES
+    max_message = connection._all.limits.max_message
+    assert held <= max_message
     if connection._protocol is not None:
-        assert len(connection._protocol.reader.buffer) <= MAX_BYTES + STRIDE
+        assert len(connection._protocol.reader.buffer) <= max_message + STRIDE
 
 
 _hosts: list[Host] = []

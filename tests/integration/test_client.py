@@ -14,8 +14,8 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from brain import client
 from brain.client import Away, Connected, Event, Message, WatchError, watch
+from brain.contract.close_codes import GAP
 from brain.contract.messages import RunData  # noqa: TC001 - beside the rest of what is imported
-from brain.delivery import hub
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
@@ -147,7 +147,7 @@ async def test_it_leaves_when_iteration_ends(brain: Brain, database: str) -> Non
                 assert brain.metric("brain_clients") == 1
                 break
     async with asyncio.timeout(PATIENCE):
-        while not (left := re.search("client left.*", brain.log()[before:])):
+        while not (left := re.search("client disconnected.*", brain.log()[before:])):
             await asyncio.sleep(0.01)
     assert "code=1000" in left[0]
 
@@ -326,7 +326,7 @@ async def test_statuses_that_stay(brain: Brain, status: int) -> None:
 async def test_what_brain_itself_refuses(brain: Brain) -> None:
     for url, code, detail in (
         (brain.url("?nonsense=1"), 400, "unknown parameter 'nonsense'"),
-        (brain.url().replace("/ws", "/nowhere"), 404, "WebSockets are spoken at /ws"),
+        (brain.url().replace("/ws", "/nowhere"), 404, "the path of the WebSocket is /ws"),
     ):
         with pytest.raises(WatchError, match=detail) as raised:
             await anext(watch(url, proxy=None))
@@ -440,7 +440,7 @@ def test_the_codes_are_those_of_the_docs() -> None:
     for code, comes_back in said.items():
         final = client.is_final_status(code) if code < 1000 else client.is_final_code(code)
         assert final != comes_back, code
-    assert client.BEGIN_ANEW == hub.COME_BACK
+    assert GAP.code == client.BEGIN_ANEW
 
 
 # Tokens.

@@ -65,7 +65,9 @@ async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None
         with control.undisturbed():
             until = time.monotonic() + PATIENCE
             while held(read) < SMALL - 200:
-                async with await Peer.upgraded(brain.port):  # "client came", "client left"
+                async with await Peer.upgraded(
+                    brain.port
+                ):  # "client connected", "client disconnected"
                     assert time.monotonic() < until
             for _ in range(50):
                 async with await Peer.upgraded(brain.port):

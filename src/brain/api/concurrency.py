@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from brain.access.rejections import RejectionCounter
+from brain.access.rejections import Rejection, RejectionCounter
 from brain.api.problems import Problem
 from brain.api.repository import CONNECTIONS
 
@@ -47,7 +47,7 @@ class ConcurrencyLimiter:
                     f"{MAX_REQUESTS} requests of {address} are at the database, and this one has waited for {MAX_WAIT:.0f} s: "
                     "send fewer at a time"
                 )
-                self._rejections.note("turns", peer=str(address), status=429, detail=detail)
+                self._rejections.note(Rejection("turns", detail), peer=str(address))
                 raise Problem(429, detail) from None
             try:
                 yield

@@ -17,10 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from brain.access.jwks import TokenError
 from brain.access.policy import Headers
 from brain.access.rejections import RejectionCounter
-from brain.access.tokens import BOUNDS, OPEN, Grant, Tokens, bearer
+from brain.access.tokens import BOUNDS, OPEN, Grant, TokenError, Tokens, bearer
 from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.problems import (
     MAX_BODY,
@@ -368,9 +367,9 @@ class _Bearer:
                 grant.require("read" if scope["method"] in ("GET", "HEAD") else "write")
             except TokenError as error:
                 peer = str((scope["client"] or ("",))[0])
-                self._rejections.note(error.code, peer=peer, status=error.status, detail=str(error))
-                more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-                answer = problem_answer(Request(scope), Problem(error.status, str(error)), more)
+                self._rejections.note(error.rejection, peer=peer)
+                problem = Problem(error.status, str(error))
+                answer = problem_answer(Request(scope), problem, error.rejection.headers)
                 await answer(scope, receive, send)
                 return
             scope[GRANT] = grant

@@ -13,7 +13,10 @@ class Retry(StrEnum):
     """What a client does after a connection ended."""
 
     BACK_OFF = "yes, with back-off"
-    RESET = "yes, at once, without `since`: discard your local data, Brain cannot say what changed"
+    RESET = (
+        "yes, without `since`, at once (with back-off if this connection had none): "
+        "discard your local data, Brain cannot say what changed"
+    )
     NEW_TOKEN = "no, unless you get a new token first"  # noqa: S105 - a sentence
     NEVER = "no"
 

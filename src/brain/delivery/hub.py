@@ -27,6 +27,7 @@ from typing import Protocol, TypeAlias
 
 import structlog
 
+from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.messages import ACTIVE, Micros
 from brain.contract.subscription import ALL, ANY, FIELDS, Facet, Filter, Subscription
 from brain.delivery.board import Board, Entry, Push
@@ -42,11 +43,6 @@ BUDGET = 0.025
 
 STRIDE = 32
 """Clients served between two looks at the clock."""
-
-COME_BACK = 4410
-COME_BACK_REASON = "too far behind: load GET /api/runs and come back"
-NOT_YET = 1013
-NOT_YET_REASON = "the database has not been read yet: try again"
 
 
 class Client:
@@ -261,9 +257,9 @@ class Hub:
         """(R12) A gap is said, never papered over."""
         if self.board.begun:
             self.counts.gaps += 1
-            client.end(COME_BACK, COME_BACK_REASON)
+            client.end(GAP.code, GAP.reason)
         else:
-            client.end(NOT_YET, NOT_YET_REASON)
+            client.end(TRY_AGAIN_LATER.code, TRY_AGAIN_LATER.reason)
 
     def _write(self, client: Client, data: bytes) -> None:
         try:

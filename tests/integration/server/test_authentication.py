@@ -74,12 +74,12 @@ async def test_a_token_with_the_request_opens_the_door(brain: Brain, shared: str
         assert await client.recv() == "pong"
     assert await refusal(way(brain, token("another secret, as long as the other one"))) == (
         401,
-        "the token's signature is not that of its key",
+        "the token's signature is not valid",
     )
     assert await refusal(way(brain, token(exp=time.time() - 1))) == (401, "the token has expired")
     assert await refusal(way(brain, token(scope="write"))) == (
         403,
-        "the token's scope does not hold 'read'",
+        "the token's scope does not contain 'read'",
     )
 
 
@@ -265,7 +265,7 @@ def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
         assert ask(brain, method, path, token(exp=1), body) == (401, "the token has expired")
     assert ask(brain, "POST", "/api/runs", reads, {"id": "a"}) == (
         403,
-        "the token's scope does not hold 'write'",
+        "the token's scope does not contain 'write'",
     )
     assert ask(brain, "POST", "/api/runs", writes, {"id": "a"})[0] == 201
     assert ask(brain, "PATCH", "/api/runs/a", reads, {"status": "running"})[0] == 403

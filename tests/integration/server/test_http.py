@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.asyncio.client import connect
 
-from brain.server.http import MAX_HEAD
+from brain.server.limits import Limits
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
 from tests.support.wire import (
@@ -26,6 +26,8 @@ from tests.support.wire import (
     request,
     settled,
 )
+
+MAX_HEAD = Limits().max_head
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 

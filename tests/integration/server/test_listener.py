@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from brain.server import listener as server
-from brain.server.http import MAX_EXPIRED
+from brain.server.limits import Limits
 from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
 from brain.server.websocket import Connection
 from tests.support.in_process_server import in_process_server
@@ -54,12 +54,10 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 @on_uvloop
-async def test_a_crowd_that_came_together_is_not_let_go_of_together(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server, "EXPIRE", 3600)
-    async with in_process_server() as it:
-        peers = [await Peer.open(it.port) for _ in range(MAX_EXPIRED + 50)]
+async def test_connections_that_expire_together_are_closed_in_several_rounds() -> None:
+    limits = Limits(expire_interval=3600)
+    async with in_process_server(limits=limits) as it:
+        peers = [await Peer.open(it.port) for _ in range(limits.max_expired + 50)]
         while len(it.state.waiting) < len(peers):
             await asyncio.sleep(0.01)
         for http in it.state.waiting:
@@ -72,18 +70,18 @@ async def test_a_crowd_that_came_together_is_not_let_go_of_together(
 
 
 @on_uvloop
-async def test_who_is_refused_a_moment_before_its_deadline_is_told_nothing_more() -> None:
+async def test_a_request_refused_just_before_its_deadline_gets_no_second_answer() -> None:
     async with in_process_server() as it, await Peer.open(it.port) as peer:
         peer.send(b"GET / HTTP/1.1\r\n")
         await eventually(lambda: it.state.waiting)
         peer.send(b"\0\0\0\0\r\n\r\n")
         assert (await peer.answer()).status == 400
-        assert not it.state.waiting, "it finds nothing"
+        assert not it.state.waiting, "the deadline finds nothing"
         assert await peer.rest() == b""
 
 
 @on_uvloop
-async def test_when_a_crowd_has_left_its_memory_is_given_back_once(
+async def test_the_heap_is_trimmed_once_after_a_crowd_has_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: list[int] = []
@@ -94,9 +92,7 @@ async def test_when_a_crowd_has_left_its_memory_is_given_back_once(
         given.append(it.hub.clients)
 
     monkeypatch.setattr(server, "trim_heap", counted)
-    monkeypatch.setattr(server, "TIDY", 0.05)
-    monkeypatch.setattr(server, "CROWD", 20)
-    async with in_process_server() as it:
+    async with in_process_server(limits=Limits(tidy_interval=0.05, crowd=20)) as it:
         peers = [await Peer.upgraded(it.port) for _ in range(60)]
         await asyncio.sleep(0.2)
         for peer in peers[:35]:
@@ -285,10 +281,9 @@ async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
 
 
 @on_uvloop
-async def test_who_never_closes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has broken a rule, was told so, and goes on talking: the grace ends it."""
-    monkeypatch.setattr("brain.server.websocket.GRACE", 0.3)
-    async with in_process_server() as it:
+async def test_a_client_that_never_closes_is_aborted_at_the_close_timeout() -> None:
+    """It broke a rule, got a close frame, and goes on sending."""
+    async with in_process_server(limits=Limits(close_timeout=0.3)) as it:
         peer = await Peer.upgraded(it.port)
         peer.send(frame(b"", 3))
         assert await peer.farewell() == 1002

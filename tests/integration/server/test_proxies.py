@@ -162,7 +162,7 @@ async def test_behind_a_proxy_where_tls_ends(
         async with proxy.connect(f"?run_id={name}") as client:
             execute(shared, f"INSERT INTO runs (id) VALUES ('{name}')")
             assert (await message(client))["data"]["id"] == name
-            brain.wait_for(r'event="client came" peer=127\.0\.0\.7')
+            brain.wait_for(r'event="client connected" peer=127\.0\.0\.7')
             assert (await proxy.get("/api/runs"))[1]["runs"][-1]["id"]
 
             # The pings keep alive what says nothing, for longer than the proxy waits.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain.server.websocket import BURST, LAST_LOOK, MAX_BYTES
+from brain.server.limits import Limits
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
@@ -31,6 +31,9 @@ from tests.support.wire import (
     request,
     settled,
 )
+
+LIMITS = Limits()
+MAX_MESSAGE, BURST = LIMITS.max_message, int(LIMITS.frames.burst)
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 
@@ -87,9 +90,9 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "a header of 1 GiB": (frame(length=1 << 30), 1009),
     "a header of 2^63": (frame(length=1 << 63), 1009),
     "a header of 2^64 - 1": (frame(length=(1 << 64) - 1), 1009),
-    "a text too long by one": (frame(b"x" * (MAX_BYTES + 1)), 1009),
-    "binary too long by one": (frame(b"x" * (MAX_BYTES + 1), BINARY), 1009),
-    "a fragment too many": (frame(b"x" * MAX_BYTES, fin=False) + frame(b"x", CONT), 1009),
+    "a text too long by one": (frame(b"x" * (MAX_MESSAGE + 1)), 1009),
+    "binary too long by one": (frame(b"x" * (MAX_MESSAGE + 1), BINARY), 1009),
+    "a fragment too many": (frame(b"x" * MAX_MESSAGE, fin=False) + frame(b"x", CONT), 1009),
     "fragments without end": (
         frame(b"x", fin=False) + frame(b"x" * 100, CONT, fin=False) * 50,
         1009,
@@ -149,7 +152,7 @@ async def test_texts_and_bytes_are_ignored_but_for_ping(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(
             frame(b"hello")
-            + frame(b"x" * MAX_BYTES)
+            + frame(b"x" * MAX_MESSAGE)
             + frame(b"ping", BINARY)
             + frame(b"pinG")
             + frame()
@@ -227,7 +230,7 @@ FLOODS = {
     "pongs": frame(b"", PONG),
     "hellos": frame(b"ping"),
     "empty continuations": frame(b"", CONT, fin=False),
-    "long texts": frame(b"x" * MAX_BYTES),
+    "long texts": frame(b"x" * MAX_MESSAGE),
 }
 
 
@@ -262,7 +265,9 @@ async def test_who_floods_on_when_it_was_cut_off_is_not_read(
     with control.undisturbed():
         sent, seconds, told = await asyncio.to_thread(flood_on, brain.port)
     assert sent < 64 << 20, "what the kernel holds, at the most"
-    assert LAST_LOOK <= seconds < PATIENCE, "it could see why, and was not kept for ever"
+    assert LIMITS.discard_timeout <= seconds < PATIENCE, (
+        "it could see why, and was not kept for ever"
+    )
     assert told.startswith(b"HTTP/1.1 101 ")
     assert (1002).to_bytes(2) in told
 

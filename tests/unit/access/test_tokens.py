@@ -17,13 +17,12 @@ from brain.access import jwks as key_sets
 from brain.access.jwks import (
     MAX_JWKS,
     RELOAD,
-    KeysError,
     KeySet,
+    KeySetError,
     Secret,
-    TokenError,
     parse_jwks,
 )
-from brain.access.tokens import MAX_TOKEN, Grant, Tokens, bearer
+from brain.access.tokens import MAX_TOKEN, Grant, TokenError, Tokens, bearer
 from tests.support.issuer import SECRET, Key, hosting, jwks, token
 from tests.support.patience import PATIENCE
 
@@ -219,7 +218,7 @@ async def test_the_only_key_needs_no_name(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_key_set(wrong: bytes) -> None:
-    with pytest.raises(KeysError):
+    with pytest.raises(KeySetError):
         parse_jwks(wrong)
 
 
@@ -272,7 +271,7 @@ async def test_a_host_that_is_away_slow_or_too_large_holds_nobody_up() -> None:
     clock = Clock()
     with hosting(jwks(ONE)) as host, capture_logs() as logs:
         host.status = 500
-        checked = Tokens(KeySet(host.url, clock))
+        checked = Tokens(KeySet(host.url, clock, timeout=0.5))
         assert (await refused(checked, ONE.token())).status == 503
         assert (await refused(checked, ONE.token())).status == 503
         assert host.asked == 1

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
+from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.events import Changes, Op, Snapshot
 from brain.contract.messages import Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery import hub as module
 from brain.delivery.board import OVERHEAD, PIECE, Board, Push
-from brain.delivery.hub import BATCH, COME_BACK, NOT_YET, Client, Hub
+from brain.delivery.hub import BATCH, Client, Hub
 
 T = 1_700_000_000_000_000
 INTERVAL = 0.025
@@ -455,12 +456,12 @@ def test_since_what_is_forgotten_is_refused() -> None:
     room = Room(0)
     room.change(run("r", "completed"), at=T + 1)
     reader = room.join(Subscription(since=T + 1))
-    assert reader.closed == COME_BACK
+    assert reader.closed == GAP.code
     assert room.hub.counts.gaps == 1
     assert room.hub.clients == 0
     room = Room(begun=False)
-    assert room.join(Subscription(since=T)).closed == NOT_YET
-    assert room.join().closed == NOT_YET, (
+    assert room.join(Subscription(since=T)).closed == TRY_AGAIN_LATER.code
+    assert room.join().closed == TRY_AGAIN_LATER.code, (
         "the first Snapshot, which pushes nothing, may hold what it misses"
     )
     assert room.join(Subscription(snapshot=True)).closed is None, "it waits for the Snapshot"
@@ -580,7 +581,7 @@ def test_a_lagging_client_beyond_memory_is_told_to_come_back() -> None:
         room.now += 1
     lagging.drain()
     room.rest()
-    assert lagging.closed == COME_BACK
+    assert lagging.closed == GAP.code
     assert len(other.ids()) == 3
     assert other.closed is None
 
@@ -783,6 +784,6 @@ def test_a_delete_is_not_pushed_and_leaves_nobody_behind() -> None:
 
 def test_end_and_drop_are_the_connections() -> None:
     with pytest.raises(NotImplementedError):
-        Client().end(COME_BACK, "")
+        Client().end(GAP.code, "")
     with pytest.raises(NotImplementedError):
         Client().drop(ValueError())

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.events import Changes, Event, Op, Snapshot, only_id
 from brain.contract.messages import (
     ACTIVE,
@@ -289,7 +290,7 @@ class Consumer:
         wire.close()
         self.world.judge_live(wire, whole=False)
         self.world.wires.remove(wire)
-        self.refused = self.refused or wire.code == the_hub.COME_BACK
+        self.refused = self.refused or wire.code == GAP.code
         self.wire = None
 
     def hear(self, seq: int, message: Any) -> None:
@@ -798,7 +799,7 @@ class World:
             self.wrong.append(f"{len(data)} bytes in one write")
 
     def judge_refusal(self, wire: Wire, code: int) -> None:
-        if code == the_hub.NOT_YET:
+        if code == TRY_AGAIN_LATER.code:
             if self.board.begun:
                 self.wrong.append("told to wait for a database that has been read")
         elif self.asked is not None:
