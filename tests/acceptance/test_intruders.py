@@ -1,6 +1,8 @@
-"""Attempts 40 to 46 to get in, and 23 to 29 to get Brain stuck, against a Brain as its own process; and those who must get in.
+"""Attempts 40 to 46 to get in, and 23 to 29 to get Brain stuck, against a Brain as its own process;
+and those who must get in.
 
-The details of each rule are tested beside its module. Here stands what an attacker would try, by HTTP and by WebSocket alike.
+The details of each rule are tested beside its module. Here stands what an attacker would try, by
+HTTP and by WebSocket alike.
 """
 
 import asyncio
@@ -102,7 +104,9 @@ async def refused(
     host: str = "127.0.0.1",
     local: str | None = None,
 ) -> str:
-    """Sent this, Brain answers so, before any upgrade, counts it under this reason, and says why in words."""
+    """Sent this, Brain answers so, before any upgrade, counts it under this reason, and says why in
+    words.
+    """
     counted = reasons(brain)[reason]
     async with await Peer.open(brain.port, host=host, local=local) as peer:
         peer.send(sent)
@@ -194,7 +198,9 @@ async def test_41_two_origins(brain: Brain, ask: Any) -> None:
 async def test_41_what_a_browser_says_of_a_page_that_sends_no_origin(
     brain: Brain, ask: Any
 ) -> None:
-    """An image or a script of another site's: the answer stays hidden, but work would be done and time could be measured."""
+    """An image or a script of another site's: the answer stays hidden, but work would be done and
+    time could be measured.
+    """
     said = ("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image")
     await refused(brain, asking(ask, *said), 403, "cross_site")
 
@@ -211,7 +217,9 @@ async def test_41_a_link_may_be_followed(brain: Brain, more: tuple[str, ...]) ->
 
 @pytest.mark.parametrize("inside", ["iframe", "frame", "object", "embed"])
 async def test_41_a_page_may_not_be_framed(brain: Brain, inside: str) -> None:
-    """/docs in an invisible frame: where the visitor believes to click on something else, a run would be made."""
+    """/docs in an invisible frame: where the visitor believes to click on something else, a run
+    would be made.
+    """
     await refused(brain, asking(get, *CROSS, f"Sec-Fetch-Dest: {inside}"), 403, "cross_site")
 
 
@@ -395,7 +403,8 @@ async def test_46_nothing_raw_is_logged(brain: Brain, ask: Any) -> None:
             )
             await peer.answer()
     log = brain.log()
-    # An Origin is quoted, in ASCII, as who runs Brain has to know it. A secret has no business there, nor anywhere else.
+    # An Origin is quoted, in ASCII, as who runs Brain has to know it. A secret has no business
+    # there, nor anywhere else.
     assert all("code=origin" in line for line in log.splitlines() if secret in line)
     assert f"token={secret}" not in log
     assert f"Bearer {secret}" not in log
@@ -698,7 +707,9 @@ const shows = url => new Promise(done => {
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
 def test_a_browser_gets_in_from_here_and_not_from_the_internet(brain: Brain) -> None:
-    """Pages of this machine, by each of its names, and one of evil.example, whose name has become 127.0.0.1."""
+    """Pages of this machine, by each of its names, and one of evil.example, whose name has become
+    127.0.0.1.
+    """
     lan = hosts()[3:]
     names = ["localhost", "127.0.0.1", *lan, "evil.example"]
     reports: dict[str, list[str]] = {}

@@ -18,8 +18,8 @@ class AddressError(BrainError, ValueError):
 def address(text: str) -> Address | None:
     """None if it is not an IP address in its usual form: `2130706433` and `0177.0.0.1` are names.
 
-    IPv4 in IPv6 (`::ffff:127.0.0.1`) is IPv4. A zone (`%eth0`) gives an interface of this machine, not
-    the sender: it is dropped.
+    IPv4 in IPv6 (`::ffff:127.0.0.1`) is IPv4. A zone (`%eth0`) gives an interface of this machine,
+    not the sender: it is dropped.
     """
     try:
         found = ip_address(text)
@@ -58,7 +58,8 @@ NETWORKS: Final = tuple(
         ),
     )
 )
-"""Loopback, private, link-local. Written out, because `is_private` holds for 0.0.0.0 and 240.0.0.0/4 too."""
+"""Loopback, private, link-local. Written out, because `is_private` holds for 0.0.0.0 and
+240.0.0.0/4 too."""
 
 _AUTHORITY: Final = re.compile(
     r"(?:([a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?)|\[([0-9a-f:.]+)(?:%(?:25)?[a-z0-9._~-]+)?\])"
@@ -67,7 +68,8 @@ _AUTHORITY: Final = re.compile(
 _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)")
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_AUTHORITY: Final = 400
-"""Bytes of a Host or an Origin (a name has at most 253). A longer one is neither parsed nor cached."""
+"""Bytes of a Host or an Origin (a name has at most 253). A longer one is neither parsed nor
+cached."""
 
 
 @dataclass(frozen=True, slots=True)

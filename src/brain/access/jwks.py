@@ -1,7 +1,8 @@
 """The keys that sign tokens: one secret, or a key set (RFC 7517) in a file or at a URL.
 
-A thread loads a key set, within a time and a size, so a slow host delays only clients that wait for a
-key. It is loaded again when it is old, and when a token names an unknown key, but not for each such token.
+A thread loads a key set, within a time and a size, so a slow host delays only clients that wait for
+a key. It is loaded again when it is old, and when a token names an unknown key, but not for each
+such token.
 """
 
 import asyncio
@@ -38,8 +39,8 @@ LOAD_TIMEOUT = 3.0
 """Seconds to load a key set, with looking up its host."""
 
 FRESH = 600.0
-"""Seconds after which a key set is loaded again. A withdrawn key stays valid for this long, and for as
-long as its host does not answer."""
+"""Seconds after which a key set is loaded again. A withdrawn key stays valid for this long, and for
+as long as its host does not answer."""
 
 RELOAD = 30.0
 """Seconds between two loads, so that tokens with invented keys do not cause a load each."""
@@ -195,7 +196,9 @@ def is_url(source: str) -> bool:
 
 
 def _in_thread(work: Callable[[], bytes]) -> "asyncio.Future[bytes]":
-    """In a daemon thread: shutdown waits for the threads of the loop, for minutes if a name resolves slowly."""
+    """In a daemon thread: shutdown waits for the threads of the loop, for minutes if a name
+    resolves slowly.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[bytes] = loop.create_future()
 

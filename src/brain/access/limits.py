@@ -1,4 +1,4 @@
-"""How many connections an address, and all together, may have; and how fast an address may open them."""
+"""How many connections an address, and all together, may have; and how fast they may open."""
 
 import sys
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ HANDSHAKES = RateLimit(burst=1000, rate=500)
 """Per address. Handshakes beyond it wait for their turn: a crowd is late, a flood is slow."""
 
 FAULT = 20
-"""Handshakes that a client counts as after Brain closed it for what it sent. A client that floods, is
-closed and reconnects took 64 % of a core without this; with it, it reconnects 25 times a second."""
+"""Handshakes that a client counts as after Brain closed it for what it sent. A client that floods,
+is closed and reconnects took 64 % of a core without this; with it, it reconnects 25 times a
+second."""
 
 MAX_REMEMBERED = 4096
 """Addresses whose handshakes are remembered. Beyond it those whose bucket is full are forgotten."""
@@ -31,7 +32,8 @@ class Lease:
 
 
 class ConnectionLimiter:
-    """Counts connections by address, from accept on, and all WebSockets. A limit of 0 means no limit.
+    """Counts connections by address, from accept on, and all WebSockets. A limit of 0 means no
+    limit.
 
     By the whole address, not by its /64: in a private network a /64 is the whole office.
     """
@@ -50,11 +52,12 @@ class ConnectionLimiter:
         self._max_per_ip = max_connections_per_ip
 
     def enter(self, peer: str) -> Lease | Rejection:
-        """Count a connection just accepted. A rejected one is not counted: answer its first request with
-        the rejection, and close it.
+        """Count a connection just accepted. A rejected one is not counted: answer its first request
+        with the rejection, and close it.
         """
         lease = Lease()
-        # A proxy's address stands for many clients: each is counted at its upgrade, by its own address.
+        # A proxy's address stands for many clients: each is counted at its upgrade, by its own
+        # address.
         client, is_proxy = self._policy.identify(peer)
         return lease if client is None or is_proxy else self._count(lease, client) or lease
 
@@ -82,7 +85,8 @@ class ConnectionLimiter:
     def wait(self, client: Address, now: float) -> float | Rejection:
         """Seconds until the address may make this handshake, which counts unless it is rejected.
 
-        With BRAIN_MAX_CONNECTIONS_PER_IP=0 an address may stand for many clients, and does not wait.
+        With BRAIN_MAX_CONNECTIONS_PER_IP=0 an address may stand for many clients, and does not
+        wait.
         """
         if not self._max_per_ip:
             return 0.0

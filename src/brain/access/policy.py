@@ -1,19 +1,20 @@
 """Access rules: (peer, headers, target) → the client's address, or a Rejection.
 
-Pure, and the same for HTTP and WebSocket, before the upgrade. Four rules, each against an attack of its own:
+Pure, and the same for HTTP and WebSocket, before the upgrade. Each rule stops one attack:
 
-    network     the client's address is in an allowed network       a stranger's machine
-    Host        is a name of this server, everywhere in a request   DNS rebinding: a page whose own name
-                                                                    resolves to 127.0.0.1
-    Origin      is absent, or one that no page on the internet      a page on the internet, in a browser
-                can have                                            on this network
-    cross-site  a request without an Origin is not caused by        an image or a script in such a page: it
-                another site, except to open a page                 cannot read the answer, but it can make
-                                                                    work, and measure time
+    network     The client's address is in an allowed network.
+                Stops the machine of a stranger.
+    Host        It is a name of this server, everywhere in a request.
+                Stops DNS rebinding: a page whose own name resolves to 127.0.0.1.
+    Origin      It is absent, or one that no page on the internet can have.
+                Stops a page on the internet, in a browser on this network.
+    cross-site  No other site caused a request without an Origin, except to open a page.
+                Stops an image or a script in such a page: it cannot read the answer, but it can
+                make work, and measure time.
 
-The Origin rule holds for every method: only browsers send an Origin, and a page that may not write may
-not read either. A form, or anything else that a page may send without a preflight, carries an Origin or
-is marked as cross-site; and the API takes only JSON, which a page cannot send without a preflight.
+The Origin rule holds for every method: only browsers send an Origin, and a page that may not write
+may not read either. A form, or anything else that a page may send without a preflight, carries an
+Origin or is marked as cross-site; and the API takes only JSON, which needs a preflight.
 """
 
 import re
@@ -45,7 +46,8 @@ _OPAQUE: Final = frozenset({"null", "file://"})
 
 class Policy:
     """`origins` and `hosts` are allowed beyond the defaults; `*` in them means all. `origins` may
-    contain `null` and `file://`, the origins of pages without a host. `machine` is this host's name.
+    contain `null` and `file://`, the origins of pages without a host. `machine` is this host's
+    name.
 
     Raises AddressError for an invalid origin or host.
     """
@@ -69,7 +71,8 @@ class Policy:
         self._hosts = frozenset(Authority.parse(text) for text in hosts if text != "*")
         own = machine.lower()
         self._names = frozenset({"localhost", own, f"{own}.local"} if own else {"localhost"})
-        # Clients repeat themselves: a request costs look-ups, not parsing an address, a Host and an Origin.
+        # Clients repeat themselves: a request costs look-ups, not parsing an address, a Host and an
+        # Origin.
         self.identify = lru_cache(4096)(self._identify)
         self._network_rule = lru_cache(4096)(self._check_network)
         self._host_rule = lru_cache(1024)(self._check_host)
@@ -78,8 +81,8 @@ class Policy:
     def check(self, peer: str, headers: Headers, target: bytes) -> Address | Rejection:
         """The client's address, if the request is permitted.
 
-        `target` is the request target as it was sent: an absolute one names a host of its own, which
-        an ASGI scope does not contain.
+        `target` is the request target as it was sent: an absolute one names a host of its own,
+        which an ASGI scope does not contain.
         """
         client = self.client_address(peer, headers)
         if client is None:
@@ -121,8 +124,8 @@ class Policy:
         )
 
     def client_address(self, peer: str, headers: Headers) -> Address | None:
-        """The peer's address or, behind a trusted proxy, the rightmost hop of X-Forwarded-For that is
-        not itself a trusted proxy.
+        """The peer's address or, behind a trusted proxy, the rightmost hop of X-Forwarded-For that
+        is not itself a trusted proxy.
 
         None if that hop is not an address; then `check` rejects. The proxy's own address, which is
         allowed, would let in every client that the proxy cannot name.
@@ -161,7 +164,8 @@ class Policy:
             host = Authority.parse(header_text(value))
         except AddressError as error:
             return Rejection("host_header", f"Host: {error}")
-        # Without a port it is that of http or https: behind a proxy that ends TLS, either is possible.
+        # Without a port it is that of http or https: behind a proxy that ends TLS, either is
+        # possible.
         forms = (host, Authority(host.host, None), host.on("http"), host.on("https"))
         if self._any_host or self._is_own(host.host) or not self._hosts.isdisjoint(forms):
             return None
@@ -214,8 +218,8 @@ class Policy:
         }
 
     def _is_own(self, host: str | Address) -> bool:
-        """Whether nobody on the internet can have this name: an address cannot be rebound, and nobody
-        can buy .localhost.
+        """Whether nobody on the internet can have this name: an address cannot be rebound, and
+        nobody can buy .localhost.
         """
         if isinstance(host, str):
             return host in self._names or host.endswith(".localhost")
@@ -230,8 +234,8 @@ _CROSS_SITE: Final = Rejection(
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """As the browser says, which no page can change (Fetch Metadata). A page does not cause a request
-    when the user follows a link or types a URL.
+    """As the browser says, which no page can change (Fetch Metadata). A page does not cause a
+    request when the user follows a link or types a URL.
     """
     metadata = {name: value for name, value in headers if name.startswith(b"sec-fetch-")}
     # Inside the page it does: the user would click on /docs in an invisible frame.

@@ -1,4 +1,4 @@
-"""Rate limits: a burst at once, and a rate in the long run. They bound frames, handshakes and log lines.
+"""Rate limits of frames, handshakes and log lines: a burst at once, and a rate in the long run.
 
 Each is a token bucket of which one number is stored: when it will be full again (the generic cell
 rate algorithm of ITU-T I.371, annex A). Nothing is refilled, and a full bucket needs no memory.
@@ -17,7 +17,9 @@ class RateLimit:
     """Per second."""
 
     def after(self, full: float, now: float, cost: float = 1) -> float:
-        """When the bucket will be full again after taking `cost`; `full` is when it would have been."""
+        """When the bucket will be full again after taking `cost`; `full` is when it would have
+        been.
+        """
         return max(full, now) + cost / self.rate
 
     def wait(self, full: float, now: float) -> float:
@@ -31,7 +33,8 @@ LINES = RateLimit(burst=200, rate=20)
 
 
 class RateLimitedLogger:
-    """Logs at most LINES of each event and code. The next line gives the number dropped as `left_out`.
+    """Logs at most LINES of each event and code. The next line gives the number dropped as
+    `left_out`.
 
     Events and codes are constants of Brain, never text from outside, so their number is bounded.
     """

@@ -31,7 +31,9 @@ SKEW = 10
 
 
 class TokenError(BrainError):
-    """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified now."""
+    """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified
+    now.
+    """
 
     def __init__(self, code: Literal["token", "scope", "keys"], detail: str) -> None:
         super().__init__(detail)
@@ -65,7 +67,8 @@ class Grant:
     """Seconds since 1970."""
     scopes: frozenset[str] = frozenset({"read", "write"})
     within: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
-    """Field of a run (agent, task_id) → the values that it permits. Other fields are not limited."""
+    """Field of a run (agent, task_id) → the values that it permits. Other fields are not
+    limited."""
 
     def require(self, scope: Scope) -> None:
         """Raises TokenError."""
@@ -90,8 +93,8 @@ OPEN = Grant()
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The token of a request (RFC 6750, section 2.1), or of the subprotocols `bearer, <token>`, which a
-    browser can send.
+    """The token of a request (RFC 6750, section 2.1), or of the subprotocols `bearer, <token>`,
+    which a browser can send.
 
     Never from the URL: URLs end up in logs and histories. Raises TokenError if there are two.
     """

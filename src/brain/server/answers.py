@@ -1,4 +1,4 @@
-"""The HTTP answer to a rejection: a problem document (RFC 9457), and the headers of its row in the table."""
+"""The HTTP answer to a rejection: a problem document (RFC 9457), and the headers of its row."""
 
 import json
 from http import HTTPStatus

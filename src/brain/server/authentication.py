@@ -1,4 +1,4 @@
-"""A WebSocket that needs a token: it gets no message before it has sent one, or after that has expired."""
+"""A WebSocket that needs a token: without a valid one it gets no message."""
 
 import asyncio
 from collections.abc import Callable

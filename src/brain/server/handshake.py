@@ -1,6 +1,8 @@
-"""The opening handshake (RFC 6455, section 4): what an upgrade asks for, and the 101 that answers it.
+"""The opening handshake (RFC 6455, section 4): what an upgrade asks for, and the 101 that answers
+it.
 
-`ServerProtocol.accept` of `websockets` wants a Request of its own, and took most of the time of an upgrade.
+`ServerProtocol.accept` of `websockets` wants a Request of its own, and took most of the time of an
+upgrade.
 """
 
 import re
@@ -36,7 +38,8 @@ class Handshake:
     subscription: Subscription
     key: bytes
     bearer: bool
-    """The client offers the subprotocol `bearer`. A browser fails if none of its offers is answered."""
+    """The client offers the subprotocol `bearer`. A browser fails if none of its offers is
+    answered."""
 
     def response(self) -> bytes:
         lines = [

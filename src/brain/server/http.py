@@ -2,12 +2,14 @@
 
 uvicorn parses and serves HTTP. This subclass of its protocol applies the access rules to every
 request before anything else, bounds a request in size and in time (httptools has no limit, uvicorn
-no deadline for receiving), and answers an upgrade from the request that is parsed already. uvicorn's
-own `ws=` hook loses a frame sent in the segment of the request, accepts HTTP/1.0 and leaves a GET
-with a body unanswered. tests/unit/server/test_uvicorn.py names the private parts used here.
+no deadline for receiving), and answers an upgrade from the request that is parsed already.
+uvicorn's own `ws=` hook loses a frame sent in the segment of the request, accepts HTTP/1.0 and
+leaves a GET with a body unanswered. tests/unit/server/test_uvicorn.py names the private parts used
+here.
 
-The order of a connection is that of this class: it is accepted, its bytes go to the parser, a request
-is judged when its head is complete, and then it goes to the application, is refused, or is upgraded.
+The order of a connection is that of this class: it is accepted, its bytes go to the parser, a
+request is judged when its head is complete, and then it goes to the application, is refused, or is
+upgraded.
 """
 
 import asyncio
@@ -43,7 +45,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self._limits = state.limits
         self._lease: Lease | None = None
         self._rejection: Rejection | None = None
-        """Every request of this connection is refused so: it was one too many when it was accepted."""
+        """Every request of this connection is refused so: it was one too many when it was
+        accepted."""
         self._begun = False
         """The first byte of a request has arrived, and its last has not."""
         self._in_head = True
@@ -63,7 +66,8 @@ class HTTPProtocol(HttpToolsProtocol):
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # uvicorn's own makes a socket object to ask for both addresses: a fifth of an upgrade's cost.
+        # uvicorn's own makes a socket object to ask for both addresses: a fifth of an upgrade's
+        # cost.
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
@@ -87,7 +91,8 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._lease is not None:
             self._state.limiter.leave(self._lease)
         super().connection_lost(exc)
-        # uvicorn does this only after an orderly end; else the timer would keep this object for 5 s.
+        # uvicorn does this only after an orderly end; else the timer would keep this object for 5
+        # s.
         self._unset_keepalive_if_required()
         for cycle in self._cycles:
             # uvicorn does this only for the last; an earlier one would write to a closed transport.
@@ -95,7 +100,9 @@ class HTTPProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def _expect_request(self) -> None:
-        """Start the deadline of a request. The dict is in the order of deadlines: the latest is last."""
+        """Start the deadline of a request. The dict is in the order of deadlines: the latest is
+        last.
+        """
         self._state.waiting.pop(self, None)
         self._state.waiting[self] = self.loop.time() + self._limits.request_deadline
 
@@ -130,7 +137,8 @@ class HTTPProtocol(HttpToolsProtocol):
             if self._room <= 0:
                 self._refuse(self._too_large())
                 return
-            # At most one head at a time, so that a bound that a callback sets is not overrun by far.
+            # At most one head at a time, so that a bound that a callback sets is not overrun by
+            # far.
             size = min(self._room, self._limits.max_head)
             part, data = data[:size], data[size:]
             self._room -= len(part)

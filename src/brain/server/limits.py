@@ -32,8 +32,8 @@ class Limits:
     """For a closing connection to flush and to answer the close frame."""
     max_discarded: int = 64 * 1024
     """Read, and discarded, of a client that is closing: its close frame, and what was in flight.
-    Without this bound ten flooding clients made Brain read 10 GB in 8 s, and new clients waited 0.1 s.
-    """
+    Without this bound ten flooding clients made Brain read 10 GB in 8 s, and new clients waited 0.1
+    s."""
     discard_timeout: float = 0.25
     """For such a client to read why it was closed: a reset may overtake the close frame."""
 
@@ -42,8 +42,9 @@ class Limits:
     """Connections that are not WebSockets; beyond it the one that is idle longest is closed. Each
     costs 6 KB. More than BRAIN_MAX_CONNECTIONS, so that all clients can reconnect at once."""
     max_unsent: int = 256 * 1024 * 1024
-    """Bytes queued for clients that do not read; beyond it those that are silent longest are closed.
-    A buffer that several clients wait for counts once for each, though it is stored once."""
+    """Bytes queued for clients that do not read; beyond it those that are silent longest are
+    closed. A buffer that several clients wait for counts once for each, though it is stored
+    once."""
     max_expired: int = 200
     """Connections closed at their deadline in one round. Clients that connected together expire
     together: closing 3 000 in one go blocked the event loop for 0.3 s."""

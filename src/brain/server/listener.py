@@ -26,28 +26,30 @@ SEND_BUFFER = 128 * 1024
 """SO_SNDBUF, in bytes. A stalled client costs 333 KB of kernel memory with it, 4 MB by default."""
 
 BACKLOG = 4096
-"""Connections that wait to be accepted when a crowd reconnects at once (the kernel may allow fewer)."""
+"""Connections that wait to be accepted when a crowd reconnects at once (the kernel may allow
+fewer)."""
 
 CANCEL_TIMEOUT = 0.5
-"""Seconds for requests to end after they are cancelled: each cancels its query at the database first."""
+"""Seconds for requests to end after they are cancelled: each cancels its query at the database
+first."""
 
 DESCRIPTORS = 65_536
 """File descriptors that Brain requests; the hard limit of the process may be lower."""
 
 RESERVED = 64
-"""File descriptors kept free of clients. The connections to the database need some 20 of them: without
-this a crowd could keep Brain from reconnecting to it."""
+"""File descriptors kept free of clients. The connections to the database need some 20 of them:
+without this a crowd could keep Brain from reconnecting to it."""
 
 SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
-"""Seconds of a shutdown: the close frames are spread over the first; HTTP requests are aborted after the
-second, WebSockets after the third."""
+"""Seconds of a shutdown: the close frames are spread over the first; HTTP requests are aborted
+after the second, WebSockets after the third."""
 
 ALL = ("0.0.0.0", "::")  # noqa: S104 - the access rules decide which clients may connect
 
 _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class ListenError(BrainError):
+class ListenError(BrainError, OSError):
     """The address cannot be listened on. The text says what to do."""
 
 
@@ -101,8 +103,8 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def trim_heap() -> None:
-    """Return free heap pages to the OS: after 10 000 closed connections RSS stays up 58 MB without it,
-    24 MB with it. Only glibc needs, and has, this.
+    """Return free heap pages to the OS: after 10 000 closed connections RSS stays up 58 MB without
+    it, 24 MB with it. Only glibc needs, and has, this.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another libc
@@ -110,7 +112,8 @@ def trim_heap() -> None:
 
 
 def raise_descriptors() -> int:
-    """Raise the limit of file descriptors: each connection needs one, and the usual 1 024 are too few.
+    """Raise the limit of file descriptors: each connection needs one, and the usual 1 024 are too
+    few.
 
     Returns the number of connections that there are enough for.
     """
@@ -123,8 +126,9 @@ def raise_descriptors() -> int:
 
 
 def set_user_timeout(listener: socket.socket, seconds: float) -> None:
-    """Let accepted connections inherit TCP_USER_TIMEOUT: the kernel then drops a client that took nothing
-    in for this long, acknowledged or not. Only Linux has it; elsewhere the pings find such a client.
+    """Let accepted connections inherit TCP_USER_TIMEOUT: the kernel then drops a client that took
+    nothing in for this long, acknowledged or not. Only Linux has it; elsewhere the pings find such
+    a client.
     """
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
@@ -168,8 +172,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Do nothing, the caller handles signals: uvicorn would raise them again after serve(), and no
-        code after that would run.
+        """Do nothing, the caller handles signals: uvicorn would raise them again after serve(), and
+        no code after that would run.
         """
         yield
 
@@ -222,7 +226,9 @@ class Server(uvicorn.Server):
                 trim_heap()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Steps 1 to 5 of docs/operations.md. Nothing is left for uvicorn's own shutdown to wait for."""
+        """Steps 1 to 5 of docs/operations.md. Nothing is left for uvicorn's own shutdown to wait
+        for.
+        """
         connections, unupgraded, requests = (
             self._state.connections,
             self.server_state.connections,

@@ -1,13 +1,13 @@
 """One WebSocket after its upgrade: frames in, the close handshake, and pings.
 
-RFC 6455 comes from the sans-I/O core of `websockets`. A connection creates it when its client sends the
-first frame that is not the pong to Brain's ping, because most clients never send one. What goes out is
-framed once for all clients, and the hub hands it to the transport.
+RFC 6455 comes from the sans-I/O core of `websockets`. A connection creates it when its client sends
+the first frame that is not the pong to Brain's ping, because most clients never send one. What goes
+out is framed once for all clients, and the hub hands it to the transport.
 
-`write` is the only way out of a connection. A no-op replaces it before a close frame goes out, at EOF and
-on loss, so a close frame is the last frame, and a sweep that still holds the connection does no harm. Each
-of these starts the timeout after which the connection is aborted: `transport.close()` alone waits for a
-flush that may never complete (seen: 150 s).
+`write` is the only way out of a connection. A no-op replaces it before a close frame goes out, at
+EOF and on loss, so a close frame is the last frame, and a sweep that still holds the connection
+does no harm. Each of these starts the timeout after which the connection is aborted:
+`transport.close()` alone waits for a flush that may never complete (seen: 150 s).
 """
 
 import asyncio
@@ -40,16 +40,19 @@ log = structlog.get_logger()
 
 PING = Frame(Opcode.PING, b"").serialize(mask=False)
 PONG_TO_IT = b"\x8a\x80"
-"""How the pong to the empty ping begins; a mask of four bytes follows, and no payload (RFC 6455, 5.5.3)."""
+"""How the pong to the empty ping begins; a mask of four bytes follows, and no payload (RFC 6455,
+5.5.3)."""
 
 HELLO, ANSWER = b"ping", text_frame(b"pong")
 """A browser cannot send a ping of the protocol, so it sends one as text."""
 
 STRIDE = 1024
-"""Bytes parsed between two checks of the rate: a flood of small frames must not block the event loop."""
+"""Bytes parsed between two checks of the rate: a flood of small frames must not block the event
+loop."""
 
 SHARES = 100
-"""Parts of a round of pings: 10 000 pings in one go would block the event loop for 20 ms and more."""
+"""Parts of a round of pings: 10 000 pings in one go would block the event loop for 20 ms and
+more."""
 
 _quiet = logging.getLogger("brain.server.websocket.protocol")
 _quiet.addHandler(logging.NullHandler())
@@ -83,13 +86,16 @@ class Connections:
         """The share of the next connection."""
         share = next(self._next)
         if not share:
-            # The collector counts objects created minus objects freed. An upgrade frees more than it
-            # creates (the parser's), so under load it would run late, over 50 000 at once: 60 ms.
+            # The collector counts objects created minus objects freed. An upgrade frees more than
+            # it creates (the parser's), so under load it would run late, over 50 000 at once: 60
+            # ms.
             gc.collect(1)
         return share
 
     def sweep(self, share: int) -> None:
-        """Ping one share of the clients, and close the silent ones. Call it SHARES times per interval."""
+        """Ping one share of the clients, and close the silent ones. Call it SHARES times per
+        interval.
+        """
         oldest = self.loop.time() - self.timeout
         for connection in list(self.shares[share]):
             if connection.heard < oldest:
@@ -103,7 +109,9 @@ class Connections:
                     connection.drop(error)
 
     def unsent(self) -> list[tuple[float, int, "Connection"]]:
-        """Of each client that does not keep up: when it was last heard, and the bytes queued for it."""
+        """Of each client that does not keep up: when it was last heard, and the bytes queued for
+        it.
+        """
         if not self.hub.lagging and not self.closing:
             return []
         stalled = [each for each in (*self.everyone(), *self.closing) if each.paused]
@@ -114,7 +122,9 @@ class Connections:
 
 
 class Connection(Client, asyncio.Protocol):
-    """Created when the 101 has been written; `start` joins the hub. `lost` is called once, at the end."""
+    """Created when the 101 has been written; `start` joins the hub. `lost` is called once, at the
+    end.
+    """
 
     __slots__ = (
         "_all",
@@ -173,7 +183,9 @@ class Connection(Client, asyncio.Protocol):
             self.drop(error)
 
     def _discard(self, size: int) -> None:
-        """A closing client sent more, and only its end of stream matters now. A flood is not read on."""
+        """A closing client sent more, and only its end of stream matters now. A flood is not read
+        on.
+        """
         limits = self._all.limits
         self._discarded += size
         if self._discarded > limits.max_discarded and not self._transport.is_closing():
@@ -201,8 +213,8 @@ class Connection(Client, asyncio.Protocol):
             self._deadline.cancel()
         self._all.closing.discard(self)
         if self._protocol is not None:
-            # It and its parser, a generator, refer to each other, and so do it and the traceback of the
-            # parser's error. Some of these cycles reach the oldest generation: 7 500 of 250 000
+            # It and its parser, a generator, refer to each other, and so do it and the traceback of
+            # the parser's error. Some of these cycles reach the oldest generation: 7 500 of 250 000
             # connections were left.
             self._protocol.parser.close()
             self._protocol.parser_exc = None
@@ -225,8 +237,9 @@ class Connection(Client, asyncio.Protocol):
         self._leave(code, reason)
         try:
             write(close_frame(code, reason))
-            # A half-close: the client reads the close frame and EOF, answers, and closes. Closing both
-            # ways would answer what it still has in flight with a reset, which may overtake the frame.
+            # A half-close: the client reads the close frame and EOF, answers, and closes. Closing
+            # both ways would answer what it still has in flight with a reset, which may overtake
+            # the frame.
             self._transport.write_eof()
         except Exception:  # noqa: BLE001 - a broken transport must not stop a caller that ends many
             self._transport.abort()
@@ -268,7 +281,8 @@ class Connection(Client, asyncio.Protocol):
         for at in range(0, len(data), STRIDE):
             protocol.receive_data(data[at : at + STRIDE])
             if protocol.state is State.OPEN:
-                # A pong goes out before the answer to what follows its ping (Autobahn, cases 5.6 and 5.19).
+                # A pong goes out before the answer to what follows its ping (Autobahn, cases 5.6
+                # and 5.19).
                 answer = b"".join(protocol.data_to_send())
                 if answer and not self.paused:
                     self.write(answer)

@@ -1,4 +1,6 @@
-"""Tokens at the door and at the desk: /ws and /api of a Brain that asks for them, as its own process."""
+"""Tokens at the door and at the desk: /ws and /api of a Brain that asks for them, as its own
+process.
+"""
 
 import asyncio
 import json
@@ -183,7 +185,8 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
     async with brain.connect("?agent=other") as client:
         await client.send(mine)
         assert (await ended(client))[0] == 4403
-    # Every way by which a run of others might come along: its past, an unknown past, the beginning, what was missed.
+    # Every way by which a run of others might come along: its past, an unknown past, the beginning,
+    # what was missed.
     execute(
         shared,
         "INSERT INTO runs (id, status, agent) VALUES ('x', 'running', 'mine'), ('y', 'running', 'other')",
@@ -218,7 +221,9 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
 
 
 async def test_an_unknown_past_opens_no_door(shared: str) -> None:
-    """After a start Brain does not know finished runs: an UPDATE of one may have been any agent's, for who filters."""
+    """After a start Brain does not know finished runs: an UPDATE of one may have been any agent's,
+    for who filters.
+    """
     execute(shared, "INSERT INTO runs (id, status, agent) VALUES ('done', 'completed', 'other')")
     with served(database_url=shared, jwt_secret=SECRET, flush_interval=0.005) as brain:
         async with (

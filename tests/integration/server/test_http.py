@@ -1,4 +1,6 @@
-"""HTTP up to the upgrade, against all that may be sent in its place. A control client is there throughout, and misses nothing."""
+"""HTTP up to the upgrade, against all that may be sent in its place. A control client is there
+throughout, and misses nothing.
+"""
 
 import asyncio
 import re
@@ -380,7 +382,9 @@ async def test_what_stands_behind_a_head_is_bounded(
 
 
 async def test_who_leaves_in_the_middle_of_a_request_leaves_no_trace(brain: Brain) -> None:
-    """By FIN and by RST; before, in and behind the body; with answers under way, and with many of them."""
+    """By FIN and by RST; before, in and behind the body; with answers under way, and with many of
+    them.
+    """
     post = request(
         "/api/runs",
         method="POST",
@@ -498,7 +502,9 @@ async def test_a_refused_connection_holds_no_place(limited: Brain) -> None:
 
 
 async def test_who_does_not_come_to_the_point_is_let_go(brain: Brain, before: Baseline) -> None:
-    """Slow requests are told 408 at the deadline, silent connections just end; and those who mean it get in meanwhile."""
+    """Slow requests are told 408 at the deadline, silent connections just end; and those who mean
+    it get in meanwhile.
+    """
     post = b"POST /api/runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
     async def drip(

@@ -1,4 +1,6 @@
-"""The server's life: where it listens, how it ends, and what is left of it; and the rounds that find who has vanished."""
+"""The server's life: where it listens, how it ends, and what is left of it; and the rounds that
+find who has vanished.
+"""
 
 import asyncio
 import contextlib
@@ -115,11 +117,12 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 
 @on_uvloop
-async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
-    async with in_process_server(patience=0.8, ping_interval=0.2) as it:
+async def test_a_client_that_vanishes_is_dropped_and_one_that_answers_or_reads_stays() -> None:
+    async with in_process_server(patience=2, ping_interval=0.2) as it:
         stopped = await asyncio.create_subprocess_exec(
             sys.executable, "-c", VANISHING, str(it.port), request().hex()
         )
+        await eventually(lambda: it.hub.clients)  # a slow start must not use up the others' time
         answering = await Peer.upgraded(it.port)
         mute = await Peer.upgraded(it.port, "/ws?run_id=nobody")
         talking = await Peer.upgraded(it.port, "/ws?run_id=nobody")
@@ -128,8 +131,6 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
         slow.setblocking(False)
         await asyncio.get_running_loop().sock_connect(slow, ("127.0.0.1", it.port))
         slow.send(request())
-        while it.hub.clients < 5:
-            await asyncio.sleep(0.01)
         pongs = 0
 
         async def answer() -> None:
@@ -140,7 +141,7 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
                     pongs += 1
 
         async def read_slowly() -> None:
-            """And answer nothing: its transport is full all the time, so it is not even pinged."""
+            """And answer nothing: its transport is always full, so it gets no pings."""
             while True:
                 with contextlib.suppress(BlockingIOError):
                     slow.recv(16384)
@@ -158,8 +159,8 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
                 it.change(f"run-{number}", error="x" * 8000)
             await asyncio.sleep(0.05)
             lagged += it.hub.lagging > 0
-        assert it.hub.clients == 3, "who answers, who talks, and the slow one, which lags"
-        assert len(await mute.frames()) >= 2, "it was pinged, and then cut off"
+        assert it.hub.clients == 3, "the one that answers, the one that talks, and the slow one"
+        assert len(await mute.frames()) >= 2, "it was pinged, and then aborted"
         for task in tasks:
             task.cancel()
         stopped.kill()
@@ -171,7 +172,9 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
 
 @on_uvloop
 async def test_a_connection_has_the_options_of_the_listener() -> None:
-    """Without them, one that stalls costs 4 MB of the kernel's memory, and one that is unplugged stays for 15 minutes."""
+    """Without them, one that stalls costs 4 MB of the kernel's memory, and one that is unplugged
+    stays for 15 minutes.
+    """
     async with in_process_server() as it, await Peer.upgraded(it.port):
         sock = it.connections[0]._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER
@@ -194,7 +197,9 @@ async def test_the_round_of_pings_reaches_everybody_once() -> None:
 
 
 class Broken:
-    """A transport that raises whatever it is asked, as uvloop's does once it is closed. It can still be cut."""
+    """A transport that raises whatever it is asked, as uvloop's does once it is closed. It can
+    still be cut.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -342,7 +347,9 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
 
 @on_uvloop
 async def test_an_upgrade_leaves_nothing_to_the_collector() -> None:
-    """10 000 clients that come at once would each leave a cycle, and the collector would hold everybody up."""
+    """10 000 clients that come at once would each leave a cycle, and the collector would hold
+    everybody up.
+    """
     from brain.server.http import HTTPProtocol
 
     async with in_process_server() as it:
@@ -438,7 +445,8 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
         stalled = [await Peer.upgraded(brain.port, "/ws", rcvbuf=4096) for _ in range(40)]
         for peer in stalled:
             peer.stall()
-        # These are in the middle of something when the end comes: a body that never ends, an answer that nobody reads.
+        # These are in the middle of something when the end comes: a body that never ends, an answer
+        # that nobody reads.
         posting = await Peer.open(brain.port)
         posting.send(
             request(
@@ -600,7 +608,9 @@ def test_what_cannot_be_listened_on_is_closed_again() -> None:
 
 
 async def test_it_takes_the_descriptors_it_may_have_and_survives_without(database: str) -> None:
-    """The soft limit is 1 024 nearly everywhere. Whatever it is, who comes beyond it must not end those who are there."""
+    """The soft limit is 1 024 nearly everywhere. Whatever it is, who comes beyond it must not end
+    those who are there.
+    """
     mine = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, mine[1]))
     try:

@@ -1,4 +1,6 @@
-"""One connection against all that a client may send, or leave unsent. A control client is there throughout, and misses nothing."""
+"""One connection against all that a client may send, or leave unsent. A control client is there
+throughout, and misses nothing.
+"""
 
 import asyncio
 import contextlib
@@ -216,7 +218,8 @@ async def test_byte_by_byte_from_the_request_on(brain: Brain) -> None:
             await asyncio.sleep(0)
         assert (await peer.answer()).status == 101
         *answers, close = await peer.frames()
-        # In either order: what came in one piece is answered by the protocol behind what Brain itself says to it.
+        # In either order: what came in one piece is answered by the protocol behind what Brain
+        # itself says to it.
         assert sorted(answers) == sorted([Frame(TEXT, b"pong"), Frame(PONG, b"x")])
         assert close == Frame(CLOSE, b"\x0f\xa0")
 
@@ -248,7 +251,9 @@ async def test_a_flood_is_cut_at_the_allowance(brain: Brain, control: Control, s
 
 
 def flood_on(port: int) -> tuple[int, float, bytes]:
-    """Of a client that goes on when it was cut off: the bytes that were taken, the seconds until its end, what it was told."""
+    """Of a client that goes on when it was cut off: the bytes that were taken, the seconds until
+    its end, what it was told.
+    """
     sent, began = 0, time.monotonic()
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
         sock.sendall(request("/ws?run_id=nobody"))
