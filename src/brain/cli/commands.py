@@ -288,7 +288,7 @@ def demo(
 
 
 async def _demo(settings: Settings, count: int, seconds: float) -> None:
-    from brain.api.problems import Problem  # noqa: PLC0415
+    from brain.api.errors import RunError  # noqa: PLC0415
     from brain.api.repository import open_repository  # noqa: PLC0415
     from brain.delivery.board import Board  # noqa: PLC0415 - as serve
 
@@ -304,7 +304,7 @@ async def _demo(settings: Settings, count: int, seconds: float) -> None:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(count):
                     tasks.create_task(_play(runs, columns, number, seconds))
-        except* (Problem, psycopg.Error, TableError) as group:
+        except* (RunError, psycopg.Error, TableError) as group:
             fail(group.exceptions[0])
 
 
