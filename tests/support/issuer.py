@@ -1,4 +1,4 @@
-"""Who issues tokens: a secret, or keys of its own and a host that hands out their public halves."""
+"""An issuer of tokens: a secret, or key pairs and a host that serves their public keys."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ def token(
 
 
 class Key:
-    """A key pair, and how its public half stands in a key set (RFC 7517)."""
+    """A key pair, and its public key as a key set has it (RFC 7517)."""
 
     def __init__(self, kid: str, algorithm: str = "ES256", bits: int = 2048) -> None:
         self.kid, self.algorithm = kid, algorithm

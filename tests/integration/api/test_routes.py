@@ -908,7 +908,7 @@ async def test_a_request_that_waits_for_a_lock_ends_with_503(database: str) -> N
 async def test_blocked_requests_of_one_address_leave_connections_to_others(
     api: httpx.AsyncClient, database: str
 ) -> None:
-    """Of twelve changes of a locked row, four wait at the database, and the others for these four."""
+    """Of twelve changes of a locked row, four wait at the database, the others for these four."""
     await api.post("/api/runs", json={"id": "a"})
     async with (
         await psycopg.AsyncConnection.connect(database) as other,
@@ -925,10 +925,7 @@ async def test_blocked_requests_of_one_address_leave_connections_to_others(
             asyncio.create_task(bad.patch("/api/runs/a", json={"agent": "x"})) for _ in range(12)
         ]
         await asyncio.sleep(0.5)
-        locks = (
-            "SELECT count(*) FROM pg_stat_activity "
-            "WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
-        )
+        locks = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
         waiting = await (await other.execute(locks)).fetchone()
         assert waiting == (concurrency.MAX_REQUESTS,)
         for _ in range(20):
@@ -938,7 +935,7 @@ async def test_blocked_requests_of_one_address_leave_connections_to_others(
         assert loop.time() - began < 2.5, "while they all wait"
         answers = await asyncio.gather(*changes)
         refused = [answer for answer in answers if answer.status_code == 429]
-        # Those that wait for a row wait in a queue, each for up to lock_timeout: a place may be late.
+        # A row's waiters wait one behind the other, each for up to lock_timeout, so a turn may come late.
         assert 4 <= len(refused) <= 8, [answer.status_code for answer in answers]
         assert "4 requests of 127.0.0.2 are at the database" in problem(refused[0], 429)["detail"]
         assert loop.time() - began > concurrency.MAX_WAIT
