@@ -37,14 +37,14 @@ CORPUS = Path(__file__).parent / "corpus"
 """Bytes that once broke a law, by the name of the law: regression tests."""
 
 SLOW = 2.0
-"""Seconds that nothing here may take, on a machine that does other things too."""
+"""Seconds of a processor that nothing here may take."""
 
 
 @contextlib.contextmanager
 def in_time() -> Iterator[None]:
-    began = time.monotonic()
+    began = time.thread_time()
     yield
-    took = time.monotonic() - began
+    took = time.thread_time() - began
     assert took < SLOW, f"it took {took:.1f} s"
 
 
@@ -132,7 +132,7 @@ class Host:
                 await asyncio.sleep(0)
             with contextlib.suppress(OSError):
                 peer.writer.write_eof()
-            answer = await peer.rest(SLOW)
+            answer = await peer.rest()
         while it.limiter.connections or it.connections or it.state.connections.closing:
             await asyncio.sleep(0)
         assert not it.state.waiting, "a closed connection still has a deadline"

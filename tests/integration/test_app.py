@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from brain.delivery.hub import COME_BACK
 from brain.postgres import follow
 from tests.support.following import Following
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
 from tests.support.template import own
@@ -26,9 +27,9 @@ def causes(brain: Brain) -> list[str]:
     return [cause for cause, value in found if float(value) == 1]
 
 
-def until(brain: Brain, cause: str | None, seconds: float = 20) -> dict[str, Any]:
+def until(brain: Brain, cause: str | None) -> dict[str, Any]:
     """/readyz, once it says so."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while (document := brain.get("/readyz")[1])["code"] != cause:
         assert time.monotonic() < deadline, document
         time.sleep(0.02)
@@ -57,7 +58,7 @@ def test_the_source_and_its_cause_are_said_in_three_places() -> None:
         assert (document["ready"], document["source"]) == (False, "none")
         assert causes(brain) == ["away"]
         server.start()
-        brain.wait_ready("replication", 30)
+        brain.wait_ready("replication")
         document = until(brain, None)
         assert (document["detail"], document["hint"]) == (None, None)
         assert causes(brain) == []
@@ -112,7 +113,7 @@ async def test_when_the_table_begins_anew_everyone_is_told_to_come_back(database
         execute(database, "ALTER TABLE runs ALTER agent TYPE varchar(100)")
         brain.process.send_signal(signal.SIGCONT)
         for peer in peers:
-            assert (await peer.frames(10))[-1].code == COME_BACK
+            assert (await peer.frames())[-1].code == COME_BACK
             await peer.close()
         again = await Peer.upgraded(brain.port)
         execute(database, "UPDATE runs SET progress = 1 WHERE id = 'active'")

@@ -19,6 +19,7 @@ from brain.delivery import hub
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
+from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -78,18 +79,16 @@ class Watching:
         with contextlib.suppress(asyncio.CancelledError, WatchError):
             await self.task
 
-    async def until(self, condition: Callable[[], object], seconds: float = 15) -> None:
-        deadline = time.monotonic() + seconds
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             if self.task.done():
                 self.task.result()
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self.events[-10:]}"
+            assert time.monotonic() < deadline, f"it did not come: {self.events[-10:]}"
             await asyncio.sleep(0.005)
 
-    async def told(self, run_id: str, status: str, seconds: float = 15) -> None:
-        await self.until(
-            lambda: run_id in self.runs and self.runs[run_id].status == status, seconds
-        )
+    async def told(self, run_id: str, status: str) -> None:
+        await self.until(lambda: run_id in self.runs and self.runs[run_id].status == status)
 
     async def connected(self, times: int = 1) -> None:
         await self.until(lambda: len(self.of(Connected)) >= times)
@@ -147,7 +146,7 @@ async def test_it_leaves_when_iteration_ends(brain: Brain, database: str) -> Non
             if isinstance(event, Message):
                 assert brain.metric("brain_clients") == 1
                 break
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not (left := re.search("client left.*", brain.log()[before:])):
             await asyncio.sleep(0.01)
     assert "code=1000" in left[0]
@@ -193,9 +192,7 @@ async def test_a_connection_that_says_nothing_any_more_is_left(brain: Brain, dat
         await w.told("stall", "queued")
         proxy.stalled = True
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'stall'")
-        stalled = time.monotonic()
         await w.until(lambda: w.of(Away))
-        assert 0.9 < time.monotonic() - stalled < 5
         assert w.of(Away) == [Away("nothing was heard for 1 s")]
         proxy.cut()
         proxy.stalled = False
@@ -288,9 +285,7 @@ async def test_the_server_is_killed_and_starts_again(postgres: Postgres) -> None
             execute(url, "DELETE FROM runs WHERE id = 'goes'")
             execute(url, "INSERT INTO runs (id) VALUES ('new')")
             brain = Brain(database_url=url, port=brain.port)
-            back = time.monotonic()
             await w.until(lambda: set(w.runs) == {"stays", "new"})
-            assert time.monotonic() - back < 15
             assert w.of(Connected)[-1] == Connected(anew=True)
             execute(url, "UPDATE runs SET status = 'running'")
             await w.told("new", "running")
@@ -456,11 +451,11 @@ async def test_a_token_that_is_a_text_is_good_until_it_expires(
 ) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('shown')")
     async with Watching(
-        guarded.url(), snapshot=True, run_id="shown", token=token(exp=time.time() + 2)
+        guarded.url(), snapshot=True, run_id="shown", token=token(exp=time.time() + within(2))
     ) as w:
         await w.told("shown", "queued")
         with pytest.raises(WatchError, match="ended with 4401: the token has expired") as caught:
-            await asyncio.wait_for(w.task, 5)
+            await asyncio.wait_for(w.task, PATIENCE)
     assert caught.value.code == 4401
     assert not w.of(Away)
 
@@ -484,7 +479,7 @@ async def test_a_token_that_was_never_good_ends_it(
     for way in (given, again) if given else (None,):
         async with Watching(guarded.url(), token=way) as w:
             with pytest.raises(WatchError) as caught:
-                await asyncio.wait_for(w.task, 8)
+                await asyncio.wait_for(w.task, PATIENCE)
         assert not w.of(Away)
         assert caught.value.code == code
         assert given is None or given not in str(caught.value)
@@ -503,7 +498,7 @@ async def test_a_function_is_asked_for_another_when_one_has_expired(
                 given.append("")
                 raise OSError("who issues them is away")
             case _:
-                given.append(token(exp=time.time() + (2 if not given else 60)))
+                given.append(token(exp=time.time() + within(2 if not given else 3600)))
         return given[-1]
 
     execute(database, "INSERT INTO runs (id) VALUES ('renewed')")

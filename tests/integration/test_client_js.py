@@ -21,6 +21,7 @@ import pytest
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
+from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -32,14 +33,27 @@ BROWSER = next(
 
 PAGE = """
 import { watch } from './client.mjs';
-const runs = new Map(), tokens = TOKENS;
+const runs = new Map(), tokens = TOKENS, minted = new Map();
+const bytes = text => new TextEncoder().encode(text);
+const base64 = text => btoa(text).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
+const mint = async seconds => {
+  const body = [{ alg: 'HS256' }, { scope: 'read', exp: Date.now() / 1000 + seconds }].map(each => base64(JSON.stringify(each))).join('.');
+  const key = await crypto.subtle.importKey('raw', bytes('SECRET'), { name: 'HMAC', hash: 'SHA-256' }, false, ['sign']);
+  const signed = await crypto.subtle.sign('HMAC', key, bytes(body));
+  return `${body}.${base64(String.fromCharCode(...new Uint8Array(signed)))}`;
+};
+const given = async token => {
+  if (typeof token === 'string') return token;
+  if (!minted.has(token)) minted.set(token, await mint(token));
+  return minted.get(token);
+};
 const say = (kind, more) => tell({ kind, ...more, runs: [...runs.values()].map(run => [run.id, run.status]) });
 watch(URL_OF_BRAIN, {
   message: message => { runs.set(message.data.id, message.data); say('message', { message }); },
   connected: anew => { if (anew) runs.clear(); say('connected', { anew }); },
   away: () => say('away', {}),
   ended: (code, why) => say('ended', { code, why }),
-  token: tokens.length ? async () => tokens.length > 1 ? tokens.shift() : tokens[0] : undefined,
+  token: tokens.length ? () => given(tokens.length > 1 ? tokens.shift() : tokens[0]) : undefined,
 }, DEADLINE);
 """
 
@@ -98,10 +112,10 @@ class Page:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    async def until(self, condition: Callable[[], object], seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self.events[-10:]}"
+            assert time.monotonic() < deadline, f"it did not come: {self.events[-10:]}"
             await asyncio.sleep(0.005)
 
     async def holds(self, **runs: str) -> None:
@@ -118,9 +132,9 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def in_node(
-    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str] = ()
+    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
 ) -> AsyncIterator[Page]:
-    """The last of the tokens is given for ever."""
+    """The last of the tokens is given for ever. A number is for one that is good for so many seconds from when it is asked for."""
     page = Page()
     (folder / "client.mjs").write_text(code())
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
@@ -147,14 +161,14 @@ async def in_node(
         await listening
 
 
-def filled(url: str, deadline: int, tokens: Sequence[str]) -> str:
+def filled(url: str, deadline: int, tokens: Sequence[str | float]) -> str:
     page = PAGE.replace("URL_OF_BRAIN", json.dumps(url)).replace("DEADLINE", str(deadline))
-    return page.replace("TOKENS", json.dumps(tokens))
+    return page.replace("TOKENS", json.dumps(tokens)).replace("SECRET", SECRET)
 
 
 @contextlib.contextmanager
 def in_browser(
-    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str] = ()
+    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
 ) -> Iterator[Page]:
     """A page of a server of its own, as that of a front end's developer."""
     page = Page()
@@ -207,7 +221,7 @@ def in_browser(
             yield page
         finally:
             browser.terminate()
-            browser.wait(10)
+            browser.wait(PATIENCE)
             server.shutdown()
             serving.join()
 
@@ -333,19 +347,22 @@ async def test_it_sends_a_token_first_and_another_when_that_has_expired(
     guarded: Brain, database: str, tmp_path: Path
 ) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('bearer')")
-    soon, late = token(exp=time.time() + 2.5), token()
+    late = token()
     url = guarded.url("?snapshot=true&run_id=bearer")
-    async with in_node(tmp_path, url, tokens=[soon, soon, late]) as page:
+    async with in_node(tmp_path, url, tokens=[within(1.5), within(1.5), late]) as page:
         await page.holds(bearer="queued")
         await page.until(lambda: page.of("away"))
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'bearer'")
         await page.holds(bearer="running")
         assert page.connections() == [True, False], "nothing was void"
     async with in_node(tmp_path, guarded.url("?run_id=nobody"), tokens=[late]) as page:
-        await page.until(
-            page.connections, 2
-        )  # a token is followed by ping, which is answered when it has been found good
-    for wrong, code in ((soon, 4401), ("nonsense", 4401), (token(scope="write"), 4403)):
+        # A token is followed by ping, which is answered when it has been found good.
+        await page.until(page.connections)
+    for wrong, code in (
+        (token(exp=time.time() - 1), 4401),
+        ("nonsense", 4401),
+        (token(scope="write"), 4403),
+    ):
         async with in_node(tmp_path, url, tokens=[wrong]) as page:
             await page.until(lambda: page.of("ended"))
             assert page.of("ended")[0]["code"] == code
@@ -357,7 +374,7 @@ async def test_in_a_real_browser_with_a_token(
     guarded: Brain, database: str, tmp_path: Path
 ) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('entitled')")
-    tokens = [token(exp=time.time() + 6), token(exp=time.time() + 3600)]
+    tokens: list[str | float] = [within(1.5), token()]
     url = guarded.url("?snapshot=true&run_id=entitled")
     with in_browser(tmp_path, url, tokens=tokens) as page:
         await page.holds(entitled="queued")

@@ -13,6 +13,7 @@ import pytest
 
 from brain.log import MAX_REQUESTS, Log
 from tests.support.crowd import lasting_port
+from tests.support.patience import PATIENCE
 from tests.support.served import served
 from tests.support.wire import Control, Peer
 
@@ -37,7 +38,7 @@ def test_lines_keep_their_order_and_lost_ones_are_counted() -> None:
     log = Log(write)
     long = "x" * 10_000  # more than the pipe holds, so the thread blocks
     log.write(f"{long}\n")
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE
     while held(read) < SMALL:
         assert time.monotonic() < until
     for number in range(MAX_REQUESTS + 70):
@@ -61,8 +62,8 @@ async def test_no_client_waits_for_a_log_that_nobody_reads(database: str) -> Non
     with served(database_url=database, errors=write) as brain:
         os.close(write)
         control = Control(brain, database)
-        with control.undisturbed(1.0):
-            until = time.monotonic() + 10
+        with control.undisturbed():
+            until = time.monotonic() + PATIENCE
             while held(read) < SMALL - 200:
                 async with await Peer.upgraded(brain.port):  # "client came", "client left"
                     assert time.monotonic() < until
@@ -70,9 +71,7 @@ async def test_no_client_waits_for_a_log_that_nobody_reads(database: str) -> Non
                 async with await Peer.upgraded(brain.port):
                     pass
         control.stop()
-        began = time.monotonic()
         assert brain.stop() == 0
-        assert time.monotonic() - began < 5
     os.close(read)
 
 
@@ -94,14 +93,14 @@ async def test_an_unwritable_output_stream_breaks_nothing(database: str, streams
         os.close(write)
         os.close(read)
         brain.port = port
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         with socket.socket() as probe:
             while probe.connect_ex(("127.0.0.1", port)):
                 assert time.monotonic() < until, brain.log()
                 await asyncio.sleep(0.02)
         brain.wait_ready("replication")
         control = Control(brain, database)
-        with control.undisturbed(1.0):
+        with control.undisturbed():
             for _ in range(50):
                 async with await Peer.upgraded(brain.port):
                     pass

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.support.patience import PATIENCE
+
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 MISSING = "pgbouncer is not installed: apt install pgbouncer"
 
@@ -50,7 +52,7 @@ def pooled(url: str, mode: str = "transaction") -> Iterator[str]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            until = time.monotonic() + 10
+            until = time.monotonic() + PATIENCE
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port)).close()

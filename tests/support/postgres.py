@@ -21,6 +21,8 @@ from urllib.parse import urlencode
 import psycopg
 from psycopg import sql
 
+from tests.support.patience import PATIENCE, wait_until
+
 SETTINGS = {
     "wal_level": "logical",
     "max_connections": "100",
@@ -111,7 +113,7 @@ class Postgres:
                 start_new_session=True,
                 **self._credentials(),
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             # The eighth line, as pg_ctl reads it. A connection would be a backend that tests see.
             with contextlib.suppress(FileNotFoundError, IndexError):
@@ -127,7 +129,7 @@ class Postgres:
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         if self.process:
             self.process.send_signal(SIGNALS[mode])
-            self.process.wait(60)
+            self.process.wait(PATIENCE)
             self.process = None
 
     def kill(self) -> None:
@@ -139,12 +141,10 @@ class Postgres:
             for each in (pid, *map(int, children)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
             self.process = None
-            while any(
-                _living(int(each)) for each in children
-            ):  # they hold the shared memory until they are gone
-                time.sleep(0.005)
+            # They hold the shared memory until they are gone.
+            wait_until(lambda: not any(_living(int(each)) for each in children), pause=0.005)
 
     def restart(self, **settings: str) -> None:
         """Restart on the same port, with these settings changed."""
@@ -181,7 +181,7 @@ class Postgres:
     def drop_database(self, name: str) -> None:
         """FORCE ends the sessions of others, but their slots end a little later."""
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         with psycopg.connect(self.url(), autocommit=True) as connection:
             while True:
                 try:

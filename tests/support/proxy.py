@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.support.patience import PATIENCE
+
 NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -34,7 +36,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
         self._thread.start()
         listening = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result(10)
+        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result(PATIENCE)
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     @property
@@ -48,9 +50,9 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
     # What it does to connections.
@@ -93,7 +95,7 @@ class Proxy:
         async def call() -> None:
             what()
 
-        asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result(PATIENCE)
 
     def _cut(self) -> None:
         for writer in self._sockets:

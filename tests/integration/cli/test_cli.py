@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.issuer import SECRET, token
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
 from tests.support.served import BRAIN, Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -31,7 +32,7 @@ def run(*arguments: str, code: int = 0, **settings: object) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     said = done.stdout + done.stderr
@@ -43,7 +44,7 @@ def run(*arguments: str, code: int = 0, **settings: object) -> str:
 def interrupt(process: subprocess.Popen[str]) -> str:
     """Ctrl-C, as a person ends it. Returns what it had to say on standard error."""
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     return said or ""
 
@@ -77,17 +78,19 @@ def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) ->
             brain.process.send_signal(number)
             brain.wait_for("stopping")
         else:
-            until = time.monotonic() + 20
+            until = time.monotonic() + PATIENCE
             while not list((brain.folder / ".brain").glob(moment)):
                 assert time.monotonic() < until, brain.log()
                 time.sleep(0.001)
         brain.process.send_signal(number)
-        assert brain.process.wait(20) == 0, brain.log()
+        assert brain.process.wait(PATIENCE) == 0, brain.log()
     finally:
         brain.process.kill()
         brain.process.wait()
     assert "Traceback" not in brain.log()
-    until = time.monotonic() + 5  # told twice, it does not wait for PostgreSQL, which ends at once
+    until = (
+        time.monotonic() + PATIENCE
+    )  # told twice, it does not wait for PostgreSQL, which ends at once
     while left := [line for line in _processes() if str(brain.folder) in line]:
         assert time.monotonic() < until, (left, brain.log())
         time.sleep(0.01)
@@ -291,7 +294,10 @@ def test_watch_shows_the_token_of_the_environment(database: str) -> None:
         assert "refuses with 401: the token is not valid" in run(
             "watch", url, code=2, token="hunter2"
         )
-        said = run("watch", url, code=2, token=token(exp=time.time() + 3))
+        for lasts in (3, 15, 60):  # a busy machine may not even have begun while a short one lasts
+            said = run("watch", url, code=2, token=token(exp=time.time() + lasts))
+            if "refuses with 401: the token has expired" not in said:
+                break
         assert json.loads(said.splitlines()[0])["data"]["id"] == "for-bearers"
         assert "ended with 4401: the token has expired" in said
 
@@ -318,7 +324,7 @@ def test_demo_plays(embedded: Brain) -> None:
         text=True,
     )
     try:
-        until = time.monotonic() + 15
+        until = time.monotonic() + PATIENCE
         while not (embedded.get("/api/runs?status=completed")[1]["runs"]):
             assert time.monotonic() < until
             time.sleep(0.1)
@@ -342,7 +348,7 @@ def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Po
     )
 
     def ended(least: int) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while execute(url, "SELECT count(*) FROM runs WHERE status = 'completed'")[0][0] < least:
             assert time.monotonic() < until
             assert playing.poll() is None
@@ -392,7 +398,7 @@ def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None
             env=environment,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE,
             check=True,
         ).stdout
         assert json.loads(said)["id"] == "test-run-1"
@@ -406,7 +412,7 @@ def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
         env=os.environ | {"BRAIN_DATABASE_URL": database},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert said.stderr == ""
@@ -419,6 +425,10 @@ def test_what_libraries_log_is_a_line_like_ours() -> None:
         "logging.getLogger('psycopg').info('nothing')"
     )
     said = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     ).stderr
     assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', said), said

@@ -22,6 +22,7 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.publication import UnavailableCode
 from brain.postgres.table import Table, init_sql
 from tests.support import ROOT
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, _free_port, _readable, execute, running
 from tests.support.served import BRAIN, served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
@@ -53,7 +54,7 @@ def run(cure: str, url: str) -> None:
         env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, f"{cure}\n{done.stderr}"
@@ -173,9 +174,7 @@ async def test_a_table_that_is_missing(postgres: Postgres) -> None:
 async def test_a_table_that_is_locked(database: str) -> None:
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE runs")
-        began = time.monotonic()
         found = the(await look(database), "away")
-        assert time.monotonic() - began < 20
         assert "lock timeout" in found.what
     assert (await look(database)).findings == []
 
@@ -540,11 +539,11 @@ async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
             served(database_url=url) as brain,
             psycopg.connect(server.url(), autocommit=True) as admin,
         ):
-            brain.wait_ready("replication", 10)
+            brain.wait_ready("replication")
             configuration.write_text(refused)
             admin.execute("SELECT pg_reload_conf()")
             admin.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
-            until = time.monotonic() + 10
+            until = time.monotonic() + PATIENCE
             while (said := brain.get("/readyz")[1])["code"] != "pg_hba":
                 assert time.monotonic() < until, said
                 await asyncio.sleep(0.05)
@@ -554,7 +553,7 @@ async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
             )
             configuration.write_text(allowed)
             admin.execute("SELECT pg_reload_conf()")
-            brain.wait_ready("replication", 20)
+            brain.wait_ready("replication")
 
 
 async def test_no_walsender_is_free() -> None:
@@ -574,7 +573,7 @@ async def test_synchronous_standbys_and_little_log_for_slots() -> None:
         await cured(url, "slot_log", by=server.url())
         execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'Brain'")
         execute(server.url(), "SELECT pg_reload_conf()")
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         while not (report := await look(url)).findings:
             assert time.monotonic() < until
         found = the(report, "synchronous")
@@ -683,7 +682,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
     )
     pooled_url = url.replace(f":{server.port}/", f":{port}/")
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 execute(pooled_url, "SELECT 1")
@@ -694,7 +693,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
         yield pooled_url
     finally:
         bouncer.terminate()
-        bouncer.wait(10)
+        bouncer.wait(PATIENCE)
 
 
 @pytest.mark.skipif(
@@ -722,7 +721,7 @@ def brain(*arguments: str, code: int, **settings: object) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """URLs as people paste them, and the session that Brain asks for whatever a role or a database has set."""
 
-import time
+import asyncio
 
 import pytest
 from psycopg import AsyncConnection, OperationalError, conninfo, errors
@@ -16,6 +16,7 @@ from brain.postgres.connection import (
     parse_url,
     redact,
 )
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
 
@@ -218,9 +219,7 @@ async def test_who_never_answers_is_given_up(database: str) -> None:
     with Proxy(database) as proxy:
         conn = await connect(proxy.url, "test")
         proxy.fall_silent()
-        begun = time.monotonic()
         with pytest.raises(OperationalError, match=r"waiting for an answer for 0 s"):
-            async with deadline(0.3):
+            async with asyncio.timeout(PATIENCE), deadline(0.3):
                 await conn.execute("SELECT 1")
-        assert time.monotonic() - begun < 4
         await conn.close()
