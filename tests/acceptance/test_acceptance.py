@@ -370,8 +370,8 @@ async def test_the_type_definitions_accept_messages_and_nothing_else(
     tsc = await asyncio.create_subprocess_exec(
         NODE / "tsc", "--strict", "--noEmit", "check.ts", cwd=tmp_path, stdout=subprocess.PIPE
     )
-    said, _ = await tsc.communicate()
-    assert tsc.returncode == 0, said.decode()
+    output, _ = await tsc.communicate()
+    assert tsc.returncode == 0, output.decode()
 
 
 ALLOWED = [(old, new) for old, news in TRANSITIONS.items() for new in sorted(news) if old != new]

@@ -35,10 +35,10 @@ def table(text: str) -> str:
             for label, value in sample.labels.items():
                 labels.setdefault(label, []).append(value)
         labels.pop("le", None)
-        said = "; ".join(
+        described = "; ".join(
             f"{label}: {', '.join(f'`{v}`' for v in values)}" for label, values in labels.items()
         )
-        lines.append(f"| `{name}` | {family.type} | {said} | {family.documentation} |")
+        lines.append(f"| `{name}` | {family.type} | {described} | {family.documentation} |")
     return "\n".join(lines) + "\n"
 
 

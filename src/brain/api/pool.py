@@ -26,8 +26,7 @@ async def open_pool(url: str) -> AsyncIterator[Pool]:
 
     `url` is one that postgres.connection.parse_url returned.
     """
-    # The pool warns at every try. Whoever follows the table logs once what is wrong with the
-    # database.
+    # The pool warns at every try. postgres/follow.py logs once what is wrong with the database.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     pool: Pool = AsyncConnectionPool(
         connection_class=Session,

@@ -4,7 +4,7 @@ statuses.
 libpq's own messages name the host and the user, so they are never sent.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -68,7 +68,7 @@ class Problem:
 
 
 def problem_of(request: Request, error: Exception) -> Problem:
-    """What a client is answered for an exception."""
+    """The answer to a request that ended with this exception."""
     match error:
         case HTTPException():
             return _of_http(request, error)
@@ -114,9 +114,8 @@ _HANDLED: tuple[type[Exception], ...] = (
 
 def handle_errors(app: FastAPI) -> None:
     """Answer every error of the application with a problem document, those of routing included."""
-    handler: Callable[[Request, Exception], Awaitable[Response]] = _handle
     for kind in _HANDLED:
-        app.add_exception_handler(kind, handler)
+        app.add_exception_handler(kind, _handle)
 
 
 def _of_http(request: Request, error: HTTPException) -> Problem:
