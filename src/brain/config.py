@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from brain.access.addresses import NETWORKS, Authority, Network, Origin, parse_network
 from brain.access.jwks import SHORTEST_SECRET
+from brain.contract.errors import BrainError
 from brain.contract.messages import STATUSES, Status
 from brain.postgres.connection import parse_url
 from brain.postgres.table import Table
@@ -39,7 +40,7 @@ UNSAID = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
 """Their values are never said."""
 
 
-class SettingsError(Exception):
+class SettingsError(BrainError):
     """Settings that cannot be. The text has a line for each: the variable, its value if that is no secret, and the rule."""
 
 

@@ -1,4 +1,4 @@
-"""The command line, as a person has it: real processes, and what they print."""
+"""The command line as a person uses it: real processes, and what they print."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from brain import __version__
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -22,7 +23,7 @@ from tests.support.template import ROLE, TEMPLATE
 
 
 def run(*arguments: str, code: int = 0, **settings: object) -> str:
-    """What a command prints, all of it; it must exit with this status."""
+    """All that a command prints. Its exit status must be `code`."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
     }
@@ -42,7 +43,7 @@ def run(*arguments: str, code: int = 0, **settings: object) -> str:
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C, as a person ends it. Returns what it had to say on standard error."""
+    """Press Ctrl-C. Returns the output on standard error."""
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
@@ -66,8 +67,11 @@ def embedded() -> Iterator[Brain]:
         ("stopping", signal.SIGTERM),
     ],
 )
-def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
-    """While it is imported, while PostgreSQL is made, started, and stopped: it ends well, and no PostgreSQL is left."""
+def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
+    """While modules are imported and while PostgreSQL is created, started and stopped.
+
+    The exit status is 0, and no PostgreSQL stays behind.
+    """
     brain = Brain(wait=False)
     try:
         if moment == "importing":
@@ -97,7 +101,7 @@ def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) ->
 
 
 def _processes() -> list[str]:
-    """The command lines of all that runs."""
+    """The command lines of all processes."""
     found = []
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -105,8 +109,8 @@ def _processes() -> list[str]:
     return found
 
 
-def test_the_welcome_is_true(embedded: Brain) -> None:
-    """The three commands that are printed do what they say, with the ports in use."""
+def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
+    """Each of the three printed commands does what it says, with the ports in use."""
     welcome = embedded.log()
     watch, create, change = (
         found[1]
@@ -130,7 +134,7 @@ def test_the_welcome_is_true(embedded: Brain) -> None:
     assert [m["data"]["status"] for m in seen] == ["queued", "running"]
 
 
-def test_psql_is_bundled(embedded: Brain) -> None:
+def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
     said = run(
         "psql",
         "-XAtc",
@@ -146,8 +150,9 @@ def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
     )
 
 
-def test_version() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("version"))
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_the_version_is_printed(argument: str) -> None:
+    assert run(argument) == f"{__version__}\n"
 
 
 def test_help_names_every_command() -> None:
@@ -156,8 +161,8 @@ def test_help_names_every_command() -> None:
         assert re.search(rf"\b{command}\b", said)
 
 
-def test_init_db_prints_what_it_runs(postgres: Postgres) -> None:
-    """Printed, it can be fed to psql; run twice, it changes nothing."""
+def test_init_db_prints_the_sql_that_it_runs(postgres: Postgres) -> None:
+    """Psql accepts what it prints, and a second run changes nothing."""
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     printed = run("init-db", "--sql", database_url=url)
     execute(url, printed)
@@ -168,7 +173,7 @@ def test_init_db_prints_what_it_runs(postgres: Postgres) -> None:
     assert execute(url, "SELECT pubname FROM pg_publication") == [("brain_public_runs",)]
 
 
-def test_init_db_makes_another_table(postgres: Postgres) -> None:
+def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     run("init-db", database_url=url, table='public.my "runs"')
     with served(database_url=url, table='public.my "runs"') as brain:
@@ -202,8 +207,8 @@ def test_a_port_that_is_taken_is_one_clear_error(embedded: Brain, tmp_path: Path
     assert f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in said
 
 
-def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
-    """Brain stays: the table may come. Readiness says what is missing, and what to do."""
+def test_serve_reports_a_missing_table_and_waits_for_it(postgres: Postgres) -> None:
+    """Brain keeps running: the table may be created later. /readyz says what is missing and what to do."""
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     brain = Brain(database_url=url, wait=False)
     try:
@@ -226,7 +231,7 @@ def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
     assert "Traceback" not in brain.log()
 
 
-def test_missing_rights_are_said(postgres: Postgres, database: str) -> None:
+def test_serve_reports_missing_privileges(postgres: Postgres, database: str) -> None:
     execute(postgres.url(), "DROP ROLE IF EXISTS stranger")
     execute(postgres.url(), "CREATE ROLE stranger LOGIN")
     url = database.replace("cecelia@", "stranger@")
@@ -240,7 +245,7 @@ def test_missing_rights_are_said(postgres: Postgres, database: str) -> None:
     assert "Traceback" not in brain.log()
 
 
-def test_a_database_that_is_away_is_waited_for() -> None:
+def test_serve_waits_for_an_unreachable_database() -> None:
     brain = Brain(database_url="postgresql://cecelia@127.0.0.1:1/cecelia", wait=False)
     try:
         brain.wait_for("source now=none|now=none")
@@ -258,8 +263,8 @@ def test_init_db_without_a_database_is_one_clear_error(tmp_path: Path) -> None:
     assert "no embedded PostgreSQL runs in" in run("init-db", code=2, data_dir=tmp_path)
 
 
-def test_watch_comes_back(database: str) -> None:
-    """The server restarts; watch prints what changed meanwhile, and says once that it was away."""
+def test_watch_reconnects(database: str) -> None:
+    """The server restarts. `watch` prints what changed during the outage, and reports the outage once."""
     with served(database_url=database) as first:
         port = first.port
         watching = subprocess.Popen(
@@ -273,49 +278,49 @@ def test_watch_comes_back(database: str) -> None:
             time.sleep(0.05)
         execute(database, "INSERT INTO runs (id) VALUES ('before')")
         assert json.loads(watching.stdout.readline())["data"]["id"] == "before"
-    execute(database, "INSERT INTO runs (id) VALUES ('meanwhile')")
+    execute(database, "INSERT INTO runs (id) VALUES ('during')")
     with served(database_url=database, port=port):
         try:
             seen = {json.loads(watching.stdout.readline())["data"]["id"] for _ in range(2)}
-            assert seen == {"before", "meanwhile"}, (
-                "a Brain that has just started cannot answer since: a snapshot, then"
+            assert seen == {"before", "during"}, (
+                "a Brain that has just started cannot answer `since`, so a snapshot follows"
             )
         finally:
             said = interrupt(watching)
-    assert said.count("is away; trying again") == 1
-    assert said.count("and back") == 1
+    assert said.count("; trying again") == 1
+    assert said.count("connected again") == 1
 
 
-def test_watch_shows_the_token_of_the_environment(database: str) -> None:
+def test_watch_sends_the_token_of_the_environment(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
         url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
-        assert "ended with 4401" in run("watch", url, code=2)
-        assert "refuses with 401: the token is not valid" in run(
+        assert "closed with 4401" in run("watch", url, code=2)
+        assert "refused with 401: the token is not valid" in run(
             "watch", url, code=2, token="hunter2"
         )
         for lasts in (3, 15, 60):  # a busy machine may not even have begun while a short one lasts
             said = run("watch", url, code=2, token=token(exp=time.time() + lasts))
-            if "refuses with 401: the token has expired" not in said:
+            if "refused with 401: the token has expired" not in said:
                 break
         assert json.loads(said.splitlines()[0])["data"]["id"] == "for-bearers"
-        assert "ended with 4401: the token has expired" in said
+        assert "closed with 4401: the token has expired" in said
 
 
-def test_watch_says_why_it_is_refused(embedded: Brain) -> None:
+def test_watch_prints_the_detail_of_a_refusal(embedded: Brain) -> None:
     said = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
-    assert "refuses with 400" in said
+    assert "refused with 400" in said
     assert "unknown parameter 'nonsense'" in said
 
 
-def test_doctor_finds_nothing_amiss_in_what_brain_has_made(embedded: Brain) -> None:
+def test_doctor_finds_no_fault_in_what_brain_created(embedded: Brain) -> None:
     said = run("doctor", data_dir=embedded.folder / ".brain")
     assert said.splitlines()[2:] == ["Brain streams public.runs."]
     assert "no embedded PostgreSQL runs in" in run("doctor", code=2, data_dir=embedded.folder)
 
 
-def test_demo_plays(embedded: Brain) -> None:
-    """Runs begin, progress and end."""
+def test_demo_plays_runs(embedded: Brain) -> None:
+    """They begin, progress and end."""
     data_dir = embedded.folder / ".brain"
     playing = subprocess.Popen(
         [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
@@ -332,8 +337,8 @@ def test_demo_plays(embedded: Brain) -> None:
         interrupt(playing)
 
 
-def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Postgres) -> None:
-    """And ends what it has begun."""
+def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -> None:
+    """And it ends the runs that it began."""
     name = postgres.create_database(TEMPLATE, ROLE)
     url = postgres.url(name, ROLE)
     execute(url, "ALTER TABLE runs ALTER id DROP DEFAULT")
@@ -368,22 +373,22 @@ def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Po
     postgres.drop_database(name)
 
 
-def test_demo_says_what_it_cannot_do(database: str) -> None:
+def test_demo_reports_errors_of_the_database(database: str) -> None:
     said = run("demo", code=2, database_url=database, table="nosuch")
     assert "nosuch" in said
     execute(database, "ALTER TABLE runs ADD CONSTRAINT mine CHECK (agent = 'mine')")
     assert "mine" in run("demo", code=2, database_url=database)
 
 
-def test_serve_does_not_say_that_it_follows_what_it_does_not(database: str) -> None:
+def test_the_welcome_says_when_the_table_is_not_followed(database: str) -> None:
     with served(follows="none", wait=False, database_url=database, table="jobs") as brain:
         brain.wait_for("Paste")
         assert "does not follow public.jobs of" in brain.log()
-        assert "doctor` says what to do" in brain.log()
-        assert "Brain 0.1.0 follows" not in brain.log()
+        assert "doctor` to see what to do" in brain.log()
+        assert f"Brain {__version__} follows" not in brain.log()
 
 
-def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None:
+def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         commands = [
             line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)
@@ -404,7 +409,7 @@ def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None
         assert json.loads(said)["id"] == "test-run-1"
 
 
-def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
+def test_a_closed_pipe_is_not_an_error(database: str) -> None:
     program = " ".join(map(shlex.quote, BRAIN))
     said = subprocess.run(
         f"{program} doctor | true",
@@ -418,10 +423,11 @@ def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
     assert said.stderr == ""
 
 
-def test_what_libraries_log_is_a_line_like_ours() -> None:
-    """Psycopg warns when a connection ends under a query that is being given up."""
+def test_library_warnings_have_the_form_of_brains_log() -> None:
+    """Psycopg warns when a connection ends during a query that is being cancelled."""
     program = (
-        "import logging, sys; from brain.cli import commands; commands._settings(); logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
+        "import logging; from brain.cli.console import load_settings; load_settings(); "
+        "logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
         "logging.getLogger('psycopg').info('nothing')"
     )
     said = subprocess.run(
