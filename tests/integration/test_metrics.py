@@ -1,4 +1,4 @@
-"""What /metrics says, against what was done, and against docs/metrics.md."""
+"""/metrics against what was done, and against docs/metrics.md."""
 
 import asyncio
 import re
@@ -42,7 +42,7 @@ def table(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_every_metric_is_explained_where_it_is_and_in_the_docs(brain: Brain) -> None:
+def test_every_metric_has_a_help_text_that_equals_the_docs(brain: Brain) -> None:
     status, text = brain.get("/metrics")
     assert status == 200
     families = list(text_string_to_metric_families(text))
@@ -56,7 +56,7 @@ def test_every_metric_is_explained_where_it_is_and_in_the_docs(brain: Brain) -> 
     assert table(text) in DOCUMENT.read_text(), table(text)
 
 
-async def test_the_counts_are_of_what_was_done(brain: Brain, shared: str) -> None:
+async def test_the_counters_equal_what_was_done(brain: Brain, shared: str) -> None:
     names = ("changes", "flushes", "deliveries", "changes_conflated", "catch_up_writes", "gaps")
     before = {name: brain.metric(f"brain_{name}_total") for name in names}
     observed = brain.metric("brain_commit_to_socket_seconds_count")
@@ -110,7 +110,7 @@ async def test_the_counts_are_of_what_was_done(brain: Brain, shared: str) -> Non
         ("forwarded", b"\r\n\r\n", b"\r\nX-Forwarded-For: nobody\r\n\r\n", "127.0.0.5"),
     ],
 )
-async def test_each_refusal_is_counted_once_under_its_rule(
+async def test_each_rejection_is_counted_once_under_its_code(
     brain: Brain, *, ask: bytes, rule: str, old: bytes, new: bytes, local: str
 ) -> None:
     before = _refused(brain)
@@ -131,7 +131,7 @@ def _refused(brain: Brain) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-def test_a_probe_may_ask_for_the_head_alone(brain: Brain, path: str) -> None:
+def test_a_probe_may_send_head(brain: Brain, path: str) -> None:
     asked = urllib.request.Request(f"http://127.0.0.1:{brain.port}{path}", method="HEAD")
     with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         assert (answer.status, answer.read()) == (200, b"")
