@@ -97,6 +97,9 @@ class Watching:
     async def told(self, run_id: str, status: str) -> None:
         await self.until(lambda: run_id in self.runs and self.runs[run_id].status == status)
 
+    async def away(self, times: int = 1) -> None:
+        await self.until(lambda: len(self.of(Away)) >= times)
+
     async def connected(self, times: int = 1) -> None:
         await self.until(lambda: len(self.of(Connected)) >= times)
 
@@ -113,7 +116,8 @@ async def test_messages_are_typed(brain: Brain, database: str) -> None:
         await w.told("typed", "queued")
         execute(
             database,
-            "UPDATE runs SET status = 'running', progress = 12.5, started_at = now() WHERE id = 'typed'",
+            "UPDATE runs SET status = 'running', progress = 12.5, started_at = now()"
+            " WHERE id = 'typed'",
         )
         execute(database, "UPDATE runs SET status = 'failed', error = 'é' WHERE id = 'typed'")
         await w.told("typed", "failed")
@@ -171,20 +175,21 @@ async def test_what_changed_during_an_outage_follows(
         await w.connected()
         execute(database, f"INSERT INTO runs (id) VALUES ('{one}')")
         await w.told(one, "queued")
-        for times in range(3):
+        for times, status in enumerate(("running", "failed", "completed")):
             proxy.target = 1
             proxy.cut(reset=reset)
-            await w.until(lambda times=times: len(w.of(Away)) > times)  # type: ignore[misc]
+            await w.away(times + 1)
             execute(
                 database,
-                f"INSERT INTO runs (id) VALUES ('{two}') ON CONFLICT (id) DO UPDATE SET progress = {times}",
+                f"INSERT INTO runs (id) VALUES ('{two}')"
+                f" ON CONFLICT (id) DO UPDATE SET progress = {times}",
             )
             execute(
                 database,
-                f"UPDATE runs SET status = '{['running', 'failed', 'completed'][times]}' WHERE id = '{one}'",
+                f"UPDATE runs SET status = '{status}' WHERE id = '{one}'",
             )
             proxy.target = brain.port
-            await w.told(one, ["running", "failed", "completed"][times])
+            await w.told(one, status)
             await w.told(two, "queued")
     assert w.of(Connected) == [Connected(reset=True)] + 3 * [Connected(reset=False)], "no reset"
     assert w.runs[two].progress == 2

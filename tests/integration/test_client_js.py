@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ const runs = new Map(), tokens = TOKENS, minted = new Map();
 const bytes = text => new TextEncoder().encode(text);
 const base64 = text => btoa(text).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
 const mint = async seconds => {
-  const body = [{ alg: 'HS256' }, { scope: 'read', exp: Date.now() / 1000 + seconds }].map(each => base64(JSON.stringify(each))).join('.');
-  const key = await crypto.subtle.importKey('raw', bytes('SECRET'), { name: 'HMAC', hash: 'SHA-256' }, false, ['sign']);
+  const claims = { scope: 'read', exp: Date.now() / 1000 + seconds };
+  const body = [{ alg: 'HS256' }, claims].map(each => base64(JSON.stringify(each))).join('.');
+  const algorithm = { name: 'HMAC', hash: 'SHA-256' };
+  const key = await crypto.subtle.importKey('raw', bytes('SECRET'), algorithm, false, ['sign']);
   const signed = await crypto.subtle.sign('HMAC', key, bytes(body));
   return `${body}.${base64(String.fromCharCode(...new Uint8Array(signed)))}`;
 };
@@ -47,7 +49,8 @@ const given = async token => {
   if (!minted.has(token)) minted.set(token, await mint(token));
   return minted.get(token);
 };
-const say = (kind, more) => tell({ kind, ...more, runs: [...runs.values()].map(run => [run.id, run.status]) });
+const held = () => [...runs.values()].map(run => [run.id, run.status]);
+const say = (kind, more) => tell({ kind, ...more, runs: held() });
 watch(URL_OF_BRAIN, {
   message: message => { runs.set(message.data.id, message.data); say('message', { message }); },
   connected: reset => { if (reset) runs.clear(); say('connected', { reset }); },
@@ -60,7 +63,7 @@ watch(URL_OF_BRAIN, {
 
 @cache
 def node() -> list[str] | None:
-    """The command, with the option that gives Node 20 a WebSocket. None without Node 20 or newer."""
+    """The command, with the option that gives Node 20 a WebSocket; None without Node 20."""
     found = shutil.which("node")
     if found is None:
         return None
@@ -134,7 +137,10 @@ class Page:
 async def in_node(
     folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
 ) -> AsyncIterator[Page]:
-    """The last of the tokens is given for ever. A number is for one that is good for so many seconds from when it is asked for."""
+    """The page sends each token once, and the last one again and again.
+
+    A number stands for a token that is valid for this many seconds from its request.
+    """
     page = Page()
     (folder / "client.mjs").write_text(code())
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
@@ -200,8 +206,9 @@ def in_browser(
 
     assert BROWSER
     quiet = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --disable-dev-shm-usage"
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--disable-dev-shm-usage"
     )
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         serving = threading.Thread(target=server.serve_forever)
@@ -226,6 +233,10 @@ def in_browser(
             serving.join()
 
 
+def shows(page: Page, run_id: str, status: str) -> bool:
+    return [run_id, status] in page.events[-1]["runs"]
+
+
 def test_the_client_has_at_most_40_lines() -> None:
     assert len(code().splitlines()) <= 40
 
@@ -247,7 +258,7 @@ async def test_shows_the_current_state_and_what_changed_during_an_outage(
             execute(database, f"UPDATE runs SET status = '{status}' WHERE id = 'one'")
             execute(database, f"INSERT INTO runs (id, agent) VALUES ('{status}', 'js')")
             proxy.target = brain.port
-            await page.until(lambda status=status: ["one", status] in page.events[-1]["runs"])  # type: ignore[misc]
+            await page.until(partial(shows, page, "one", status))
         await page.holds(one="failed", running="queued", failed="queued")
         assert page.connections() == [True, False, False], "no reset"
 

@@ -1,4 +1,4 @@
-"""A log that nobody reads, or that cannot be written, holds nobody up and takes nothing down."""
+"""A log that is not read or cannot be written delays no client and stops nothing."""
 
 import asyncio
 import fcntl
@@ -33,7 +33,7 @@ def held(read: int) -> int:
     return found
 
 
-def test_lines_come_in_order_and_what_is_lost_is_counted() -> None:
+def test_lines_keep_their_order_and_lost_lines_are_counted() -> None:
     read, write = small_pipe()
     log = Log(write)
     long = "x" * 10_000  # more than the pipe takes, so the thread hangs
@@ -57,7 +57,7 @@ def test_lines_come_in_order_and_what_is_lost_is_counted() -> None:
         assert lines.read() == "the last, ünd half a character: ?\n"
 
 
-async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None:
+async def test_an_unread_log_delays_no_client(database: str) -> None:
     read, write = small_pipe()
     with served(database_url=database, errors=write) as brain:
         os.close(write)
@@ -79,10 +79,8 @@ async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None
     "streams",
     ["2>/dev/full", "2>&1 >/dev/full", "closed pipe", ">&-", "2>&-", "<&-", "<&- >&- 2>&-"],
 )
-async def test_a_stream_that_cannot_be_written_takes_nothing_down(
-    database: str, streams: str
-) -> None:
-    """A full disk, a reader that has gone, and none at all: a socket that took the number of one would be written to."""
+async def test_a_broken_standard_stream_stops_nothing(database: str, streams: str) -> None:
+    """A full disk, a closed pipe, and a closed descriptor, whose number a socket must not get."""
     read, write = os.pipe()
     shell, errors = (
         ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)

@@ -188,7 +188,7 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
         ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
         (
             {"flush_interval": "soon"},
-            "BRAIN_FLUSH_INTERVAL='soon': an interval is a number of seconds, 0 to 10",
+            "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
         ),
         ({"host": "203.0.113.7"}, "port 5221 of 203.0.113.7 cannot be listened on"),
     ],
@@ -208,7 +208,7 @@ def test_a_port_that_is_taken_is_one_clear_error(embedded: Brain, tmp_path: Path
 
 
 def test_serve_reports_a_missing_table_and_waits_for_it(postgres: Postgres) -> None:
-    """Brain keeps running: the table may be created later. /readyz says what is missing and what to do."""
+    """Brain keeps running: somebody may create the table later. /readyz says how."""
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     brain = Brain(database_url=url, wait=False)
     try:
@@ -264,7 +264,7 @@ def test_init_db_without_a_database_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_watch_reconnects(database: str) -> None:
-    """The server restarts. `watch` prints what changed during the outage, and reports the outage once."""
+    """The server restarts. `watch` prints what changed, and reports the outage once."""
     with served(database_url=database) as first:
         port = first.port
         watching = subprocess.Popen(
@@ -363,7 +363,8 @@ def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -
         ended(3)
         execute(
             postgres.url(name),
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'brain-api'",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'brain-api'",
         )
         ended(execute(url, "SELECT count(*) FROM runs")[0][0] + 3)
     finally:
