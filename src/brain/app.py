@@ -44,7 +44,7 @@ PENDING_CHECK = 0.005
 """Seconds between two looks at the bytes waiting."""
 
 COLLECTOR = (2_000, 2, 2_500)
-"""Thresholds of the garbage collector's three generations: see `_follow`."""
+"""Thresholds of the garbage collector's three generations: see `_deliver`."""
 
 FIRST_READ = 3.0
 """Seconds to wait for the first read of the table before clients are accepted without it."""
@@ -164,7 +164,7 @@ async def _serve(
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(
-                _follow(follow, board, hub, state.connections), name="follow"
+                _deliver(follow, board, hub, state.connections), name="follow"
             )
             await _wait_for_first_read(parts)
             announcing = tasks.create_task(
@@ -189,7 +189,7 @@ def _tokens(settings: Settings) -> Tokens | None:
     return Tokens(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
 
 
-async def _follow(follow: Follow, board: Board, hub: Hub, connections: Connections) -> None:
+async def _deliver(follow: Follow, board: Board, hub: Hub, connections: Connections) -> None:
     """Take every event from the source over the board to the hub: the only way to the clients.
 
     Imported modules, and later the objects of the first Snapshot, are frozen: the garbage collector

@@ -62,11 +62,11 @@ def test_readyz_metrics_and_log_agree_on_the_source_and_its_code() -> None:
         document = until(brain, None)
         assert (document["detail"], document["hint"]) == (None, None)
         assert codes(brain) == []
-        said = sources(brain)
-        assert said[-1] == "now=replication"
-        assert len(said) == len(
-            [a for a, b in zip(said, [*said[1:], ""], strict=True) if a != b]
-        ), said
+        lines = sources(brain)
+        assert lines[-1] == "now=replication"
+        assert len(lines) == len(
+            [a for a, b in zip(lines, [*lines[1:], ""], strict=True) if a != b]
+        ), lines
 
 
 def test_polling_by_choice_has_a_code_of_its_own(database: str) -> None:

@@ -94,7 +94,7 @@ class Watching:
             assert time.monotonic() < deadline, f"it did not come: {self.events[-10:]}"
             await asyncio.sleep(0.005)
 
-    async def told(self, run_id: str, status: str) -> None:
+    async def receives(self, run_id: str, status: str) -> None:
         await self.until(lambda: run_id in self.runs and self.runs[run_id].status == status)
 
     async def away(self, times: int = 1) -> None:
@@ -113,14 +113,14 @@ class Watching:
 async def test_messages_are_typed(brain: Brain, database: str) -> None:
     execute(database, "INSERT INTO runs (id, agent) VALUES ('typed', 'a'), ('other', 'b')")
     async with Watching(brain.url(), snapshot=True, agent="a") as w:
-        await w.told("typed", "queued")
+        await w.receives("typed", "queued")
         execute(
             database,
             "UPDATE runs SET status = 'running', progress = 12.5, started_at = now()"
             " WHERE id = 'typed'",
         )
         execute(database, "UPDATE runs SET status = 'failed', error = 'é' WHERE id = 'typed'")
-        await w.told("typed", "failed")
+        await w.receives("typed", "failed")
     assert w.events[0] == Connected(reset=True)
     queued, running, failed = (m for m in w.of(Message) if m.data.id == "typed")
     assert (queued.type, running.type, failed.type) == ("run_update", "run_update", "run_failed")
@@ -174,7 +174,7 @@ async def test_what_changed_during_an_outage_follows(
     async with Proxy(brain.port) as proxy, Watching(proxy.url, run_id=[one, two]) as w:
         await w.connected()
         execute(database, f"INSERT INTO runs (id) VALUES ('{one}')")
-        await w.told(one, "queued")
+        await w.receives(one, "queued")
         for times, status in enumerate(("running", "failed", "completed")):
             proxy.target = 1
             proxy.cut(reset=reset)
@@ -189,8 +189,8 @@ async def test_what_changed_during_an_outage_follows(
                 f"UPDATE runs SET status = '{status}' WHERE id = '{one}'",
             )
             proxy.target = brain.port
-            await w.told(one, status)
-            await w.told(two, "queued")
+            await w.receives(one, status)
+            await w.receives(two, "queued")
     assert w.of(Connected) == [Connected(reset=True)] + 3 * [Connected(reset=False)], "no reset"
     assert w.runs[two].progress == 2
 
@@ -199,14 +199,14 @@ async def test_a_silent_connection_is_given_up(brain: Brain, database: str) -> N
     async with Proxy(brain.port) as proxy, Watching(proxy.url, run_id="stall", deadline=1.0) as w:
         await w.connected()
         execute(database, "INSERT INTO runs (id) VALUES ('stall')")
-        await w.told("stall", "queued")
+        await w.receives("stall", "queued")
         proxy.stalled = True
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'stall'")
         await w.until(lambda: w.of(Away))
         assert w.of(Away) == [Away("nothing was received for 1 s")]
         proxy.cut()
         proxy.stalled = False
-        await w.told("stall", "running")
+        await w.receives("stall", "running")
 
 
 async def test_a_silent_server_that_answers_pings_is_kept(brain: Brain) -> None:
@@ -221,7 +221,7 @@ async def test_a_slow_consumer_does_not_lose_a_live_connection(brain: Brain, dat
         await w.connected()
         execute(database, "INSERT INTO runs (id) VALUES ('slow')")
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'slow'")
-        await w.told("slow", "running")
+        await w.receives("slow", "running")
         assert not w.of(Away)
 
 
@@ -246,7 +246,7 @@ async def test_no_message_is_lost_among_pings() -> None:
     async with serve(handle, "127.0.0.1", 0, create_connection=CountsPings) as server:
         url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
         async with Watching(url, timing=Timing(ping_after=0.0005)) as w:
-            await w.told("999", "queued")
+            await w.receives("999", "queued")
     assert pings > 20
     assert [m.data.id for m in w.of(Message)] == [str(i) for i in range(1000)]
 
@@ -259,7 +259,7 @@ async def test_without_a_message_to_resume_from_it_resets(brain: Brain, database
         await w.until(lambda: w.of(Away))
         execute(database, "INSERT INTO runs (id) VALUES ('unheard')")
         proxy.target = brain.port
-        await w.told("unheard", "queued")
+        await w.receives("unheard", "queued")
     assert w.of(Connected) == 2 * [Connected(reset=True)]
 
 
@@ -268,7 +268,7 @@ async def test_a_since_beyond_the_server_memory_resets(brain: Brain, database: s
     async with Watching(
         brain.url(), run_id="remembered", since=datetime.now(UTC) - timedelta(days=1)
     ) as w:
-        await w.told("remembered", "queued")
+        await w.receives("remembered", "queued")
     assert w.of(Connected) == [Connected(reset=True)], "not reported as resumed"
     assert not w.of(Away)
 
@@ -281,7 +281,7 @@ async def test_the_server_is_killed_and_starts_again(postgres: Postgres) -> None
         async with Watching(brain.url(), snapshot=True) as w:
             execute(url, "INSERT INTO runs (id) VALUES ('ends'), ('goes'), ('stays'), ('ran')")
             execute(url, "UPDATE runs SET status = 'completed' WHERE id = 'ran'")
-            await w.told("ran", "completed")
+            await w.receives("ran", "completed")
             brain.process.kill()
             brain.process.wait()
             execute(url, "UPDATE runs SET status = 'failed' WHERE id = 'ends'")
@@ -291,7 +291,7 @@ async def test_the_server_is_killed_and_starts_again(postgres: Postgres) -> None
             await w.until(lambda: set(w.runs) == {"stays", "new"})
             assert w.of(Connected)[-1] == Connected(reset=True)
             execute(url, "UPDATE runs SET status = 'running'")
-            await w.told("new", "running")
+            await w.receives("new", "running")
     finally:
         brain.process.kill()
         brain.process.wait()
@@ -478,7 +478,7 @@ async def test_a_string_token_is_valid_until_it_expires(guarded: Brain, database
     async with Watching(
         guarded.url(), snapshot=True, run_id="shown", token=token(exp=time.time() + within(2))
     ) as w:
-        await w.told("shown", "queued")
+        await w.receives("shown", "queued")
         with pytest.raises(WatchError, match="closed with 4401: the token has expired") as caught:
             await asyncio.wait_for(w.task, PATIENCE)
     assert caught.value.code == 4401
@@ -532,10 +532,10 @@ async def test_a_token_function_is_called_again_after_expiry(guarded: Brain, dat
         token=fresh,
         additional_headers={"X-Request-Id": "mine"},
     ) as w:
-        await w.told("renewed", "queued")
+        await w.receives("renewed", "queued")
         await w.until(lambda: w.of(Away))
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'renewed'")
-        await w.told("renewed", "running")
+        await w.receives("renewed", "running")
         assert w.of(Connected) == [Connected(reset=True), Connected(reset=False)], "no reset"
         assert w.of(Away) == [Away("closed with 4401: the token has expired")]
     assert len(given) == 4
@@ -548,14 +548,14 @@ async def test_wait_returns_a_run_that_ended_before(brain: Brain, database: str)
     execute(
         database, "INSERT INTO runs (id, status, error) VALUES ('w/before?', 'failed', 'no luck')"
     )
-    run = await wait(brain.url(), "w/before?", timeout=20, proxy=None)
+    run = await wait(brain.url(), "w/before?", timeout=PATIENCE, proxy=None)
     assert run == RunData(id="w/before?", status="failed", error="no luck")
 
 
 async def test_wait_returns_the_end_that_is_pushed(brain: Brain, database: str) -> None:
     execute(database, "INSERT INTO runs (id, status) VALUES ('w-pushed', 'running')")
     async with Proxy(brain.port) as proxy:
-        waiting = asyncio.create_task(wait(proxy.url, "w-pushed", timeout=20, proxy=None))
+        waiting = asyncio.create_task(wait(proxy.url, "w-pushed", timeout=PATIENCE, proxy=None))
         while len(proxy.came) < 2:  # it has subscribed, and asks
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
@@ -572,8 +572,12 @@ async def test_wait_returns_at_another_status_or_at_the_end(brain: Brain, databa
         database, "INSERT INTO runs (id, status) VALUES ('w-now', 'running'), ('w-late', 'queued')"
     )
     url = brain.url()
-    assert (await wait(url, "w-now", until="running", timeout=20, proxy=None)).status == "running"
-    waiting = asyncio.create_task(wait(url, "w-late", until=["running"], timeout=20, proxy=None))
+    assert (
+        await wait(url, "w-now", until="running", timeout=PATIENCE, proxy=None)
+    ).status == "running"
+    waiting = asyncio.create_task(
+        wait(url, "w-late", until=["running"], timeout=PATIENCE, proxy=None)
+    )
     execute(database, "UPDATE runs SET status = 'failed' WHERE id = 'w-late'")
     assert (await waiting).status == "failed"
 
@@ -584,7 +588,7 @@ async def test_wait_does_not_miss_an_end_during_an_outage(postgres: Postgres) ->
     brain = Brain(database_url=url)
     try:
         execute(url, "INSERT INTO runs (id, status) VALUES ('w-outage', 'running')")
-        waiting = asyncio.create_task(wait(brain.url(), "w-outage", timeout=60, proxy=None))
+        waiting = asyncio.create_task(wait(brain.url(), "w-outage", timeout=PATIENCE, proxy=None))
         while not brain.metric("brain_clients"):
             await asyncio.sleep(0.01)
         brain.process.kill()
@@ -603,7 +607,7 @@ async def test_wait_waits_for_a_run_to_exist_and_reports_its_deletion(
 ) -> None:
     timing = Timing(ask_every=0.1)
     waiting = asyncio.create_task(
-        wait(brain.url(), "w-gone", timeout=20, timing=timing, proxy=None)
+        wait(brain.url(), "w-gone", timeout=PATIENCE, timing=timing, proxy=None)
     )
     await asyncio.sleep(0.5)
     assert not waiting.done()
@@ -626,7 +630,7 @@ async def test_wait_asks_again_when_the_api_refuses_for_now(brain: Brain, databa
     timing, waits = recorded()
     async with Proxy(brain.port) as proxy:
         waiting = asyncio.create_task(
-            wait(proxy.url, "w-busy", timeout=20, timing=timing, proxy=None)
+            wait(proxy.url, "w-busy", timeout=PATIENCE, timing=timing, proxy=None)
         )
         while not proxy.came:
             await asyncio.sleep(0)
@@ -644,7 +648,7 @@ async def test_wait_ends_when_the_api_refuses_for_good(
 ) -> None:
     """A 404 that is not Brain's comes from a server without its API."""
     async with Proxy(brain.port) as proxy:
-        waiting = asyncio.create_task(wait(proxy.url, "w-refused", timeout=20, proxy=None))
+        waiting = asyncio.create_task(wait(proxy.url, "w-refused", timeout=PATIENCE, proxy=None))
         while not proxy.came:
             await asyncio.sleep(0)
         proxy.answers.append(answer(status, header))
@@ -660,8 +664,8 @@ async def test_wait_sends_its_token_to_both(guarded: Brain, database: str) -> No
         return token()
 
     for given in (token(), fresh):
-        run = await wait(guarded.url(), "w-token", token=given, timeout=20, proxy=None)
+        run = await wait(guarded.url(), "w-token", token=given, timeout=PATIENCE, proxy=None)
         assert run.status == "completed"
     with pytest.raises(WatchError) as caught:
-        await wait(guarded.url(), "w-token", token="nonsense", timeout=20, proxy=None)
+        await wait(guarded.url(), "w-token", token="nonsense", timeout=PATIENCE, proxy=None)
     assert caught.value.code == 401

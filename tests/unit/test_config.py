@@ -181,10 +181,10 @@ REFUSED = [
 def test_an_error_names_the_variable_the_value_and_the_rule(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, rule: str
 ) -> None:
-    said = refused(monkeypatch, **{variable: text})
-    assert said.startswith(f"{variable}={text!r}: ")
-    assert rule in said
-    assert "\n" not in said
+    message = refused(monkeypatch, **{variable: text})
+    assert message.startswith(f"{variable}={text!r}: ")
+    assert rule in message
+    assert "\n" not in message
 
 
 def test_every_setting_has_a_rule() -> None:
@@ -198,21 +198,21 @@ def test_every_setting_has_a_rule() -> None:
 
 
 def test_an_error_has_a_line_for_each_faulty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused(monkeypatch, BRAIN_PORT="99999", BRAIN_SOURCE="x", BRAIN_MAX_TEXT="9" * 1000)
-    assert [line.partition("=")[0] for line in said.splitlines()] == [
+    message = refused(monkeypatch, BRAIN_PORT="99999", BRAIN_SOURCE="x", BRAIN_MAX_TEXT="9" * 1000)
+    assert [line.partition("=")[0] for line in message.splitlines()] == [
         "BRAIN_PORT",
         "BRAIN_SOURCE",
         "BRAIN_MAX_TEXT",
     ]
-    assert said.splitlines()[0] == "BRAIN_PORT='99999': a port is 0 to 65535"
-    assert len(said.splitlines()[2]) < 300
+    assert message.splitlines()[0] == "BRAIN_PORT='99999': a port is 0 to 65535"
+    assert len(message.splitlines()[2]) < 300
 
 
 def test_the_ping_timeout_is_longer_than_the_interval_even_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = refused(monkeypatch, BRAIN_PING_INTERVAL="100")
-    assert said.startswith(
+    message = refused(monkeypatch, BRAIN_PING_INTERVAL="100")
+    assert message.startswith(
         "BRAIN_PING_TIMEOUT=75: it must be longer than BRAIN_PING_INTERVAL, 100 seconds"
     )
     assert (
@@ -277,15 +277,15 @@ def test_an_invalid_url_is_refused_and_never_printed(
     monkeypatch.setenv(variable, broken)
     with pytest.raises(SettingsError) as caught:
         Settings.load()
-    said = str(caught.value)
-    assert said.startswith(f"{variable}: a database URL is postgresql://")
+    message = str(caught.value)
+    assert message.startswith(f"{variable}: a database URL is postgresql://")
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__context__ is None
 
 
 def test_a_jwt_secret_is_long_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused(monkeypatch, BRAIN_JWT_SECRET="hunter2")
-    assert said == (
+    message = refused(monkeypatch, BRAIN_JWT_SECRET="hunter2")
+    assert message == (
         "BRAIN_JWT_SECRET: a secret has 32 bytes or more (RFC 7518, 3.2): "
         "openssl rand -base64 32 makes one"
     )

@@ -36,18 +36,18 @@ def run(*arguments: str, code: int = 0, **settings: object) -> str:
         timeout=PATIENCE,
         check=False,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    assert "Traceback" not in said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    return output
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
     """Press Ctrl-C. Returns the output on standard error."""
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, said
-    return said or ""
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    return output or ""
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,8 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
         brain.process.kill()
         brain.process.wait()
     assert "Traceback" not in brain.log()
-    until = (
-        time.monotonic() + PATIENCE
-    )  # told twice, it does not wait for PostgreSQL, which ends at once
+    # A second signal does not wait for PostgreSQL, which ends at once.
+    until = time.monotonic() + PATIENCE
     while left := [line for line in _processes() if str(brain.folder) in line]:
         assert time.monotonic() < until, (left, brain.log())
         time.sleep(0.01)
@@ -135,13 +134,13 @@ def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
 
 
 def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
-    said = run(
+    output = run(
         "psql",
         "-XAtc",
         "SELECT current_user, current_database()",
         data_dir=embedded.folder / ".brain",
     )
-    assert said.strip() == "cecelia|cecelia"
+    assert output.strip() == "cecelia|cecelia"
 
 
 def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
@@ -156,9 +155,9 @@ def test_the_version_is_printed(argument: str) -> None:
 
 
 def test_help_names_every_command() -> None:
-    said = run("--help")
+    output = run("--help")
     for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
-        assert re.search(rf"\b{command}\b", said)
+        assert re.search(rf"\b{command}\b", output)
 
 
 def test_init_db_prints_the_sql_that_it_runs(postgres: Postgres) -> None:
@@ -196,15 +195,17 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
 def test_a_wrong_setting_is_one_clear_error(
     settings: dict[str, str], says: str, tmp_path: Path
 ) -> None:
-    said = run("serve", code=2, **{"data_dir": tmp_path, **settings})
-    assert says in said
-    assert "secret" not in said
-    assert len(said.strip().splitlines()) == 1
+    output = run("serve", code=2, **{"data_dir": tmp_path, **settings})
+    assert says in output
+    assert "secret" not in output
+    assert len(output.strip().splitlines()) == 1
 
 
 def test_a_port_that_is_taken_is_one_clear_error(embedded: Brain, tmp_path: Path) -> None:
-    said = run("serve", code=2, port=embedded.port, data_dir=tmp_path)
-    assert f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in said
+    output = run("serve", code=2, port=embedded.port, data_dir=tmp_path)
+    assert (
+        f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in output
+    )
 
 
 def test_serve_reports_a_missing_table_and_waits_for_it(postgres: Postgres) -> None:
@@ -258,8 +259,8 @@ def test_serve_waits_for_an_unreachable_database() -> None:
 
 
 def test_init_db_without_a_database_is_one_clear_error(tmp_path: Path) -> None:
-    said = run("init-db", code=2, database_url="postgresql://cecelia@127.0.0.1:1/cecelia")
-    assert "connection failed" in said
+    output = run("init-db", code=2, database_url="postgresql://cecelia@127.0.0.1:1/cecelia")
+    assert "connection failed" in output
     assert "no embedded PostgreSQL runs in" in run("init-db", code=2, data_dir=tmp_path)
 
 
@@ -286,9 +287,9 @@ def test_watch_reconnects(database: str) -> None:
                 "a Brain that has just started cannot answer `since`, so a snapshot follows"
             )
         finally:
-            said = interrupt(watching)
-    assert said.count("; trying again") == 1
-    assert said.count("connected again") == 1
+            output = interrupt(watching)
+    assert output.count("; trying again") == 1
+    assert output.count("connected again") == 1
 
 
 def test_watch_sends_the_token_of_the_environment(database: str) -> None:
@@ -300,22 +301,22 @@ def test_watch_sends_the_token_of_the_environment(database: str) -> None:
             "watch", url, code=2, token="hunter2"
         )
         for lasts in (3, 15, 60):  # a busy machine may not even have begun while a short one lasts
-            said = run("watch", url, code=2, token=token(exp=time.time() + lasts))
-            if "refused with 401: the token has expired" not in said:
+            output = run("watch", url, code=2, token=token(exp=time.time() + lasts))
+            if "refused with 401: the token has expired" not in output:
                 break
-        assert json.loads(said.splitlines()[0])["data"]["id"] == "for-bearers"
-        assert "closed with 4401: the token has expired" in said
+        assert json.loads(output.splitlines()[0])["data"]["id"] == "for-bearers"
+        assert "closed with 4401: the token has expired" in output
 
 
 def test_watch_prints_the_detail_of_a_refusal(embedded: Brain) -> None:
-    said = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
-    assert "refused with 400" in said
-    assert "unknown parameter 'nonsense'" in said
+    output = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
+    assert "refused with 400" in output
+    assert "unknown parameter 'nonsense'" in output
 
 
 def test_doctor_finds_no_fault_in_what_brain_created(embedded: Brain) -> None:
-    said = run("doctor", data_dir=embedded.folder / ".brain")
-    assert said.splitlines()[2:] == ["Brain streams public.runs."]
+    output = run("doctor", data_dir=embedded.folder / ".brain")
+    assert output.splitlines()[2:] == ["Brain streams public.runs."]
     assert "no embedded PostgreSQL runs in" in run("doctor", code=2, data_dir=embedded.folder)
 
 
@@ -368,15 +369,15 @@ def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -
         )
         ended(execute(url, "SELECT count(*) FROM runs")[0][0] + 3)
     finally:
-        said = interrupt(playing)
-    assert "Traceback" not in said
+        output = interrupt(playing)
+    assert "Traceback" not in output
     assert execute(url, "SELECT count(*) FROM runs WHERE status IN ('queued', 'running')") == [(0,)]
     postgres.drop_database(name)
 
 
 def test_demo_reports_errors_of_the_database(database: str) -> None:
-    said = run("demo", code=2, database_url=database, table="nosuch")
-    assert "nosuch" in said
+    output = run("demo", code=2, database_url=database, table="nosuch")
+    assert "nosuch" in output
     execute(database, "ALTER TABLE runs ADD CONSTRAINT mine CHECK (agent = 'mine')")
     assert "mine" in run("demo", code=2, database_url=database)
 
@@ -398,7 +399,7 @@ def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
         environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
         assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
         command = commands[1].split("one", 1)[1]
-        said = subprocess.run(
+        output = subprocess.run(
             command,
             shell=True,
             env=environment,
@@ -407,12 +408,12 @@ def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
             timeout=PATIENCE,
             check=True,
         ).stdout
-        assert json.loads(said)["id"] == "test-run-1"
+        assert json.loads(output)["id"] == "test-run-1"
 
 
 def test_a_closed_pipe_is_not_an_error(database: str) -> None:
     program = " ".join(map(shlex.quote, BRAIN))
-    said = subprocess.run(
+    output = subprocess.run(
         f"{program} doctor | true",
         shell=True,
         env=os.environ | {"BRAIN_DATABASE_URL": database},
@@ -421,7 +422,7 @@ def test_a_closed_pipe_is_not_an_error(database: str) -> None:
         timeout=PATIENCE,
         check=False,
     )
-    assert said.stderr == ""
+    assert output.stderr == ""
 
 
 def test_library_warnings_have_the_form_of_brains_log() -> None:
@@ -431,11 +432,11 @@ def test_library_warnings_have_the_form_of_brains_log() -> None:
         "logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
         "logging.getLogger('psycopg').info('nothing')"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=True,
     ).stderr
-    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', said), said
+    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', output), output
