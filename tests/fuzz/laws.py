@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from websockets.frames import EXTERNAL_CLOSE_CODES
 
 from brain.access.policy import Policy
-from brain.config import UNSAID, Settings, SettingsError
+from brain.config import SECRETS, Settings, SettingsError
 from brain.contract.messages import STATUSES
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import PgoutputError, parse
@@ -260,7 +260,7 @@ def settings(data: bytes) -> None:
     pairs = (pair.partition("=") for pair in text.split("\0"))
     values = {f"BRAIN_{name}": value for name, equals, value in pairs if equals}
     # A host of that name is not a secret.
-    shown = any(PASSWORD in value for name, value in values.items() if name not in UNSAID)
+    shown = any(PASSWORD in value for name, value in values.items() if name not in SECRETS)
     with in_time(), capture_logs(), environment(values):
         refusal, found = "", None
         try:

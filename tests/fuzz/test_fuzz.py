@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from brain.config import UNSAID, variables
+from brain.config import SECRETS, variables
 from tests.fuzz import laws
 from tests.support.wire import CLOSE, KEY, PING, PONG, TEXT, frame
 from tests.unit.postgres.test_pgoutput import GOLDEN
@@ -212,7 +212,7 @@ def environments(draw: st.DrawFn) -> bytes:
     pairs = []
     for name in draw(st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=4, unique=True)):
         value = draw(
-            st.sampled_from(URLS if f"BRAIN_{name}" in UNSAID and draw(st.booleans()) else VALUES)
+            st.sampled_from(URLS if f"BRAIN_{name}" in SECRETS and draw(st.booleans()) else VALUES)
         )
         if draw(st.booleans()):
             value += draw(st.sampled_from(["", ",", ".", ":", "/", "="])) + draw(

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from brain.log import MAX_REQUESTS, Log
+from brain.log import MAX_LINES, Log
 from tests.support.crowd import lasting_port
 from tests.support.patience import PATIENCE
 from tests.support.served import served
@@ -41,15 +41,15 @@ def test_lines_keep_their_order_and_lost_ones_are_counted() -> None:
     until = time.monotonic() + PATIENCE
     while held(read) < SMALL:
         assert time.monotonic() < until
-    for number in range(MAX_REQUESTS + 70):
+    for number in range(MAX_LINES + 70):
         log.write(f"{number}\n")
     with os.fdopen(read) as lines:
         assert lines.readline() == f"{long}\n"
-        assert [lines.readline() for _ in range(MAX_REQUESTS)] == [
-            f"{number}\n" for number in range(MAX_REQUESTS)
+        assert [lines.readline() for _ in range(MAX_LINES)] == [
+            f"{number}\n" for number in range(MAX_LINES)
         ]
         log.write("after\n")
-        assert lines.readline() == 'level=warning event="lines of the log were lost" lines=70\n'
+        assert lines.readline() == 'level=warning event="log lines lost" lines=70\n'
         assert lines.readline() == "after\n"
         log.write("the last, ünd half a character: \ud800\n")
         log.close()
