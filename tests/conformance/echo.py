@@ -1,7 +1,8 @@
-"""An echo server for the Autobahn test suite: Brain's own listener and protocols, except for `received`.
+"""An echo server for the Autobahn test suite: Brain's listener, HTTP protocol and connection.
 
-Brain ignores every message but `ping`, and limits a client's messages in size and rate. This server
-sends each message back, with the limits that the suite needs.
+Brain answers only `ping`, and bounds the size and rate of a client's messages. This server echoes
+each message, within the bounds that the suite needs. It sets them in this process, because Brain
+has no setting for them.
 
     python -m tests.conformance.echo      prints the port, and serves until it is killed
 """

@@ -53,8 +53,8 @@ CONSTANTS = {
     "longest wait for a handshake": "access.limits.MAX_WAIT",
     "handshakes charged for a fault": "access.limits.FAULT",
     "reserved file descriptors": "server.listener.RESERVED",
-    "request body": "api.problems.MAX_BODY",
-    "page of runs": "api.repository.MAX_PAGE",
+    "request body": "access.limits.MAX_BODY",
+    "page of runs": "api.pages.MAX_PAGE",
     "API requests of an address": "api.concurrency.MAX_REQUESTS",
     "longest wait of an API request": "api.concurrency.MAX_WAIT",
     "socket send buffer": "server.listener.SEND_BUFFER",
@@ -75,6 +75,7 @@ INTERNAL = {
     "expire_interval": "how often, not how much",
     "tidy_interval": "how often, not how much",
     "crowd": "when the heap is trimmed",
+    "access.limits.MAX_BEHIND_HEAD": "the request body, and how it is cut into chunks",
     "access.limits.MAX_REMEMBERED": "no client meets it",
     "server.authentication.MAX_TIMER": "how often, not how much",
 }

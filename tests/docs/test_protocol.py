@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from brain.access.limits import MAX_BODY
 from brain.access.rejections import REJECTION_CODES, REJECTIONS, RejectionCode
 from brain.access.tokens import MAX_TOKEN
-from brain.api.problems import MAX_BODY
 from brain.contract.close_codes import (
     CLOSE_CODES,
     FLOOD,
@@ -84,6 +84,11 @@ def test_a_rejection_is_whole(code: RejectionCode) -> None:
     assert (row.status, row.close_code) != (None, None)
     assert "|" not in row.meaning
     assert (row.retry_after is None) == (row.status not in (429, 503))
+    if row.status is not None:
+        same = [each for each in REJECTIONS.values() if each.status == row.status]
+        assert all(
+            (each.headers, each.retry_after) == (row.headers, row.retry_after) for each in same
+        )
     assert row.retry_after is None or row.retry is Retry.BACK_OFF
     if row.close_code is not None:
         assert row.close_code in CLOSE_CODES.values()

@@ -16,6 +16,18 @@ FAULT = 20
 is closed and reconnects took 64 % of a core without this; with it, it reconnects 25 times a
 second."""
 
+MAX_BODY = 1024 * 1024
+"""Bytes of a request's body."""
+
+MAX_BEHIND_HEAD = 2 * MAX_BODY
+"""Bytes of a body as it is sent: with its chunk headers and trailers."""
+
+BODY_TOO_LARGE = Rejection(
+    "body_size",
+    f"the body of a request has at most {MAX_BODY} bytes, "
+    f"and at most {MAX_BEHIND_HEAD} with chunk headers and trailers",
+)
+
 MAX_REMEMBERED = 4096
 """Addresses whose handshakes are remembered. Beyond it those whose bucket is full are forgotten."""
 

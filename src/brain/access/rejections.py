@@ -175,6 +175,15 @@ REJECTIONS: Final[Mapping[RejectionCode, RejectionType]] = {
 }
 
 
+def status_headers(status: int) -> dict[str, str]:
+    """The headers that an answer with this status needs, whatever the reason for it."""
+    for row in REJECTIONS.values():
+        if row.status == status:
+            after = {} if row.retry_after is None else {"Retry-After": str(row.retry_after)}
+            return {**row.headers, **after}
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     code: RejectionCode
@@ -191,13 +200,6 @@ class Rejection:
             return row.status
         assert row.close_code is not None, "a row has a status or a close code"
         return row.close_code.code
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of the HTTP answer that belong to this rejection."""
-        row = REJECTIONS[self.code]
-        after = {} if row.retry_after is None else {"Retry-After": str(row.retry_after)}
-        return {**row.headers, **after}
 
 
 class RejectionCounter:

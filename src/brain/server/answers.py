@@ -4,7 +4,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from brain.access.rejections import Rejection
+from brain.access.rejections import Rejection, status_headers
 from brain.contract.problems import CONTENT_TYPE, problem_document
 
 
@@ -14,7 +14,7 @@ def answer(rejection: Rejection, *, close: bool = True) -> tuple[dict[str, str],
     headers = {
         "Content-Type": CONTENT_TYPE,
         "Content-Length": str(len(body)),
-        **rejection.headers,
+        **status_headers(rejection.status),
     }
     # A sender of Upgrade says so in Connection (RFC 9110, section 7.8).
     options = [*(["Upgrade"] if "Upgrade" in headers else []), *(["close"] if close else [])]

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from brain.access.addresses import Address
-from brain.access.limits import Lease
+from brain.access.limits import BODY_TOO_LARGE, Lease
 from brain.access.rejections import Rejection
 from brain.access.tokens import Grant, TokenError, bearer
 from brain.contract.subscription import Subscription
@@ -156,10 +156,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return Rejection(
                 "head_size", f"the head of a request has at most {self._limits.max_head} bytes"
             )
-        return Rejection(
-            "body_size",
-            f"a request has at most {self._limits.max_behind_head} bytes behind its head",
-        )
+        return BODY_TOO_LARGE
 
     # A request, from the parser
 

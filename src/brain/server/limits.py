@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from brain.access.limits import MAX_BEHIND_HEAD
 from brain.access.rate_limit import RateLimit
-from brain.api.problems import MAX_BODY
 
 _FRAMES = RateLimit(burst=100, rate=20)
 
@@ -15,8 +15,8 @@ class Limits:
     # A request.
     max_head: int = 16 * 1024
     max_url: int = 8 * 1024
-    max_behind_head: int = 2 * MAX_BODY
-    """A body with its chunk headers and trailers. The API itself answers 413 above MAX_BODY."""
+    max_behind_head: int = MAX_BEHIND_HEAD
+    """A body with its chunk headers and trailers. The API counts the body alone."""
     max_pipelined: int = 32
     """Unanswered requests of a connection (20 000 in one go blocked the event loop for 2 s)."""
     request_deadline: float = 5.0
