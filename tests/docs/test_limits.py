@@ -184,7 +184,8 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
                 for _ in range(3):
                     execute(
                         superuser_url,
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'brain%'",
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE application_name LIKE 'brain%'",
                     )
                     time.sleep(1)
         finally:

@@ -93,7 +93,7 @@ class KeySet:
             await self.find(None)
 
     async def find(self, name: str | None) -> tuple[Any, str]:
-        """The key of this name, and its algorithm; without a name, the only key. Raises TokenError."""
+        """The key of this name (the only key without one) and its algorithm. Raises TokenError."""
         now = self._clock()
         pause = RELOAD if self._keys else RELOAD_FIRST
         if (

@@ -74,7 +74,7 @@ class ConnectionLimiter:
         return lease if client is None or is_proxy else self._count(lease, client) or lease
 
     def upgrade(self, lease: Lease, client: Address | None) -> Rejection | None:
-        """Count the connection as a WebSocket of `client`. A rejected one stays counted as it was."""
+        """Count the connection as a WebSocket of `client`; a rejected one counts as before."""
         assert not lease.websocket, "a connection becomes a WebSocket once"
         if self.websockets >= self.room or self.websockets >= self.max_connections > 0:
             which = (
@@ -105,7 +105,10 @@ class ConnectionLimiter:
         full = HANDSHAKES.after(self._handshakes.get(client, now), now)
         wait = HANDSHAKES.wait(full, now)
         if wait > MAX_WAIT:
-            detail = f"{client} opens more than {HANDSHAKES.rate:.0f} WebSockets a second: come back later"
+            detail = (
+                f"{client} opens more than {HANDSHAKES.rate:.0f} WebSockets a second: "
+                "come back later"
+            )
             return Rejection("handshakes", detail)
         if len(self._handshakes) >= MAX_REMEMBERED:
             self._handshakes = {each: at for each, at in self._handshakes.items() if at > now}
@@ -134,8 +137,8 @@ class ConnectionLimiter:
         count = self.connections.get(client, 0)
         if count >= self._max_per_ip > 0:
             detail = (
-                f"{client} has {count} connections, as many as BRAIN_MAX_CONNECTIONS_PER_IP allows: "
-                "close one"
+                f"{client} has {count} connections, as many as "
+                "BRAIN_MAX_CONNECTIONS_PER_IP allows: close one"
             )
             return Rejection("connections_per_ip", detail)
         self.connections[client] = count + 1

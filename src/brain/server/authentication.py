@@ -14,7 +14,7 @@ MAX_TIMER = 60.0
 
 
 def permitted(subscription: Subscription, grant: Grant) -> Subscription:
-    """The subscription, limited to the runs of the token. Raises TokenError if it asks for others."""
+    """The subscription within the runs of the token. Raises TokenError if it asks for others."""
     grant.require("read")
     if not grant.within:
         return subscription

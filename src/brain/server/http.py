@@ -325,7 +325,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._state.rejections.note(rejection, peer=self.peer)
 
     def _refuse(self, rejection: Rejection) -> None:
-        """Answer, and close; only close where the answer would be read as that of another request."""
+        """Answer and close, or only close where another request would seem to get the answer."""
         self._note(rejection)
         self._state.waiting.pop(self, None)
         if self.transport.is_closing() or not self._is_next():

@@ -1,4 +1,4 @@
-"""What one connection, and all together, may take of the server. docs/limits.md gives the reasons."""
+"""What a connection, and all together, may take of the server. Reasons: docs/limits.md."""
 
 from dataclasses import dataclass
 

@@ -69,7 +69,8 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 hint = (
                     "stop what uses it, or set BRAIN_PORT to another (0 takes a free one)"
                     if error.errno == errno.EADDRINUSE
-                    else "set BRAIN_HOST to an address of this machine, or BRAIN_PORT to a permitted port"
+                    else "set BRAIN_HOST to an address of this machine, "
+                    "or BRAIN_PORT to a permitted port"
                 )
                 raise ListenError(
                     f"port {port} of {name} cannot be listened on ({error.strerror}): {hint}"

@@ -197,7 +197,7 @@ class Connection(Client, asyncio.Protocol):
             )
 
     def eof_received(self) -> None:
-        """The client sends nothing more. Returning None closes the transport after it has flushed."""
+        """The client sends nothing more. Returning None closes the transport after its flush."""
         self._leave(self._code, self._reason)
 
     def pause_writing(self) -> None:
@@ -344,7 +344,7 @@ class Connection(Client, asyncio.Protocol):
 
 
 class Message:
-    """A message as its fragments arrive; a text is validated as it arrives (RFC 6455, section 8.1)."""
+    """A message as its fragments arrive, a text validated at once (RFC 6455, section 8.1)."""
 
     __slots__ = ("_check", "data", "text")
 

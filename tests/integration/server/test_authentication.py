@@ -67,7 +67,7 @@ async def ended(client: ClientConnection) -> tuple[int | None, str | None]:
 
 
 @pytest.mark.parametrize("way", [by_header, by_subprotocol])
-async def test_a_token_with_the_request_opens_the_door(brain: Brain, shared: str, way: Any) -> None:
+async def test_a_token_in_the_request_is_accepted(brain: Brain, shared: str, way: Any) -> None:
     async with way(brain, token()) as client:
         assert client.subprotocol == ("bearer" if way is by_subprotocol else None)
         execute(shared, "INSERT INTO runs (id) VALUES ('a')")
@@ -85,7 +85,7 @@ async def test_a_token_with_the_request_opens_the_door(brain: Brain, shared: str
     )
 
 
-async def test_a_token_as_the_first_message_opens_the_door(brain: Brain, shared: str) -> None:
+async def test_a_token_in_the_first_message_is_accepted(brain: Brain, shared: str) -> None:
     execute(shared, "INSERT INTO runs (id, status) VALUES ('old', 'running')")
     async with brain.connect("?snapshot=true") as client:
         assert await silent(client), "nothing is said before"
@@ -97,7 +97,7 @@ async def test_a_token_as_the_first_message_opens_the_door(brain: Brain, shared:
         assert await client.recv() == "pong"
 
 
-async def test_who_says_ping_behind_the_token_is_told_that_it_is_in(brain: Brain) -> None:
+async def test_a_ping_behind_the_token_is_answered_once_the_token_is_accepted(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port) as peer:
         peer.send(frame(token().encode()) + frame(b"ping") * 2)
         assert await peer.frame() == Frame(TEXT, b"pong")
@@ -116,13 +116,17 @@ async def test_who_says_ping_behind_the_token_is_told_that_it_is_in(brain: Brain
         (token(scope="write", exp=time.time() + 3600), 4403),
     ],
 )
-async def test_another_first_message_does_not(brain: Brain, said: str | bytes, code: int) -> None:
+async def test_another_first_message_closes_the_connection(
+    brain: Brain, said: str | bytes, code: int
+) -> None:
     async with brain.connect() as client:
         await client.send(said)
         assert (await ended(client))[0] == code
 
 
-async def test_who_says_nothing_is_let_go_after_5_seconds(brain: Brain, shared: str) -> None:
+async def test_a_client_without_a_token_is_closed_after_5_seconds(
+    brain: Brain, shared: str
+) -> None:
     began = time.monotonic()
     async with brain.connect() as client, brain.connect() as other:
         execute(shared, "INSERT INTO runs (id) VALUES ('a')")
@@ -131,7 +135,7 @@ async def test_who_says_nothing_is_let_go_after_5_seconds(brain: Brain, shared: 
         await ended(other)
 
 
-async def test_the_first_message_in_the_segment_of_the_request(brain: Brain, shared: str) -> None:
+async def test_a_token_in_the_segment_of_the_request_is_accepted(brain: Brain, shared: str) -> None:
     async with await Peer.open(brain.port) as peer:
         peer.send(request() + frame(token().encode()) + frame(b"ping"))
         assert (await peer.answer()).status == 101
@@ -140,7 +144,7 @@ async def test_the_first_message_in_the_segment_of_the_request(brain: Brain, sha
         assert (await peer.message())["data"]["id"] == "a"
 
 
-async def test_never_in_the_url(brain: Brain) -> None:
+async def test_a_token_in_the_url_is_rejected(brain: Brain) -> None:
     for name in ("token", "access_token", "authorization", "bearer", "jwt"):
         assert (await refusal(brain.connect(f"?{name}={token()}")))[0] == 400
         assert brain.get(f"/api/runs?{name}={token()}")[0] == 401
@@ -163,7 +167,8 @@ async def test_a_connection_ends_with_its_token(brain: Brain, shared: str, *, fi
                     assert await client.recv() == "pong", "it is in"
                 execute(
                     shared,
-                    "INSERT INTO runs (id) VALUES ('a') ON CONFLICT (id) DO UPDATE SET progress = 1",
+                    "INSERT INTO runs (id) VALUES ('a')"
+                    " ON CONFLICT (id) DO UPDATE SET progress = 1",
                 )
                 await message(client)
                 assert await ended(client) == (4401, "the token has expired")
@@ -189,7 +194,8 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
     # what was missed.
     execute(
         shared,
-        "INSERT INTO runs (id, status, agent) VALUES ('x', 'running', 'mine'), ('y', 'running', 'other')",
+        "INSERT INTO runs (id, status, agent)"
+        " VALUES ('x', 'running', 'mine'), ('y', 'running', 'other')",
     )
     execute(shared, "INSERT INTO runs (id, status) VALUES ('z', 'running')")
     await asyncio.sleep(0.1)
@@ -220,7 +226,7 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
             assert await silent(since)
 
 
-async def test_an_unknown_past_opens_no_door(shared: str) -> None:
+async def test_a_run_with_an_unknown_past_stays_hidden(shared: str) -> None:
     """After a start Brain does not know finished runs: an UPDATE of one may have been any agent's,
     for who filters.
     """
@@ -255,7 +261,7 @@ def ask(
             return error.code, _said(error)
 
 
-def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
+def test_the_api_requires_a_token_and_its_scope(brain: Brain) -> None:
     reads, writes, both = token(), token(scope="write"), token(scope="read write")
     for method, path, body in [
         ("GET", "/api/runs", None),
@@ -284,7 +290,7 @@ def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
     assert brain.metric('brain_rejections_total{code="scope"}') > 0
 
 
-def test_a_token_for_some_runs_sees_and_changes_those_alone(brain: Brain) -> None:
+def test_a_limited_token_sees_and_changes_only_its_runs(brain: Brain) -> None:
     all_, mine = (
         token(scope="read write"),
         token(scope="read write", agent="mine", task_id=["a", "b"]),
@@ -346,7 +352,7 @@ def keyed(shared: str, source: str, **settings: object) -> Iterator[Brain]:
         yield brain
 
 
-async def test_keys_from_a_host(shared: str) -> None:
+async def test_keys_are_loaded_from_a_host(shared: str) -> None:
     key = Key("one")
     with (
         hosting(jwks(key)) as host,

@@ -182,7 +182,7 @@ async def test_a_connection_has_the_options_of_the_listener() -> None:
 
 
 @on_uvloop
-async def test_the_round_of_pings_reaches_everybody_once() -> None:
+async def test_a_round_of_pings_reaches_each_client_once() -> None:
     async with in_process_server(ping_interval=0.4) as it:
         peers = [await Peer.upgraded(it.port) for _ in range(250)]
         sizes = sorted(map(len, it.state.connections.shares))
@@ -224,7 +224,7 @@ def breaking(connection: Connection) -> None:
 @pytest.mark.parametrize(
     "by", ["a flush", "catching up", "a refusal", "a ping", "its own frame", "the shutdown"]
 )
-async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
+async def test_a_transport_that_raises_closes_only_its_own_client(by: str) -> None:
     async with in_process_server(ping_interval=0.1 if by == "a ping" else 60) as it:
         peers = [await Peer.upgraded(it.port, "/ws?run_id=a") for _ in range(60)]
         it.change("a", "queued")
@@ -302,7 +302,7 @@ async def test_a_client_that_never_closes_is_aborted_at_the_close_timeout() -> N
 
 
 @on_uvloop
-async def test_nothing_is_left_of_those_who_come_and_go() -> None:
+async def test_closed_connections_leave_no_task_no_reference_and_no_memory() -> None:
     """No task, no reference, no memory."""
     async with in_process_server() as it:
 
@@ -365,7 +365,7 @@ async def test_an_upgrade_leaves_nothing_to_the_collector() -> None:
 
 
 @on_uvloop
-async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
+async def test_a_client_that_sent_frames_leaves_nothing_to_the_collector() -> None:
     """What it lets grow old stays for 15 million objects more."""
     from websockets.protocol import SERVER, Protocol
 
@@ -421,7 +421,7 @@ def gone(database: str) -> bool:
     return True
 
 
-async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
+async def test_it_listens_on_ipv4_and_ipv6_and_leaves_no_slot(
     database: str,
 ) -> None:
     with served(database_url=database) as brain:
@@ -435,7 +435,7 @@ async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
 
 
 @pytest.mark.faults
-async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str) -> None:
+async def test_sigterm_during_a_broadcast_with_clients_that_do_not_read(database: str) -> None:
     execute(
         database,
         "INSERT INTO runs (id, error) SELECT i, repeat('e', 4000) FROM generate_series(1, 100) i",
@@ -484,7 +484,8 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
                             "UPDATE runs SET progress = random() * 100 WHERE id::int <= 20"
                         )
                         await conn.execute(
-                            "UPDATE runs SET error = repeat(md5(random()::text), 100) WHERE id::int > 50"
+                            "UPDATE runs SET error = repeat(md5(random()::text), 100)"
+                            " WHERE id::int > 50"
                         )
 
         async def last(peer: Peer) -> Frame:
@@ -507,7 +508,7 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
 
 
 @on_uvloop
-async def test_the_end_is_said_to_one_hundred_after_another() -> None:
+async def test_the_close_frames_of_a_shutdown_are_spread() -> None:
     """Spread over a second, so that not all come back in the same instant."""
     loop = asyncio.get_running_loop()
     async with in_process_server() as it:
@@ -525,7 +526,7 @@ async def test_the_end_is_said_to_one_hundred_after_another() -> None:
             await peer.close()
 
 
-async def test_a_second_sigterm_hurries(database: str) -> None:
+async def test_a_second_sigterm_stops_at_once(database: str) -> None:
     execute(
         database,
         "INSERT INTO runs (id, error) SELECT i, repeat('e', 8000) FROM generate_series(1, 200) i",
@@ -547,7 +548,7 @@ async def test_a_second_sigterm_hurries(database: str) -> None:
             await peer.close()
 
 
-async def test_after_sigkill_the_next_one_binds_at_once_and_clients_come_back(
+async def test_after_sigkill_the_next_process_binds_at_once_and_clients_reconnect(
     database: str,
 ) -> None:
     first = Brain(database_url=database)
@@ -571,7 +572,7 @@ async def test_after_sigkill_the_next_one_binds_at_once_and_clients_come_back(
     assert gone(database)
 
 
-def test_a_port_that_is_taken_is_one_clear_error(database: str) -> None:
+def test_a_port_in_use_is_one_clear_error(database: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -588,7 +589,7 @@ def test_a_port_that_is_taken_is_one_clear_error(database: str) -> None:
     assert "BRAIN_PORT" in done.stderr
 
 
-def test_a_port_is_taken_from_the_first_moment() -> None:
+def test_a_second_process_cannot_bind_the_port() -> None:
     """Two that start at once: SO_REUSEADDR would let both bind, until one of them listens."""
     first = listen(["127.0.0.1"], 0)
     port = first[0].getsockname()[1]
@@ -600,14 +601,14 @@ def test_a_port_is_taken_from_the_first_moment() -> None:
             each.close()
 
 
-def test_what_cannot_be_listened_on_is_closed_again() -> None:
+def test_a_failed_listen_closes_its_sockets() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ListenError, match=r"203\.0\.113\.7"):
         listen(["127.0.0.1", "203.0.113.7"], 0)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-async def test_it_takes_the_descriptors_it_may_have_and_survives_without(database: str) -> None:
+async def test_it_raises_the_descriptor_limit_and_survives_running_out(database: str) -> None:
     """The soft limit is 1 024 nearly everywhere. Whatever it is, who comes beyond it must not end
     those who are there.
     """

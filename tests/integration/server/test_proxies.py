@@ -1,4 +1,4 @@
-"""Behind nginx and HAProxy, where TLS ends: real ones, with the configurations of docs/proxies.md."""
+"""Behind real nginx and HAProxy that terminate TLS, with the configurations of docs/proxies.md."""
 
 import asyncio
 import json
@@ -129,7 +129,10 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
             for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         user = "user root;" if os.geteuid() == 0 else ""
-        said = f"{user} pid {folder}/pid; error_log stderr; events {{}} http {{ access_log off; {temporary}\n{said} }}"
+        said = (
+            f"{user} pid {folder}/pid; error_log stderr; "
+            f"events {{}} http {{ access_log off; {temporary}\n{said} }}"
+        )
         command = [program, "-p", str(folder), "-c", str(file), "-g", "daemon off;"]
     else:
         command = [program, "-db", "-f", str(file)]
@@ -154,7 +157,7 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_behind_a_proxy_where_tls_ends(
+async def test_behind_a_proxy_that_terminates_tls(
     brain: Brain, shared: str, name: str, tmp_path: Path
 ) -> None:
     with before(brain, name, tmp_path) as proxy:
@@ -194,7 +197,7 @@ async def test_behind_a_proxy_where_tls_ends(
         assert caught.value.response.status_code == 403
 
 
-def test_without_pings_a_proxy_ends_what_says_nothing(
+def test_without_pings_a_proxy_closes_an_idle_connection(
     shared: str, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """Which is why the pings are there."""

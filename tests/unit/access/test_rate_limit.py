@@ -11,9 +11,7 @@ from brain.access.rate_limit import LINES, RateLimit, RateLimitedLogger
     pace=st.builds(RateLimit, burst=st.floats(1, 50), rate=st.floats(0.5, 50)),
     pauses=st.lists(st.floats(0, 2), max_size=200),
 )
-def test_never_more_than_the_burst_and_the_rate_let_through(
-    pace: RateLimit, pauses: list[float]
-) -> None:
+def test_no_more_than_the_burst_and_the_rate_pass(pace: RateLimit, pauses: list[float]) -> None:
     now = full = 1000.0
     taken: list[float] = []
     for pause in pauses:
@@ -27,7 +25,7 @@ def test_never_more_than_the_burst_and_the_rate_let_through(
             assert j <= pace.burst + pace.rate * (last - first) + 1e-6
 
 
-def test_who_waits_for_the_turn_that_was_told_is_let_through() -> None:
+def test_a_request_passes_after_the_wait_that_was_returned() -> None:
     pace, full = RateLimit(burst=2, rate=10), 0.0
     for number in range(5):
         full = pace.after(full, 0.0)

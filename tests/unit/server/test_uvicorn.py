@@ -66,7 +66,8 @@ def test_what_the_protocol_calls_is_there(name: str) -> None:
 
 
 ATTRIBUTES = (
-    "app", "config", "loop", "parser", "connections", "tasks", "transport", "flow", "scheme", "client",
+    "app", "config", "loop", "parser", "connections", "tasks", "transport", "flow", "scheme",
+    "client",
     "scope", "headers", "cycle",
 )  # fmt: skip
 
