@@ -17,7 +17,7 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import State
-from brain.postgres.publication import UnavailableCode
+from brain.postgres.unavailable import UnavailableCode
 
 SOURCES = ("none", "poll", "replication")
 UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
@@ -115,7 +115,9 @@ class _Reader:
         yield _gauge("brain_runs", "Runs in memory.", len(board))
         yield _gauge("brain_board_bytes", "Memory charged for them.", board.size)
         yield _counter(
-            "brain_rows_rejected", "Rows that the contract has no place for.", parts.decoder.refused
+            "brain_rows_rejected",
+            "Rows that the contract has no place for.",
+            parts.decoder.rejected,
         )
         yield _counter(
             "brain_values_corrected",

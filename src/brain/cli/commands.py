@@ -25,8 +25,9 @@ from brain.contract.messages import ID, Run, Status
 from brain.doctor import checks as doctor
 from brain.embedded.server import EmbeddedError, program, running
 from brain.log import Log
-from brain.postgres.connection import connect, error_line, redact
+from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
+from brain.postgres.publication import initialize, polled, publication_sql
 from brain.postgres.table import TableError, describe, init_sql
 
 if TYPE_CHECKING:
@@ -222,20 +223,34 @@ def init_db(
 ) -> None:
     """Make the table, its index and its publication where they are missing. Running it twice changes nothing."""
     settings = _settings(database_url=database_url)
-    if sql:
-        print(init_sql(settings.table))
+    _run(_print_init_sql(settings) if sql else _init_db(settings))
+
+
+async def _print_init_sql(settings: Settings) -> None:
+    """The SQL for a new table, then that for the table as it is in a database that was named."""
+    print(init_sql(settings.table))
+    if settings.database_url is None:
         return
-    _run(_init_db(settings))
+    url = _url(settings)
+    try:
+        async with await connect(url, APPLICATION) as conn:
+            if text := await publication_sql(conn, settings.table, APPLICATION):
+                print(text)
+    except psycopg.Error as error:
+        print(f"-- {redact(url)} does not answer: {error_line(error)}")
+        print("-- If the table exists there, run `brain init-db` for its publication.")
 
 
 async def _init_db(settings: Settings) -> None:
     url = _url(settings)
-    async with await connect(url, "brain-init") as conn:
+    # The name that a stream has: synchronous_standby_names may contain it.
+    async with await connect(url, APPLICATION) as conn:
         conn.add_notice_handler(
             lambda notice: print(f"{notice.severity}: {notice.message_primary}", file=sys.stderr)
         )
-        await conn.execute(init_sql(settings.table).encode())
-        await describe(conn, settings.table)
+        unavailable = await initialize(conn, settings.table, APPLICATION)
+    if unavailable is not None:
+        print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
     print(f"{settings.table} of {redact(url)} is ready: brain serve")
 
 

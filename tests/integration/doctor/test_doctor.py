@@ -1,4 +1,4 @@
-"""brain doctor: each finding made for real, and gone when what it prints has been run."""
+"""brain doctor: each finding is produced for real, and is gone after its hint has been run."""
 
 import asyncio
 import contextlib
@@ -9,18 +9,20 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import psycopg
 import pytest
 from psycopg import conninfo
 
 from brain.doctor import checks as doctor
-from brain.doctor.checks import Finding, Report, examine
+from brain.doctor.checks import examine
+from brain.doctor.context import Context, Thresholds
+from brain.doctor.report import CheckCode, Finding, Report
+from brain.doctor.stream import slot
 from brain.postgres.decoder import Decoder
-from brain.postgres.publication import UnavailableCode
 from brain.postgres.table import Table, init_sql
+from brain.postgres.unavailable import UnavailableCode
 from tests.support import ROOT
 from tests.support.postgres import Postgres, _free_port, _readable, execute, running
 from tests.support.served import BRAIN, served
@@ -30,8 +32,17 @@ RUNS = Table("public", "runs")
 OPERATIONS = ROOT / "docs" / "operations.md"
 
 
-async def look(url: str, *, table: Table = RUNS, stream: bool = True) -> Report:
-    return await examine(url, table, Decoder({}, 8192), stream=stream)
+IMPATIENT = Thresholds(slot_wait=0.3)
+
+
+async def look(
+    url: str,
+    *,
+    table: Table = RUNS,
+    stream: bool = True,
+    thresholds: Thresholds | None = None,
+) -> Report:
+    return await examine(url, table, Decoder({}, 8192), stream=stream, thresholds=thresholds)
 
 
 def checks(report: Report) -> list[str]:
@@ -145,7 +156,7 @@ async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
                 "give the role a line for this database in pg_hba.conf",
             ),
             (url.replace(f":{server.port}/", ":1/"), "start PostgreSQL there"),
-            (url.replace("127.0.0.1", "nowhere.invalid"), "no such host is known here"),
+            (url.replace("127.0.0.1", "nowhere.invalid"), "the host name does not resolve"),
         ):
             found = the(await look(wrong), "away")
             assert found.hint.startswith(cure), found
@@ -303,7 +314,7 @@ async def test_ids_that_rule_out_a_key(any_database: str) -> None:
     assert found.what == "2 values in 2 rows do not fit the contract: started_at (text)"
     assert "IN ('a');" in found.hint
     found = the(report, "replica_identity")
-    assert found.what.endswith("ids that are NULL or stand there more than once rule out a key")
+    assert found.what.endswith("duplicate or NULL ids rule out a key")
     query, key = found.hint.splitlines()
     assert execute(any_database, query) == [("a", 2)]
     run(found.hint, any_database)
@@ -583,10 +594,7 @@ async def test_synchronous_standbys_and_little_log_for_slots() -> None:
 
 
 @pytest.mark.parametrize("kind", ["open", "prepared"])
-async def test_a_transaction_that_a_slot_waits_for(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+async def test_a_transaction_that_blocks_the_slot(kind: str) -> None:
     with running() as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -594,7 +602,7 @@ async def test_a_transaction_that_a_slot_waits_for(
             writer.execute("INSERT INTO runs (id) VALUES ('open')")
             if kind == "prepared":
                 writer.execute("PREPARE TRANSACTION 'it''s'")
-            report = await look(url)
+            report = await look(url, thresholds=IMPATIENT)
             assert (report.status, report.source) == (1, "poll")
             found = the(report, "slot_waits")
             assert (str(writer.info.backend_pid) if kind == "open" else "'it''s'") in found.hint
@@ -603,14 +611,13 @@ async def test_a_transaction_that_a_slot_waits_for(
             writer.close()
 
 
-async def test_a_transaction_of_a_role_that_shows_little_of_it(
-    database: str, superuser_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_transaction_of_unknown_age_is_reported_if_it_blocks_the_slot(
+    database: str, superuser_url: str
 ) -> None:
-    """What another role's session is and how old, is kept from an ordinary role."""
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+    """PostgreSQL hides the kind and age of another role's session from an ordinary role."""
     with psycopg.connect(superuser_url) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
-        report = await look(database)
+        report = await look(database, thresholds=IMPATIENT)
         assert (report.status, report.source) == (1, "poll")
         found = the(report, "slot_waits")
         assert (
@@ -622,35 +629,30 @@ async def test_a_transaction_of_a_role_that_shows_little_of_it(
         writer.close()
 
 
-async def test_a_poll_is_never_without_a_reason(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A transaction for which the slot has waited, and which is gone when one looks for it."""
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+async def test_polling_always_has_a_finding(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction blocks the slot, and ends before the doctor looks for open transactions."""
     with psycopg.connect(database) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
-        looked_for = doctor._transactions
 
-        async def late(*given: Any, **options: Any) -> None:
+        async def end_transaction(_: Context) -> list[Finding]:
             writer.rollback()
-            await looked_for(*given, **options)
+            return []
 
-        monkeypatch.setattr(doctor, "_transactions", late)
-        report = await look(database)
+        in_order = list(doctor.STREAM_CHECKS)
+        in_order.insert(in_order.index(slot) + 1, end_transaction)
+        monkeypatch.setattr(doctor, "STREAM_CHECKS", tuple(in_order))
+        report = await look(database, thresholds=IMPATIENT)
     assert (report.status, report.source) == (1, "poll")
     assert "which has ended since" in the(report, "slot_waits").what
 
 
-async def test_an_old_transaction_is_said_where_no_slot_is_tried(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "LONG", 0)
+async def test_a_long_transaction_is_reported_where_no_slot_is_tried(database: str) -> None:
     execute(
         database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs REPLICA IDENTITY NOTHING"
     )
     with psycopg.connect(database) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
-        report = await look(database)
+        report = await look(database, thresholds=Thresholds(long_transaction=0))
         assert checks(report) == ["replica_identity", "slot_waits"]
         assert re.search(r"is open for \d+ s", the(report, "slot_waits").what)
 
@@ -742,8 +744,8 @@ def test_the_exit_status_and_json(database: str) -> None:
     )
     execute(database, "ANALYZE runs")
     said = brain("doctor", code=1, database_url=database)
-    assert "could be better: no index finds what is queued and running\n  why   " in said
-    assert "\n  hint  CREATE INDEX ON" in said
+    assert "could be better: no index finds the queued and running rows\n  detail  " in said
+    assert "\n  hint    CREATE INDEX ON" in said
     document = json.loads(brain("doctor", "--json", code=1, database_url=database))
     assert document["status"] == 1
     assert document["source"] == "replication"
@@ -758,7 +760,7 @@ def test_the_exit_status_and_json(database: str) -> None:
 
 def test_remove(database: str) -> None:
     for _ in range(2):
-        assert "the publication brain_public_runs is gone" in brain(
+        assert "the publication brain_public_runs is removed" in brain(
             "doctor", "--remove", code=0, database_url=database
         )
     assert execute(database, "SELECT pubname FROM pg_publication") == []
@@ -772,8 +774,4 @@ def test_every_check_is_in_the_docs() -> None:
         "poll",
         "none",
     }
-    added = set(re.findall(r'\.add\(\s*"(\w+)"', Path(doctor.__file__).read_text())) | {
-        "pooler",
-        "away",
-    }
-    assert added | set(get_args(UnavailableCode)) == written
+    assert written == {*get_args(CheckCode), *get_args(UnavailableCode)}

@@ -80,9 +80,7 @@ def published(url: str) -> list[str]:
 def test_the_table_is_made_once(any_database: str) -> None:
     before = execute(any_database, CATALOG)
     assert published(any_database) == ["brain_public_runs: runs"]
-    assert notices(any_database, init_sql(RUNS)) == [
-        '"public"."runs" is there already, and stays as it is'
-    ]
+    assert notices(any_database, init_sql(RUNS)) == ['"public"."runs" exists, and stays as it is']
     assert execute(any_database, CATALOG) == before
 
     execute(any_database, "INSERT INTO runs DEFAULT VALUES")
@@ -138,67 +136,26 @@ async def test_odd_names(any_postgres: Postgres, table: Table) -> None:
         any_postgres.drop_database(name)
 
 
-OTHERS = {
-    # What is there: what is said, and what is published.
-    "CREATE TABLE jobs (id int, status text)": ("without a primary key", []),
-    "CREATE TABLE jobs (id int PRIMARY KEY, status text); ALTER TABLE jobs REPLICA IDENTITY NOTHING": (
-        "without a primary key",
-        [],
-    ),
-    "CREATE TABLE jobs (id int, status text, PRIMARY KEY (id) DEFERRABLE)": (
-        "without a primary key",
-        [],
-    ),
-    "CREATE UNLOGGED TABLE jobs (id int PRIMARY KEY, status text)": ("unlogged", []),
-    "CREATE VIEW jobs AS SELECT 1 AS id, 'x' AS status": ("only a table", []),
-    "CREATE TABLE jobs (id int, status text) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF jobs DEFAULT": (
-        "without a primary key",
-        [],
-    ),
-    "CREATE TABLE jobs (id int PRIMARY KEY, status text) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF jobs DEFAULT;"
-    "ALTER TABLE part REPLICA IDENTITY NOTHING": ("without a primary key", []),
-    "CREATE TABLE jobs (id int PRIMARY KEY, status text) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF jobs DEFAULT": (
-        "",
-        ["jobs"],
-    ),
-    "CREATE TABLE jobs (id int PRIMARY KEY, status int, extra jsonb)": ("", ["jobs"]),
-    "CREATE TABLE jobs (id int, status text); ALTER TABLE jobs REPLICA IDENTITY FULL": (
-        "",
-        ["jobs"],
-    ),
-    "CREATE TABLE jobs (id int NOT NULL UNIQUE, status text); ALTER TABLE jobs REPLICA IDENTITY USING INDEX jobs_id_key": (
-        "",
-        ["jobs"],
-    ),
-    "CREATE TYPE s AS ENUM ('a'); CREATE TABLE jobs (id int PRIMARY KEY, status s); CREATE PUBLICATION MINE": (
-        "",
-        ["jobs"],
-    ),
-    "CREATE TABLE jobs (id int PRIMARY KEY, status text); CREATE PUBLICATION MINE FOR TABLE jobs WHERE (id > 5)": (
-        "",
-        ["jobs"],
-    ),
-}
+EXISTING = [
+    "CREATE TABLE jobs (id int, status text)",
+    "CREATE VIEW jobs AS SELECT 1 AS id, 'x' AS status",
+    "CREATE TABLE jobs (id int PRIMARY KEY, status text)",
+    "CREATE TABLE jobs (id int PRIMARY KEY, status text); CREATE PUBLICATION brain_odd_jobs",
+]
+"""Whether such tables are published: tests/integration/doctor/test_publication_rule.py."""
 
 
-def test_a_table_that_is_there_is_left_alone(any_database: str) -> None:
-    for number, (existing, (said, tables)) in enumerate(OTHERS.items()):
-        table = Table(f"other_{number}", "jobs")
-        url = f"{any_database}?options=-csearch_path%3D{table.schema}"
-        execute(url, f"CREATE SCHEMA {table.schema}; {existing.replace('MINE', table.publication)}")
-        columns = "SELECT attname, atttypid FROM pg_attribute WHERE attrelid = 'jobs'::regclass ORDER BY attnum"
-        before = execute(url, columns)
-        first, *rest = notices(url, init_sql(table))
-        assert "stays as it is" in first
-        assert [said in each for each in rest] == ([True] if said else []), existing
-        assert execute(url, columns) == before
-        assert [each for each in published(url) if "other" in each] == [
-            f"{table.publication}: {each}" for each in tables
-        ]
-        execute(url, init_sql(table))
-        if tables:  # the application's own changes still work
-            execute(url, "UPDATE jobs SET status = status; DELETE FROM jobs")
-        execute(url, f"DROP SCHEMA {table.schema} CASCADE")
+@pytest.mark.parametrize("existing", EXISTING)
+def test_a_table_that_exists_and_its_publication_stay_as_they_are(
+    any_database: str, existing: str
+) -> None:
+    execute(any_database, "CREATE SCHEMA odd")
+    execute(f"{any_database}?options=-csearch_path%3Dodd", existing)
+    before = execute(any_database, CATALOG)
+    assert notices(any_database, init_sql(Table("odd", "jobs"))) == [
+        '"odd"."jobs" exists, and stays as it is'
+    ]
+    assert execute(any_database, CATALOG) == before
 
 
 def test_a_publication_that_has_lost_the_table_is_given_it_back(any_database: str) -> None:
@@ -208,10 +165,30 @@ def test_a_publication_that_has_lost_the_table_is_given_it_back(any_database: st
     assert published(any_database) == ["brain_public_runs: runs"]
 
 
-def test_a_role_that_may_not_publish_is_told(database: str, superuser_url: str) -> None:
-    execute(superuser_url, "CREATE TABLE jobs (id int PRIMARY KEY, status text)")
-    _, said = notices(database, init_sql(Table("public", "jobs")))
-    assert "run this as its owner" in said
+def test_a_publication_of_all_tables_stays(database: str, superuser_url: str) -> None:
+    execute(database, "DROP TABLE runs; DROP PUBLICATION brain_public_runs")
+    execute(superuser_url, "CREATE PUBLICATION brain_public_runs FOR ALL TABLES")
+    assert notices(database, init_sql(RUNS)) == []
+    assert published(database) == ["brain_public_runs: runs"]
+
+
+def test_a_role_that_may_not_publish_is_told_what_it_lacks(
+    database: str, superuser_url: str
+) -> None:
+    """The table is created all the same."""
+    execute(
+        superuser_url, "CREATE ROLE init_guest LOGIN; CREATE SCHEMA guest AUTHORIZATION init_guest"
+    )
+    try:
+        (said,) = notices(
+            database.replace(f"{ROLE}@", "init_guest@"), init_sql(Table("guest", "jobs"))
+        )
+        assert "permission denied for database" in said
+        assert "with CREATE on the database" in said
+        assert execute(superuser_url, "SELECT count(*) FROM guest.jobs") == [(0,)]
+    finally:
+        execute(superuser_url, "DROP OWNED BY init_guest")
+        execute(superuser_url, "DROP ROLE init_guest")
 
 
 # What the catalog says of it
@@ -362,7 +339,7 @@ async def test_times(database: str) -> None:
     found = [run[5] for run in await read(database, "runs", decoder)]
     assert found == [expected for _, expected in TIMES]
     assert decoder.corrected == found.count(None)
-    assert decoder.refused == 0
+    assert decoder.rejected == 0
 
 
 def decoded(decoder: Decoder, **fields: str | None) -> Any:
@@ -454,7 +431,7 @@ def test_long_texts_are_cut_with_a_mark_and_long_ids_refused() -> None:
     assert decoded(decoder, id="i" * 11) is None
     assert decoded(decoder, id="") is None
     assert decoded(decoder, id=None) is None
-    assert decoder.refused == 3
+    assert decoder.rejected == 3
 
 
 def test_words_that_are_not_of_the_contract_are_refused_and_said_once() -> None:
@@ -462,7 +439,7 @@ def test_words_that_are_not_of_the_contract_are_refused_and_said_once() -> None:
     with capture_logs() as logs:
         for word in ("paused", "paused", "Queued", "queued ", "", None):
             assert decoded(decoder, status=word) is None
-    assert decoder.refused == 6
+    assert decoder.rejected == 6
     assert [log["detail"] for log in logs] == [
         "status 'paused' has no place in the contract",
         "status 'Queued' has no place in the contract",
@@ -526,7 +503,7 @@ def test_every_row_is_a_run_of_the_contract_or_refused(
     values = [row[0], word, *row[2:]]
     run = decoder([None if value is None else value.replace("\0", "") for value in values])
     if run is None:
-        assert decoder.refused == 1
+        assert decoder.rejected == 1
     else:
         data = RunData.model_validate_json(body(run))
         assert data.progress is None or math.isfinite(data.progress)
