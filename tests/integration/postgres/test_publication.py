@@ -1,4 +1,4 @@
-"""A publication is created once, only where it cannot harm, and every reason against it has a hint."""
+"""A publication is created once, only where it cannot harm; a reason against it has a hint."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,12 +14,7 @@ from brain.postgres.connection import Conn, connect
 from brain.postgres.inspection import Inspection, inspect
 from brain.postgres.publication import ensure_publication, initialize
 from brain.postgres.table import Table
-from brain.postgres.unavailable import (
-    BY_SQLSTATE,
-    SlotBlocked,
-    StreamUnavailable,
-    from_error,
-)
+from brain.postgres.unavailable import StreamUnavailable
 from tests.support.following import RUNS, Following, connected
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE, TEMPLATE
@@ -251,7 +246,7 @@ async def test_it_is_not_created_where_it_would_harm_and_the_hint_works(
 
 
 async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
-    """PostgreSQL would publish each child as a separate table, and without a key its UPDATEs fail."""
+    """PostgreSQL would publish each child as a separate table; without a key its UPDATEs fail."""
     execute(any_database, f"DROP PUBLICATION {NAME}")
     execute(any_database, "CREATE TABLE runs_old () INHERITS (runs)")
     for key in ("", "ALTER TABLE runs_old ADD PRIMARY KEY (id)"):
@@ -431,44 +426,6 @@ async def test_inspections_are_equal_until_something_changes(database: str) -> N
             after = await inspect(conn, RUNS)
             assert after != before
             before = after
-
-
-# Errors of the server.
-
-
-@pytest.mark.parametrize("code", BY_SQLSTATE)
-def test_every_known_sqlstate_has_a_detail_and_a_hint(code: str) -> None:
-    found = from_error(psycopg.errors.lookup(code)("ERROR: what it said\nand more"), "the role")
-    assert found.detail.endswith(f": what it said ({code})")
-    assert bool(found.hint) == (code != "0A000")
-    assert "{user}" not in found.hint
-    assert str(found) == found.detail
-
-
-@pytest.mark.parametrize(
-    ("text", "detail"),
-    [
-        ("FATAL:  permission denied to start WAL sender", "may not replicate"),
-        ("FATAL:  must be superuser or replication role to start walsender", "may not replicate"),
-        ("FATAL:  keine Berechtigung, um WAL-Sender zu starten", "may not replicate"),
-        (
-            (
-                "FATAL:  number of requested standby connections exceeds"
-                ' "max_wal_senders" (currently 1)'
-            ),
-            "no connection",
-        ),
-        ('FATAL:  no pg_hba.conf entry for replication connection from host "::1"', "pg_hba.conf"),
-        ("FATAL:  unsupported startup parameter: replication", "a pooler"),
-        ("could not receive data from server", "replication was refused"),
-    ],
-)
-def test_an_error_without_a_sqlstate_is_known_by_its_text(text: str, detail: str) -> None:
-    assert detail in from_error(psycopg.OperationalError(text), "u").detail
-
-
-def test_a_lock_timeout_means_that_the_slot_is_blocked() -> None:
-    assert isinstance(from_error(psycopg.errors.LockNotAvailable("x"), "u"), SlotBlocked)
 
 
 async def test_init_sql_and_ensure_publication_create_the_same(postgres: Postgres) -> None:
