@@ -1,4 +1,4 @@
-"""`brain serve`, `init-db`, `init-db --sql` and `doctor` agree on whether a table may be published."""
+"""`serve`, `init-db`, `init-db --sql` and `doctor` agree on whether a table may be published."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

@@ -187,7 +187,8 @@ async def test_tables_of_any_kind_are_described(any_database: str) -> None:
         """
         CREATE SCHEMA "My"; CREATE TYPE "My"."St""ate" AS ENUM ('queued');
         CREATE TABLE "My"."Jobs" (gone int, status "My"."St""ate" DEFAULT 'queued',
-                                  id uuid PRIMARY KEY, progress int GENERATED ALWAYS AS (5) STORED, "order" int);
+                                  id uuid PRIMARY KEY, "order" int,
+                                  progress int GENERATED ALWAYS AS (5) STORED);
         ALTER TABLE "My"."Jobs" DROP COLUMN gone;
         CREATE VIEW seen AS SELECT id, status::text FROM "My"."Jobs";
         CREATE UNLOGGED TABLE fast (id bigint GENERATED ALWAYS AS IDENTITY, status text);
@@ -246,7 +247,8 @@ async def test_columns_of_any_type_are_read(any_database: str) -> None:
         """
         CREATE TYPE state AS ENUM ('queued', 'running');
         CREATE TABLE jobs (extra jsonb, error json, id bigint, status state,
-                           progress numeric(5, 2), task_id uuid, agent char(4), started_at timestamp, completed_at date);
+                           progress numeric(5, 2), task_id uuid, agent char(4),
+                           started_at timestamp, completed_at date);
         INSERT INTO jobs VALUES ('{}', '{"a": 1}', 7, 'running', 12.50,
                                  '00000000-0000-0000-0000-00000000000A', 'ab',
                                  '2026-11-21 09:30', '2026-11-22')""",
