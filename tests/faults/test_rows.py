@@ -44,7 +44,7 @@ def control(brain: Brain, url: str) -> Iterator[Control]:
 
 @pytest.fixture
 def fleet(brain: Brain, control: Control) -> Iterator[Fleet]:
-    """Clients that stay to the end of the test. The control client checks that no run is missing."""
+    """Clients that stay to the end of the test. The control client checks that no run is lost."""
     with sound(brain, 128 << 20), Fleet(brain, 3) as fleet, control.undisturbed(5.0):
         yield fleet
 

@@ -45,8 +45,9 @@ async def _publish(
     try:
         async with conn.transaction():
             await conn.execute(statement)
-            # The statement waited for the table's lock and holds it now. Meanwhile another session
-            # may have changed the table. The publication counts as it is if this is rolled back.
+            # The statement may have waited for the table's lock, and another session may have
+            # changed the table before. The rule is applied to the publication without the
+            # statement, because a blocker rolls it back.
             now = await inspect(conn, table)
             before = replace(now, member=found.member, listed=found.listed)
             _raise_first(blockers(before, table, application))

@@ -1,5 +1,7 @@
 """`serve`, `init-db`, `init-db --sql` and `doctor` agree on whether a table may be published."""
 
+import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from brain.postgres.publication import ensure_publication, initialize, publicati
 from brain.postgres.table import Table
 from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
 from tests.support.postgres import Postgres, execute
+from tests.support.served import BRAIN
 from tests.support.template import ROLE
 
 TABLE = Table("odd", "jobs")
@@ -228,3 +231,44 @@ async def test_all_commands_agree_on_whether_a_table_may_be_published(
         await initialize(conn, TABLE, "brain")
     if expected != "view" and not case.harmed:
         execute(any_database, "UPDATE odd.jobs SET status = status; DELETE FROM odd.jobs")
+
+
+def init_db(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BRAIN_")}
+    return subprocess.run(
+        [*BRAIN, "init-db", *options],
+        env=environment | {"BRAIN_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def test_init_db_says_why_a_table_is_not_published_and_its_hint_works(database: str) -> None:
+    execute(
+        database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
+    )
+    reason = "Brain polls public.runs and does not stream it: the table has no replica identity"
+    hint = 'ALTER TABLE "public"."runs" ADD PRIMARY KEY (id);'
+    done = init_db(database)
+    assert f"NOTICE: {reason}" in done.stderr
+    assert f"\n{hint}\n" in done.stderr
+    assert "is ready: brain serve" in done.stdout
+    printed = init_db(database, "--sql").stdout
+    assert f"\n-- {reason}" in printed
+    assert f"\n-- {hint}\n" in printed
+    execute(database, hint)
+    printed = init_db(database, "--sql").stdout
+    assert execute(database, "SELECT FROM pg_publication") == []
+    execute(database, printed)
+    assert execute(database, "SELECT tablename FROM pg_publication_tables") == [("runs",)]
+    assert "exists, and is complete" in init_db(database, "--sql").stdout
+
+
+def test_init_db_prints_its_sql_without_a_database() -> None:
+    printed = init_db("postgresql://u:secret@127.0.0.1:1/d", "--sql").stdout
+    assert 'CREATE TABLE "public"."runs"' in printed
+    assert "-- postgresql://u@127.0.0.1:1/d does not answer: connection failed" in printed
+    assert "secret" not in printed
