@@ -28,7 +28,7 @@ faults: $(VENV)/dev.done $(VENV)/node.done
 	$(BIN)/pytest -m faults
 
 contract: $(VENV)/dev.done $(VENV)/node.done
-	$(BIN)/pytest -m contract
+	BRAIN_TEST_SECOND=1 $(BIN)/pytest -m contract
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .

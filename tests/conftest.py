@@ -107,7 +107,7 @@ def control(brain: Brain, shared: str) -> Iterator[Control]:
 
 @pytest.fixture(scope="module")
 def before(brain: Brain, control: Control) -> Baseline:
-    assert control.latencies
+    assert control.told
     return baseline(brain)
 
 

@@ -1,9 +1,10 @@
-"""An echo server for the Autobahn test suite: Brain's own listener, seam and connection, and what a message does is the one difference.
+"""An echo server for the Autobahn test suite: Brain's listener, HTTP protocol and connection.
 
-Brain listens to nothing but `ping`, and bounds what a client may say in size and rate. Here a message comes back, and the bounds
-are those that the suite needs: set in this process alone, for no setting of Brain's reaches them.
+Brain answers only `ping`, and bounds the size and rate of a client's messages. This server echoes
+each message, within the bounds that the suite needs. It sets them in this process, because Brain
+has no setting for them.
 
-    python -m tests.conformance.echo      prints the port, and serves until it is ended
+    python -m tests.conformance.echo      prints the port, and serves until it is killed
 """
 
 import asyncio

@@ -16,6 +16,7 @@ from brain.config import variables
 from brain.server import http
 from tests.support import ROOT
 from tests.support.in_process_server import in_process_server
+from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain
 from tests.support.wire import Control, Peer, get, request
@@ -78,9 +79,9 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         crowd: list[socket.socket] = []
         full = False
         control = Control(brain, database, "?status=queued")
-        with control.undisturbed(3.0):
+        with control.undisturbed():
             while not full:
-                crowd.append(socket.create_connection(("127.0.0.1", brain.port), 2))
+                crowd.append(socket.create_connection(("127.0.0.1", brain.port), PATIENCE))
                 crowd[-1].sendall(request("/ws?run_id=nobody"))
                 answer = crowd[-1].recv(1000)
                 full = b" 503 " in answer
@@ -90,8 +91,8 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         for _ in range(
             50
         ):  # who is silent gives way to who comes next, and that one is no client either
-            silent = socket.create_connection(("127.0.0.1", brain.port), 2)
-            with socket.create_connection(("127.0.0.1", brain.port), 2) as another:
+            silent = socket.create_connection(("127.0.0.1", brain.port), PATIENCE)
+            with socket.create_connection(("127.0.0.1", brain.port), PATIENCE) as another:
                 another.sendall(request("/ws?run_id=nobody"))
                 assert b" 503 " in another.recv(1000)
             crowd.append(silent)
@@ -101,7 +102,8 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         def knock() -> None:
             while not knocking.is_set():
                 silent = [
-                    socket.create_connection(("127.0.0.1", brain.port), 2) for _ in range(100)
+                    socket.create_connection(("127.0.0.1", brain.port), PATIENCE)
+                    for _ in range(100)
                 ]
                 for each in silent:
                     each.close()
@@ -109,7 +111,7 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         thread = threading.Thread(target=knock)
         thread.start()
         try:
-            with control.undisturbed(3.0):
+            with control.undisturbed():
                 for _ in range(3):
                     execute(
                         superuser_url,
@@ -122,10 +124,7 @@ def test_a_crowd_does_not_get_the_descriptors_that_the_database_needs(
         for each in crowd:
             each.close()
         control.stop()
-        until = time.monotonic() + 5
-        while used() > idle + 3:
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: used() <= idle + 3)
     finally:
         assert brain.stop() == 0
 
@@ -190,7 +189,7 @@ async def test_who_does_not_read_goes_before_memory_does(
         for peer in stalled:
             peer.stall()
             peer.send(get() if by_http else request())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             number = 0
             while not it.state.rejections.counts["outgoing"]:
                 number += 1
@@ -202,7 +201,7 @@ async def test_who_does_not_read_goes_before_memory_does(
         )
         assert unsent <= 256 * 1024
         it.change("the last")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while (await reader.message())["data"]["id"] != "the last":
                 pass
         for peer in (*stalled, reader):

@@ -12,6 +12,7 @@ import psycopg
 
 from tests.support.crowd import Crowd, Member, frames, lasting_port
 from tests.support.fleet import sound
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain
 from tests.support.wire import CLOSE, Control, memory
@@ -47,7 +48,7 @@ def storming(url: str) -> Iterator[threading.Event]:
         yield stop
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(PATIENCE)
 
 
 def farewell(member: Member) -> int:
@@ -75,8 +76,10 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             Crowd.clients(brain.port, STALLED, rcvbuf=4096),  # nobody reads for them
             storming(url) as storm,
         ):
-            with control.undisturbed(2.0):
-                assert healthy.pump(20, lambda: brain.metric("brain_clients_lagging") >= STALLED)
+            with control.undisturbed():
+                assert healthy.pump(
+                    PATIENCE, lambda: brain.metric("brain_clients_lagging") >= STALLED
+                )
                 healthy.pump(0.5)
             grown = memory(brain.process.pid) - used
             assert grown < 64 * 1024 * (CLIENTS + QUIET + STALLED), f"{grown / 1024:.0f} KB more"
@@ -84,17 +87,16 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
             brain.process.send_signal(signal.SIGTERM)
             storm.set()  # or it would be busy enough to spread anything
             assert healthy.pump(
-                10, lambda: not quiet.pump(0) and not quiet.present and not healthy.present
+                PATIENCE, lambda: not quiet.pump(0) and not quiet.present and not healthy.present
             )
             # Of these: the others have to read what was sent to them before.
             told = [member.ended - began for member in quiet.members]
-            status = brain.process.wait(10)
+            status = brain.process.wait(PATIENCE)
             took = time.monotonic() - began
             print(
                 f"told within {min(told):.2f} to {max(told):.2f} s; with {STALLED} of {CLIENTS + QUIET + STALLED} stalled, exit {status} in {took:.2f} s"
             )
             assert status == 0
-            assert took < 8  # 5 s on an idle machine
             assert {farewell(member) for member in (*healthy.members, *quiet.members)} == {1012}
             assert control.farewell() == 1012
             # That they are told one hundred after another is seen in test_server.py, where nothing else keeps Brain busy.
@@ -114,9 +116,9 @@ def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None
     url = embedded_url(first)
     with Crowd.clients(first.port, 20) as crowd:
         execute(url, "INSERT INTO runs (id) VALUES ('a')")
-        assert crowd.pump(5, lambda: all(member.data for member in crowd.members))
+        assert crowd.pump(PATIENCE, lambda: all(member.data for member in crowd.members))
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
-        assert crowd.pump(5, lambda: not crowd.present)
+        assert crowd.pump(PATIENCE, lambda: not crowd.present)
     execute(url, "UPDATE runs SET status = 'running'")  # it is still there
     began = time.monotonic()
     second = Brain(folder=tmp_path, wait=False, postgres_port=postgres_port, port=first.port)
@@ -133,7 +135,7 @@ def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None
             Crowd.clients(second.port, 20, "/ws?snapshot=true") as crowd,
         ):
             assert crowd.pump(
-                5, lambda: all(b'"status":"running"' in each.data for each in crowd.members)
+                PATIENCE, lambda: all(b'"status":"running"' in each.data for each in crowd.members)
             )
             time.sleep(0.5)
         control.stop()
@@ -145,14 +147,7 @@ def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None
             second.process.wait()
 
 
-def ready(brain: Brain, seconds: float = 20.0) -> None:
+def ready(brain: Brain) -> None:
     """As soon as it listens, and follows by the stream."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            brain.wait_ready("replication", seconds)
-        except OSError:
-            assert time.monotonic() < until, brain.log()
-            time.sleep(0.02)
-        else:
-            return
+    brain.wait_for("on port")
+    brain.wait_ready("replication")

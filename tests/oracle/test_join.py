@@ -36,6 +36,7 @@ from brain.postgres.poll import Poll
 from brain.postgres.replication import Stream
 from brain.postgres.snapshots import PgSnapshot
 from tests.support.following import RUNS
+from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
@@ -164,7 +165,7 @@ class Hammer:
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
             rows = await (await conn.execute("SELECT id, task_id::int FROM runs")).fetchall()
         table: dict[str, int] = {row[0]: row[1] for row in rows}
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             board = {
                 run_id: int(entry[RUN][TASK_ID] or 0) for run_id, entry in self.board._runs.items()
@@ -260,7 +261,7 @@ async def test_every_step_of_every_row(version: int, request: pytest.FixtureRequ
         else:
             server = with_template(stack.enter_context(running(version)))
         hammer = Hammer(server.url(server.create_database(TEMPLATE, ROLE), ROLE), SEED)
-        await hammer.run(RECONNECTS, seconds=5 * RECONNECTS)
+        await hammer.run(RECONNECTS, seconds=within(20 * RECONNECTS))
         print(
             version,
             hammer.follow.state,
@@ -356,7 +357,7 @@ async def test_the_oracle_sees(
 ) -> None:
     mutant(monkeypatch)
     hammer = Hammer(database, SEED)
-    await hammer.run(100, seconds=20, until_fault=True)
+    await hammer.run(100, seconds=PATIENCE, until_fault=True)
     print(
         mutant.__name__,
         f"streams={hammer.follow.state.streams}",

@@ -35,6 +35,7 @@ from tests.oracle.witness import KINDS
 from tests.oracle.writers import EXTRA, Writers
 from tests.support import ROOT
 from tests.support.crowd import lasting_port
+from tests.support.patience import LIFETIME, PATIENCE
 from tests.support.postgres import VERSIONS, Postgres, execute, running
 from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -144,7 +145,7 @@ class InProcessServer:
 
     def await_clients(self) -> None:
         """What is done before they are there, is done to nobody."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + LIFETIME
         while sum(crew.ask(present=True)["present"] for crew in self.crews.values()) < len(
             CREWS
         ) * len(KINDS):
@@ -191,7 +192,7 @@ class InProcessServer:
                 up = self._listening()
                 self.brain.process.send_signal(number)
                 yield
-                status = self.brain.process.wait(15)
+                status = self.brain.process.wait(PATIENCE)
                 # A Python that has not come to Brain's first line dies of a SIGTERM, like any.
                 well = {0} if up else {0, -number}
                 assert status in (well if number == signal.SIGTERM else {-number}), (

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from tests.oracle.witness import GHOST
+from tests.support.patience import PATIENCE
 
 EXTRA: LiteralString = "ALTER TABLE runs ADD COLUMN xact xid8 DEFAULT pg_current_xact_id()"
 """Which transaction has last changed a run, so that its commit time can be asked for. Not `xmin`: an ALTER that rewrites the table
@@ -94,7 +95,7 @@ class Writers:
         """Returns when what was begun has ended, prepared transactions too."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE)
             assert not thread.is_alive(), f"the writer that {thread.name} hangs"
         with psycopg.connect(self._url, autocommit=True) as conn:
             _clear(conn)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from tests.support.patience import PATIENCE
 from tests.support.wire import request
 
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -76,10 +77,10 @@ class Crowd:
         crowd.come(count)
         return crowd
 
-    def come(self, count: int, *, window: int = 500, seconds: float = 60.0) -> None:
+    def come(self, count: int, *, window: int = 500) -> None:
         """So many more: `window` of them under way at once. Returns when all have come, or been refused."""
         room(0)
-        until = time.monotonic() + seconds
+        until = time.monotonic() + PATIENCE
         begun = 0
         while begun < count or self._under_way:
             for _ in range(min(window - self._under_way, count - begun)):

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeAlias
 import psycopg
 
 from brain.delivery.hub import COME_BACK, COME_BACK_REASON
+from tests.support.patience import PATIENCE
 from tests.support.served import Brain
 from tests.support.wire import CLOSE, PING, TEXT, baseline, memory, request, settled
 
@@ -49,7 +50,7 @@ class Fleet:
         self._going = True
         self._thread = threading.Thread(target=self._read, name="fleet")
         self._thread.start()
-        self.until(lambda: all(b"\r\n\r\n" in taken for taken in self._taken), 20)
+        self.until(lambda: all(b"\r\n\r\n" in taken for taken in self._taken))
         assert all(taken.startswith(b"HTTP/1.1 101 ") for taken in self._taken), bytes(
             self._taken[0][:500]
         )
@@ -95,7 +96,7 @@ class Fleet:
 
     def __exit__(self, *error: object) -> None:
         self._going = False
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         assert error[0] is not None or len(self._loaded) == (len(self._taken) if self._anew else 0)
         for sock in self._sockets:
             sock.close()
@@ -103,7 +104,9 @@ class Fleet:
 
     @staticmethod
     def until(
-        condition: Callable[[], bool], seconds: float = 10.0, what: Callable[[], str] = lambda: ""
+        condition: Callable[[], bool],
+        seconds: float = PATIENCE,
+        what: Callable[[], str] = lambda: "",
     ) -> float:
         """Wait for it. Returns how long it took, in seconds. `what` says what is there instead."""
         begun = time.monotonic()
@@ -112,7 +115,7 @@ class Fleet:
             time.sleep(0.003)
         return time.monotonic() - begun
 
-    def told(self, text: str, seconds: float = 10.0) -> float:
+    def told(self, text: str, seconds: float = PATIENCE) -> float:
         """Wait until every client has been sent this text, such as a run's id. Returns how long it took, in seconds."""
         needle = text.encode()
         left = set(range(len(self._taken)))
@@ -151,9 +154,9 @@ class Fleet:
             state[run["id"]] = run
         return state
 
-    def check(self, url: str, seconds: float = 10.0) -> None:
+    def check(self, url: str) -> None:
         """Every client is connected, and knows of each run in the table what SELECT says of it."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + PATIENCE
         while True:
             wanted = truth(url)
             states = [
@@ -230,13 +233,13 @@ def truth(url: str) -> State:
 
 
 @contextmanager
-def sound(brain: Brain, growth: int = 48 << 20, seconds: float = 10.0) -> Iterator[None]:
+def sound(brain: Brain, growth: int = 48 << 20) -> Iterator[None]:
     """What the block does leaves nothing behind in a Brain that is warm: no client, no descriptor, no traceback, and no
     more memory than `growth` bytes.
     """
     before, resident = baseline(brain), memory(brain.process.pid)
     yield
-    settled(brain, before, seconds)
+    settled(brain, before)
     grown = memory(brain.process.pid) - resident
     assert grown < growth, f"{grown >> 20} MiB more"
 
@@ -286,7 +289,7 @@ class Load:
     def stop(self) -> None:
         self._going = False
         for thread in self._threads:
-            thread.join(20)
+            thread.join(PATIENCE)
 
     def __enter__(self) -> Self:
         return self

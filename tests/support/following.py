@@ -17,6 +17,7 @@ from brain.delivery.board import RUN, Board
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow, Mode
 from brain.postgres.table import Table
+from tests.support.patience import PATIENCE
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]
@@ -96,27 +97,25 @@ class Following:
 
     # Waiting.
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
+    async def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             if self._task.done():
                 self._task.result()
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self.follow.state}"
+            assert time.monotonic() < deadline, f"it did not come: {self.follow.state}"
             await asyncio.sleep(0.003)
 
-    async def source(self, name: str = "", seconds: float = 10) -> None:
+    async def source(self, name: str = "") -> None:
         """Wait until this is the source: `name`, or what the mode asks for."""
         wanted = name or ("poll" if self.mode == "poll" else "replication")
-        await self.until(lambda: self.follow.state.source == wanted and self.board.begun, seconds)
+        await self.until(lambda: self.follow.state.source == wanted and self.board.begun)
 
-    async def pushed(self, run_id: str, status: str, seconds: float = 10) -> None:
-        await self.until(
-            lambda: any(p[ID] == run_id and p[STATUS] == status for p in self.pushes), seconds
-        )
+    async def pushed(self, run_id: str, status: str) -> None:
+        await self.until(lambda: any(p[ID] == run_id and p[STATUS] == status for p in self.pushes))
 
-    async def settled(self, seconds: float = 10) -> None:
+    async def settled(self) -> None:
         """Wait until the board says what SELECT says. What a poll cannot see is a finished run's end, and its past."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while True:
             wanted, seen = await self.select(), self.view()
             if self.mode == "poll" or self.follow.state.source == "poll":
@@ -210,6 +209,9 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection[TupleRow]]:
 async def slots_gone(url: str) -> None:
     """A walsender takes a moment to notice that it was left, and a database with a slot cannot be dropped."""
     mine = "SELECT FROM pg_replication_slots WHERE database = current_database()"
-    async with asyncio.timeout(5), await AsyncConnection.connect(url, autocommit=True) as conn:
+    async with (
+        asyncio.timeout(PATIENCE),
+        await AsyncConnection.connect(url, autocommit=True) as conn,
+    ):
         while await (await conn.execute(mine)).fetchall():
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""A server in this process, on real sockets, without a database."""
+"""Brain's server in this process, on real sockets, without a database."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from brain.server.websocket import Connection, Connections
 
 
 class InProcessServer:
-    """A server without a database."""
+    """What it pushes comes from `change`."""
 
     def __init__(self, app: Any, timeout: float, ping_interval: float) -> None:
         loop = asyncio.get_running_loop()
@@ -58,12 +58,12 @@ async def in_process_server(
         await asyncio.sleep(0.001)
     try:
         yield it
-        assert not serving.done(), "nothing that a client does ends the server"
+        assert not serving.done(), "a client has ended the server"
     finally:
         it.server.stop()
         try:
             await serving
-        finally:  # or the loop could not be closed
+        finally:  # without this, the loop cannot be closed
             for listener in it.server.servers:
                 listener.close()
             for each in it.sockets:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from tests.support.fleet import Fleet, sound
+from tests.support.patience import within
 from tests.support.postgres import Postgres, execute, running
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE, with_template
 
-WITHIN = 6.0
-"""Seconds: three times what is promised of an idle machine."""
+WITHIN = within(30)
+"""Seconds until who was cut off is told: fifteen times what is promised of an idle machine."""
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def aside(scenario: Callable[..., None]) -> Callable[..., None]:
     """A test that mostly waits, and need not do so alone: conftest's `begun` runs those of a module side by side."""
 
     def test(request: pytest.FixtureRequest, begun: dict[str, Future[None]], **_: object) -> None:
-        begun[request.node.name].result(240)
+        begun[request.node.name].result(within(600))
 
     test.scenario = scenario  # type: ignore[attr-defined]
     test.__name__, test.__doc__, test.__module__ = (

@@ -1,4 +1,4 @@
-"""A running Brain, as its own process, and what a test wants of it."""
+"""A running Brain, as its own process, and what tests ask it."""
 
 import asyncio
 import json
@@ -18,14 +18,18 @@ from typing import Any, TypeAlias
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.support.patience import LIFETIME, PATIENCE
+
 Message: TypeAlias = dict[str, Any]
 
 BRAIN = [sys.executable, "-m", "brain"]
 
 
 class Brain:
-    """`brain serve` with these settings. When the constructor returns it follows the database by the source named, or, if
-    that is "", by any; unless `wait` is false. `shell` is a command that starts it as "$@".
+    """`brain serve` with these settings.
+
+    Unless `wait` is false, the constructor returns once Brain follows the database by the source
+    that `follows` names, or by any if that is "". `shell` is a command that starts it as "$@".
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class Brain:
         **settings: object,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
-        self.folder.chmod(0o755)  # run by root, the embedded PostgreSQL is nobody's
+        self.folder.chmod(0o755)  # under root, the embedded PostgreSQL runs as `nobody`
         self.log_file = self.folder / "log"
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
@@ -66,33 +70,37 @@ class Brain:
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, seconds: float = 20.0) -> None:
-        until = time.monotonic() + seconds
-        while not re.search(pattern, self.log()):
-            if self.process.poll() is not None:
+    def wait_for(self, pattern: str) -> None:
+        """Until the log matches, for as long as the process lives."""
+        deadline = time.monotonic() + LIFETIME
+        while True:
+            ended = self.process.poll() is not None  # before the last look at the log
+            if re.search(pattern, self.log()):
+                return
+            if ended:
                 raise AssertionError(
                     f"brain serve exited with {self.process.returncode}:\n{self.log()}"
                 )
-            if time.monotonic() > until:
-                raise AssertionError(f"no {pattern!r} in {seconds} s:\n{self.log()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {pattern!r}:\n{self.log()}")
             time.sleep(0.02)
 
-    def wait_ready(self, source: str = "", seconds: float = 20.0) -> None:
-        """Until /readyz says so, of this source if one is named."""
-        until = time.monotonic() + seconds
+    def wait_ready(self, source: str = "", seconds: float = LIFETIME) -> None:
+        """Until /readyz says so, and names this source if one is given."""
+        deadline = time.monotonic() + seconds
         while True:
             status, document = self.get("/readyz")
             if status == 200 and source in ("", document["source"]):
                 return
-            if time.monotonic() > until:
-                raise AssertionError(f"not ready in {seconds} s: {document}\n{self.log()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not ready: {document}\n{self.log()}")
             time.sleep(0.02)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 10.0) -> int:
-        """End it, and return its exit status."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal, and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(seconds)
+        return self.process.wait(PATIENCE)
 
     # HTTP
 
@@ -104,7 +112,7 @@ class Brain:
             headers={} if body is None else {"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, _decoded(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -134,7 +142,7 @@ def _decoded(answer: Any) -> Any:
 
 @contextmanager
 def served(**settings: Any) -> Iterator[Brain]:
-    """A Brain that is stopped at the end, and must have ended well."""
+    """A Brain that is stopped at the end, and must exit with 0 and without a traceback."""
     brain = Brain(**settings)
     try:
         yield brain
@@ -146,19 +154,19 @@ def served(**settings: Any) -> Iterator[Brain]:
             brain.process.wait()
 
 
-async def messages(client: ClientConnection, count: int, seconds: float = 5.0) -> list[Message]:
+async def messages(client: ClientConnection, count: int) -> list[Message]:
     """The next messages, decoded."""
-    return [await message(client, seconds) for _ in range(count)]
+    return [await message(client) for _ in range(count)]
 
 
-async def message(client: ClientConnection, seconds: float = 5.0) -> Message:
-    text = await asyncio.wait_for(client.recv(), seconds)
+async def message(client: ClientConnection) -> Message:
+    text = await asyncio.wait_for(client.recv(), PATIENCE)
     decoded: Message = json.loads(text)
     return decoded
 
 
 async def silent(client: ClientConnection, seconds: float = 0.3) -> bool:
-    """Whether nothing comes for so long."""
+    """Whether no message arrives in this time."""
     try:
         await asyncio.wait_for(client.recv(), seconds)
     except TimeoutError:
@@ -166,12 +174,10 @@ async def silent(client: ClientConnection, seconds: float = 0.3) -> bool:
     return False
 
 
-async def until(
-    client: ClientConnection, run_id: str, status: str, seconds: float = 10.0
-) -> list[Message]:
-    """Messages up to the one that says that this run has this status."""
+async def until(client: ClientConnection, run_id: str, status: str) -> list[Message]:
+    """Messages up to the first in which this run has this status."""
     seen: list[Message] = []
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE):
         async for text in client:
             seen.append(json.loads(text))
             if seen[-1]["data"]["id"] == run_id and seen[-1]["data"]["status"] == status:

@@ -24,6 +24,7 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table, init_sql
 from brain.postgres.unavailable import UnavailableCode
 from tests.support import ROOT
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, _free_port, _readable, execute, running
 from tests.support.served import BRAIN, served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
@@ -64,7 +65,7 @@ def run(hint: str, url: str) -> None:
         env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, f"{hint}\n{done.stderr}"
@@ -185,9 +186,7 @@ async def test_a_missing_table_or_column_is_broken(postgres: Postgres) -> None:
 async def test_a_locked_table_interrupts_the_examination(database: str) -> None:
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE runs")
-        began = time.monotonic()
         found = the(await look(database), "away")
-        assert time.monotonic() - began < 20
         assert "lock timeout" in found.what
     assert (await look(database)).findings == []
 
@@ -572,11 +571,11 @@ async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
             served(database_url=url) as brain,
             psycopg.connect(server.url(), autocommit=True) as admin,
         ):
-            brain.wait_ready("replication", 10)
+            brain.wait_ready("replication")
             configuration.write_text(refused)
             admin.execute("SELECT pg_reload_conf()")
             admin.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
-            until = time.monotonic() + 10
+            until = time.monotonic() + PATIENCE
             while (said := brain.get("/readyz")[1])["code"] != "pg_hba":
                 assert time.monotonic() < until, said
                 await asyncio.sleep(0.05)
@@ -586,7 +585,7 @@ async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
             )
             configuration.write_text(allowed)
             admin.execute("SELECT pg_reload_conf()")
-            brain.wait_ready("replication", 20)
+            brain.wait_ready("replication")
 
 
 async def test_no_walsender_is_free() -> None:
@@ -606,7 +605,7 @@ async def test_synchronous_standbys_and_a_small_wal_limit_for_slots() -> None:
         await resolved(url, "slot_log", by=server.url())
         execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'Brain'")
         execute(server.url(), "SELECT pg_reload_conf()")
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         while not (report := await look(url)).findings:
             assert time.monotonic() < until
         found = the(report, "synchronous")
@@ -708,7 +707,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
     )
     pooled_url = url.replace(f":{server.port}/", f":{port}/")
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 execute(pooled_url, "SELECT 1")
@@ -719,7 +718,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
         yield pooled_url
     finally:
         bouncer.terminate()
-        bouncer.wait(10)
+        bouncer.wait(PATIENCE)
 
 
 @pytest.mark.skipif(
@@ -747,7 +746,7 @@ def brain(*arguments: str, code: int, **settings: object) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """The session has Brain's settings, whatever a role or a database has set."""
 
-import time
+import asyncio
 
 import pytest
 from psycopg import AsyncConnection, OperationalError, errors
@@ -14,6 +14,7 @@ from brain.postgres.connection import (
     parameters,
     parse_url,
 )
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
 
@@ -120,9 +121,7 @@ async def test_a_deadline_ends_a_query_that_is_never_answered(database: str) -> 
     with Proxy(database) as proxy:
         conn = await connect(proxy.url, "test")
         proxy.fall_silent()
-        begun = time.monotonic()
         with pytest.raises(OperationalError, match=r"waiting for an answer for 0 s"):
-            async with deadline(0.3):
+            async with asyncio.timeout(PATIENCE), deadline(0.3):
                 await conn.execute("SELECT 1")
-        assert time.monotonic() - begun < 4
         await conn.close()

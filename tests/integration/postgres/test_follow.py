@@ -17,6 +17,7 @@ from brain.postgres.follow import State
 from brain.postgres.poll import Poll
 from brain.postgres.table import TableError
 from tests.support.following import Following, connected
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
@@ -101,8 +102,6 @@ async def test_tries_come_slower_and_slower(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         await f.until(lambda: len(times) >= 8)
     gaps = [b - a for a, b in itertools.pairwise(times[:8])]
-    assert all(gap < 0.5 for gap in gaps)
-    assert sum(gaps[:2]) < 0.2
     assert all(gap > 0.09 for gap in gaps[-2:])
     assert f.follow.state.connects == 0
 
@@ -161,7 +160,7 @@ async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
         async with Following(database, "auto") as f:
             await asyncio.sleep(wait)
         assert [task for task in asyncio.all_tasks() if task.get_name() in ("climb", "watch")] == []
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE):
         while execute(
             database, "SELECT FROM pg_replication_slots WHERE database = current_database()"
         ):
@@ -172,16 +171,20 @@ async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
 async def test_patience_grows_with_every_try(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.05, 0.1, 0.6))
+    monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.05, 0.1, 0.3))
+    open_stream = replication.Stream.open
+    waits: list[float] = []
+
+    async def note(*args: Any, patience: float, **more: Any) -> replication.Stream:
+        waits.append(patience)
+        return await open_stream(*args, patience=patience, **more)
+
+    monkeypatch.setattr(replication.Stream, "open", note)
     async with connected(database) as conn:
         await conn.execute("INSERT INTO runs (id) VALUES ('open')")
         async with Following(database, "auto") as f:
-            times = []
-            for tries in range(1, 5):
-                await f.until(lambda tries=tries: f.follow._slot_tries == tries)  # type: ignore[misc]
-                times.append(time.monotonic())
-            assert times[1] - times[0] < 0.5 < times[2] - times[1]
-            assert times[3] - times[2] > 0.5
+            await f.until(lambda: f.follow._slot_tries >= 4)
+            assert waits[:5] == [0.05, 0.1, 0.3, 0.3, 0.3][: len(waits)]
             await conn.commit()
             await f.source("replication")
             assert f.follow._slot_tries == 0
@@ -195,11 +198,11 @@ async def test_a_key_that_goes_while_a_slot_waits(database: str) -> None:
         async with Following(database, "auto") as f:
             await f.source("poll")
             query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database() AND wait_event_type = 'Lock'"
-            await f.until(lambda: bool(execute(database, query)), 3)
+            await f.until(lambda: bool(execute(database, query)))
             await f.sql(
                 "INSERT INTO runs (id) VALUES ('a')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey"
             )
-            await f.until(lambda: f.follow.state.code == "replica_identity", 3)
+            await f.until(lambda: f.follow.state.code == "replica_identity")
             assert f.follow._slot_tries == 0
             await f.sql("UPDATE runs SET status = 'running'")
             await f.pushed("a", "running")
@@ -259,8 +262,8 @@ async def test_what_the_stream_did_not_say_is_found(
         f.board._forget(f.board.get("b"))
         f.board._put(("ghost", "running", *[None] * 6), 0, None, ())  # type: ignore[arg-type]
         with capture_logs() as logs:
-            await f.until(lambda: f.follow._moment != moment, 1)
-            await f.settled(3)
+            await f.until(lambda: f.follow._moment != moment)
+            await f.settled()
         assert [line["event"] for line in logs] == ["stream differed from the table"]
         assert f.board.corrections == 2
         assert f.told()[-2:] == [("a", "running"), ("b", "running")]
@@ -380,7 +383,7 @@ async def test_a_publication_that_changes_while_a_watch_looks(
         await f.source("replication")
         monkeypatch.setattr(Poll, "visible", hooked)
         armed = True
-        await f.pushed("unpublished", "queued", 3)
+        await f.pushed("unpublished", "queued")
         await f.source("replication")
 
 
@@ -445,7 +448,7 @@ async def test_a_change_that_is_committed_and_not_yet_visible(
                     assert "c" in f.board
                 assert f.board.corrections == 0
                 if then == "lost for good":
-                    await f.until(lambda: ("a", "running") in f.told()[before:], 2)
+                    await f.until(lambda: ("a", "running") in f.told()[before:])
                     await f.settled()
             finally:
                 execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = ''")

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -254,6 +253,7 @@ async def test_no_row_is_lost_across_a_real_wraparound() -> None:
 async def test_rows_come_in_pieces(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs (id) SELECT i FROM generate_series(1, 2500) i")
+        before = time.time()
         await reader.read()
         assert [(len(p.rows), p.complete) for p in reader.pieces] == [
             (1000, False),
@@ -261,7 +261,7 @@ async def test_rows_come_in_pieces(database: str) -> None:
             (500, True),
         ]
         assert len({piece.at for piece in reader.pieces}) == 1
-        assert abs(reader.pieces[0].at / 1e6 - time.time()) < 60
+        assert before - 1 < reader.pieces[0].at / 1e6 < time.time() + 1
 
 
 async def test_an_answer_that_is_not_taken_to_its_end_does_not_move_the_moment(
@@ -313,14 +313,10 @@ async def test_nothing_is_scanned_where_nothing_was_committed(database: str) -> 
         assert await reader.ids() == ["7"]
         after = await scans()
         assert after > before
-        took = []
         for _ in range(50):
-            begun = time.perf_counter()
             assert await reader.read() == []
             assert reader.pieces == []
-            took.append(time.perf_counter() - begun)
         assert await scans() == after
-        assert statistics.median(took) < 0.005
 
 
 async def test_a_costly_scan_is_followed_by_a_pause(

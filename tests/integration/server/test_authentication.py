@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.issuer import SECRET, Key, hosting, jwks, token
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, silent
 from tests.support.wire import TEXT, Baseline, Frame, Peer, baseline, frame, request, settled
@@ -57,9 +58,9 @@ async def refusal(connecting: connect) -> tuple[int, str]:
     return answer.status_code, json.loads(answer.body)["detail"]
 
 
-async def ended(client: ClientConnection, seconds: float = 3.0) -> tuple[int | None, str | None]:
+async def ended(client: ClientConnection) -> tuple[int | None, str | None]:
     with pytest.raises(ConnectionClosed):
-        await asyncio.wait_for(client.recv(), seconds)
+        await asyncio.wait_for(client.recv(), PATIENCE)
     return client.close_code, client.close_reason
 
 
@@ -100,7 +101,7 @@ async def test_who_says_ping_behind_the_token_is_told_that_it_is_in(brain: Brain
         assert await peer.frame() == Frame(TEXT, b"pong")
     async with await Peer.upgraded(brain.port) as peer:
         peer.send(frame(b"nonsense") + frame(b"ping"))
-        assert [found.code for found in await peer.frames(1)] == [4401], "and not before"
+        assert [found.code for found in await peer.frames()] == [4401], "and not before"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,8 @@ async def test_who_says_nothing_is_let_go_after_5_seconds(brain: Brain, shared: 
     began = time.monotonic()
     async with brain.connect() as client, brain.connect() as other:
         execute(shared, "INSERT INTO runs (id) VALUES ('a')")
-        assert await ended(client, 8) == (4401, "the first message is a token, within 5 s")
-        assert 4.5 < time.monotonic() - began < 7
+        assert await ended(client) == (4401, "the first message is a token, within 5 s")
+        assert time.monotonic() - began > 4.5
         await ended(other)
 
 
@@ -145,21 +146,31 @@ async def test_never_in_the_url(brain: Brain) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 async def test_a_connection_ends_with_its_token(brain: Brain, shared: str, *, first: bool) -> None:
-    expires = time.time() + 1.2
-    short = token(exp=expires)
-    async with brain.connect() if first else by_header(brain, short) as client:
-        if first:
-            await client.send(short)
-        execute(shared, "INSERT INTO runs (id) VALUES ('a')")
-        if not first:
-            await message(client)
-            assert await ended(client) == (4401, "the token has expired")
-        else:
-            async with asyncio.timeout(5):
-                await client.wait_closed()
-            assert client.close_code == 4401
-        # A token's exp is a whole number of seconds for PyJWT, and a fraction for Brain.
-        assert expires - 0.1 < time.time() < expires + 2
+    for lasts in (
+        1.2,
+        5,
+        30,
+    ):  # a busy machine may not even come to the message while a short one lasts
+        expires = time.time() + lasts
+        short = token(exp=expires)
+        try:
+            async with brain.connect() if first else by_header(brain, short) as client:
+                if first:
+                    await client.send(short)
+                    await client.send("ping")
+                    assert await client.recv() == "pong", "it is in"
+                execute(
+                    shared,
+                    "INSERT INTO runs (id) VALUES ('a') ON CONFLICT (id) DO UPDATE SET progress = 1",
+                )
+                await message(client)
+                assert await ended(client) == (4401, "the token has expired")
+                # A token's exp is a whole number of seconds for PyJWT, and a fraction for Brain.
+                assert time.time() > expires - 0.1
+                return
+        except (InvalidStatus, ConnectionClosed):
+            assert time.time() > expires
+    pytest.fail("it never comes to that")
 
 
 async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
@@ -232,7 +243,7 @@ def ask(
         f"http://127.0.0.1:{brain.port}{path}", method=method, headers=headers, data=data
     )
     try:
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:

@@ -24,6 +24,7 @@ from brain.server.http import MAX_EXPIRED
 from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
 from brain.server.websocket import Connection
 from tests.support.in_process_server import in_process_server
+from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served
 from tests.support.wire import PING, PONG, Frame, Peer, closing, frame, get, request
@@ -42,7 +43,7 @@ def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
             asyncio.get_running_loop().set_exception_handler(
                 lambda _, context: lost.append(context)
             )
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIFETIME):
                 await test(*args, **named)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -68,6 +69,17 @@ async def test_a_crowd_that_came_together_is_not_let_go_of_together(
         it.state.expire()
         for peer in peers:
             await peer.close()
+
+
+@on_uvloop
+async def test_who_is_refused_a_moment_before_its_deadline_is_told_nothing_more() -> None:
+    async with in_process_server() as it, await Peer.open(it.port) as peer:
+        peer.send(b"GET / HTTP/1.1\r\n")
+        await eventually(lambda: it.state.waiting)
+        peer.send(b"\0\0\0\0\r\n\r\n")
+        assert (await peer.answer()).status == 400
+        assert not it.state.waiting, "it finds nothing"
+        assert await peer.rest() == b""
 
 
 @on_uvloop
@@ -127,7 +139,7 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
         async def answer() -> None:
             nonlocal pongs
             while True:
-                if (await answering.frame(10)).opcode == PING:
+                if (await answering.frame()).opcode == PING:
                     answering.send(frame(b"", PONG))
                     pongs += 1
 
@@ -144,16 +156,13 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
                 await asyncio.sleep(0.06)
 
         tasks = [asyncio.create_task(each()) for each in (answer, read_slowly, talk)]
-        began = time.monotonic()
         lagged = 0
-        while time.monotonic() - began < 2:
+        while it.hub.clients > 3 or lagged <= 20 or pongs < 6:
             for number in range(100):
                 it.change(f"run-{number}", error="x" * 8000)
             await asyncio.sleep(0.05)
             lagged += it.hub.lagging > 0
-        assert lagged > 20, "the slow one lags"
-        assert it.hub.clients == 3
-        assert pongs >= 6
+        assert it.hub.clients == 3, "who answers, who talks, and the slow one, which lags"
         assert len(await mute.frames()) >= 2, "it was pinged, and then cut off"
         for task in tasks:
             task.cancel()
@@ -265,7 +274,7 @@ async def test_one_whose_transport_raises_is_closed_alone(by: str) -> None:
                     asyncio.IncompleteReadError, TimeoutError, ConnectionError
                 ):
                     while b"completed" not in last:
-                        last = (await peer.frame(0.5)).payload
+                        last = (await peer.frame()).payload
                 served_ += b"completed" in last
             assert served_ == 59
         for peer in peers:
@@ -285,11 +294,9 @@ async def test_who_never_closes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
         assert await peer.farewell() == 1002
         assert not it.connections
         assert len(it.state.connections.closing) == 1
-        began = time.monotonic()
         while it.state.connections.closing:
             peer.send(frame(b"more"))
             await asyncio.sleep(0.02)
-        assert 0.2 < time.monotonic() - began < 0.6
         assert not it.limiter.connections
         await peer.close()
 
@@ -310,10 +317,11 @@ async def test_nothing_is_left_of_those_who_come_and_go() -> None:
                     peer.reset() if i % 2 else await peer.close()
 
         async def rest() -> None:
-            until = time.monotonic() + 3
-            while it.hub.clients or it.limiter.connections or it.state.connections.closing:
-                assert time.monotonic() < until
-                await asyncio.sleep(0.01)
+            await eventually(
+                lambda: (
+                    not (it.hub.clients or it.limiter.connections or it.state.connections.closing)
+                )
+            )
             gc.collect()
 
         await round_()
@@ -379,10 +387,13 @@ async def test_who_has_spoken_leaves_nothing_to_the_collector() -> None:
                 await asyncio.sleep(0.1)
                 for peer in peers:
                     peer.reset() if reset else await peer.close()
-                until = time.monotonic() + 3
-                while it.hub.clients or it.limiter.connections or it.state.connections.closing:
-                    assert time.monotonic() < until
-                    await asyncio.sleep(0.01)
+                await eventually(
+                    lambda: (
+                        not (
+                            it.hub.clients or it.limiter.connections or it.state.connections.closing
+                        )
+                    )
+                )
             left = [
                 each
                 for each in gc.get_objects()
@@ -402,12 +413,9 @@ def slots(database: str) -> int:
     )
 
 
-def gone(database: str, seconds: float = 3.0) -> bool:
-    until = time.monotonic() + seconds
-    while slots(database):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
+def gone(database: str) -> bool:
+    """Its slot is, or soon will be."""
+    wait_until(lambda: not slots(database))
     return True
 
 
@@ -420,9 +428,7 @@ async def test_it_listens_by_ipv4_and_ipv6_on_one_port_and_ends_without_a_trace(
             async with await Peer.open(brain.port, host=host) as peer:
                 peer.send(request(Host=f"[{host}]:{brain.port}" if ":" in host else host))
                 assert (await peer.answer()).status == 101
-        began = time.monotonic()
         assert brain.stop() == 0
-        assert time.monotonic() - began < 1.5
         assert gone(database)
 
 
@@ -466,7 +472,6 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
         deaf = await Peer.open(brain.port, rcvbuf=4096)
         deaf.stall()
         deaf.send(get("/api/runs") * 8)
-        ended: list[float] = []
 
         async def storm() -> None:
             with contextlib.suppress(psycopg.Error):
@@ -480,9 +485,7 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
                         )
 
         async def last(peer: Peer) -> Frame:
-            found = (await peer.frames(10))[-1]
-            ended.append(time.monotonic())
-            return found
+            return (await peer.frames())[-1]
 
         storming = asyncio.create_task(storm())
         last_words = [asyncio.create_task(last(peer)) for peer in healthy]
@@ -490,12 +493,9 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
             await asyncio.sleep(0.05)
         began = time.monotonic()
         brain.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(brain.process.wait, 10) == 0
-        took = time.monotonic() - began
-        print(f"stopped in {took:.1f} s")
-        assert took < 4.5
+        assert await asyncio.to_thread(brain.process.wait, PATIENCE) == 0
+        print(f"stopped in {time.monotonic() - began:.1f} s")
         assert [found.code for found in await asyncio.gather(*last_words)] == [1012] * len(healthy)
-        assert max(ended) - min(ended) < 2
         await storming
         lock.close()
         for peer in (*healthy, *stalled, posting, waiting, idle, deaf):
@@ -503,18 +503,22 @@ async def test_sigterm_in_a_broadcast_with_clients_who_do_not_read(database: str
         assert gone(database)
 
 
-async def test_sigterm_is_said_to_one_hundred_after_another(database: str) -> None:
+@on_uvloop
+async def test_the_end_is_said_to_one_hundred_after_another() -> None:
     """Spread over a second, so that not all come back in the same instant."""
-    with served(database_url=database, max_connections_per_ip=0) as brain:
-        peers = [await Peer.upgraded(brain.port) for _ in range(300)]
-        brain.process.send_signal(signal.SIGTERM)
-        ended: list[float] = []
+    loop = asyncio.get_running_loop()
+    async with in_process_server() as it:
+        peers = [await Peer.upgraded(it.port) for _ in range(300)]
+        left, began = [300], loop.time()
+        it.server.stop()
+        while it.hub.clients:
+            if it.hub.clients != left[-1]:
+                left.append(it.hub.clients)
+            await asyncio.sleep(0)
+        assert left == [300, 200, 100]
+        assert loop.time() - began > server.SPREAD * 0.6
         for peer in peers:
-            assert (await peer.frames(10))[-1].code == 1012
-            ended.append(time.monotonic())
-        assert await asyncio.to_thread(brain.process.wait, 10) == 0
-        assert max(ended) - min(ended) > 0.5
-        for peer in peers:
+            assert (await peer.frames())[-1].code == 1012
             await peer.close()
 
 
@@ -531,13 +535,11 @@ async def test_a_second_sigterm_hurries(database: str) -> None:
             peer.stall()
         while brain.metric("brain_clients_lagging") < len(stalled):
             execute(database, "UPDATE runs SET progress = 1")
-        began = time.monotonic()
         brain.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.4)
         assert brain.process.poll() is None, "it waits for them"
         brain.process.send_signal(signal.SIGTERM)
-        assert brain.process.wait(5) == 0
-        assert time.monotonic() - began < 1.5
+        assert brain.process.wait(PATIENCE) == 0
         for peer in stalled:
             await peer.close()
 
@@ -573,7 +575,7 @@ def test_a_port_that_is_taken_is_one_clear_error(database: str) -> None:
             [*BRAIN, "serve", "--port", str(port), "--database-url", database],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE,
             check=False,
         )
     assert done.returncode == 2

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain.server.websocket import BURST, GRACE, LAST_LOOK, MAX_BYTES
+from brain.server.websocket import BURST, LAST_LOOK, MAX_BYTES
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
 from tests.support.wire import (
@@ -101,7 +102,7 @@ async def test_a_broken_rule_ends_that_client_with_its_code(brain: Brain, sent: 
     data, code = BROKEN[sent]
     async with await Peer.upgraded(brain.port) as peer:
         peer.send(data)
-        assert (await peer.frames(1))[-1].code == code
+        assert (await peer.frames())[-1].code == code
 
 
 @pytest.mark.parametrize(
@@ -113,14 +114,14 @@ async def test_byte_by_byte_makes_no_difference(brain: Brain, sent: str) -> None
         for byte in data:
             peer.send(bytes([byte]))
             await asyncio.sleep(0)
-        assert await peer.farewell(2) == code
+        assert await peer.farewell() == code
 
 
 async def test_the_last_of_a_client_is_what_it_did_first(brain: Brain) -> None:
     """Whatever stands behind the frame that broke a rule is not looked at (RFC 6455, 7.1.7)."""
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"ping") + frame(b"", 3) + frame(b"ping") * 20 + closing(1000))
-        assert await peer.frames(1) == [
+        assert await peer.frames() == [
             Frame(TEXT, b"pong"),
             Frame(CLOSE, b"\x03\xeainvalid opcode"),
         ]
@@ -129,7 +130,7 @@ async def test_the_last_of_a_client_is_what_it_did_first(brain: Brain) -> None:
 async def test_the_rest_of_a_message_that_is_no_utf8_is_no_message(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(BAD, fin=False) + frame(b"ping", CONT) + frame(b"ping"))
-        assert [found.opcode for found in await peer.frames(1)] == [CLOSE]
+        assert [found.opcode for found in await peer.frames()] == [CLOSE]
 
 
 async def test_a_pong_does_not_wait_for_what_comes_behind_its_ping(brain: Brain) -> None:
@@ -179,16 +180,14 @@ async def test_a_ping_is_answered_with_what_it_held(brain: Brain, payload: bytes
 )
 async def test_a_close_is_answered_with_its_own_code(brain: Brain, payload: bytes) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
-        began = time.monotonic()
         peer.send(frame(payload, CLOSE) + frame(b"ping"))
         assert await peer.frames() == [Frame(CLOSE, payload)]
-        assert time.monotonic() - began < 0.5
 
 
 async def test_a_client_that_just_ends_its_stream_is_let_go(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.writer.write_eof()
-        assert await peer.frames(1) == []
+        assert await peer.frames() == []
 
 
 async def test_frames_in_the_segment_of_the_request_are_not_lost(brain: Brain) -> None:
@@ -237,7 +236,7 @@ async def test_a_flood_is_cut_at_the_allowance(brain: Brain, control: Control, s
     many = FLOODS[sent] * (100_000 if len(FLOODS[sent]) < 200 else 2_000)
     if "continuations" in sent:
         many = frame(b"x", fin=False) + many
-    with control.undisturbed(0.5):
+    with control.undisturbed():
         async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
             peer.send(many)
             got = await peer.frames()
@@ -248,10 +247,10 @@ async def test_a_flood_is_cut_at_the_allowance(brain: Brain, control: Control, s
 def flood_on(port: int) -> tuple[int, float, bytes]:
     """Of a client that goes on when it was cut off: the bytes that were taken, the seconds until its end, what it was told."""
     sent, began = 0, time.monotonic()
-    with socket.create_connection(("127.0.0.1", port), 5) as sock:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
         sock.sendall(request("/ws?run_id=nobody"))
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() < began + 5:
+            while time.monotonic() < began + PATIENCE:
                 sent += sock.send(bytes(1 << 20))
         return sent, time.monotonic() - began, sock.recv(65536)
 
@@ -260,10 +259,10 @@ async def test_who_floods_on_when_it_was_cut_off_is_not_read(
     brain: Brain, control: Control
 ) -> None:
     """It was, by gigabytes, to be thrown away; and who else came had to wait."""
-    with control.undisturbed(0.5):
+    with control.undisturbed():
         sent, seconds, told = await asyncio.to_thread(flood_on, brain.port)
     assert sent < 64 << 20, "what the kernel holds, at the most"
-    assert LAST_LOOK <= seconds < GRACE / 2, "it could see why, and was not kept for longer"
+    assert LAST_LOOK <= seconds < PATIENCE, "it could see why, and was not kept for ever"
     assert told.startswith(b"HTTP/1.1 101 ")
     assert (1002).to_bytes(2) in told
 
@@ -281,7 +280,7 @@ async def test_a_client_that_talks_within_its_allowance_stays(brain: Brain) -> N
 
 @pytest.mark.faults
 async def test_many_who_flood_at_once_disturb_nobody(brain: Brain, control: Control) -> None:
-    with control.undisturbed(0.5):
+    with control.undisturbed():
         peers = [await Peer.upgraded(brain.port, "/ws?run_id=nobody") for _ in range(50)]
         for peer in peers:
             peer.send(frame(b"", PING) * 20_000)
