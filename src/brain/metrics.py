@@ -18,7 +18,7 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import State
-from brain.postgres.publication import UnavailableCode
+from brain.postgres.unavailable import UnavailableCode
 
 SOURCES = ("none", "poll", "replication")
 UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
@@ -133,7 +133,7 @@ class _Reader:
         yield _counter(
             "brain_rows_rejected",
             "Rows rejected because they do not fit the message contract.",
-            parts.decoder.refused,
+            parts.decoder.rejected,
         )
         yield _counter(
             "brain_values_corrected",

@@ -4,6 +4,7 @@ import os
 import sys
 from typing import Annotated
 
+import psycopg
 import typer
 
 from brain import __version__
@@ -11,9 +12,10 @@ from brain.cli import console, demo, watch
 from brain.config import Settings
 from brain.doctor import checks as doctor
 from brain.embedded.server import EmbeddedError, program
-from brain.postgres.connection import connect, redact
+from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
-from brain.postgres.table import describe, init_sql
+from brain.postgres.publication import initialize, polled, publication_sql
+from brain.postgres.table import init_sql
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
@@ -99,20 +101,34 @@ def init_db(
     Running it twice changes nothing.
     """
     settings = console.load_settings(database_url=database_url)
-    if sql:
-        print(init_sql(settings.table))
-    else:
-        console.run(_init_db(settings))
+    console.run(_print_init_sql(settings) if sql else _init_db(settings))
+
+
+async def _print_init_sql(settings: Settings) -> None:
+    """The SQL for a new table, then what the table as it is in BRAIN_DATABASE_URL still needs."""
+    print(init_sql(settings.table))
+    if settings.database_url is None:
+        return
+    url = console.database_url(settings)
+    try:
+        async with await connect(url, APPLICATION) as conn:
+            if text := await publication_sql(conn, settings.table, APPLICATION):
+                print(text)
+    except psycopg.Error as error:
+        print(f"-- {redact(url)} does not answer: {error_line(error)}")
+        print("-- If the table exists there, run `brain init-db` for its publication.")
 
 
 async def _init_db(settings: Settings) -> None:
     url = console.database_url(settings)
-    async with await connect(url, "brain-init") as conn:
+    # The name that a stream has: synchronous_standby_names may contain it.
+    async with await connect(url, APPLICATION) as conn:
         conn.add_notice_handler(
             lambda notice: print(f"{notice.severity}: {notice.message_primary}", file=sys.stderr)
         )
-        await conn.execute(init_sql(settings.table).encode())
-        await describe(conn, settings.table)
+        unavailable = await initialize(conn, settings.table, APPLICATION)
+    if unavailable is not None:
+        print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
     print(f"{settings.table} of {redact(url)} is ready: brain serve")
 
 

@@ -26,20 +26,19 @@ from brain.contract.messages import ACTIVE, ID, STATUS, UNCHANGED, Run
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.connection import Conn, connect, deadline, error_line
 from brain.postgres.decoder import Decoder
+from brain.postgres.inspection import Inspection, inspect
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import LOCKED, Poll
-from brain.postgres.publication import (
-    Inspection,
-    SlotBlocked,
-    StreamUnavailable,
-    UnavailableCode,
-    ensure_publication,
-    from_error,
-    inspect,
-)
+from brain.postgres.publication import ensure_publication
 from brain.postgres.replication import LostError, SilentError, Stream
 from brain.postgres.snapshots import Xid
 from brain.postgres.table import Table, TableError
+from brain.postgres.unavailable import (
+    SlotBlocked,
+    StreamUnavailable,
+    UnavailableCode,
+    from_error,
+)
 
 log = structlog.get_logger()
 

@@ -268,7 +268,7 @@ async def test_values_without_a_place_in_the_contract(database: str, mode: Mode)
         assert progress == {"nan": None, "inf": 100, "-inf": 0, "more": 100, "less": 0}
         assert [f.run(run_id)[5] for run_id in ("late", "far", "bc")] == [None] * 3
         assert "odd" not in f.board
-        assert f.decoder.refused == 1
+        assert f.decoder.rejected == 1
         assert f.decoder.corrected == 8
 
 
@@ -627,7 +627,7 @@ async def test_a_day_in_the_life(any_database: str, mode: Mode) -> None:
         await f.settled()
         await f.sql("TRUNCATE runs", "INSERT INTO runs (id) VALUES ('last')")
         await f.settled()
-        assert f.decoder.refused == f.decoder.corrected == 0
+        assert f.decoder.rejected == f.decoder.corrected == 0
 
 
 async def test_connections_are_killed(any_database: str, mode: Mode) -> None:
