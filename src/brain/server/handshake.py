@@ -24,6 +24,14 @@ PATH = "/ws"
 KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 """16 bytes in base64 (RFC 6455, section 4.1)."""
 
+_SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\n"
+    b"Upgrade: websocket\r\n"
+    b"Connection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: "
+)
+_BEARER = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
+
 
 class HandshakeError(BrainError):
     """A request that does not open a WebSocket."""
@@ -33,7 +41,7 @@ class HandshakeError(BrainError):
         self.rejection = Rejection(code, detail, log_detail)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handshake:
     subscription: Subscription
     key: bytes
@@ -42,15 +50,8 @@ class Handshake:
     answered."""
 
     def response(self) -> bytes:
-        lines = [
-            "HTTP/1.1 101 Switching Protocols",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            f"Sec-WebSocket-Accept: {accept_key(self.key.decode())}",
-        ]
-        if self.bearer:
-            lines.append(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-        return "\r\n".join([*lines, "", ""]).encode()
+        accept = accept_key(self.key.decode()).encode()
+        return b"%s%s\r\n%s\r\n" % (_SWITCHING, accept, _BEARER if self.bearer else b"")
 
 
 def parse_handshake(

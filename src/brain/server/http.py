@@ -45,7 +45,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._limits = state.limits
         self._lease: Lease | None = None
         self._rejection: Rejection | None = None
-        """Every request of this connection is refused so: it was one too many when it was
+        """The answer to every request of this connection, which was one too many when it was
         accepted."""
         self._begun = False
         """The first byte of a request has arrived, and its last has not."""

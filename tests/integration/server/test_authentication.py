@@ -1,6 +1,4 @@
-"""Tokens at the door and at the desk: /ws and /api of a Brain that asks for them, as its own
-process.
-"""
+"""Tokens for /ws and for /api, against a Brain that requires them, as its own process."""
 
 import asyncio
 import json

@@ -1,5 +1,6 @@
-"""HTTP up to the upgrade, against all that may be sent in its place. A control client is there
-throughout, and misses nothing.
+"""HTTP up to the upgrade, against malformed and hostile requests.
+
+A control client is connected throughout, and misses no message.
 """
 
 import asyncio
@@ -163,7 +164,7 @@ async def test_a_plain_get_of_ws_gets_426(brain: Brain) -> None:
             assert "ws://" in answer.problem()
 
 
-# HTTP that is none, or too much of it
+# Malformed or oversized HTTP
 
 ODD: dict[str, tuple[bytes, int]] = {
     "garbage": (b"\x00\xff\xfe garbage\r\n\r\n", 400),
@@ -255,7 +256,7 @@ async def test_a_long_head_behind_an_unanswered_request_closes_the_connection(br
         assert (await peer.rest()).count(b"HTTP/1.1 200") <= 1
 
 
-# One after another
+# Several requests on one connection
 
 
 async def test_an_upgrade_behind_an_answered_request_is_accepted(brain: Brain) -> None:
@@ -501,7 +502,7 @@ async def test_a_rejected_connection_holds_no_place(limited: Brain) -> None:
         await peer.close()
 
 
-# Slow ones, and silent ones
+# Slow and silent requests
 
 
 async def test_slow_and_silent_requests_end_at_the_deadline(brain: Brain, before: Baseline) -> None:

@@ -1,6 +1,4 @@
-"""The server's life: where it listens, how it ends, and what is left of it; and the rounds that
-find who has vanished.
-"""
+"""Where the server listens, how it stops, what remains of it, and its rounds of pings."""
 
 import asyncio
 import contextlib
@@ -31,7 +29,7 @@ from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served
 from tests.support.wire import PING, PONG, Frame, Peer, closing, frame, get, request
 
-# In this process, on uvloop and real sockets, with its clocks turned up
+# In this process, on uvloop and real sockets, with short timeouts
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

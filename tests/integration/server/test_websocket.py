@@ -1,5 +1,6 @@
-"""One connection against all that a client may send, or leave unsent. A control client is there
-throughout, and misses nothing.
+"""One WebSocket, against every frame that a client may send.
+
+A control client is connected throughout, and misses no message.
 """
 
 import asyncio

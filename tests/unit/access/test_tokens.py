@@ -1,4 +1,4 @@
-"""Tokens: what they permit, and all that must not pass for one."""
+"""Tokens: what they permit, and what is not a valid one."""
 
 import asyncio
 import base64
@@ -67,7 +67,7 @@ async def test_a_token_can_be_limited_to_some_runs() -> None:
         assert caught.value.status == 403
 
 
-# What is none
+# What is not a token
 
 
 def forged(header: dict[str, Any], claims: Any, signature: bytes = b"") -> str:
@@ -155,7 +155,7 @@ async def test_the_clock_of_the_issuer_may_be_a_little_ahead() -> None:
     await tokens().check(token(iat=time.time() + 5, nbf=time.time() + 5))
 
 
-# Where it stands in a request
+# Where a request has it
 
 
 def test_a_token_comes_from_the_header_or_the_subprotocol() -> None:
