@@ -1,7 +1,7 @@
 """What clients may do to Brain: each test is a line of the list of faults, and has its number.
 
 A control client is there throughout: it misses nothing, and is told in time. Behind each test descriptors, connections and memory are
-what they were when Brain was warm. test_websocket.py and test_seam.py look at each of these rules more closely.
+what they were when Brain was warm. test_websocket.py and test_http.py look at each of these rules more closely.
 """
 
 import asyncio
