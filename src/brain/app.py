@@ -25,6 +25,7 @@ from brain.delivery.board import Board
 from brain.delivery.hub import COME_BACK, COME_BACK_REASON, Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
+from brain.postgres.cancellation import cancel
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
@@ -165,10 +166,8 @@ async def _serve(
             await _first_look(parts)
             announcing = tasks.create_task(_announce(server, parts, announce), name="announce")
             await server.serve(sockets)
-            following.cancel()
-            # psycopg asks the server first to cancel its statement, for 10 s if that is silent, unless it is cancelled again.
-            loop.call_later(1.0, following.cancel)
             announcing.cancel()
+            await cancel(following)
 
 
 def _tokens(settings: Settings) -> Tokens | None:

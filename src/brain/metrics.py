@@ -16,8 +16,8 @@ from brain.access.rejections import REJECTION_CODES
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
-from brain.postgres.follow import State
 from brain.postgres.publication import UnavailableCode
+from brain.postgres.source_state import SourceState
 
 SOURCES = ("none", "poll", "replication")
 UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
@@ -28,11 +28,11 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 @dataclass(frozen=True)
 class Parts:
-    """What is read. `clock` is the one by which State.heard was taken."""
+    """What is read. `clock` is the one by which SourceState.heard was taken."""
 
     board: Board
     hub: Hub
-    state: State
+    state: SourceState
     limiter: ConnectionLimiter
     decoder: Decoder
     rejections: Mapping[str, int]

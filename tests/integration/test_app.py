@@ -3,14 +3,14 @@
 import re
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from brain.delivery.hub import COME_BACK
-from brain.postgres import follow
-from tests.support.following import Following
+from tests.support.following import QUICK, Following
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
@@ -79,14 +79,12 @@ def test_polling_by_choice_is_said_to_be_one(database: str) -> None:
         assert causes(brain) == ["chosen"]
 
 
-async def test_a_stream_that_is_refused_again_and_again_is_said_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.02)
+async def test_a_stream_that_is_refused_again_and_again_is_said_once() -> None:
+    timing = replace(QUICK, promote_every=0.02)
     with own(wal_level="replica") as (server, url):
         tries = len(re.findall("logical decoding requires", server.log()))
         with capture_logs() as logs:
-            async with Following(url, "auto") as f:
+            async with Following(url, "auto", timing=timing) as f:
                 await f.until(
                     lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5
                 )

@@ -1,6 +1,5 @@
 """Connecting to PostgreSQL: what a URL may say, the session that Brain needs, and its errors in plain words."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +9,8 @@ import psycopg
 from psycopg import AsyncConnection, conninfo
 from psycopg.adapt import AdaptersMap
 from psycopg.types.string import TextLoader
+
+from brain.postgres.cancellation import timeout
 
 Text: TypeAlias = tuple[str | None, ...]
 Conn: TypeAlias = AsyncConnection[Text]
@@ -161,11 +162,10 @@ class Session(AsyncConnection[Any]):
 async def deadline(seconds: float = ANSWER, waiting_for: str = "an answer") -> AsyncIterator[None]:
     """Gives up on what has not ended after so many seconds. Raises psycopg.OperationalError.
 
-    TCP notices what vanishes on the way, but not a proxy that takes every question and hands none on. The second deadline
-    is for psycopg, which after the first asks the server to cancel, for 10 s if that is silent.
+    TCP notices what vanishes on the way, but not a proxy that takes every question and hands none on.
     """
     try:
-        async with asyncio.timeout(seconds + 1), asyncio.timeout(seconds):
+        async with timeout(seconds):
             yield
     except TimeoutError as error:
         raise psycopg.OperationalError(

@@ -9,7 +9,6 @@ import pytest
 from psycopg import conninfo
 from structlog.testing import capture_logs
 
-from brain.postgres import follow
 from brain.postgres.connection import Conn, connect
 from brain.postgres.publication import (
     _REFUSALS,
@@ -260,10 +259,7 @@ async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
     assert publications(any_database) == [(NAME, "runs")]
 
 
-async def test_a_child_that_is_made_while_it_is_streamed(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
+async def test_a_child_that_is_made_while_it_is_streamed(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.source("replication")
         await f.sql(
@@ -357,11 +353,7 @@ async def test_publications_by_other_names_are_left(database: str) -> None:
     assert publications(database) == [("theirs", "runs")]
 
 
-async def test_a_key_that_goes_and_comes_back_while_it_is_streamed(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.1)
+async def test_a_key_that_goes_and_comes_back_while_it_is_streamed(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.source("replication")
         await f.sql(
