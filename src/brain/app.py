@@ -24,6 +24,7 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
+from brain.postgres.cancellation import cancel
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
@@ -170,11 +171,8 @@ async def _serve(
                 _announce_start(server, parts, announce), name="announce"
             )
             await server.serve(sockets)
-            following.cancel()
-            # psycopg first asks PostgreSQL to cancel the statement, and waits up to 10 s for an
-            # answer, unless its task is cancelled again.
-            loop.call_later(1.0, following.cancel)
             announcing.cancel()
+            await cancel(following)
 
 
 def _tokens(settings: Settings) -> Tokens | None:

@@ -17,7 +17,7 @@ from brain.access.rejections import REJECTION_CODES
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
-from brain.postgres.follow import State
+from brain.postgres.source_state import SourceState
 from brain.postgres.unavailable import UnavailableCode
 
 SOURCES = ("none", "poll", "replication")
@@ -29,11 +29,11 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 @dataclass(frozen=True)
 class Parts:
-    """What /metrics reads. `clock` is the clock of State.heard."""
+    """What /metrics reads. `clock` is the clock of SourceState.heard."""
 
     board: Board
     hub: Hub
-    state: State
+    state: SourceState
     limiter: ConnectionLimiter
     decoder: Decoder
     rejections: Mapping[str, int]

@@ -3,14 +3,14 @@
 import re
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from brain.contract.close_codes import GAP
-from brain.postgres import follow
-from tests.support.following import Following
+from tests.support.following import QUICK, Following
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
@@ -79,14 +79,12 @@ def test_polling_by_choice_has_a_code_of_its_own(database: str) -> None:
         assert codes(brain) == ["chosen"]
 
 
-async def test_repeated_refusals_of_a_stream_are_logged_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.02)
+async def test_repeated_refusals_of_a_stream_are_logged_once() -> None:
+    timing = replace(QUICK, promote_every=0.02)
     with own(wal_level="replica") as (server, url):
         tries = len(re.findall("logical decoding requires", server.log()))
         with capture_logs() as logs:
-            async with Following(url, "auto") as f:
+            async with Following(url, "auto", timing=timing) as f:
                 await f.until(
                     lambda: len(re.findall("logical decoding requires", server.log())) >= tries + 5
                 )

@@ -189,14 +189,21 @@ class Board:
                 # a finished one that was opened again, and who filters would otherwise be sent every new run.
                 was = () if known is not None or run[STATUS] in ACTIVE else FINISHED
                 pushes.append(self._put(run, 0, known, was))
+        removed = 0
         for run_id in event.gone:
             known = self._runs.get(run_id)
             if known is not None and (
                 event.unless_after is None or known[SEQ] <= event.unless_after
             ):
                 self._forget(known)
+                removed += 1
         if event.unless_after is not None:
             self.corrections += len(pushes)
+            if event.outcome is not None:
+                self._evict()
+                skipped = sum(run[ID] not in self._runs for run in event.rows)
+                event.outcome.pushed, event.outcome.removed = len(pushes), removed
+                event.outcome.skipped = skipped
         elif event.complete:
             # The question behind this one was asked after what was shown before the last: of that, only the deleted are left.
             self._shown = {

@@ -1,6 +1,5 @@
 """Connecting to PostgreSQL: the URL, the session that Brain needs, and errors as one line."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.types.string import TextLoader
 
 from brain.contract.errors import BrainError
+from brain.postgres.cancellation import timeout
 
 Text: TypeAlias = tuple[str | None, ...]
 Conn: TypeAlias = AsyncConnection[Text]
@@ -174,11 +174,9 @@ async def deadline(
     """Raise psycopg.OperationalError if the body takes longer than this.
 
     TCP notices a peer that vanishes, but not a proxy that accepts every query and forwards none.
-    The outer timeout ends psycopg's own attempt to cancel the query, which takes 10 s if the server
-    is silent.
     """
     try:
-        async with asyncio.timeout(seconds + 1), asyncio.timeout(seconds):
+        async with timeout(seconds):
             yield
     except TimeoutError as error:
         raise psycopg.OperationalError(

@@ -218,7 +218,7 @@ def test_serve_reports_a_missing_table_and_waits_for_it(postgres: Postgres) -> N
         brain.port = int(re.findall(r"on port (\d+)\. Paste", brain.log())[-1])
         status, ready = brain.get("/readyz")
         assert (status, ready["ready"]) == (503, False)
-        assert "make it with `brain init-db`" in ready["detail"]
+        assert "create it with `brain init-db`" in ready["detail"]
         assert brain.get("/healthz")[0] == 200
         run("init-db", database_url=url)
         brain.wait_ready("replication")

@@ -9,7 +9,6 @@ import pytest
 from psycopg import conninfo
 from structlog.testing import capture_logs
 
-from brain.postgres import follow
 from brain.postgres.connection import Conn, connect
 from brain.postgres.inspection import Inspection, inspect
 from brain.postgres.publication import ensure_publication, initialize
@@ -272,10 +271,7 @@ async def test_tables_that_inherit_are_not_published(any_database: str) -> None:
     assert publications(any_database) == [(NAME, "runs")]
 
 
-async def test_a_child_that_is_created_while_it_is_streamed_ends_the_stream(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
+async def test_a_child_that_is_created_while_it_is_streamed_ends_the_stream(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.source("replication")
         await f.sql(
@@ -373,11 +369,7 @@ async def test_publications_with_other_names_are_left(database: str) -> None:
     assert publications(database) == [("theirs", "runs")]
 
 
-async def test_a_key_that_is_dropped_and_added_ends_and_restarts_the_stream(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.1)
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.1)
+async def test_a_key_that_is_dropped_and_added_ends_and_restarts_the_stream(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.source("replication")
         await f.sql(
