@@ -21,6 +21,11 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "brain":
             raise
+        sys.stderr.write(
+            f"brain: the package {error.name} is not installed. "
+            "The command `brain` needs it: pip install 'brain-runs[server]', "
+            "or 'brain-runs[embedded]', which includes a PostgreSQL.\n"
+        )
         raise SystemExit(2) from None
 
 
