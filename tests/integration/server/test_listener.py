@@ -24,7 +24,7 @@ from brain.server.limits import Limits
 from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
 from brain.server.websocket import Connection
 from tests.support.in_process_server import in_process_server
-from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until
+from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until, within
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served
 from tests.support.wire import PING, PONG, Frame, Peer, closing, frame, get, request
@@ -116,7 +116,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 @on_uvloop
 async def test_a_client_that_vanishes_is_dropped_and_one_that_answers_or_reads_stays() -> None:
-    async with in_process_server(patience=2, ping_interval=0.2) as it:
+    async with in_process_server(patience=within(3), ping_interval=0.2) as it:
         stopped = await asyncio.create_subprocess_exec(
             sys.executable, "-c", VANISHING, str(it.port), request().hex()
         )
@@ -142,8 +142,8 @@ async def test_a_client_that_vanishes_is_dropped_and_one_that_answers_or_reads_s
             """And answer nothing: its transport is always full, so it gets no pings."""
             while True:
                 with contextlib.suppress(BlockingIOError):
-                    slow.recv(16384)
-                await asyncio.sleep(0.01)
+                    slow.recv(65536)
+                await asyncio.sleep(0.005)
 
         async def talk() -> None:
             while True:
@@ -153,7 +153,8 @@ async def test_a_client_that_vanishes_is_dropped_and_one_that_answers_or_reads_s
         tasks = [asyncio.create_task(each()) for each in (answer, read_slowly, talk)]
         lagged = 0
         while it.hub.clients > 3 or lagged <= 20 or pongs < 6:
-            for number in range(100):
+            assert it.hub.clients >= 3, "one that answers or reads was dropped"
+            for number in range(30):
                 it.change(f"run-{number}", error="x" * 8000)
             await asyncio.sleep(0.05)
             lagged += it.hub.lagging > 0
