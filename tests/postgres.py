@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ import psycopg
 from psycopg import sql
 
 from patience import PATIENCE, wait_until
+from ports import free_port
 
 SETTINGS = {
     "wal_level": "logical",
@@ -63,7 +63,7 @@ class Postgres:
     def __init__(self, version: int = 18, **settings: str) -> None:
         self.version = version
         self.settings = {**SETTINGS, **settings}
-        self.port = _free_port()
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="brain-postgres-", dir=_roomy()))
         self.data = self.folder / "data"
         self.process: subprocess.Popen[bytes] | None = None
@@ -256,9 +256,3 @@ def _living(pid: int) -> bool:
 
 def _account() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -22,7 +22,8 @@ from brain.publication import Cause
 from brain.runs import Decoder, Table, init_sql
 from conftest import ROLE, TEMPLATE, own, with_template
 from patience import PATIENCE
-from postgres import Postgres, _free_port, _readable, execute, running
+from ports import free_port
+from postgres import Postgres, _readable, execute, running
 from served import BRAIN, served
 
 RUNS = Table("public", "runs")
@@ -618,7 +619,7 @@ async def test_a_standby() -> None:
 @contextlib.contextmanager
 def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
     """The URL, with PgBouncer between."""
-    port = _free_port()
+    port = free_port()
     ini = server.folder / f"pgbouncer-{port}.ini"
     ini.with_suffix(".users").write_text(f'"{ROLE}" ""\n')
     ini.write_text(

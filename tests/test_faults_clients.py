@@ -18,9 +18,10 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from crowd import Crowd, Member, frames, lasting_port, room
+from crowd import Crowd, Member, frames, room
 from mutant import mutant
 from patience import PATIENCE
+from ports import free_port
 from postgres import execute
 from served import Brain, message, served
 from test_seam import ODD
@@ -326,7 +327,7 @@ def test_30_5000_clients_come_back_at_once_after_a_restart(database: str, superu
            SELECT i, 'running', 'crowd', 1, 'x' FROM generate_series(1, 40) i""",
     )
     count = room(CROWD)
-    first = Brain(database_url=database, max_connections=0, port=lasting_port())
+    first = Brain(database_url=database, max_connections=0, port=free_port())
     with Crowd.clients(first.port, count) as crowd:
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
         assert crowd.pump(PATIENCE, lambda: not crowd.present)

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from brain.log import MOST, Log
-from crowd import lasting_port
 from patience import PATIENCE
+from ports import free_port
 from served import served
 from wire import Control, Peer
 
@@ -80,7 +80,7 @@ async def test_a_stream_that_cannot_be_written_takes_nothing_down(database: str,
     """A full disk, a reader that has gone, and none at all: a socket that took the number of one would be written to."""
     read, write = os.pipe()
     shell, errors = ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)
-    port = lasting_port()
+    port = free_port()
     with served(wait=False, database_url=database, port=port, shell=shell, errors=errors) as brain:
         os.close(write)
         os.close(read)

@@ -24,6 +24,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from patience import PATIENCE
+from ports import free_port
 from postgres import execute
 from served import Brain, message, served
 
@@ -95,9 +96,7 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
     program = PROGRAMS[name]
     if program is None:
         pytest.skip(f"{name} is not installed: apt install {name}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     trust = certificate(folder)
     folder.chmod(0o755)
     found = re.search(rf"^```{name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)

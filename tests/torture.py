@@ -32,8 +32,8 @@ import psycopg
 
 from brain.messages import FIELDS
 from conftest import ROLE, TEMPLATE, with_template
-from crowd import lasting_port
 from patience import LIFETIME, PATIENCE
+from ports import free_port
 from postgres import VERSIONS, Postgres, execute, running
 from served import Brain
 from witness import KINDS
@@ -133,7 +133,7 @@ class House:
         self.lost: Counter[str] = Counter()
         """What clients who were killed take with them."""
         self._dice = random.Random(f"{seed}/brain")
-        self.port = lasting_port()
+        self.port = free_port()
         self.brain = Brain(database_url=self.database, folder=self.folder, port=self.port, **self._settings())
         self._lives = 0
         self.crews = {name: self._crew(name) for name in CREWS}
