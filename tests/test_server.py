@@ -24,7 +24,7 @@ from brain.seam import MOST_EXPIRED
 from brain.server import DESCRIPTORS, SEND_BUFFER, ListenError, listen
 from brain.websocket import Connection
 from house import house
-from patience import LIFETIME, PATIENCE, eventually, wait_until
+from patience import LIFETIME, PATIENCE, eventually, wait_until, within
 from postgres import execute
 from served import BRAIN, Brain, message, served
 from wire import PING, PONG, Frame, Peer, closing, frame, get, request
@@ -114,10 +114,19 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 @on_uvloop
 async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
-    async with house(patience=0.8, ping_interval=0.2) as it:
+    async with (
+        house(patience=within(3), ping_interval=within(0.3)) as it,
+        contextlib.AsyncExitStack() as stack,
+    ):
         stopped = await asyncio.create_subprocess_exec(
             sys.executable, "-c", VANISHING, str(it.port), request().hex()
         )
+
+        async def end() -> None:  # or uvloop would wait for it for ever
+            stopped.kill()
+            await stopped.wait()
+
+        stack.push_async_callback(end)
         answering = await Peer.upgraded(it.port)
         mute = await Peer.upgraded(it.port, "/ws?run_id=nobody")
         talking = await Peer.upgraded(it.port, "/ws?run_id=nobody")
@@ -152,6 +161,7 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
         tasks = [asyncio.create_task(each()) for each in (answer, read_slowly, talk)]
         lagged = 0
         while it.hub.clients > 3 or lagged <= 20 or pongs < 6:
+            assert not any(task.done() for task in tasks), "who answers, talks or reads stays"
             for number in range(100):
                 it.change(f"run-{number}", error="x" * 8000)
             await asyncio.sleep(0.05)
@@ -160,8 +170,6 @@ async def test_who_vanishes_is_dropped_and_who_answers_or_reads_stays() -> None:
         assert len(await mute.frames()) >= 2, "it was pinged, and then cut off"
         for task in tasks:
             task.cancel()
-        stopped.kill()
-        await stopped.wait()
         slow.close()
         for peer in (answering, talking, mute):
             await peer.close()
