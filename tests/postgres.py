@@ -71,18 +71,8 @@ class Postgres:
             os.chown(self.folder, account.pw_uid, account.pw_gid)
 
     def init(self) -> "Postgres":
-        self.program(
-            "initdb",
-            "-D",
-            str(self.data),
-            "-U",
-            "postgres",
-            "--auth=trust",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        )
+        """A new cluster: the copy of one that is made once, for a copy takes a tenth of initdb's time."""
+        subprocess.run(["cp", "-a", _new_cluster(self.version), self.data], check=True)
         return self
 
     def program(self, name: str, *arguments: str) -> str:
@@ -205,6 +195,16 @@ def running(version: int = 18, **settings: str) -> Iterator[Postgres]:
         yield server
     finally:
         server.remove()
+
+
+@cache
+def _new_cluster(version: int) -> Path:
+    """What initdb makes. No server is ever started there."""
+    maker = Postgres(version)
+    atexit.register(shutil.rmtree, maker.folder, ignore_errors=True)
+    options = ["-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+    maker.program("initdb", "-D", str(maker.data), *options)
+    return maker.data
 
 
 def _binaries(version: int) -> Path:
