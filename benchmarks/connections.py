@@ -25,7 +25,9 @@ def idle(suite: Suite, name: str, clients: int) -> dict[str, Any]:
             pass
         time.sleep(1.0)  # those ten are gone, and what they left is freed
         before, used = machine.rss_bytes(server.pid), machine.cpu_seconds(server.pid)
-        with Load(Options(server.port, peer.path, clients, hello=peer.hello), cores=OTHER_CORES) as load:
+        with Load(
+            Options(server.port, peer.path, clients, hello=peer.hello), cores=OTHER_CORES
+        ) as load:
             cpu = machine.cpu_seconds(server.pid) - used
             time.sleep(1.0)  # what the last of them left is freed
             connected = load.connected
@@ -67,12 +69,18 @@ def main() -> None:
     many = (200,) if options.quick else (1_000, 10_000)
     crowds = (500,) if options.quick else (5_000, 10_000)
     with Suite("connections", options) as suite:
-        for name in suite.in_turn("brain", "node_ws", "fastapi", "websockets", "centrifugo", "floor"):
+        for name in suite.in_turn(
+            "brain", "node_ws", "fastapi", "websockets", "centrifugo", "floor"
+        ):
             with suite.database(name):
                 for clients in many:
-                    suite.measure(name, _job(clients, "idle clients"), partial(idle, suite, name, clients))
+                    suite.measure(
+                        name, _job(clients, "idle clients"), partial(idle, suite, name, clients)
+                    )
                 for clients in crowds if name != "floor" else ():
-                    suite.measure(name, _job(clients, "clients, storm"), partial(storm, suite, name, clients))
+                    suite.measure(
+                        name, _job(clients, "clients, storm"), partial(storm, suite, name, clients)
+                    )
         memory = [_job(clients, "idle clients") for clients in many]
         accepted = suite.median(memory[-1], "brain", "accepted_per_second")
         node = suite.median(memory[-1], "node_ws", "accepted_per_second")

@@ -29,7 +29,7 @@ JOBS = (
 )
 QUICK = (Job("200 clients × 100/s", 200, 100, 100),)
 
-MOST = "most deliveries/s, in bursts"
+MAX_REQUESTS = "most deliveries/s, in bursts"
 ENOUGH = 2.0
 """Seconds that a burst takes, at the least, if what it reaches is to count as a capacity."""
 
@@ -59,7 +59,9 @@ def main() -> None:
                         suite.measure(place, job.name, partial(place.trial, job.count, job.rate))
                     if clients == jobs[0].clients:
                         suite.measure(
-                            place, MOST, partial(capacity, place, 1_000 if options.quick else 20_000)
+                            place,
+                            MAX_REQUESTS,
+                            partial(capacity, place, 1_000 if options.quick else 20_000),
                         )
         columns = {
             "changes/s": "changes_per_second",
@@ -68,13 +70,18 @@ def main() -> None:
             "lost": "lost",
             "behind": "behind",
         }
-        suite.finish(columns, ratios={"per_second": "more", "cpu_us": "less"}, targets=targets(suite))
+        suite.finish(
+            columns, ratios={"per_second": "more", "cpu_us": "less"}, targets=targets(suite)
+        )
 
 
 def targets(suite: Suite) -> list[tuple[str, float, dict[str, float]]]:
     """The figures to reach."""
     steady, heavy = JOBS[1].name, JOBS[2].name
-    best, floor = suite.median(MOST, "brain", "per_second"), suite.median(steady, "floor", "cpu_us")
+    best, floor = (
+        suite.median(MAX_REQUESTS, "brain", "per_second"),
+        suite.median(steady, "floor", "cpu_us"),
+    )
     found = [
         (f"CPU µs per delivery, {heavy}", suite.median(heavy, "brain", "cpu_us"), {"most": 0.35}),
         (f"lost, {heavy}", suite.median(heavy, "brain", "lost"), {"most": 0.0}),
@@ -82,8 +89,10 @@ def targets(suite: Suite) -> list[tuple[str, float, dict[str, float]]]:
         (f"CPU to the floor's, {steady}", suite.median(steady, "brain", "cpu_us") / floor, {"most": 0.5}),
     ]  # fmt: skip
     for name, least in (("node_ws", 20.0), ("centrifugo", 10.0), ("fastapi", 80.0)):
-        other = suite.median(MOST, name, "per_second")
-        found.append((f"most deliveries/s, to those of {PEERS[name].title}", best / other, {"least": least}))
+        other = suite.median(MAX_REQUESTS, name, "per_second")
+        found.append(
+            (f"most deliveries/s, to those of {PEERS[name].title}", best / other, {"least": least})
+        )
     return found
 
 

@@ -18,11 +18,11 @@ from benchmarks import machine
 from benchmarks.changes import RUNS, Changes, prepare, run_id
 from benchmarks.peers import PEERS
 from benchmarks.trial import OTHER_CORES, SERVER_CORE, Place
-from served import Brain
-from wire import request
+from tests.support.served import Brain
+from tests.support.wire import request
 
 FEW = 100
-MOST = 1.5
+MAX_REQUESTS = 1.5
 """What a change among 10 000 filters may cost, of what it costs among a hundred."""
 
 
@@ -81,7 +81,9 @@ def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, f
         return {
             "cpu_us_per_change": (used - (began - idle)) / count * 1e6,
             "idle_core_share": (began - idle) / seconds,
-            "lost": count - came(sockets) - (brain.metric("brain_changes_conflated_total") - merged),
+            "lost": count
+            - came(sockets)
+            - (brain.metric("brain_changes_conflated_total") - merged),
         }
 
 
@@ -109,7 +111,9 @@ def main() -> None:
             with Place(PEERS["brain"], url, clients=many) as place:
                 rates = (rate, rate * 10) if many == clients else (rate,)
                 measures = {
-                    f"{many} clients × {each}/s": partial(fan_out, place, round(each * seconds), each)
+                    f"{many} clients × {each}/s": partial(
+                        fan_out, place, round(each * seconds), each
+                    )
                     for each in rates
                 }
                 jobs |= machine.interleaved(options.runs, measures)
@@ -120,7 +124,9 @@ def main() -> None:
         }
         jobs |= machine.interleaved(options.runs, measures)
     document: dict[str, Any] = {
-        "jobs": {name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in jobs.items()}
+        "jobs": {
+            name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in jobs.items()
+        }
     }
     first, *others = document["jobs"].values()
     print(f"{'':34} {'µs/delivery':>12} {'µs/change':>10} {'core':>6} {'p99 ms':>8} {'lost':>6}")
@@ -134,13 +140,14 @@ def main() -> None:
             f"{name:34} {cells[0]:>12} {cells[1]:>10} {cells[2]:>6} {cells[3]:>8} {figures['lost']['max']:6.0f}"
         )
     few, most = (
-        document["jobs"][f"{many} clients with {many} filters"]["figures"] for many in (FEW, filters)
+        document["jobs"][f"{many} clients with {many} filters"]["figures"]
+        for many in (FEW, filters)
     )
     document["targets"] = [
         machine.target(
             f"a change among {filters} run_id filters to one among {FEW}",
             most["cpu_us_per_change"]["median"] / few["cpu_us_per_change"]["median"],
-            most=MOST,
+            most=MAX_REQUESTS,
         ),
         machine.target(
             "messages lost", max(job["figures"]["lost"]["max"] for job in (first, *others)), most=0

@@ -29,17 +29,18 @@ from benchmarks.changes import RUNS, prepare
 from benchmarks.load import Load, Options
 from benchmarks.writers import pgbench
 from brain.app import COLLECTOR
-from brain.board import Board
-from brain.database import connect
-from brain.hub import Client, Hub
-from brain.pgoutput import LSN, parse
-from brain.poll import Visible
-from brain.replication import Stream
-from brain.runs import Decoder, Description, Table, describe
-from brain.source import Changes, Snapshot
-from brain.subscription import Subscription
-from postgres import Postgres, execute
-from served import Brain
+from brain.contract.events import Changes, Snapshot
+from brain.contract.subscription import Subscription
+from brain.delivery.board import Board
+from brain.delivery.hub import Client, Hub
+from brain.postgres.connection import connect
+from brain.postgres.decoder import Decoder
+from brain.postgres.pgoutput import LSN, parse
+from brain.postgres.replication import Stream
+from brain.postgres.snapshots import PgSnapshot
+from brain.postgres.table import Description, Table, describe
+from tests.support.postgres import Postgres, execute
+from tests.support.served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 ROWS = 100_000
@@ -89,7 +90,7 @@ async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
     stream = await Stream.open(
         url, TABLE, description, Decoder({}, 8192), application="benchmark", patience=30
     )
-    await stream.start(Visible(0, 0, frozenset()), LSN(0))
+    await stream.start(PgSnapshot(0, 0, frozenset()), LSN(0))
     loading = asyncio.create_task(asyncio.to_thread(load))
     data: list[bytes] = []
     found = 0
@@ -138,7 +139,9 @@ def decode(recording: Recording) -> None:
 def changes(recording: Recording) -> Iterator[list[Changes]]:
     """The slices, as the stream would yield them."""
     recording.rewind()
-    stream = Stream(cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192))
+    stream = Stream(
+        cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192)
+    )
     while taken := stream._take():  # noqa: SLF001 - read() without waiting
         yield taken
 
@@ -194,7 +197,9 @@ def replayed(recording: Recording, rows: int, stage: str) -> dict[str, float]:
     return {"rows_per_second": rows / used, "us_per_row": used / rows * 1e6}
 
 
-def whole(server: Postgres, brain: Brain, load: Load, write: Callable[[], object]) -> dict[str, float]:
+def whole(
+    server: Postgres, brain: Brain, load: Load, write: Callable[[], object]
+) -> dict[str, float]:
     """Rows a second that reach the client, and the rows that one core could do of it."""
     load.ask("reset")
     before = brain.metric("brain_changes_total")
@@ -256,11 +261,13 @@ def main() -> None:
             if show:
                 in_loop(partial(profiled, recording, "frame"))
             stages = {
-                stage: partial(in_loop, partial(replayed, recording, wanted, stage)) for stage in STAGES
+                stage: partial(in_loop, partial(replayed, recording, wanted, stage))
+                for stage in STAGES
             }
             found = machine.interleaved(options.runs, stages)
             document["jobs"][load_name] = {
-                stage: {"runs": each, "figures": machine.spreads(each)} for stage, each in found.items()
+                stage: {"runs": each, "figures": machine.spreads(each)}
+                for stage, each in found.items()
             }
         os.sched_setaffinity(0, {int(core) for core in OTHER_CORES.split(",")})
         for load_name, write in loads.items():
@@ -285,7 +292,9 @@ def main() -> None:
         )
     reached = document["jobs"]["one UPDATE"]["frame"]["figures"]["rows_per_second"]["median"]
     document["targets"] = [
-        machine.target("rows/s of one UPDATE, decode → board → frame, on one core", reached, least=LEAST),
+        machine.target(
+            "rows/s of one UPDATE, decode → board → frame, on one core", reached, least=LEAST
+        ),
     ]
     machine.write("ingest", document, quick=options.quick)
 

@@ -20,14 +20,22 @@ QUICK = (Job("1 idle client", 1, 30, 20), Job("200 clients × 100/s", 200, 100, 
 def main() -> None:
     options = arguments(__doc__)
     with Suite("latency", options) as suite:
-        for name in suite.in_turn("brain", "brain_at_once", "node_ws", "fastapi", "websockets", "centrifugo"):
+        for name in suite.in_turn(
+            "brain", "brain_at_once", "node_ws", "fastapi", "websockets", "centrifugo"
+        ):
             for job in QUICK if options.quick else JOBS:
                 with suite.place(name, clients=job.clients) as place:
                     if place is not None:
                         suite.measure(place, job.name, partial(place.trial, job.count, job.rate))
         idle, steady, heavy = (job.name for job in JOBS)
         suite.finish(
-            {"p50 ms": "p50", "p99 ms": "p99", "max ms": "max", "commit ms": "commit_ms", "behind": "behind"},
+            {
+                "p50 ms": "p50",
+                "p99 ms": "p99",
+                "max ms": "max",
+                "commit ms": "commit_ms",
+                "behind": "behind",
+            },
             ratios={"p50": "less", "p99": "less"},
             targets=[
                 (f"p50 ms, {idle}", suite.median(idle, "brain", "p50"), {"most": 2.0}),

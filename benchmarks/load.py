@@ -87,7 +87,9 @@ class Crowd:
         self.counting, self.probing = select.epoll(), select.epoll()
         host = f"Host: localhost:{options.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         key = f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        request = f"GET {options.path} HTTP/1.1\r\n{host}{key}".encode() + masked_text(options.hello)
+        request = f"GET {options.path} HTTP/1.1\r\n{host}{key}".encode() + masked_text(
+            options.hello
+        )
         connecting = select.epoll()
         every = max(1, options.clients // options.probes)
         under_way: dict[int, Client] = {}
@@ -113,7 +115,7 @@ class Crowd:
                         connecting.modify(fd, select.EPOLLIN)
                         continue
                     self.fail(client, f"errno {error}")
-                elif (settled := self.answered(client)) is None:
+                elif (settled := self.deadline(client)) is None:
                     continue
                 elif settled:
                     (self.probing if client.probe else self.counting).register(fd, select.EPOLLIN)
@@ -139,7 +141,7 @@ class Crowd:
         sock.bind((f"127.0.{self.round % 250}.{2 + number % self.options.sources}", 0))
         sock.connect_ex(("127.0.0.1", self.options.port))
 
-    def answered(self, client: Client) -> bool | None:
+    def deadline(self, client: Client) -> bool | None:
         """None: not yet. Bytes behind the head of the answer are the stream's first."""
         try:
             data = client.sock.recv(65536)
@@ -160,13 +162,15 @@ class Crowd:
             self.came(client, rest) if client.probe else self.counted(client, len(rest))
         return True
 
-    def fail(self, client: Client, why: str) -> bool:
+    def fail(self, client: Client, detail: str) -> bool:
         client.state = "failed"
-        self.failed[why] = self.failed.get(why, 0) + 1
+        self.failed[detail] = self.failed.get(detail, 0) + 1
         return False
 
     def give_up(self, under_way: dict[int, Client], done: int) -> list[tuple[int, int]]:
-        raise SystemExit(f"no answer for 30 s to {len(under_way)} of {self.options.clients} ({done} done)")
+        raise SystemExit(
+            f"no answer for 30 s to {len(under_way)} of {self.options.clients} ({done} done)"
+        )
 
     def close_all(self) -> None:
         for client in self.clients.values():
@@ -253,7 +257,9 @@ class Crowd:
                 if stamps:
                     client.size = start + size - at
             elif buffer[at] & 0x0F == 9:
-                client.sock.send(b"\x8a" + bytes([0x80 | size]) + b"\0\0\0\0" + buffer[start : start + size])
+                client.sock.send(
+                    b"\x8a" + bytes([0x80 | size]) + b"\0\0\0\0" + buffer[start : start + size]
+                )
             at = start + size
         client.data = buffer[at:]
 
@@ -291,7 +297,9 @@ class Crowd:
         ragged = sum(
             1
             for client in self.clients.values()
-            if not client.probe and size and client.count % size not in (0, PING_BYTES, 2 * PING_BYTES)
+            if not client.probe
+            and size
+            and client.count % size not in (0, PING_BYTES, 2 * PING_BYTES)
         )
         latencies = sorted((came - sent) / 1e6 for client in probes for sent, came in client.stamps)
         return {
@@ -333,7 +341,9 @@ def masked_text(text: str) -> bytes:
     payload = text.encode()
     if not payload:
         return b""
-    length = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2)
+    length = (
+        bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2)
+    )
     return b"\x81" + length + b"\0\0\0\0" + payload
 
 

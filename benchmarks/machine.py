@@ -20,9 +20,9 @@ import psycopg
 
 from benchmarks.load import Load
 from brain.config import Settings
-from brain.runs import Table, init_sql
-from postgres import Postgres, _readable, execute
-from served import Brain
+from brain.postgres.table import Table, init_sql
+from tests.support.postgres import Postgres, _readable, execute
+from tests.support.served import Brain
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
@@ -89,7 +89,9 @@ def address(server: Postgres) -> str:
 
 
 @contextmanager
-def brain(url: str, *, cores: str = "", follows: str = "replication", **settings: object) -> Iterator[Brain]:
+def brain(
+    url: str, *, cores: str = "", follows: str = "replication", **settings: object
+) -> Iterator[Brain]:
     """A Brain as its own process, without its limits; killed at the end, so that no farewell to thousands is waited for."""
     given: dict[str, Any] = {"max_connections": 0, "database_url": url, "log_level": "warning"}
     if "handshakes_per_second" in Settings.model_fields:
@@ -103,7 +105,9 @@ def brain(url: str, *, cores: str = "", follows: str = "replication", **settings
             pin(served.process.pid, cores)
         yield served
         if served.process.poll() is not None:
-            raise RuntimeError(f"Brain ended with {served.process.returncode}:\n{served.log()[-2000:]}")
+            raise RuntimeError(
+                f"Brain ended with {served.process.returncode}:\n{served.log()[-2000:]}"
+            )
     finally:
         served.process.kill()
         served.process.wait()
@@ -196,7 +200,9 @@ open_files()
 def options(doc: str | None) -> argparse.Namespace:
     """`--quick`, which every program has, and `--runs`."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test: little of everything, once")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test: little of everything, once"
+    )
     parser.add_argument("--runs", type=int, help="of each measurement (default: 3; 1 if --quick)")
     given = parser.parse_args()
     given.runs = given.runs or (1 if given.quick else 3)
@@ -226,7 +232,9 @@ def spreads(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {field: spread([run[field] for run in runs]) for field in runs[0]}
 
 
-def ratios(runs: Sequence[dict[str, float]], to: Sequence[dict[str, float]], field: str) -> dict[str, float]:
+def ratios(
+    runs: Sequence[dict[str, float]], to: Sequence[dict[str, float]], field: str
+) -> dict[str, float]:
     """Each run against the other's run beside it in time."""
     return spread([one[field] / other[field] for one, other in zip(runs, to, strict=True)])
 
@@ -277,9 +285,12 @@ def describe() -> dict[str, Any]:
 def _cpu() -> str:
     text = Path("/proc/cpuinfo").read_text()
     found = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in text.splitlines())
     }
-    return f"{found.get('model name', platform.machine())}, {float(found.get('cpu MHz', 0)):.0f} MHz"
+    return (
+        f"{found.get('model name', platform.machine())}, {float(found.get('cpu MHz', 0)):.0f} MHz"
+    )
 
 
 def _first_line(program: Path, *arguments: str) -> str:

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 
-from brain.cli import main
+from brain.cli.commands import main
 
 out = os.open(os.environ["BENCHMARK_PAUSES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 wall = cpu = 0.0

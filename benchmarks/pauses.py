@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import served
 from benchmarks import machine
 from benchmarks.changes import Changes, prepare
 from benchmarks.load import Load, Options
+from tests.support import served
 
 SERVER_CORE, OTHER_CORES = machine.cores()
-MOST = 0.010
+MAX_REQUESTS = 0.010
 RATE = 100
 
 
@@ -29,7 +29,9 @@ def storm(url: str, runs: int, clients: int, seconds: float) -> dict[str, float]
         with machine.brain(url, cores=SERVER_CORE) as brain:
             assert brain.get("/readyz")[1]["runs"] == runs
             begun = Path(file.name).stat().st_size
-            with Load(Options(brain.port, "/ws", clients, window=clients), cores=OTHER_CORES) as load:
+            with Load(
+                Options(brain.port, "/ws", clients, window=clients), cores=OTHER_CORES
+            ) as load:
                 connected = load.connected
                 with Changes(url, runs, cores=OTHER_CORES) as changes:
                     changes.start(round(RATE * seconds), RATE)
@@ -57,11 +59,17 @@ def main() -> None:
     with machine.database(cores=OTHER_CORES) as url:
         prepare(url, runs)
         job = f"{clients} clients, {runs} runs"
-        found = machine.interleaved(options.runs, {job: partial(storm, url, runs, clients, seconds)})
+        found = machine.interleaved(
+            options.runs, {job: partial(storm, url, runs, clients, seconds)}
+        )
     figures = machine.spreads(found[job])
     document: dict[str, Any] = {
         "jobs": {job: {"runs": found[job], "figures": figures}},
-        "targets": [machine.target("longest pause, s", figures["longest_ms"]["max"] / 1000, most=MOST)],
+        "targets": [
+            machine.target(
+                "longest pause, s", figures["longest_ms"]["max"] / 1000, most=MAX_REQUESTS
+            )
+        ],
     }
     machine.write("pauses", document, quick=options.quick)
 

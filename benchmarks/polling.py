@@ -13,14 +13,14 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.changes import Changes
 from benchmarks.load import Load, Options
-from postgres import Postgres, execute
-from served import Brain
+from tests.support.postgres import Postgres, execute
+from tests.support.served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 ACTIVE = 1_000
 RATE = 20
-MOST_MS = 1_000
-MOST_SHARE = 0.06
+MAX_MS = 1_000
+MAX_SHARE = 0.06
 
 FILL = """
 INSERT INTO runs (id, status, progress, task_id, agent, started_at, completed_at, error)
@@ -46,7 +46,9 @@ def spent(server: Postgres, brain: Brain) -> tuple[float, float]:
     return machine.cpu_seconds(brain.process.pid), postgres
 
 
-def poll(server: Postgres, brain: Brain, load: Load, changes: Changes, seconds: float) -> dict[str, float]:
+def poll(
+    server: Postgres, brain: Brain, load: Load, changes: Changes, seconds: float
+) -> dict[str, float]:
     load.ask("reset")
     count = round(RATE * seconds)
     before, began = spent(server, brain), time.monotonic()
@@ -86,9 +88,11 @@ def main() -> None:
         "rows": rows,
         "jobs": {f"{rows} rows": {"runs": runs, "figures": figures}},
         "targets": [
-            machine.target("change → client, p99, ms", figures["p99_ms"]["median"], most=MOST_MS),
+            machine.target("change → client, p99, ms", figures["p99_ms"]["median"], most=MAX_MS),
             machine.target(
-                "of a core, Brain and PostgreSQL for it", figures["core_share"]["median"], most=MOST_SHARE
+                "of a core, Brain and PostgreSQL for it",
+                figures["core_share"]["median"],
+                most=MAX_SHARE,
             ),
         ],
     }

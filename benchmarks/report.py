@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 from benchmarks.machine import QUICK_RESULTS, RESULTS
 from benchmarks.peers import PEERS
 from benchmarks.suite import number
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGE = "benchmarks.md"
 MARK = "<!-- From here on written by `python -m benchmarks.report` -->"
 ORDER = (
@@ -49,7 +49,9 @@ PLOTS = (
 
 def tables(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Node]]]:
     """Those in a result's jobs, each with its title."""
-    rows = {name: each for name, each in node.items() if isinstance(each, dict) and "figures" in each}
+    rows = {
+        name: each for name, each in node.items() if isinstance(each, dict) and "figures" in each
+    }
     if rows:
         yield ", ".join(path), rows
     for name, each in node.items():
@@ -83,7 +85,9 @@ def table(rows: dict[str, Node], columns: dict[str, str]) -> list[str]:
     lines = ["", "| | " + " | ".join(wanted) + " |", "|---" * (len(wanted) + 1) + "|"]
     for name, row in found.items():
         cells = [cell(figure, row.get(figure)) for figure in wanted.values()]
-        lines.append(f"| {PEERS[name].title if name in PEERS else name} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {PEERS[name].title if name in PEERS else name} | " + " | ".join(cells) + " |"
+        )
     return [*lines, ""]
 
 
@@ -115,18 +119,33 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
     lines = [f"## {title}", ""]
     lines += [what + ".", ""] if what else []
     lines += [rest, ""] if rest else []
-    lines += [f"`.venv/bin/{result['command']}`, {result['day']}; median (least to most) of the runs.", ""]
-    lines += [f"![{plot[4]}]({plot[0]})" for plot in PLOTS if plot[1] == name and (docs / plot[0]).exists()]
+    lines += [
+        f"`.venv/bin/{result['command']}`, {result['day']}; median (least to most) of the runs.",
+        "",
+    ]
+    lines += [
+        f"![{plot[4]}]({plot[0]})"
+        for plot in PLOTS
+        if plot[1] == name and (docs / plot[0]).exists()
+    ]
     for job, rows in tables(result["jobs"]):
         lines += ["", f"**{job}**" if job else "", *table(rows, result.get("columns", {}))]
     titles = {name: peer.title for name, peer in PEERS.items()}
-    lines += [f"Skipped: {titles.get(who, who)}: {why}" for who, why in result.get("skipped", {}).items()]
-    lines += [f"Failed: {what}: {why}" for what, why in result.get("failed", {}).items()]
+    lines += [
+        f"Skipped: {titles.get(who, who)}: {detail}"
+        for who, detail in result.get("skipped", {}).items()
+    ]
+    lines += [f"Failed: {what}: {detail}" for what, detail in result.get("failed", {}).items()]
     return [*lines, ""]
 
 
 def reached(results: dict[str, Node]) -> list[str]:
-    lines = ["## Figures to reach", "", "| what | figure | reached | | by |", "|---|---|---|---|---|"]
+    lines = [
+        "## Figures to reach",
+        "",
+        "| what | figure | reached | | by |",
+        "|---|---|---|---|---|",
+    ]
     for name, result in results.items():
         for each in result.get("targets", []):
             verdict = "yes" if each["met"] else "**no**"
@@ -141,7 +160,9 @@ def _anchor(name: str) -> str:
 
 
 def machine(result: Node) -> list[str]:
-    found = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items())
+    found = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items()
+    )
     return ["## The machine", "", f"{found}.", ""]
 
 
@@ -182,7 +203,9 @@ def plot(results: dict[str, Node], docs: Path) -> None:
         rows = results.get(name, {}).get("jobs", {}).get(job, {})
         values = {
             (
-                PEERS[who].title.removesuffix(", one send() per client and message") if who in PEERS else who
+                PEERS[who].title.removesuffix(", one send() per client and message")
+                if who in PEERS
+                else who
             ): each["figures"][figure]["median"]
             for who, each in rows.items()
             if figure in each["figures"] and each["figures"][figure]["median"] > 0
@@ -202,7 +225,14 @@ def write(folder: Path, docs: Path) -> None:
     plot(results, docs)
     page = docs / PAGE
     by_hand = page.read_text().partition(MARK)[0] if page.exists() else "# Benchmarks\n\n"
-    lines = [by_hand.rstrip(), "", MARK, "", *machine(next(iter(results.values()))), *reached(results)]
+    lines = [
+        by_hand.rstrip(),
+        "",
+        MARK,
+        "",
+        *machine(next(iter(results.values()))),
+        *reached(results),
+    ]
     for name, result in results.items():
         lines += section(name, result, docs)
     text = "\n".join(lines)

@@ -20,18 +20,24 @@ from typing import Any
 
 import psycopg
 
-import crowd
 from benchmarks import machine
-from crowd import Crowd
-from served import Brain
-from wire import PONG, closing, descriptors, frame, memory, request
+from tests.support import crowd
+from tests.support.crowd import Crowd
+from tests.support.served import Brain
+from tests.support.wire import PONG, closing, descriptors, frame, memory, request
 
 ROUND = 1_000
 WARM = 100
 """Rounds, before which nothing is compared."""
 WINDOW = 10
 
-ASKS = (b"", request()[:60], request(), request("/ws?snapshot=true&status=failed"), request() + closing(1000))
+ASKS = (
+    b"",
+    request()[:60],
+    request(),
+    request("/ws?snapshot=true&status=failed"),
+    request() + closing(1000),
+)
 PLOT = Path(__file__).parents[1] / "docs" / "soak.svg"
 
 
@@ -182,11 +188,17 @@ def main() -> None:
         before, after = growth(samples, field, warm)
         compared[field] = {"warm": before, "end": after, "growth": round(after / before - 1, 4)}
     targets = [
-        machine.target("growth of memory, of the warm baseline", compared["rss_mb"]["growth"], most=0.02),
         machine.target(
-            "growth of descriptors", compared["descriptors"]["end"] - compared["descriptors"]["warm"], most=0
+            "growth of memory, of the warm baseline", compared["rss_mb"]["growth"], most=0.02
         ),
-        machine.target("growth of threads", compared["threads"]["end"] - compared["threads"]["warm"], most=0),
+        machine.target(
+            "growth of descriptors",
+            compared["descriptors"]["end"] - compared["descriptors"]["warm"],
+            most=0,
+        ),
+        machine.target(
+            "growth of threads", compared["threads"]["end"] - compared["threads"]["warm"], most=0
+        ),
         machine.target("connections left behind", samples[-1]["left"], most=0),
         machine.target("clients that failed", totals["failures"], most=0),
     ]

@@ -18,12 +18,12 @@ import psycopg
 from benchmarks import machine
 from benchmarks.changes import RUNS, prepare, run_id, stamp
 from benchmarks.load import Load, Options
-from wire import request
+from tests.support.wire import request
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 STEP = 80
 RATE = 8_000
-MOST_KB = 64
+MAX_KB = 64
 # "queued" and "failed", "run_update" and "run_failed" are of one length, so bytes count messages.
 CHANGE = """
 UPDATE runs SET status = CASE status WHEN 'queued' THEN 'failed' ELSE 'queued' END, error = $1 WHERE id >= $2 AND id < $3
@@ -98,7 +98,9 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
     machine.statements(url, "UPDATE runs SET status = 'queued'")
     with ExitStack() as closing:
         brain = closing.enter_context(machine.brain(url, cores=SERVER_CORE))
-        load = closing.enter_context(Load(Options(brain.port, "/ws", clients - stalled), cores=OTHER_CORES))
+        load = closing.enter_context(
+            Load(Options(brain.port, "/ws", clients - stalled), cores=OTHER_CORES)
+        )
         sockets = []
         for _ in range(stalled):
             sock = closing.enter_context(socket.create_connection(("127.0.0.1", brain.port)))
@@ -106,7 +108,9 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
             assert sock.recv(4096).startswith(b"HTTP/1.1 101")
             sock.setblocking(False)
             sockets.append(sock)
-        for _ in range(3):  # the log of a board is at its longest when each run has changed a few times
+        for _ in range(
+            3
+        ):  # the log of a board is at its longest when each run has changed a few times
             machine.statements(url, "UPDATE runs SET progress = progress")
         machine.quiet(load)
         load.ask("reset")
@@ -133,7 +137,9 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
         reader.stop()
         counted = load.ask("count")
         with psycopg.connect(url) as connection:
-            truth = {i.encode(): s.encode() for i, s in connection.execute("SELECT id, status FROM runs")}
+            truth = {
+                i.encode(): s.encode() for i, s in connection.execute("SELECT id, status FROM runs")
+            }
         views = [dict(SAID.findall(taken)) for taken in reader.taken]
         missed = load.connected["clients"] * writer.made - counted["messages"][2]
         return {
@@ -169,14 +175,22 @@ def main() -> None:
     clients, stalled, seconds = (60, 20, 3.0) if options.quick else (300, 100, 4.0)
     job = f"{stalled} of {clients} clients"
     with machine.database(cores=OTHER_CORES) as url:
-        found = machine.interleaved(options.runs, {job: partial(stall, url, clients, stalled, seconds)})
+        found = machine.interleaved(
+            options.runs, {job: partial(stall, url, clients, stalled, seconds)}
+        )
     figures = machine.spreads(found[job])
     document: dict[str, Any] = {
         "jobs": {job: {"runs": found[job], "figures": figures}},
         "targets": [
-            machine.target("changes that the others lost", figures["lost_by_others"]["max"], most=0),
-            machine.target("KB for each stalled client", figures["kb_per_stalled"]["median"], most=MOST_KB),
-            machine.target("stalled clients that end up wrong", figures["wrong_at_the_end"]["max"], most=0),
+            machine.target(
+                "changes that the others lost", figures["lost_by_others"]["max"], most=0
+            ),
+            machine.target(
+                "KB for each stalled client", figures["kb_per_stalled"]["median"], most=MAX_KB
+            ),
+            machine.target(
+                "stalled clients that end up wrong", figures["wrong_at_the_end"]["max"], most=0
+            ),
         ],
     }
     machine.write("stalled", document, quick=options.quick)

@@ -21,9 +21,13 @@ TO_BEAT = "brain"
 
 def arguments(doc: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(doc or "").split(". `")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test: little of everything, once")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test: little of everything, once"
+    )
     parser.add_argument("--only", help="servers to measure, separated by commas", default="")
-    parser.add_argument("--runs", type=int, help=f"of each measurement (default: {RUNS}; 1 if --quick)")
+    parser.add_argument(
+        "--runs", type=int, help=f"of each measurement (default: {RUNS}; 1 if --quick)"
+    )
     return parser.parse_args()
 
 
@@ -83,7 +87,11 @@ class Suite:
         name = who if isinstance(who, str) else who.peer.name
         try:
             found = measure()
-            entry = asdict(found) if is_dataclass(found) and not isinstance(found, type) else dict(found)
+            entry = (
+                asdict(found)
+                if is_dataclass(found) and not isinstance(found, type)
+                else dict(found)
+            )
             entry |= entry.pop("latency", {})
             self.results.setdefault(job, {}).setdefault(name, []).append(entry)
             print(f"{name}, {job}: {_brief(entry)}", file=sys.stderr, flush=True)
@@ -93,7 +101,9 @@ class Suite:
             self._fail(name, job, error)
 
     def _fail(self, name: str, job: str, error: BaseException) -> None:
-        self.failed[f"{name}: {job}"] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.failed[f"{name}: {job}"] = (
+            str(error).splitlines()[0] if str(error) else type(error).__name__
+        )
         print(f"{name}, {job}: failed: {error}", file=sys.stderr, flush=True)
 
     def median(self, job: str, name: str, field: str) -> float:
@@ -141,11 +151,15 @@ class Suite:
 
 def figures(runs: Sequence[Entry]) -> dict[str, dict[str, float]]:
     """min, median and max of each figure that every run has."""
-    fields = [field for field in runs[0] if all(isinstance(run.get(field), (int, float)) for run in runs)]
+    fields = [
+        field for field in runs[0] if all(isinstance(run.get(field), (int, float)) for run in runs)
+    ]
     return machine.spreads([{field: float(run[field]) for field in fields} for run in runs])
 
 
-def _ratios(of: dict[str, list[Entry]], name: str, ratios: dict[str, str]) -> dict[str, dict[str, float]]:
+def _ratios(
+    of: dict[str, list[Entry]], name: str, ratios: dict[str, str]
+) -> dict[str, dict[str, float]]:
     """Brain against this server, run by run, those beside each other in time: above 1 is Brain's advantage."""
     found = {}
     for field, better in ratios.items():
@@ -177,7 +191,11 @@ def table(of: dict[str, Any], columns: dict[str, str]) -> str:
             if field == "behind":
                 cell = "fell behind" if each["figures"][field]["max"] else ""
             elif field == "lost":
-                cell = "0" if not each["figures"][field]["max"] else number(each["figures"][field]["max"])
+                cell = (
+                    "0"
+                    if not each["figures"][field]["max"]
+                    else number(each["figures"][field]["max"])
+                )
             if field in each["ratio"]:
                 cell += f" (Brain {number(each['ratio'][field]['median'])} ×)"
             cells.append(cell)

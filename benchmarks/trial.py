@@ -64,7 +64,9 @@ class Place:
 
     def __enter__(self) -> Self:
         try:
-            self.server = self._closing.enter_context(Server(self.peer, self.url, cores=SERVER_CORE))
+            self.server = self._closing.enter_context(
+                Server(self.peer, self.url, cores=SERVER_CORE)
+            )
             options = Options(self.server.port, self.peer.path, self.clients, hello=self.peer.hello)
             self.load = self._closing.enter_context(Load(options, cores=OTHER_CORES))
             self.load.all_welcome()
@@ -148,7 +150,9 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
         behind=behind,
         latency=report["latency"],
         commit_ms=done["commit_ms"] if done else None,
-        changes_per_second=done["made"] / (done["ended"] - done["began"]) * 1e9 if done and rate else None,
+        changes_per_second=done["made"] / (done["ended"] - done["began"]) * 1e9
+        if done and rate
+        else None,
         message_bytes=report["size"],
     )
 

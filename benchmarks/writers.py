@@ -16,14 +16,17 @@ from typing import Any, TypeAlias
 from benchmarks import machine
 from benchmarks.changes import RUNS, prepare
 from benchmarks.peers import HERE, PEERS, CannotBuild, Server
-from postgres import Postgres
+from tests.support.postgres import Postgres
 
 CLIENTS = 4
 SCRIPT = f"""\\set n random(0, {RUNS - 1})
 \\set p random(0, 100)
 UPDATE runs SET progress = :p WHERE id = 'run-' || lpad(:n::text, 8, '0');
 """
-FORGET = ("DROP TRIGGER IF EXISTS notify_run ON runs", "DROP TABLE IF EXISTS centrifugo_outbox CASCADE")
+FORGET = (
+    "DROP TRIGGER IF EXISTS notify_run ON runs",
+    "DROP TABLE IF EXISTS centrifugo_outbox CASCADE",
+)
 
 PEERS_WITH_TRIGGER = ("websockets", "node_ws", "centrifugo")
 
@@ -109,7 +112,9 @@ def compare(*, disk: bool, runs: int, seconds: float, skipped: dict[str, str]) -
         for name in PEERS_WITH_TRIGGER:
             if name not in skipped:
                 followers[name] = partial(peer, url, name)
-        measures = {name: partial(measure, server, seconds, each) for name, each in followers.items()}
+        measures = {
+            name: partial(measure, server, seconds, each) for name, each in followers.items()
+        }
         measure(server, 2, None)  # what is made at the first is made
         return machine.interleaved(runs, measures)
 
@@ -123,7 +128,9 @@ def report(found: Found) -> dict[str, Any]:
             "to_alone": machine.ratios(runs, found["alone"], "tps"),
             "latency_to_alone": machine.ratios(runs, found["alone"], "p50_ms"),
         }
-        tps, p50, p99 = (jobs[name]["figures"][field]["median"] for field in ("tps", "p50_ms", "p99_ms"))
+        tps, p50, p99 = (
+            jobs[name]["figures"][field]["median"] for field in ("tps", "p50_ms", "p99_ms")
+        )
         print(
             f"  {name:16} {tps:8.0f} tps, {jobs[name]['to_alone']['median']:.2f} of alone; p50 {p50:.3f} ms, p99 {p99:.3f} ms"
         )

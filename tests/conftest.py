@@ -4,79 +4,49 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 from psycopg import conninfo
 
-from brain.runs import Table, init_sql
-from postgres import VERSIONS, Postgres, available, execute, running
-from served import Brain
-from wire import Baseline, Control, baseline, settled
+from tests.support.postgres import VERSIONS, Postgres, available, running
+from tests.support.served import Brain
+from tests.support.template import ROLE, TEMPLATE, with_template
+from tests.support.wire import Baseline, Control, baseline, settled
 
 # A shell's background job ignores SIGINT, and so would every program that it starts: tests that send one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TEMPLATE = "brain_template"
-
-FAULTS = ("test_faults_", "test_torture")
-"""Modules whose tests are those of `make faults`, but for the `cheap` ones."""
+FAULTS = (Path(__file__).parent / "faults", Path(__file__).parent / "oracle" / "test_torture.py")
+"""Whose tests are those of `make faults`, but for the `cheap` ones."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name.startswith(FAULTS) and item.get_closest_marker("cheap") is None:
+        if any(map(item.path.is_relative_to, FAULTS)) and item.get_closest_marker("cheap") is None:
             item.add_marker(pytest.mark.faults)
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test stays, and need not be looked through behind each: 1 ms, and not 100."""
+    """Do not look through what was there before the first test: a collection takes 1 ms, and not 100."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def _swept() -> Iterator[None]:
-    """What a test has leaked complains behind that very test, and not in the middle of another."""
+def _collect() -> Iterator[None]:
+    """Report what a test has leaked with that test, and not in the middle of another."""
     yield
     gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _swept_module() -> Iterator[None]:
-    """And what a module's fixtures have, behind its last test."""
+def _collect_module() -> Iterator[None]:
+    """Report what a module's fixtures have leaked with its last test."""
     yield
     gc.collect()
-
-
-ROLE = "cecelia"
-"""An ordinary role with REPLICATION, which owns the database and its table. Not a superuser: no user of Brain's is one."""
-
-
-def with_template(server: Postgres) -> Postgres:
-    """Give a server the role, and the template that `create_database(TEMPLATE, ROLE)` copies."""
-    execute(server.url(), f"CREATE ROLE {ROLE} LOGIN REPLICATION")
-    execute(server.url(), f"CREATE DATABASE {TEMPLATE} OWNER {ROLE}")
-    execute(server.url(TEMPLATE, ROLE), init_sql(Table("public", "runs")))
-    return server
-
-
-@contextmanager
-def own(version: int = 18, **settings: str) -> Iterator[tuple[Postgres, str]]:
-    """A server whose settings ALTER SYSTEM may change, and a database on it."""
-    server = Postgres(version, **settings)
-    for name in settings:
-        server.settings.pop(name, None)
-    try:
-        server.init()
-        with (server.data / "postgresql.conf").open("a") as file:
-            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
-        server.start()
-        with_template(server)
-        yield server, server.url(server.create_database(TEMPLATE, ROLE), ROLE)
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -105,8 +105,8 @@ def _brain(flush_interval: float | None = None) -> Peer:
     )
 
 
-def _run(command: list[str], **options: object) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload] - cwd and env, as they are
+def _run(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr or done.stdout, file=sys.stderr)
         last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
@@ -189,7 +189,9 @@ class Server:
     def readiness(self) -> dict[str, object]:
         """Brain's own word."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/readyz", timeout=5
+            ) as answer:
                 document: dict[str, object] = json.load(answer)
                 return document
         except (urllib.error.HTTPError, OSError):

@@ -19,8 +19,12 @@ async def wait(connection: ServerConnection) -> None:
 
 async def main(port: int) -> None:
     logging.getLogger("websockets").addHandler(logging.NullHandler())
-    async with serve(wait, "127.0.0.1", port, compression=None, ping_interval=None, backlog=4096) as server:
-        listener = await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True)
+    async with serve(
+        wait, "127.0.0.1", port, compression=None, ping_interval=None, backlog=4096
+    ) as server:
+        listener = await psycopg.AsyncConnection.connect(
+            os.environ["DATABASE_URL"], autocommit=True
+        )
         await listener.execute("LISTEN runs")
         print("ready", flush=True)
         async for notification in listener.notifies():

@@ -1,10 +1,11 @@
-"""The laws under atheris, which looks for bytes that reach code nothing has reached before.
+"""The laws under atheris, which searches for bytes that reach new code.
 
-    python tests/fuzz/guided.py SECONDS              each law for so long, in a process of its own
-    python tests/fuzz/guided.py SECONDS LAW          one of them
+    python -m tests.fuzz.guided SECONDS              each law, in a process of its own
+    python -m tests.fuzz.guided SECONDS LAW          one law
 
-What breaks a law is kept in corpus/, where tests/test_fuzz.py finds it: to be committed with what mends it. What was merely found
-interesting is kept in FUZZ_FOLDER (.fuzz), to go on from. Where atheris cannot be installed it says so, and that is all.
+Bytes that break a law go to corpus/, where test_fuzz.py finds them: commit them with the fix. Bytes
+that reached new code go to FUZZ_FOLDER (.fuzz), where the next run continues. Where atheris cannot
+be installed, this program says so and does nothing.
 """
 
 import os
@@ -12,11 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
-sys.path.insert(0, str(TESTS))
-
 FOLDER = Path(os.environ.get("FUZZ_FOLDER", ".fuzz"))
-MOST_BYTES = {"pgoutput": 2048, "request": 2048, "frames": 6000, "settings": 400}
+MAX_BYTES = {"pgoutput": 2048, "request": 2048, "frames": 6000, "settings": 400}
 
 SETTINGS = [
     b"HOST=127.0.0.1,::1\0PORT=5221",
@@ -29,9 +27,9 @@ OPTIONS = ["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbos
 
 
 def seeds(law: str) -> list[bytes]:
-    from test_pgoutput import GOLDEN
-    from test_websocket import BROKEN
-    from wire import closing, frame, request
+    from tests.integration.server.test_websocket import BROKEN
+    from tests.support.wire import closing, frame, request
+    from tests.unit.postgres.test_pgoutput import GOLDEN
 
     match law:
         case "pgoutput":
@@ -42,7 +40,9 @@ def seeds(law: str) -> list[bytes]:
                 "/ws?since=2026-01-01T00:00:00Z&run_id=a",
                 "http://localhost/ws?snapshot=true&status=failed",
             )
-            return [request(target) for target in targets] + [request() + frame(b"ping") + closing(1000)]
+            return [request(target) for target in targets] + [
+                request() + frame(b"ping") + closing(1000)
+            ]
         case "frames":
             return [data for data, _ in BROKEN.values() if len(data) < 6000] + [
                 frame(b"ping") + frame(b"x", 9)
@@ -55,15 +55,19 @@ def guided(law: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["brain", "websockets"]):
-        from fuzz import laws
+        from tests.fuzz import laws
 
     folder = FOLDER / law
     folder.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds(law)):
         (folder / f"seed-{number}").write_bytes(data)
     kept = laws.CORPUS / law
-    kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer wants one
-    limits = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES[law]}", f"-artifact_prefix={kept}/"]
+    kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer needs it
+    limits = [
+        f"-max_total_time={seconds}",
+        f"-max_len={MAX_BYTES[law]}",
+        f"-artifact_prefix={kept}/",
+    ]
     atheris.Setup([sys.argv[0], str(folder), str(kept), *limits, *OPTIONS], laws.LAWS[law])
     atheris.Fuzz()
 
@@ -76,15 +80,19 @@ def main() -> None:
     try:
         import atheris  # noqa: F401
     except ImportError:
-        print("atheris is not to be had for this Python: hypothesis and schemathesis did what they could")
+        print("atheris is not available for this Python: only hypothesis and schemathesis have run")
         return
     broken = [
         law
-        for law in MOST_BYTES
-        if subprocess.run([sys.executable, __file__, seconds, law], check=False).returncode
+        for law in MAX_BYTES
+        if subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.guided", seconds, law], check=False
+        ).returncode
     ]
     if broken:
-        raise SystemExit(f"broken: {', '.join(broken)}; the bytes are in {TESTS / 'fuzz' / 'corpus'}")
+        raise SystemExit(
+            f"broken: {', '.join(broken)}; the bytes are in {Path(__file__).parent / 'corpus'}"
+        )
 
 
 if __name__ == "__main__":

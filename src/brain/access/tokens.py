@@ -1,0 +1,217 @@
+"""Tokens: a JWT (RFC 7519) in, what its bearer may do out. Off unless a secret or a key set is set.
+
+The key determines the algorithm, never the token (RFC 8725, section 3.1): HS256 for the secret, and
+for a key of a key set the one that it names or, without a name, the usual one of its type. No text
+here contains a token or a part of one.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+import jwt
+
+from brain.access.rejections import Rejection
+from brain.contract.errors import BrainError
+from brain.contract.messages import storable
+from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES
+
+Scope = Literal["read", "write"]
+
+BOUNDS = ("agent", "task_id")
+"""Claims that limit a token to some runs; each is named like the field of a run that it limits."""
+
+MAX_TOKEN = 4096
+"""Characters: it must fit into a message of a client, and into a head with everything else."""
+
+SKEW = 10
+"""Seconds that the issuer's clock may be ahead of this one."""
+
+
+class TokenError(BrainError):
+    """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified
+    now.
+    """
+
+    def __init__(self, code: Literal["token", "scope", "keys"], detail: str) -> None:
+        super().__init__(detail)
+        self.code: Literal["token", "scope", "keys"] = code
+
+    @property
+    def rejection(self) -> Rejection:
+        return Rejection(self.code, str(self))
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        return self.rejection.status
+
+
+class Keys(Protocol):
+    """The keys that sign tokens."""
+
+    async def begin(self) -> None:
+        """Read them, if they are not given. Never raises: a problem is logged."""
+
+    async def find(self, name: str | None) -> tuple[Any, str]:
+        """The key of this name, and its algorithm. Raises TokenError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the bearer of a token may do."""
+
+    expires: float = float("inf")
+    """Seconds since 1970."""
+    scopes: frozenset[str] = frozenset({"read", "write"})
+    within: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+    """Field of a run (agent, task_id) → the values that it permits. Other fields are not
+    limited."""
+
+    def require(self, scope: Scope) -> None:
+        """Raises TokenError."""
+        if scope not in self.scopes:
+            raise TokenError("scope", f"the token's scope does not contain {scope!r}")
+
+    def narrowed(self, name: str, wanted: Iterable[str]) -> frozenset[str]:
+        """The wanted values of a field; if there are none, all that the token permits.
+
+        Raises TokenError if the token does not permit all of them.
+        """
+        asked, permitted = frozenset(wanted), self.within.get(name)
+        if permitted is None:
+            return asked
+        if not asked <= permitted:
+            raise TokenError("scope", f"the token does not permit these values of {name}")
+        return asked or permitted
+
+
+OPEN = Grant()
+"""Where no tokens are required."""
+
+
+def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The token of a request (RFC 6750, section 2.1), or of the subprotocols `bearer, <token>`,
+    which a browser can send.
+
+    Never from the URL: URLs end up in logs and histories. Raises TokenError if there are two.
+    """
+    found = []
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, token = value.decode("latin-1").strip().partition(" ")
+            if scheme.lower() == "bearer":
+                found.append(token.strip())
+        elif (
+            name == b"sec-websocket-protocol"
+            and len(offered := _offered(value)) > 1
+            and offered[0] == SUBPROTOCOL
+        ):
+            found.append(offered[1])
+    if len(found) > 1:
+        raise TokenError("token", "a request has one token")
+    return found[0] if found else None
+
+
+SUBPROTOCOL = "bearer"
+
+
+def offers_bearer(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """A browser closes the connection if the server selects none of its subprotocols."""
+    return any(
+        name == b"sec-websocket-protocol" and _offered(value)[0] == SUBPROTOCOL
+        for name, value in headers
+    )
+
+
+def _offered(value: bytes) -> list[str]:
+    return [each.strip() for each in value.decode("latin-1").split(",")]
+
+
+class Tokens:
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        audience: str | None = None,
+        issuer: str | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.keys = keys
+        self.now = now
+        self._audience = audience
+        self._issuer = issuer
+
+    async def check(self, token: str | None) -> Grant:
+        """Raises TokenError."""
+        if not token:
+            raise TokenError("token", "a token is required: send it as Authorization: Bearer")
+        if len(token) > MAX_TOKEN or not token.isascii():
+            raise TokenError("token", f"a token is a JWT of at most {MAX_TOKEN} characters")
+        try:
+            header = jwt.get_unverified_header(token)
+            name = header.get("kid")
+            key, algorithm = await self.keys.find(name if isinstance(name, str) else None)
+            if header.get("alg") != algorithm:
+                raise TokenError(
+                    "token", f"the token is not signed with {algorithm}, the algorithm of its key"
+                )
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=SKEW,
+                options={"require": ["exp"], "verify_aud": self._audience is not None},
+            )
+            expires = float(claims["exp"])
+        except jwt.PyJWTError as error:
+            raise TokenError("token", _DETAILS.get(type(error), "the token is not valid")) from None
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            raise TokenError("token", "the token is not a JWT") from None
+        if not expires > self.now():
+            raise TokenError("token", _DETAILS[jwt.ExpiredSignatureError])
+        scope = claims.get("scope", "read")
+        within = {name: _values(name, claims[name]) for name in BOUNDS if name in claims}
+        return Grant(
+            expires,
+            frozenset(_texts("scope", scope.split() if isinstance(scope, str) else scope)),
+            within,
+        )
+
+
+_DETAILS: Mapping[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "the token has expired",
+    jwt.ImmatureSignatureError: "the token is not valid yet",
+    jwt.InvalidSignatureError: "the token's signature is not valid",
+    jwt.InvalidAudienceError: "the token is for another audience than BRAIN_JWT_AUDIENCE",
+    jwt.InvalidIssuerError: "the token's issuer is not BRAIN_JWT_ISSUER",
+    jwt.MissingRequiredClaimError: (
+        "the token lacks a claim: exp, and aud and iss if they are configured"
+    ),
+}
+
+
+def _texts(name: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TokenError("token", f"the token's claim {name} is a text or a list of texts")
+    return value
+
+
+def _values(name: str, value: object) -> frozenset[str]:
+    values = frozenset(_texts(name, [value] if isinstance(value, str) else value))
+    if not 0 < len(values) <= MAX_VALUES or not all(
+        0 < len(each) <= MAX_CHARACTERS for each in values
+    ):
+        raise TokenError(
+            "token",
+            f"the token's claim {name} has 1 to {MAX_VALUES} texts "
+            f"of 1 to {MAX_CHARACTERS} characters",
+        )
+    try:
+        return frozenset(map(storable, values))
+    except ValueError as error:
+        raise TokenError("token", f"the token's claim {name} {error}") from error

@@ -1,0 +1,20 @@
+"""The root of Brain's own exceptions.
+
+BrainError
+├── access:    AddressError, TokenError, KeySetError
+├── api:       RunError and its kinds
+├── client:    WatchError
+├── config:    SettingsError
+├── embedded:  EmbeddedError
+├── postgres:  DatabaseURLError, TableError, PgoutputError, StreamLost, StreamUnavailable
+└── server:    ListenError, HandshakeError
+
+What libraries raise (psycopg, pydantic, PyJWT) is translated where it is caught, with `raise … from`.
+"""
+
+
+class BrainError(Exception):
+    """Brain cannot do what it was asked to do."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (self.__doc__ or "").partition("\n")[0])

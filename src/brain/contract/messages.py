@@ -1,0 +1,171 @@
+"""The wire contract: what a run is, what a message is, and the frame that carries it.
+
+A change is encoded once and framed once, for every client: a server's frames are unmasked (RFC 6455, section
+5.1), so all clients may be handed the same bytes.
+"""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+T = TypeVar("T")
+
+Status = Literal["queued", "running", "completed", "failed"]
+Type = Literal["run_update", "run_complete", "run_failed"]
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+ACTIVE: frozenset[str] = frozenset({"queued", "running"})
+TYPES: dict[str, Type] = {
+    "queued": "run_update",
+    "running": "run_update",
+    "completed": "run_complete",
+    "failed": "run_failed",
+}
+
+Run = tuple[str, str, float | None, str | None, str | None, str | None, str | None, str | None]
+"""A row in the words of the contract: id, status, progress, task_id, agent, started_at, completed_at, error.
+
+A plain tuple of atoms: Python's collector stops tracking those, and a board holds hundreds of thousands.
+"""
+
+FIELDS = ("id", "status", "progress", "task_id", "agent", "started_at", "completed_at", "error")
+ID: Final = 0
+STATUS: Final = 1
+TASK_ID: Final = 3
+AGENT: Final = 4
+
+UNCHANGED = "\0"
+"""Stands in a field whose value PostgreSQL did not send, as it did not change (TOAST). No text of PostgreSQL's holds a NUL."""
+
+Micros = int
+"""A moment, as microseconds since 1970-01-01T00:00:00Z: PostgreSQL's own resolution."""
+
+
+def _left_out(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_left_out)]
+"""A field that is left out, and never null, where the row has NULL."""
+
+
+class RunData(BaseModel):
+    """A run as clients see it. What is NULL in the row is left out."""
+
+    model_config = ConfigDict(extra="forbid", title="Run")
+
+    id: str
+    status: Status
+    progress: Optional[Annotated[float, Field(ge=0, le=100, description="percent")]] = None
+    task_id: Optional[str] = None
+    agent: Optional[str] = None
+    started_at: Optional[Annotated[datetime, Field(description="ISO 8601, UTC")]] = None
+    completed_at: Optional[Annotated[datetime, Field(description="ISO 8601, UTC")]] = None
+    error: Optional[str] = None
+
+
+class WSMessage(BaseModel):
+    """The one message that a client of `/ws` receives."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Type
+    data: RunData
+    timestamp: Annotated[
+        datetime, Field(description="when the change was committed; ISO 8601, UTC")
+    ]
+
+
+def storable(text: str) -> str:
+    """The text, if a run can hold it. Raises ValueError, with a sentence that lacks its subject."""
+    if "\0" in text:
+        raise ValueError("must not contain NUL, which PostgreSQL cannot store")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain half a surrogate pair, which is no character") from None
+    return text
+
+
+def body(run: Run) -> str:
+    """The `data` of a message, as JSON in printable ASCII."""
+    run_id, status, progress, task_id, agent, started_at, completed_at, error = run
+    text = f'{{"id":{quoted(run_id)},"status":"{status}"'
+    if progress is not None:
+        text += f',"progress":{progress}'
+    if task_id is not None:
+        text += f',"task_id":{quoted(task_id)}'
+    if agent is not None:
+        text += f',"agent":{quoted(agent)}'
+    if started_at is not None:
+        text += f',"started_at":"{started_at}"'
+    if completed_at is not None:
+        text += f',"completed_at":"{completed_at}"'
+    if error is not None:
+        text += f',"error":{quoted(error)}'
+    return text + "}"
+
+
+def message(run: Run, time: Micros) -> bytes:
+    """The message about `run` as of `time`, in the frame that goes to every client."""
+    payload = f'{{"type":"{TYPES[run[1]]}","data":{body(run)},"timestamp":"{_latest(time)}"}}'
+    return text_frame(payload.encode("ascii"))
+
+
+def text_frame(payload: bytes) -> bytes:
+    """An unmasked, unfragmented text frame (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1, "big") + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def iso(time: Micros) -> str:
+    """`2026-11-21T09:30:00.123456Z`: always six digits, so that the text sorts as the time does."""
+    return f"{_second(time // 1_000_000)}.{time % 1_000_000:06d}Z"
+
+
+_latest = lru_cache(maxsize=1)(iso)
+"""All rows of a transaction have one time."""
+
+
+def micros(moment: datetime) -> Micros:
+    """The exact microseconds of an aware datetime, without a float on the way."""
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def parse_time(text: str) -> Micros:
+    """An ISO 8601 moment with its zone, as a client gives it in `since`.
+
+    Raises ValueError, with a sentence that says what is expected.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(
+            f"{text!r} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
+        )
+    return micros(moment)
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"queued", "running", "failed"}),
+    "running": frozenset({"running", "completed", "failed"}),
+    "completed": frozenset({"completed"}),
+    "failed": frozenset({"failed"}),
+}
+"""What the HTTP API lets a status become. A status may stay as it is (progress); an end is final."""

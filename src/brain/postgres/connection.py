@@ -1,0 +1,208 @@
+"""Connecting to PostgreSQL: the URL, the session that Brain needs, and errors as one line."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeAlias
+
+import psycopg
+from psycopg import AsyncConnection, conninfo
+from psycopg.adapt import AdaptersMap
+from psycopg.types.string import TextLoader
+
+from brain.contract.errors import BrainError
+from brain.postgres.cancellation import timeout
+
+Text: TypeAlias = tuple[str | None, ...]
+Conn: TypeAlias = AsyncConnection[Text]
+"""A connection on which every column arrives as the text that its type prints."""
+
+APPLICATION = "brain"
+"""Brain's application_name, which synchronous_standby_names may contain."""
+
+SESSION = {
+    "datestyle": "ISO,MDY",
+    "timezone": "UTC",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""These settings decide how values look as text, and a role or a database may have others (seen:
+`21/11/2026 06:32:03 IST`, and `3e+01` for 30). Start-up options override both."""
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds. A query that waits for no lock is answered within them, or the database is gone."""
+
+_FOREIGN_PARAMETERS = {
+    "schema",
+    "pgbouncer",
+    "connection_limit",
+    "pool_timeout",
+    "sslaccept",
+    "statement_cache_size",
+    "prepared_statements",
+}
+"""Parameters of other tools' URLs (Prisma, SQLAlchemy). Brain removes them: libpq refuses them."""
+
+
+class DatabaseURLError(BrainError, ValueError):
+    """The URL names no PostgreSQL database.
+
+    The text never contains a password. A ValueError too, because pydantic reports only those.
+    """
+
+
+def parse_url(url: str) -> str:
+    """A libpq connection string from `postgres://`, `postgresql+asyncpg://`, `?schema=public` …
+
+    Nothing is decoded and encoded again: to libpq a `+` is a plus. Raises DatabaseURLError.
+    """
+    url = url.strip()
+    if match := re.match(r"([a-z][a-z0-9.:-]*)(\+\w+)?://", url, re.IGNORECASE):
+        if match[1].lower() not in ("postgres", "postgresql"):
+            raise DatabaseURLError(
+                f"the database URL begins with {match[1]}://, not with postgresql://"
+            )
+        head, mark, query = url[match.end() :].partition("?")
+        authority, _, name = head.partition("/")
+        if authority.count("@") > 1 or "@" in name or ("@" in query and "@" not in head):
+            raise DatabaseURLError(
+                "the database URL has an @, a / or a ? inside its password" + _URL_HINT
+            )
+        pairs = query.split("&")
+        kept = [pair for pair in pairs if pair.partition("=")[0] not in _FOREIGN_PARAMETERS]
+        url = f"postgresql://{head}{mark if any(kept) else ''}{'&'.join(kept)}"
+    try:
+        info = conninfo.conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise DatabaseURLError(
+            f"the database URL cannot be read ({_safe(error)})" + _URL_HINT
+        ) from None
+    for port in str(info.get("port") or 5432).split(","):
+        if port and not (port.isdecimal() and 0 < int(port) < 65536):
+            raise DatabaseURLError(
+                "the port in the database URL is not a number from 1 to 65535" + _URL_HINT
+            )
+    return url
+
+
+_URL_HINT = (
+    ": write postgresql://user:password@host:5432/database,"
+    " and in the password %40 for @, %2F for /, %3F for ?, %25 for % and %20 for a space"
+)
+
+
+def _safe(error: psycopg.Error) -> str:
+    """The error about a string that libpq cannot read, without what may be part of a password."""
+    text = _first_line(error)
+    named = text.startswith(("invalid URI query parameter", "invalid connection option"))
+    return text if named else re.sub(r'"[^"]*"?', "…", text)
+
+
+def redact(url: str) -> str:
+    """The URL for a log line: without its password and its parameters, which may contain one."""
+    info = conninfo.conninfo_to_dict(url)
+    hosts = str(info.get("host") or info.get("hostaddr") or "localhost").split(",")
+    ports = [port or "5432" for port in str(info.get("port") or "").split(",")]
+    if len(ports) < len(hosts):  # one port for every host
+        ports *= len(hosts)
+    places = [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+    user = f"{info['user']}@" if info.get("user") else ""
+    return f"postgresql://{user}{','.join(places)}/{info.get('dbname') or ''}"
+
+
+def parameters(
+    url: str, application: str, *, replication: bool = False, **settings: str
+) -> dict[str, Any]:
+    """Keyword arguments of connect(): the URL's, and Brain's session settings after its options."""
+    given = conninfo.conninfo_to_dict(url)
+    options = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
+    return {
+        "connect_timeout": 5,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,  # ms: the time to notice that packets vanish
+        "application_name": application,
+        **given,
+        "client_encoding": "UTF8",
+        **({"replication": "database"} if replication else {}),
+        "options": f"{given.get('options') or ''} {options}".strip(),
+    }
+
+
+async def connect(
+    url: str, application: str, *, replication: bool = False, **settings: str
+) -> Conn:
+    """An autocommit connection on which every column is text. Raises psycopg.Error."""
+    given = parameters(url, application, replication=replication, **settings)
+    conn: Conn = await Session.connect(**given, autocommit=True)
+    await configure(conn)
+    return conn
+
+
+class Session(AsyncConnection[Any]):
+    """A connection that does without start-up options where a pooler refuses them."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **given: Any) -> Self:
+        try:
+            return await super().connect(conninfo, **given)
+        except psycopg.OperationalError as error:
+            if "startup parameter" not in str(error) or given.get("replication"):
+                raise
+        conn = await super().connect(conninfo, **{**given, "options": ""})
+        # A pooler keeps these two apart for each of its clients (PgBouncer,
+        # "track_extra_parameters"). Any other SET would remain in a session that the application
+        # uses a moment later.
+        async with deadline():
+            await conn.execute("SET datestyle = 'ISO,MDY'")
+            await conn.execute("SET timezone = 'UTC'")
+        return conn
+
+
+@asynccontextmanager
+async def deadline(
+    seconds: float = ANSWER_TIMEOUT, waiting_for: str = "an answer"
+) -> AsyncIterator[None]:
+    """Raise psycopg.OperationalError if the body takes longer than this.
+
+    TCP notices a peer that vanishes, but not a proxy that accepts every query and forwards none.
+    """
+    try:
+        async with timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise psycopg.OperationalError(
+            f"the database has kept Brain waiting for {waiting_for} for {seconds:.0f} s"
+        ) from error
+
+
+async def configure(conn: AsyncConnection[Any]) -> None:
+    """Read every type as text: one decoder for queries and the stream keeps equal rows equal."""
+    conn.prepare_threshold = None  # a pooler may give each statement to another session
+    for oid in _oids(conn.adapters):
+        conn.adapters.register_loader(oid, TextLoader)
+
+
+def _oids(adapters: AdaptersMap) -> list[int]:
+    return [oid for info in adapters.types for oid in (info.oid, info.array_oid) if oid]
+
+
+def error_line(error: BaseException) -> str:
+    """The first line of PostgreSQL's message, with the SQLSTATE."""
+    sqlstate = getattr(error, "sqlstate", None)
+    text = _first_line(error) or type(error).__name__
+    return f"{text} ({sqlstate})" if sqlstate else text
+
+
+def _first_line(error: BaseException) -> str:
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    # libpq repeats a connection string that it cannot read, including the password.
+    return re.sub(r"://[^@\s]*@", "://…@", text.removeprefix("ERROR: ")).strip()

@@ -1,0 +1,159 @@
+"""Following the table for ever: choose a source, fall back, promote, reconnect.
+
+                           a slot         one more poll
+    CONNECTING ──► POLLING ──────► JOINING ───────────► STREAMING
+      ▲              ▲                │                     │
+      │              └────────────────┴─────────────────────┘
+      │                 the stream is lost, or what it depends on has changed
+      └── from any state, when the ordinary connection is lost: back-off with jitter
+
+    CONNECTING   Follow.events      no source
+    POLLING      Polling.events     while a task, the Promotion, tries to open a stream
+    JOINING      Streaming.join     the poll that the stream continues
+    STREAMING    Streaming.events   under a Watch
+
+Whatever happens, the checkpoint (checkpoints.py) says what is known, and the next poll brings what
+has changed since.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import psycopg
+import structlog
+
+from brain.contract.events import Event, Known
+from brain.postgres.checkpoints import Progress
+from brain.postgres.connection import connect, error_line
+from brain.postgres.decoder import Decoder
+from brain.postgres.poll import Poll
+from brain.postgres.polling import Mode, Polling
+from brain.postgres.promotion import Promoted, Promotion
+from brain.postgres.replication import StreamLost, StreamSilent
+from brain.postgres.source_state import SourceState
+from brain.postgres.streaming import Streaming
+from brain.postgres.table import Table, TableError
+from brain.postgres.timing import TIMING, Timing
+from brain.postgres.unavailable import StreamUnavailable
+
+log = structlog.get_logger()
+
+
+class Follow:
+    """The Source of a running Brain.
+
+    `application` names its connections. It must not be the name of a synchronous standby.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        table: Table,
+        decoder: Decoder,
+        known: Known,
+        *,
+        mode: Mode,
+        interval: float,
+        application: str,
+        timing: Timing = TIMING,
+    ) -> None:
+        self.state = SourceState()
+        self._url = url
+        self._table = table
+        self._decoder = decoder
+        self._known = known
+        self._mode: Mode = mode
+        self._interval = interval
+        self._application = application
+        self._timing = timing
+        self._progress = Progress()
+        self._promotion = Promotion(
+            url, table, decoder, self.state, application=application, timing=timing
+        )
+
+    async def events(self) -> AsyncGenerator[Event]:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began = loop.time()
+            try:
+                conn = await connect(self._url, self._application)
+                async with conn:
+                    self.state.connects += 1
+                    self._promotion.due = 0.0
+                    poll = Poll(
+                        conn,
+                        self._table,
+                        self._decoder,
+                        self._known,
+                        self._progress,
+                        timing=self._timing.poll,
+                    )
+                    async with aclosing(self._connected(poll)) as events:
+                        async for event in events:
+                            yield event
+            except TableError as error:
+                self.state.change("none", "table", str(error))
+            except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
+                self.state.change("none", "away", error_line(error))
+            except Exception as error:
+                # A fault in Brain. To start again, with a poll, restores the truth; the clients
+                # stay connected.
+                log.exception("following failed")
+                self.state.change("none", "fault", f"a fault of Brain's: {error!r}")
+            failures = 1 if loop.time() - began > self._timing.steady else failures + 1
+            await asyncio.sleep(self._timing.back_off.delay(failures))
+
+    async def _connected(self, poll: Poll) -> AsyncGenerator[Event]:
+        """POLLING, JOINING and STREAMING in turn. Raises what ends the ordinary connection."""
+        try:
+            while True:
+                polling = Polling(
+                    poll,
+                    self._promotion,
+                    self.state,
+                    mode=self._mode,
+                    interval=self._interval,
+                    timing=self._timing,
+                )
+                async with aclosing(polling.events()) as snapshots:
+                    async for snapshot in snapshots:
+                        yield snapshot
+                assert polling.promoted is not None
+                async with self._streaming(poll, polling.promoted) as streaming:
+                    async with aclosing(streaming.join()) as snapshots:
+                        async for snapshot in snapshots:
+                            yield snapshot
+                    async with aclosing(streaming.events()) as events:
+                        async for event in events:
+                            yield event
+        finally:
+            await self._promotion.cancel()
+
+    @asynccontextmanager
+    async def _streaming(self, poll: Poll, promoted: Promoted) -> AsyncIterator[Streaming]:
+        """The lifetime of a stream. Reports why it ends, and suppresses that: Brain polls on."""
+        streaming = Streaming(
+            poll,
+            promoted,
+            table=self._table,
+            known=self._known,
+            state=self.state,
+            timing=self._timing,
+        )
+        try:
+            yield streaming
+        except StreamSilent:
+            self.state.losses += 1
+            raise
+        except StreamLost as error:
+            self.state.losses += 1
+            self.state.change("poll", "lost", f"the stream was lost: {error}")
+            self._promotion.retry_in(random.uniform(0, self._timing.rejoin_within))
+        except StreamUnavailable as unavailable:
+            self.state.poll_because(unavailable)
+            self._promotion.retry_in(self._timing.promote_every)
+        finally:
+            await streaming.close()

@@ -1,0 +1,273 @@
+"""The source that needs no privilege: one query finds what changed since the checkpoint, in any
+table, by `xmin`.
+
+`xmin` is the id of the transaction that wrote a row's version (PostgreSQL documentation, 5.6
+"System Columns"). Ids have no order and no index, so the query is a sequential scan: about 45 ms
+per million rows. It runs only if something was committed since (an unchanged
+`pg_current_snapshot()` means that nothing was), and no sooner than PollTiming.pause after the last.
+
+The horizon is the *xmin* of the checkpoint's snapshot, the oldest transaction that was open then.
+Its xmax, a row's own visibility (subtransactions) and a comparison of the numbers (wraparound) each
+lose rows.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TypeAlias, cast
+
+import psycopg
+from psycopg import sql
+
+from brain.contract.events import Known, Snapshot
+from brain.contract.messages import FIELDS, ID, Run
+from brain.postgres.checkpoints import Checkpoint, Identity, Progress
+from brain.postgres.connection import Conn, Text, deadline
+from brain.postgres.decoder import Decoder
+from brain.postgres.pgoutput import LSN
+from brain.postgres.snapshots import PgSnapshot, widen
+from brain.postgres.table import Description, Table, describe, escaped
+from brain.postgres.timing import TIMING, PollTiming
+
+PIECE = 1000
+"""Rows of a piece of a Snapshot."""
+
+Query: TypeAlias = tuple[sql.Composed, list[object]]
+"""A statement and its parameters."""
+
+_IDENTITY = """
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint())
+            ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+       (SELECT oid FROM pg_database WHERE datname = current_database()), %s::oid
+"""
+
+_SIZE = """
+SELECT sum(pg_relation_size(oid)) FROM unnest(%s::oid[]) oid
+"""
+
+_POSITION = """
+SELECT pg_current_snapshot()::text,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() - '0/0'::pg_lsn END
+"""
+
+
+class Poll:
+    """Reads the table over an ordinary connection. `progress` outlives it."""
+
+    def __init__(
+        self,
+        conn: Conn,
+        table: Table,
+        decoder: Decoder,
+        known: Known,
+        progress: Progress,
+        *,
+        timing: PollTiming = TIMING.poll,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.conn = conn
+        self.progress = progress
+        self.pause = 0.0
+        """Seconds to wait before the next scan, after what the last ones cost."""
+        self.description: Description
+        self._table = table
+        self._decoder = decoder
+        self._known = known
+        self._timing = timing
+        self._clock = clock
+        self._took = 0.0
+        self._identity: Identity
+
+    # The catalog and the server.
+
+    async def read_catalog(self) -> None:
+        """Describe the table. Raises TableError."""
+        async with deadline():
+            self.description = await describe(self.conn, self._table)
+            self._identity = await self._identify(self.description)
+
+    async def _identify(self, description: Description) -> Identity:
+        try:
+            row = await (await self.conn.execute(_IDENTITY, (description.oid,))).fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            row = (None, None, None, str(description.oid))
+        assert row is not None
+        # Another type prints another id, and an added column has its default in rows that nobody
+        # wrote again.
+        columns = description.columns
+        return (*row, *(columns[name].type if name in columns else None for name in FIELDS))
+
+    async def visible(self) -> PgSnapshot:
+        async with deadline():
+            row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
+        assert row is not None
+        return PgSnapshot.parse(str(row[0]))
+
+    async def insert_lsn(self) -> LSN:
+        async with deadline():
+            row = await (
+                await self.conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+            ).fetchone()
+        assert row is not None
+        return LSN(int(str(row[0])))
+
+    async def _position(self) -> tuple[PgSnapshot, LSN]:
+        """What a query sees, and how far the log is flushed; 0 on a read replica."""
+        async with deadline():
+            row = await (await self.conn.execute(_POSITION)).fetchone()
+        assert row is not None
+        return PgSnapshot.parse(str(row[0])), LSN(int(row[1] or 0))
+
+    # Rows.
+
+    async def read(self, *, always: bool = False) -> AsyncGenerator[Snapshot]:
+        """What changed since the checkpoint, in pieces; the checkpoint moves when the last one has
+        been taken.
+
+        Yields nothing, without a scan, if nothing was committed anywhere. `always`: scan
+        nevertheless.
+        """
+        if not always and await self._is_current():
+            return
+        # This query waits for the table's lock, so that the scan does not. A wait is no cost of the
+        # scan: an hour of it would be followed by a pause of a day.
+        async with deadline(self._timing.locked, f"a lock on the table {self._table}"):
+            row = await (await self.conn.execute(_SIZE, (list(self.description.tree),))).fetchone()
+        assert row is not None
+        took, begun = 0.0, self._clock()
+        async with aclosing(self.scan(self.progress.checkpoint)) as pieces:
+            async for piece, reached in pieces:
+                took += self._clock() - begun
+                yield piece
+                begun = self._clock()  # what the consumer did with the piece is no cost of the scan
+                if reached is not None:
+                    self.progress.checkpoint = reached
+        last, self._took = self._took, took + self._clock() - begun
+        self.pause = self._timing.pause(last, self._took, int(row[0] or 0))
+
+    async def _is_current(self) -> bool:
+        checkpoint = self.progress.checkpoint
+        return (
+            checkpoint is not None
+            and self._has_xmin
+            and (checkpoint.identity, checkpoint.tree) == (self._identity, self.description.tree)
+            and checkpoint.is_current(*await self._position())
+        )
+
+    @property
+    def _has_xmin(self) -> bool:
+        """A view's rows have none."""
+        return self.description.kind in "rpm"
+
+    async def scan(
+        self, since: Checkpoint | None, keep: Callable[[Run], bool] | None = None
+    ) -> AsyncGenerator[tuple[Snapshot, Checkpoint | None]]:
+        """What changed since this checkpoint, in pieces; with the last piece the checkpoint that is
+        reached.
+
+        `keep` may leave rows out.
+        """
+        here, flushed = await self._position()
+        new = since is not None and since.voided_by(self._identity, here, flushed)
+        base = None if new else since
+        by_id = self._by_text() if base is None else self._by_id()
+        query, parameters = self._first(by_id) if base is None else self._since(base)
+        missing = set(self._known.unfinished())
+        seen = base.versions if base is not None else frozenset()
+        versions: set[tuple[str, str | None]] = set()
+        rows: list[Run] = []
+        row: Text | None
+        async with self.conn.cursor() as cursor:
+            answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
+            async with aclosing(answer):
+                seconds = self._timing.deadline(self._took, first=since is None)
+                async with deadline(seconds, "the end of a scan"):
+                    # A LEFT JOIN returns one row at least. If nothing has changed it is one of
+                    # NULLs, and arrives when the scan has ended.
+                    row = await anext(answer)
+                visible, at = PgSnapshot.parse(str(row[0])), int(str(row[1]))
+                while row is not None:
+                    _, _, xmin, *values = row
+                    row = await anext(answer, None)
+                    run_id = values[ID]
+                    if run_id is None:
+                        continue
+                    missing.discard(run_id)
+                    if xmin is not None and widen(int(xmin), visible.xmax) >= visible.xmin:
+                        versions.add((run_id, xmin))
+                    if (run_id, xmin) in seen:
+                        continue
+                    run = self._decoder(values)
+                    if run is not None and (keep is None or keep(run)):
+                        rows.append(run)
+                        if len(rows) == PIECE:
+                            yield Snapshot(rows, at, complete=False, new=new), None
+                            rows, new = [], False
+        gone = await self._gone(missing, by_id)
+        # The catalog was read before the scan: the next reading finds a partition that was attached
+        # between the two.
+        tree = self.description.tree
+        reached = Checkpoint(self._identity, visible, frozenset(versions), flushed, tree)
+        yield Snapshot(rows, at, gone, new=new), reached
+
+    async def fetch(self, ids: list[str]) -> dict[str, Run]:
+        """The rows as they are now."""
+        query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
+            self.description.select("r", self._decoder.max_text),
+            self._table.in_query,
+            self._by_id(),
+        )
+        async with deadline(self._timing.locked, f"rows of {self._table}"):
+            runs = [self._decoder(row) async for row in await self.conn.execute(query, [ids])]
+        return {run[ID]: run for run in runs if run is not None}
+
+    async def _gone(self, ids: set[str], by_id: sql.Composable) -> list[str]:
+        """Those of the ids that the table no longer has."""
+        if not ids:
+            return []
+        query = sql.SQL("SELECT r.id FROM {} r WHERE {}").format(self._table.in_query, by_id)
+        async with deadline(self._timing.first_scan, "the ids of unfinished runs"):
+            found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
+        return [run_id for run_id in ids if run_id not in found]
+
+    # Statements.
+
+    def _first(self, by_id: sql.Composable) -> Query:
+        """Without a checkpoint: what is queued or running, in the table or on the board."""
+        condition = sql.SQL("({} OR {})").format(self._active(), by_id)
+        return self._query(sql.SQL("NULL"), condition), [list(self._known.unfinished())]
+
+    def _since(self, checkpoint: Checkpoint) -> Query:
+        if not self._has_xmin:
+            return self._first(self._by_id())
+        condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))").format()
+        if checkpoint.tree != self.description.tree:
+            condition = sql.SQL("({} OR {})").format(condition, self._active())
+        return self._query(sql.SQL("r.xmin"), condition), [str(checkpoint.visible.xmin % 2**32)]
+
+    def _query(self, xmin: sql.Composable, condition: sql.Composable) -> sql.Composed:
+        return sql.SQL(
+            "WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS visible,"
+            " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS at)"
+            " SELECT s.visible::text, s.at, {}, {} FROM s LEFT JOIN {} r ON {}"
+        ).format(
+            xmin,
+            self.description.select("r", self._decoder.max_text),
+            self._table.in_query,
+            condition,
+        )
+
+    def _active(self) -> sql.Composed:
+        # Constants, because a partial index serves no parameter.
+        words = [sql.SQL(escaped(sql.Literal(word))) for word in self._decoder.active_words]
+        return sql.SQL("r.status::text IN ({})").format(sql.SQL(", ").join(words))
+
+    def _by_id(self) -> sql.Composed:
+        return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(
+            sql.SQL(self.description.columns["id"].type)
+        )
+
+    def _by_text(self) -> sql.Composed:
+        """For ids of another table, whose type may have been another. It uses no index."""
+        return sql.SQL("format('%%s', r.id) = ANY (%s::text[])").format()

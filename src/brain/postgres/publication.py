@@ -1,0 +1,185 @@
+"""The publication of the table: created where the rule in `blockers` allows it, and checked."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from brain.contract.messages import FIELDS
+from brain.postgres.blockers import HARMFUL, blockers, drop_statement
+from brain.postgres.connection import Conn, error_line
+from brain.postgres.inspection import Inspection, inspect
+from brain.postgres.table import MissingTableError, Table, TableError, init_sql
+from brain.postgres.unavailable import StreamUnavailable
+
+log = structlog.get_logger()
+
+
+async def ensure_publication(conn: Conn, table: Table, application: str) -> Inspection:
+    """Create the publication if it is missing. Raises StreamUnavailable, TableError, psycopg.Error.
+
+    `application` is the name under which a primary would know Brain, unless the URL sets another.
+    """
+    application = conn.info.parameter_status("application_name") or application
+    found = await inspect(conn, table)
+    if found.listed and any(each.code in HARMFUL for each in blockers(found, table, application)):
+        found = await _withdraw(conn, table, found)
+    _raise_first(blockers(found, table, application))
+    if statement := _statement(table, found):
+        await _publish(conn, table, found, application, statement)
+        found = await inspect(conn, table)
+    _raise_first(_omissions(found, table))
+    return found
+
+
+def _raise_first(unavailable: Iterator[StreamUnavailable]) -> None:
+    if first := next(unavailable, None):
+        raise first
+
+
+async def _publish(
+    conn: Conn, table: Table, found: Inspection, application: str, statement: sql.Composed
+) -> None:
+    try:
+        async with conn.transaction():
+            await conn.execute(statement)
+            # The statement may have waited for the table's lock, and another session may have
+            # changed the table before. The rule is applied to the publication without the
+            # statement, because a blocker rolls it back.
+            now = await inspect(conn, table)
+            before = replace(now, member=found.member, listed=found.listed)
+            _raise_first(blockers(before, table, application))
+    except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+        pass  # another Brain created it first, or at the same time
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StreamUnavailable(
+            f"the publication {table.publication} is missing: {error_line(error)}",
+            f"{statement.as_string(conn)};",
+            "publication",
+        ) from error
+
+
+async def _withdraw(conn: Conn, table: Table, found: Inspection) -> Inspection:
+    """Take the table and its tree out of Brain's publication, if the role may."""
+    # ONLY: each table is listed by itself, and one that inherited later is not.
+    names = sql.SQL(", ").join(
+        sql.SQL("ONLY {}").format(sql.Identifier(*each)) for each in found.listed
+    )
+    name = sql.Identifier(table.publication)
+    try:
+        if not found.standby:
+            async with conn.transaction():
+                await conn.execute(
+                    sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(name, names)
+                )
+            log.warning(
+                "taken out of the publication",
+                publication=table.publication,
+                tables=", ".join(map(".".join, found.listed)),
+            )
+    except (
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedObject,
+        psycopg.errors.UndefinedTable,
+    ):
+        pass  # the publication belongs to another role, or another Brain was first
+    return await inspect(conn, table)
+
+
+def _statement(table: Table, found: Inspection) -> sql.Composed | None:
+    """What creates the publication, or adds the table to it. None if neither helps."""
+    if found.member is not None or _names_partitions(found):
+        return None
+    name = sql.Identifier(table.publication)
+    if found.publication is not None:
+        return sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, table.sql)
+    # A plain table may become a partitioned one later, and the option costs it nothing.
+    options = "publish_via_partition_root = true"
+    columns = found.description.columns
+    if any(columns[field].generated for field in FIELDS if field in columns):
+        options += ", publish_generated_columns = stored"
+    text = f"CREATE PUBLICATION {{}} FOR TABLE {{}} WITH ({options})"
+    return sql.SQL(text).format(name, table.sql)
+
+
+def _omissions(found: Inspection, table: Table) -> Iterator[StreamUnavailable]:
+    """What the publication, as somebody created or changed it, leaves out."""
+    for omission in _omitted(found, table):
+        yield StreamUnavailable(
+            f"the publication {table.publication} {omission}",
+            f"{drop_statement(table)}; -- Brain creates it again",
+            "publication",
+        )
+
+
+def _names_partitions(found: Inspection) -> bool:
+    if found.publication is None or found.description.kind != "p":
+        return False
+    return not found.publication.get("pubviaroot")
+
+
+def _omitted(found: Inspection, table: Table) -> Iterator[str]:
+    publication, member = found.publication, found.member
+    if _names_partitions(found):
+        yield f"names partitions in its changes, not {table}"
+    if publication is None or member is None:
+        yield f"does not contain {table}"
+        return
+    for operation in ("insert", "update", "delete", "truncate"):
+        if not publication[f"pub{operation}"]:
+            yield f"leaves out every {operation}"
+    if member.get("rowfilter"):
+        yield "filters rows"
+    published = member.get("attnames")
+    wanted = {field for field in FIELDS if field in found.description.columns}
+    if published is not None and not wanted <= set(published):
+        yield f"leaves out columns of {table}"
+
+
+# For `brain init-db`.
+
+
+async def initialize(conn: Conn, table: Table, application: str) -> StreamUnavailable | None:
+    """Create the table and its publication, where they are missing.
+
+    Returns why Brain cannot stream the table by its publication. Raises TableError, psycopg.Error.
+    """
+    await conn.execute(init_sql(table).encode())
+    try:
+        await ensure_publication(conn, table, application)
+    except StreamUnavailable as unavailable:
+        return unavailable
+    return None
+
+
+async def publication_sql(conn: Conn, table: Table, application: str) -> str:
+    """What `initialize` would do about the publication of a table that exists, as SQL to paste.
+
+    A comment where it would do nothing. "" if there is no table: `init_sql` then creates both.
+    Raises psycopg.Error.
+    """
+    try:
+        found = await inspect(conn, table)
+    except MissingTableError:
+        return ""
+    except TableError as error:
+        return _comment(str(error))
+    unavailable = next(blockers(found, table, application), None)
+    if unavailable is None and (statement := _statement(table, found)):
+        return f"{statement.as_string(conn)};"
+    unavailable = unavailable or next(_omissions(found, table), None)
+    if unavailable is None:
+        return _comment(f"The publication {table.publication} exists, and is complete.")
+    return _comment(polled(table, unavailable))
+
+
+def polled(table: Table, unavailable: StreamUnavailable) -> str:
+    """For people: that Brain polls the table, why, and what to do, on lines of their own."""
+    text = f"Brain polls {table} and does not stream it: {unavailable.detail}"
+    return f"{text}\n{unavailable.hint}".rstrip()
+
+
+def _comment(text: str) -> str:
+    return "\n".join(f"-- {line}" for line in text.splitlines())

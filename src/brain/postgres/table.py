@@ -1,0 +1,179 @@
+"""The table that Brain follows: its name, its SQL, and what the catalog says about it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+from psycopg import sql
+
+from brain.contract.errors import BrainError
+from brain.contract.messages import FIELDS
+from brain.postgres.connection import Conn
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Table":
+        """`schema.name`, or `name` in the schema public. Raises ValueError."""
+        schema, dot, name = text.partition(".")
+        if not dot:
+            schema, name = "public", schema
+        if not schema or not name or "." in name:
+            raise ValueError(
+                f"{text!r} is not the name of a table: schema.name, such as public.runs"
+            )
+        return cls(schema, name)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def in_query(self) -> sql.SQL:
+        """The name, for a query that has parameters."""
+        return sql.SQL(escaped(self.sql))
+
+    @property
+    def sql(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def publication(self) -> str:
+        """The name of its publication, cut at 63 bytes as PostgreSQL would cut it."""
+        return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
+
+
+def escaped(part: sql.Composable) -> str:
+    """As SQL for a query that has parameters, in which psycopg takes a % for a placeholder."""
+    return part.as_string().replace("%", "%%")
+
+
+def init_sql(table: Table) -> str:
+    """SQL that creates the table, its index and its publication, unless the table exists.
+
+    A table that exists, and its publication, are for `publication.initialize`.
+    """
+    names = {
+        "table": table.sql,
+        "table_text": sql.Literal(table.sql.as_string()),
+        "schema": sql.Identifier(table.schema),
+        "schema_text": sql.Literal(sql.Identifier(table.schema).as_string()),
+        "schema_name": sql.Literal(table.schema),
+        "table_name": sql.Literal(table.name),
+        "publication": sql.Identifier(table.publication),
+        "publication_text": sql.Literal(table.publication),
+    }
+    template = files("brain.postgres").joinpath("schema.sql").read_text("utf-8")
+    return sql.SQL(template).format(**names).as_string()
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    type: str
+    """The type's name, quoted and with its schema, for a cast in a query that has parameters."""
+    generated: bool
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the catalog says about the table, as far as Brain depends on it."""
+
+    oid: int
+    kind: str
+    """pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign."""
+    logged: bool
+    replica_identity: str
+    """pg_class.relreplident: d primary key, f all columns, i an index, n nothing."""
+    primary_key: tuple[str, ...]
+    identity: tuple[str, ...]
+    """The columns of the replica identity: what the stream carries of a row's old version."""
+    columns: Mapping[str, Column]
+    tree: frozenset[int]
+    """The OIDs of all tables that a query of this one reads: itself, and, at any depth, its
+    partitions or the tables that inherit from it."""
+
+    def select(self, alias: str, max_text: int) -> sql.Composable:
+        """The fields of the contract as a select list, with NULL for a column that the table lacks.
+
+        No cast: the stream carries the output of the type itself, and for bool and char(n) a cast
+        differs from that.
+        """
+        return sql.SQL(", ").join(
+            sql.SQL("NULL")
+            if field not in self.columns
+            # One more than the bound, so that the decoder sees that the text is longer.
+            else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, field), max_text + 1)
+            if field == "error"
+            else sql.Identifier(alias, field)
+            for field in FIELDS
+        )
+
+
+_DESCRIBE = """
+SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
+       (SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_index i
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+         WHERE i.indrelid = c.oid AND i.indisprimary),
+       (SELECT json_agg(a.attname ORDER BY a.attnum)
+          FROM pg_attribute a
+          LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           AND CASE c.relreplident WHEN 'f' THEN true WHEN 'd' THEN i.indisprimary
+               WHEN 'i' THEN i.indisreplident END),
+       (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
+                                         a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
+          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+          JOIN pg_namespace n ON n.oid = t.typnamespace
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (WITH RECURSIVE tree (oid) AS (
+            SELECT c.oid UNION
+            SELECT i.inhrelid FROM pg_inherits i JOIN tree t ON i.inhparent = t.oid)
+        SELECT json_agg(t.oid::bigint) FROM tree t)
+FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+WHERE s.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+
+
+class TableError(BrainError):
+    """Brain cannot follow the table as it is: the database's owner must change something."""
+
+
+class MissingTableError(TableError):
+    """The table does not exist."""
+
+
+async def describe(conn: Conn, table: Table) -> Description:
+    """Raises MissingTableError, or TableError if the table has no column `id` or `status`."""
+    row = await (await conn.execute(_DESCRIBE, (table.schema, table.name))).fetchone()
+    if row is None:
+        raise MissingTableError(
+            f"there is no table {table} in database {conn.info.dbname!r}: "
+            "create it with `brain init-db`, or name another table in BRAIN_TABLE"
+        )
+    oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
+    found = {
+        name: Column(name, escaped(sql.Identifier(schema, type_)), generated, default)
+        for name, schema, type_, generated, default in json.loads(columns or "[]")
+    }
+    missing = [field for field in ("id", "status") if field not in found]
+    if missing:
+        raise TableError(
+            f"the table {table} has no column {' and no column '.join(missing)}: "
+            "Brain needs id and status; its other columns are optional"
+        )
+    return Description(
+        oid=int(oid),
+        kind=kind,
+        logged=persistence == "p",
+        replica_identity=replica,
+        primary_key=tuple(json.loads(key or "[]")),
+        identity=tuple(dict.fromkeys(json.loads(identity or "[]"))),
+        columns=found,
+        tree=frozenset(json.loads(tree)),
+    )

@@ -1,0 +1,370 @@
+"""HTTP on one connection, up to its upgrade to a WebSocket.
+
+uvicorn parses and serves HTTP. This subclass of its protocol applies the access rules to every
+request before anything else, bounds a request in size and in time (httptools has no limit, uvicorn
+no deadline for receiving), and answers an upgrade from the request that is parsed already.
+uvicorn's own `ws=` hook loses a frame sent in the segment of the request, accepts HTTP/1.0 and
+leaves a GET with a body unanswered. tests/unit/server/test_uvicorn.py names the private parts used
+here.
+
+The order of a connection is that of this class: it is accepted, its bytes go to the parser, a
+request is judged when its head is complete, and then it goes to the application, is refused, or is
+upgraded.
+"""
+
+import asyncio
+from functools import partial
+from typing import Any, Literal, NoReturn
+
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from brain.access.addresses import Address
+from brain.access.limits import BODY_TOO_LARGE, Lease
+from brain.access.rejections import Rejection
+from brain.access.tokens import Grant, TokenError, bearer
+from brain.contract.subscription import Subscription
+from brain.server.answers import raw_answer, reject
+from brain.server.authentication import TokenConnection, permitted
+from brain.server.handshake import Handshake, HandshakeError, parse_handshake
+from brain.server.state import ServerState
+from brain.server.websocket import Connection
+
+_NOT_HTTP = Rejection("malformed", "the request is not HTTP")
+_CLOSING = Rejection("closing", "the server is stopping: come back")
+
+REFUSED_TIMEOUT = 1.0
+"""Seconds for the client to read a refusal and to close."""
+
+
+class HTTPProtocol(HttpToolsProtocol):
+    def __init__(self, state: ServerState, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._state = state
+        self._limits = state.limits
+        self._lease: Lease | None = None
+        self._rejection: Rejection | None = None
+        """The answer to every request of this connection, which was one too many when it was
+        accepted."""
+        self._begun = False
+        """The first byte of a request has arrived, and its last has not."""
+        self._in_head = True
+        self._room = self._limits.max_head
+        """Bytes left for the present head, or for what follows it."""
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests handed to the application; all unanswered ones are among them."""
+        self._present: RequestResponseCycle | None = None
+        """The one of them whose body is still arriving."""
+        self._is_upgrade: bool | None = None
+        self._parse_error = _NOT_HTTP
+        """Why the parser stopped, if a callback stopped it."""
+        self._admitting: asyncio.Task[None] | None = None
+        self.peer = ""
+        self.accepted = 0.0
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # uvicorn's own makes a socket object to ask for both addresses: a fifth of an upgrade's
+        # cost.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.scheme = "http"
+        peer = transport.get_extra_info("peername")
+        self.client = None if peer is None else (peer[0], peer[1])
+        self.peer = "" if peer is None else peer[0]
+        entered = self._state.limiter.enter(self.peer)
+        full = self._state.make_room()
+        if isinstance(entered, Lease):
+            self._lease, self._rejection = entered, full
+        else:
+            self._rejection = entered
+        self.accepted = self.loop.time()
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.waiting.pop(self, None)
+        if self._admitting is not None:
+            self._admitting.cancel()
+        if self._lease is not None:
+            self._state.limiter.leave(self._lease)
+        super().connection_lost(exc)
+        # uvicorn does this only after an orderly end; else the timer would keep this object for 5
+        # s.
+        self._unset_keepalive_if_required()
+        for cycle in self._cycles:
+            # uvicorn does this only for the last; an earlier one would write to a closed transport.
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _expect_request(self) -> None:
+        """Start the deadline of a request. The dict is in the order of deadlines: the latest is
+        last.
+        """
+        self._state.waiting.pop(self, None)
+        self._state.waiting[self] = self.loop.time() + self._limits.request_deadline
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        seconds = self._limits.request_deadline
+        if self._begun:
+            self._refuse(
+                Rejection("deadline", f"a request must be complete within {seconds:.0f} s")
+            )
+        else:
+            # Without a byte of a request there is nothing to answer.
+            self._note(Rejection("deadline", f"no request began within {seconds:.0f} s"))
+            self.transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client has not read."""
+        return self.transport.get_write_buffer_size()
+
+    def abort(self, _reason: str) -> None:
+        self.transport.abort()
+
+    # Bytes, to the parser
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self not in self._state.waiting and not self._unanswered():
+            # Before the parser reports that a request begins: an empty line before it begins none.
+            self._expect_request()
+        while data and not self.transport.is_closing():
+            if self._room <= 0:
+                self._refuse(self._too_large())
+                return
+            # At most one head at a time, so that a bound that a callback sets is not overrun by
+            # far.
+            size = min(self._room, self._limits.max_head)
+            part, data = data[:size], data[size:]
+            self._room -= len(part)
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._upgrade(part[upgrade.args[0] :] + data)
+                return
+            except httptools.HttpParserError:
+                self._refuse(self._parse_error)
+                return
+
+    def _too_large(self) -> Rejection:
+        if self._in_head:
+            return Rejection(
+                "head_size", f"the head of a request has at most {self._limits.max_head} bytes"
+            )
+        return BODY_TOO_LARGE
+
+    # A request, from the parser
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_upgrade = None
+        self._begun = True
+        self._expect_request()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > self._limits.max_url:
+            self._stop_parser("url_size", f"a URL has at most {self._limits.max_url} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # A trailer is dropped (RFC 9110, section 6.5.1): it must not change what was judged.
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._room = False, self._limits.max_behind_head
+        if self._should_upgrade():
+            return  # `_upgrade` judges it
+        self._cycles = self._unanswered()
+        if len(self._cycles) >= self._limits.max_pipelined:
+            detail = f"a connection has at most {self._limits.max_pipelined} unanswered requests"
+            self._stop_parser("malformed", detail)
+        client = self._check()
+        if isinstance(client, Rejection):
+            self._note(client)
+            self.app = partial(reject, client)
+        else:
+            self.app = self.config.loaded_app
+            if str(client) != self.peer:
+                # As uvicorn's own middleware does it: an address that a proxy gives has no port.
+                self.scope["client"] = (str(client), 0)
+        super().on_headers_complete()
+        self._present = self.cycle
+        self._cycles.append(self.cycle)
+        if self.parser.should_upgrade():
+            # h2c and the like: answered over HTTP/1.1, and then closed.
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._begun, self._in_head, self._present = False, True, None
+        self._room = self._limits.max_head
+        self._state.waiting.pop(self, None)
+
+    def _stop_parser(self, code: Literal["url_size", "malformed"], detail: str) -> NoReturn:
+        """Called from a callback: `feed_data` raises, and the rejection is answered."""
+        self._parse_error = Rejection(code, detail)
+        raise ValueError(detail)
+
+    def _should_upgrade(self) -> bool:
+        """The parser looks at all Connection headers; uvicorn would look only at the last."""
+        if self._is_upgrade is None:
+            self._is_upgrade = self.parser.should_upgrade() and [
+                value.lower() for name, value in self.headers if name == b"upgrade"
+            ] == [b"websocket"]
+        return self._is_upgrade
+
+    def _check(self) -> Address | Rejection:
+        """The client's address, if the access rules permit the request."""
+        return self._rejection or self._state.policy.check(self.peer, self.headers, self.url)
+
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
+
+    # The upgrade
+
+    def _upgrade(self, rest: bytes) -> None:
+        """The upgrade is complete; `rest` followed it. What costs little is checked first."""
+        self._state.waiting.pop(self, None)
+        if not self._should_upgrade():
+            return
+        if self._unanswered():
+            # The answer to an earlier request would land in the stream of the WebSocket.
+            self.transport.abort()
+            return
+        client = self._check()
+        if isinstance(client, Rejection):
+            self._refuse(client)
+            return
+        try:
+            handshake = parse_handshake(
+                self.parser.get_method(), self.parser.get_http_version(), self.url, self.headers
+            )
+        except HandshakeError as error:
+            self._refuse(error.rejection)
+            return
+        if self._state.closing:
+            self._refuse(_CLOSING)
+            return
+        wait = self._state.limiter.wait(client, self.loop.time())
+        if isinstance(wait, Rejection):
+            self._refuse(wait)
+        elif wait or self._state.tokens is not None:
+            self.transport.pause_reading()
+            self._admitting = self.loop.create_task(
+                self._admit(handshake, rest, client, wait), name="admit"
+            )
+        else:
+            self._switch(handshake, handshake.subscription, rest, client, None)
+
+    async def _admit(self, handshake: Handshake, rest: bytes, client: Address, wait: float) -> None:
+        """Wait for the turn of the client's address, and verify its token."""
+        await asyncio.sleep(wait)
+        subscription, grant = handshake.subscription, None
+        tokens = self._state.tokens
+        try:
+            if tokens is not None and (token := bearer(self.headers)) is not None:
+                grant = await tokens.check(token)
+                subscription = permitted(subscription, grant)
+        except TokenError as error:
+            self._admitting = None
+            self._refuse(error.rejection)
+            return
+        self._admitting = None
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+            self._switch(handshake, subscription, rest, client, grant)
+
+    def _switch(
+        self,
+        handshake: Handshake,
+        subscription: Subscription,
+        rest: bytes,
+        client: Address,
+        grant: Grant | None,
+    ) -> None:
+        assert self._lease is not None, "a connection without a lease is refused by _check"
+        if self._state.closing:  # since `_upgrade` looked
+            self._refuse(_CLOSING)
+            return
+        rejection = self._state.limiter.upgrade(self._lease, client)
+        if rejection is not None:
+            self._refuse(rejection)
+            return
+        self.transport.write(handshake.response())
+        connection = self._connection(str(client), self._lease, grant)
+        self.connections.discard(self)  # uvicorn's shutdown must not wait for it
+        # It refers to us: without this, every upgrade would leave a cycle to the collector.
+        self.parser = None  # type: ignore[assignment]
+        self.transport.set_protocol(connection)
+        self._state.rejections.lines.info(
+            "client connected",
+            peer=connection.peer,
+            snapshot=subscription.snapshot,
+            since=subscription.since is not None,
+        )
+        connection.start(subscription, full=self.flow.write_paused)
+        if rest:
+            connection.data_received(rest)
+
+    def _connection(self, client: str, lease: Lease, grant: Grant | None) -> Connection:
+        everyone, lost = self._state.connections, partial(self._state.limiter.leave, lease)
+        tokens = self._state.tokens
+        if tokens is None:
+            return Connection(everyone, self.transport, client, lost)
+        return TokenConnection(everyone, self.transport, client, lost, tokens=tokens, grant=grant)
+
+    # A refusal
+
+    def _note(self, rejection: Rejection) -> None:
+        self._state.rejections.note(rejection, peer=self.peer)
+
+    def _refuse(self, rejection: Rejection) -> None:
+        """Answer and close, or only close where another request would seem to get the answer."""
+        self._note(rejection)
+        self._state.waiting.pop(self, None)
+        if self.transport.is_closing() or not self._is_next():
+            self.transport.abort()
+            return
+        self.transport.write(raw_answer(rejection))
+        # The transport is closed only when the client has closed or the timeout has passed: unread
+        # bytes would cause a reset, which may overtake the answer.
+        self.transport.write_eof()
+        self.transport.set_protocol(_Refused(self, self._limits.max_discarded))
+
+    def _is_next(self) -> bool:
+        """Whether the next answer on this connection is that to the present request.
+
+        If so, the application no longer answers that request.
+        """
+        present = self._present
+        if present is None:
+            return not self._unanswered()
+        if self._unanswered() != [present] or present.response_started:
+            return False
+        present.disconnected = True
+        present.message_event.set()
+        return True
+
+
+class _Refused(asyncio.Protocol):
+    """After a refusal: what arrives is discarded until the client closes or the timeout passes."""
+
+    def __init__(self, http: HTTPProtocol, max_discarded: int) -> None:
+        self._http = http
+        self._deadline = http.loop.call_later(REFUSED_TIMEOUT, http.transport.abort)
+        self._room = max_discarded
+
+    def data_received(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._room < 0 and not self._http.transport.is_closing():
+            self._http.transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        self._http.connection_lost(exc)

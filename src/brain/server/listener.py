@@ -1,0 +1,274 @@
+"""The listener: sockets, uvicorn, the rounds of pings and timeouts, and the shutdown."""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import resource
+import socket
+import sys
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+import uvicorn
+
+from brain.contract.close_codes import SERVICE_RESTART
+from brain.contract.errors import BrainError
+from brain.server.http import HTTPProtocol
+from brain.server.state import ServerState
+
+log = structlog.get_logger()
+
+SEND_BUFFER = 128 * 1024
+"""SO_SNDBUF, in bytes. A stalled client costs 333 KB of kernel memory with it, 4 MB by default."""
+
+BACKLOG = 4096
+"""Connections that wait to be accepted when a crowd reconnects at once (the kernel may allow
+fewer)."""
+
+CANCEL_TIMEOUT = 0.5
+"""Seconds for requests to end after they are cancelled: each cancels its query at the database
+first."""
+
+DESCRIPTORS = 65_536
+"""File descriptors that Brain requests; the hard limit of the process may be lower."""
+
+RESERVED = 64
+"""File descriptors kept free of clients. The connections to the database need some 20 of them:
+without this a crowd could keep Brain from reconnecting to it."""
+
+SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
+"""Seconds of a shutdown: the close frames are spread over the first; HTTP requests are aborted
+after the second, WebSockets after the third."""
+
+ALL = ("0.0.0.0", "::")  # noqa: S104 - the access rules decide which clients may connect
+
+_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class ListenError(BrainError, OSError):
+    """The address cannot be listened on. The text says what to do."""
+
+
+def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Sockets on these addresses, or on all interfaces (IPv4 and IPv6) without any.
+
+    Port 0 takes a free port, the same for all. Raises ListenError.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for name in hosts or ALL:
+            try:
+                sockets.append(_listener(name, port))
+            except OSError as error:
+                if name == "::" and not hosts and error.errno in _NO_IPV6:
+                    continue
+                hint = (
+                    "stop what uses it, or set BRAIN_PORT to another (0 takes a free one)"
+                    if error.errno == errno.EADDRINUSE
+                    else "set BRAIN_HOST to an address of this machine, "
+                    "or BRAIN_PORT to a permitted port"
+                )
+                raise ListenError(
+                    f"port {port} of {name} cannot be listened on ({error.strerror}): {hint}"
+                ) from error
+            port = sockets[-1].getsockname()[1]
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        # Not later: SO_REUSEADDR lets two processes bind one port as long as neither listens.
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def trim_heap() -> None:
+    """Return free heap pages to the OS: after 10 000 closed connections RSS stays up 58 MB without
+    it, 24 MB with it. Only glibc needs, and has, this.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def raise_descriptors() -> int:
+    """Raise the limit of file descriptors: each connection needs one, and the usual 1 024 are too
+    few.
+
+    Returns the number of connections that there are enough for.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - RESERVED, soft // 2)
+
+
+def set_user_timeout(listener: socket.socket, seconds: float) -> None:
+    """Let accepted connections inherit TCP_USER_TIMEOUT: the kernel then drops a client that took
+    nothing in for this long, acknowledged or not. Only Linux has it; elsewhere the pings find such
+    a client.
+    """
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with another shutdown. `stop` ends it; a second `stop` ends it at once."""
+
+    def __init__(
+        self, app: Any, state: ServerState, *, timeout: float, ping_interval: float
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(HTTPProtocol, state),  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=1,
+                backlog=BACKLOG,
+            )
+        )
+        self._state = state
+        state.http = self.server_state.connections  # type: ignore[assignment]
+        self._timeout = timeout
+        self._ping_interval = ping_interval
+
+    def stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            for connection in (
+                *self._state.connections.everyone(),
+                *self._state.connections.closing,
+            ):
+                connection.abort("the server was stopped twice")
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Do nothing, the caller handles signals: uvicorn would raise them again after serve(), and
+        no code after that would run.
+        """
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        limiter = self._state.limiter
+        limiter.room = raise_descriptors()
+        if limiter.room < limiter.max_connections:
+            log.warning(
+                "few file descriptors",
+                connections=limiter.room,
+                hint=f"for the {limiter.max_connections} of BRAIN_MAX_CONNECTIONS raise the limit "
+                "of the process: ulimit -n, or LimitNOFILE= of systemd",
+            )
+        for each in sockets or []:
+            set_user_timeout(each, self._timeout)
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            rounds = [
+                tasks.create_task(self._ping(), name="pings"),
+                tasks.create_task(self._expire(), name="expire"),
+                tasks.create_task(self._tidy(), name="tidy"),
+            ]
+            await super().main_loop()
+            for task in rounds:
+                task.cancel()
+
+    async def _ping(self) -> None:
+        connections, share = self._state.connections, 0
+        while True:
+            await asyncio.sleep(self._ping_interval / len(connections.shares))
+            connections.sweep(share)
+            share = (share + 1) % len(connections.shares)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(self._state.limits.expire_interval)
+            self._state.expire()
+
+    async def _tidy(self) -> None:
+        peak = 0
+        while True:
+            await asyncio.sleep(self._state.limits.tidy_interval)
+            self._state.tidy()
+            now = len(self._state.http) + self._state.limiter.websockets
+            peak = max(peak, now)
+            if now + self._state.limits.crowd < peak and now < peak / 2:
+                peak = now
+                trim_heap()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Steps 1 to 5 of docs/operations.md. Nothing is left for uvicorn's own shutdown to wait
+        for.
+        """
+        connections, unupgraded, requests = (
+            self._state.connections,
+            self.server_state.connections,
+            self.server_state.tasks,
+        )
+        self._state.closing = True
+        for each in self.servers:
+            each.close()
+        began = connections.loop.time()
+        everyone = connections.everyone()
+        log.info("stopping", clients=len(everyone))
+        for protocol in list(unupgraded):
+            protocol.shutdown()  # closes an idle connection; a request still gets its answer
+        for i, connection in enumerate(everyone):
+            connection.end(SERVICE_RESTART.code, SERVICE_RESTART.reason)
+            if i % 100 == 99:
+                # Spread, so that they do not all reconnect in the same instant.
+                await asyncio.sleep(
+                    began + SPREAD * (i + 1) / len(everyone) - connections.loop.time()
+                )
+        while (connections.closing or unupgraded or requests) and not self.force_exit:
+            now = connections.loop.time() - began
+            if now >= REQUESTS_AFTER:
+                for protocol in list(unupgraded):
+                    protocol.transport.abort()
+            if now >= ABORT_AFTER:
+                break
+            await asyncio.sleep(0.02)
+        if connections.closing:
+            log.warning(
+                "aborted", clients=len(connections.closing), detail="they did not close in time"
+            )
+            for connection in list(connections.closing):
+                connection.abort("the server stopped")
+        if requests:
+            log.warning("cancelled", requests=len(requests), detail="they did not end in time")
+            # uvicorn would log a traceback for each.
+            logging.getLogger("uvicorn.error").disabled = True
+            for request in list(requests):
+                request.cancel()
+            await asyncio.wait(requests, timeout=CANCEL_TIMEOUT)
+        await super().shutdown(sockets)

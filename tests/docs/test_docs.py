@@ -1,0 +1,52 @@
+"""Every command, target, setting, metric and link that the docs name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from brain.cli import commands as cli
+from brain.config import Settings
+from tests.support import ROOT
+
+DOCS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+TEXTS = {path.relative_to(ROOT): path.read_text() for path in DOCS if path.exists()}
+EVERYTHING = "\n".join(TEXTS.values())
+
+
+def named(pattern: str) -> set[str]:
+    return set(re.findall(pattern, EVERYTHING))
+
+
+def test_every_command_exists() -> None:
+    known = set(typer.main.get_group(cli.app).commands) | {"version"}
+    assert named(r"(?:`|bin/)brain ([a-z][a-z-]+)") <= known
+
+
+def test_every_target_of_make_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named(r"(?:`| {4})make ([a-z-]+)") <= targets
+
+
+def test_every_setting_exists() -> None:
+    known = {f"BRAIN_{name.upper()}" for name in Settings.model_fields}
+    assert named(r"`(BRAIN_[A-Z_]+)(?:=[^`]*)?`") <= known
+
+
+def test_every_metric_exists() -> None:
+    """docs/metrics.md itself is held true by test_metrics.py."""
+    known = set(re.findall(r"brain_[a-z_]+", TEXTS[Path("docs/metrics.md")]))
+    assert named(r"`(brain_[a-z_]+)`") <= known
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=str)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[path]):
+        if "://" not in target:
+            assert (ROOT / path.parent / target).exists(), f"{path} links to {target}"

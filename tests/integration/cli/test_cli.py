@@ -1,0 +1,442 @@
+"""The command line as a person uses it: real processes, and what they print."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from brain import __version__
+from tests.support.issuer import SECRET, token
+from tests.support.patience import PATIENCE
+from tests.support.postgres import Postgres, execute
+from tests.support.served import BRAIN, Brain, served
+from tests.support.template import ROLE, TEMPLATE
+
+
+def run(*arguments: str, code: int = 0, **settings: object) -> str:
+    """All that a command prints. Its exit status must be `code`."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
+    }
+    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
+    done = subprocess.run(
+        [*BRAIN, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C. Returns the output on standard error."""
+    process.send_signal(signal.SIGINT)
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    return output or ""
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[Brain]:
+    with served() as brain:
+        yield brain
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("importing", signal.SIGTERM),
+        ("importing", signal.SIGINT),
+        ("postgres.new-*", signal.SIGTERM),
+        ("postgres/PG_VERSION", signal.SIGINT),
+        ("postgres/postmaster.pid", signal.SIGTERM),
+        ("stopping", signal.SIGTERM),
+    ],
+)
+def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
+    """While modules are imported and while PostgreSQL is created, started and stopped.
+
+    The exit status is 0, and no PostgreSQL stays behind.
+    """
+    brain = Brain(wait=False)
+    try:
+        if moment == "importing":
+            while "psycopg_binary" not in Path(f"/proc/{brain.process.pid}/maps").read_text():
+                time.sleep(0.001)  # psycopg has been imported; FastAPI and our own have not
+        elif moment == "stopping":
+            brain.wait_for("Paste")
+            brain.process.send_signal(number)
+            brain.wait_for("stopping")
+        else:
+            until = time.monotonic() + PATIENCE
+            while not list((brain.folder / ".brain").glob(moment)):
+                assert time.monotonic() < until, brain.log()
+                time.sleep(0.001)
+        brain.process.send_signal(number)
+        assert brain.process.wait(PATIENCE) == 0, brain.log()
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+    # A second signal does not wait for PostgreSQL, which ends at once.
+    until = time.monotonic() + PATIENCE
+    while left := [line for line in _processes() if str(brain.folder) in line]:
+        assert time.monotonic() < until, (left, brain.log())
+        time.sleep(0.01)
+
+
+def _processes() -> list[str]:
+    """The command lines of all processes."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(each.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
+    """Each of the three printed commands does what it says, with the ports in use."""
+    welcome = embedded.log()
+    watch, create, change = (
+        found[1]
+        for what in ("watch it", "create one", "change it")
+        if (found := re.search(rf"{what} +(.*)", welcome))
+    )
+    url = re.search(r"ws://\S+", watch)
+    assert url
+    watching = subprocess.Popen([*BRAIN, "watch", url[0]], stdout=subprocess.PIPE, text=True)
+    try:
+        while not embedded.get("/readyz")[1]["clients"]:
+            time.sleep(0.05)
+        created = subprocess.run(create, shell=True, capture_output=True, text=True, check=True)
+        assert json.loads(created.stdout) == {"id": "test-run-1", "status": "queued"}
+        changed = subprocess.run(change, shell=True, capture_output=True, text=True, check=True)
+        assert changed.stdout.strip() == "UPDATE 1"
+        assert watching.stdout
+        seen = [json.loads(watching.stdout.readline()) for _ in range(2)]
+    finally:
+        interrupt(watching)
+    assert [m["data"]["status"] for m in seen] == ["queued", "running"]
+
+
+def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
+    output = run(
+        "psql",
+        "-XAtc",
+        "SELECT current_user, current_database()",
+        data_dir=embedded.folder / ".brain",
+    )
+    assert output.strip() == "cecelia|cecelia"
+
+
+def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
+    assert "start `brain serve` there, or set BRAIN_DATABASE_URL" in run(
+        "psql", code=2, data_dir=tmp_path
+    )
+
+
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_the_version_is_printed(argument: str) -> None:
+    assert run(argument) == f"{__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    output = run("--help")
+    for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
+        assert re.search(rf"\b{command}\b", output)
+
+
+def test_init_db_prints_the_sql_that_it_runs(postgres: Postgres) -> None:
+    """Psql accepts what it prints, and a second run changes nothing."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    printed = run("init-db", "--sql", database_url=url)
+    execute(url, printed)
+    for _ in range(2):
+        assert "is ready: brain serve" in run("init-db", database_url=url)
+    execute(url, "INSERT INTO runs DEFAULT VALUES")
+    assert execute(url, "SELECT status FROM runs") == [("queued",)]
+    assert execute(url, "SELECT pubname FROM pg_publication") == [("brain_public_runs",)]
+
+
+def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    run("init-db", database_url=url, table='public.my "runs"')
+    with served(database_url=url, table='public.my "runs"') as brain:
+        execute(url, 'INSERT INTO "my ""runs""" (id) VALUES (\'r\')')
+        assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
+        ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
+        (
+            {"flush_interval": "soon"},
+            "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
+        ),
+        ({"host": "203.0.113.7"}, "port 5221 of 203.0.113.7 cannot be listened on"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_error(
+    settings: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    output = run("serve", code=2, **{"data_dir": tmp_path, **settings})
+    assert says in output
+    assert "secret" not in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_one_clear_error(embedded: Brain, tmp_path: Path) -> None:
+    output = run("serve", code=2, port=embedded.port, data_dir=tmp_path)
+    assert (
+        f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in output
+    )
+
+
+def test_serve_reports_a_missing_table_and_waits_for_it(postgres: Postgres) -> None:
+    """Brain keeps running: somebody may create the table later. /readyz says how."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    brain = Brain(database_url=url, wait=False)
+    try:
+        brain.wait_for("there is no table public.runs")
+        brain.wait_for("Paste")
+        brain.port = int(re.findall(r"on port (\d+)\. Paste", brain.log())[-1])
+        status, ready = brain.get("/readyz")
+        assert (status, ready["ready"]) == (503, False)
+        assert "create it with `brain init-db`" in ready["detail"]
+        assert brain.get("/healthz")[0] == 200
+        run("init-db", database_url=url)
+        brain.wait_ready("replication")
+        assert brain.log().count('detail="there is no table') == 1, (
+            "one line per change of state, not per try"
+        )
+        assert brain.stop() == 0
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+
+
+def test_serve_reports_missing_privileges(postgres: Postgres, database: str) -> None:
+    execute(postgres.url(), "DROP ROLE IF EXISTS stranger")
+    execute(postgres.url(), "CREATE ROLE stranger LOGIN")
+    url = database.replace("cecelia@", "stranger@")
+    brain = Brain(database_url=url, wait=False)
+    try:
+        brain.wait_for("permission denied for table runs")
+        assert brain.stop() == 0
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+
+
+def test_serve_waits_for_an_unreachable_database() -> None:
+    brain = Brain(database_url="postgresql://cecelia@127.0.0.1:1/cecelia", wait=False)
+    try:
+        brain.wait_for("source now=none|now=none")
+        brain.wait_for("Paste")
+        assert brain.stop() == 0
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+    assert "Traceback" not in brain.log()
+
+
+def test_init_db_without_a_database_is_one_clear_error(tmp_path: Path) -> None:
+    output = run("init-db", code=2, database_url="postgresql://cecelia@127.0.0.1:1/cecelia")
+    assert "connection failed" in output
+    assert "no embedded PostgreSQL runs in" in run("init-db", code=2, data_dir=tmp_path)
+
+
+def test_watch_reconnects(database: str) -> None:
+    """The server restarts. `watch` prints what changed, and reports the outage once."""
+    with served(database_url=database) as first:
+        port = first.port
+        watching = subprocess.Popen(
+            [*BRAIN, "watch", f"ws://127.0.0.1:{port}/ws", "--snapshot"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stdout
+        while not first.get("/readyz")[1]["clients"]:
+            time.sleep(0.05)
+        execute(database, "INSERT INTO runs (id) VALUES ('before')")
+        assert json.loads(watching.stdout.readline())["data"]["id"] == "before"
+    execute(database, "INSERT INTO runs (id) VALUES ('during')")
+    with served(database_url=database, port=port):
+        try:
+            seen = {json.loads(watching.stdout.readline())["data"]["id"] for _ in range(2)}
+            assert seen == {"before", "during"}, (
+                "a Brain that has just started cannot answer `since`, so a snapshot follows"
+            )
+        finally:
+            output = interrupt(watching)
+    assert output.count("; trying again") == 1
+    assert output.count("connected again") == 1
+
+
+def test_watch_sends_the_token_of_the_environment(database: str) -> None:
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
+        url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
+        assert "closed with 4401" in run("watch", url, code=2)
+        assert "refused with 401: the token is not valid" in run(
+            "watch", url, code=2, token="hunter2"
+        )
+        for lasts in (3, 15, 60):  # a busy machine may not even have begun while a short one lasts
+            output = run("watch", url, code=2, token=token(exp=time.time() + lasts))
+            if "refused with 401: the token has expired" not in output:
+                break
+        assert json.loads(output.splitlines()[0])["data"]["id"] == "for-bearers"
+        assert "closed with 4401: the token has expired" in output
+
+
+def test_watch_prints_the_detail_of_a_refusal(embedded: Brain) -> None:
+    output = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
+    assert "refused with 400" in output
+    assert "unknown parameter 'nonsense'" in output
+
+
+def test_doctor_finds_no_fault_in_what_brain_created(embedded: Brain) -> None:
+    output = run("doctor", data_dir=embedded.folder / ".brain")
+    assert output.splitlines()[2:] == ["Brain streams public.runs."]
+    assert "no embedded PostgreSQL runs in" in run("doctor", code=2, data_dir=embedded.folder)
+
+
+def test_demo_plays_runs(embedded: Brain) -> None:
+    """They begin, progress and end."""
+    data_dir = embedded.folder / ".brain"
+    playing = subprocess.Popen(
+        [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
+        env=os.environ | {"BRAIN_DATA_DIR": str(data_dir)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + PATIENCE
+        while not (embedded.get("/api/runs?status=completed")[1]["runs"]):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        interrupt(playing)
+
+
+def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -> None:
+    """And it ends the runs that it began."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    url = postgres.url(name, ROLE)
+    execute(url, "ALTER TABLE runs ALTER id DROP DEFAULT")
+    for column in ("agent", "task_id", "error", "progress", "started_at", "completed_at"):
+        execute(url, f"ALTER TABLE runs DROP COLUMN {column}")
+    playing = subprocess.Popen(
+        [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
+        env=os.environ | {"BRAIN_DATABASE_URL": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def ended(least: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while execute(url, "SELECT count(*) FROM runs WHERE status = 'completed'")[0][0] < least:
+            assert time.monotonic() < until
+            assert playing.poll() is None
+            time.sleep(0.1)
+
+    try:
+        ended(3)
+        execute(
+            postgres.url(name),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'brain-api'",
+        )
+        ended(execute(url, "SELECT count(*) FROM runs")[0][0] + 3)
+    finally:
+        output = interrupt(playing)
+    assert "Traceback" not in output
+    assert execute(url, "SELECT count(*) FROM runs WHERE status IN ('queued', 'running')") == [(0,)]
+    postgres.drop_database(name)
+
+
+def test_demo_reports_errors_of_the_database(database: str) -> None:
+    output = run("demo", code=2, database_url=database, table="nosuch")
+    assert "nosuch" in output
+    execute(database, "ALTER TABLE runs ADD CONSTRAINT mine CHECK (agent = 'mine')")
+    assert "mine" in run("demo", code=2, database_url=database)
+
+
+def test_the_welcome_says_when_the_table_is_not_followed(database: str) -> None:
+    with served(follows="none", wait=False, database_url=database, table="jobs") as brain:
+        brain.wait_for("Paste")
+        assert "does not follow public.jobs of" in brain.log()
+        assert "doctor` to see what to do" in brain.log()
+        assert f"Brain {__version__} follows" not in brain.log()
+
+
+def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
+    with served(database_url=database, jwt_secret=SECRET) as brain:
+        commands = [
+            line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)
+        ]
+        assert len(commands) == 2
+        environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
+        assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
+        command = commands[1].split("one", 1)[1]
+        output = subprocess.run(
+            command,
+            shell=True,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        ).stdout
+        assert json.loads(output)["id"] == "test-run-1"
+
+
+def test_a_closed_pipe_is_not_an_error(database: str) -> None:
+    program = " ".join(map(shlex.quote, BRAIN))
+    output = subprocess.run(
+        f"{program} doctor | true",
+        shell=True,
+        env=os.environ | {"BRAIN_DATABASE_URL": database},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert output.stderr == ""
+
+
+def test_library_warnings_have_the_form_of_brains_log() -> None:
+    """Psycopg warns when a connection ends during a query that is being cancelled."""
+    program = (
+        "import logging; from brain.cli.console import load_settings; load_settings(); "
+        "logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
+        "logging.getLogger('psycopg').info('nothing')"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    ).stderr
+    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', output), output

@@ -1,0 +1,800 @@
+"""brain doctor: each finding is produced for real, and is gone after its hint has been run."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import get_args
+
+import psycopg
+import pytest
+from psycopg import conninfo
+
+from brain.doctor import checks as doctor
+from brain.doctor.checks import examine
+from brain.doctor.context import Context, Thresholds
+from brain.doctor.report import CheckCode, Finding, Report
+from brain.doctor.stream import slot
+from brain.postgres.decoder import Decoder
+from brain.postgres.table import Table, init_sql
+from brain.postgres.unavailable import UnavailableCode
+from tests.support import ROOT
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
+from tests.support.postgres import Postgres, _readable, execute, running
+from tests.support.served import BRAIN, served
+from tests.support.template import ROLE, TEMPLATE, own, with_template
+
+RUNS = Table("public", "runs")
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+
+IMPATIENT = Thresholds(slot_wait=0.3)
+
+
+async def look(
+    url: str,
+    *,
+    table: Table = RUNS,
+    stream: bool = True,
+    thresholds: Thresholds | None = None,
+) -> Report:
+    return await examine(url, table, Decoder({}, 8192), stream=stream, thresholds=thresholds)
+
+
+def checks(report: Report) -> list[str]:
+    return sorted(found.check for found in report.findings)
+
+
+def the(report: Report, check: str) -> Finding:
+    (found,) = (found for found in report.findings if found.check == check)
+    assert found.detail
+    assert found.what in report.text()
+    return found
+
+
+def run(hint: str, url: str) -> None:
+    """Paste it into psql. The SELECT after it fails if the hint lacks a final semicolon."""
+    done = subprocess.run(
+        [_readable(18) / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url],
+        input=f"{hint}\nSELECT 1;\n",
+        env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, f"{hint}\n{done.stderr}"
+
+
+async def resolved(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = ()) -> Finding:
+    """The finding. Running its hint resolves it; the findings `stays` remain."""
+    found = the(await look(url), check)
+    run(found.hint, by or url)
+    after = await look(url)
+    assert checks(after) == sorted(stays), after.text()
+    return found
+
+
+@pytest.fixture
+def stranger(postgres: Postgres, database: str, superuser_url: str) -> Iterator[str]:
+    """The same database, for a role without any rights."""
+    execute(postgres.url(), "DROP ROLE IF EXISTS doctors_stranger")
+    execute(postgres.url(), "CREATE ROLE doctors_stranger LOGIN")
+    yield database.replace(f"{ROLE}@", "doctors_stranger@")
+    execute(superuser_url, "DROP OWNED BY doctors_stranger")
+    execute(postgres.url(), "DROP ROLE doctors_stranger")
+
+
+# Nothing is wrong.
+
+
+async def test_what_brain_creates_has_no_findings(any_database: str) -> None:
+    # With so few rows the planner prefers a scan.
+    execute(any_database, "INSERT INTO runs (id) VALUES ('a'), ('b')")
+    execute(any_database, "ANALYZE runs")
+    report = await look(any_database)
+    assert report.findings == []
+    assert (report.status, report.source) == (0, "replication")
+    assert (
+        execute(
+            any_database,
+            "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()",
+        )
+        == []
+    )
+
+
+async def test_a_missing_publication_is_no_finding_and_is_not_created(any_database: str) -> None:
+    execute(any_database, "DROP PUBLICATION brain_public_runs")
+    report = await look(any_database)
+    assert (report.findings, report.source) == ([], "replication")
+    assert execute(any_database, "SELECT pubname FROM pg_publication") == []
+
+
+async def test_a_running_brain_is_not_disturbed(database: str) -> None:
+    with served(database_url=database) as brain:
+        assert (await look(database)).findings == []
+        assert brain.metric("brain_streams_total") == 1
+        assert brain.metric("brain_streams_lost_total") == 0
+
+
+async def test_polling_by_setting_is_a_note(database: str) -> None:
+    report = await look(database, stream=False)
+    assert checks(report) == ["chosen"]
+    assert (report.status, report.source) == (0, "poll")
+
+
+# The table cannot be followed.
+
+
+async def test_an_unreachable_database_is_broken_and_no_password_is_shown() -> None:
+    report = await look("postgresql://u:secret@127.0.0.1:1/d")
+    found = the(report, "away")
+    assert (report.status, report.source, found.level) == (2, "none", "broken")
+    assert "Connection refused" in found.what
+    assert "secret" not in report.text() + report.json()
+
+
+async def test_each_connection_error_has_its_hint() -> None:
+    with own() as (server, url):
+        lines = ("host all lost 127.0.0.1/32 reject", "host all secret 127.0.0.1/32 scram-sha-256")
+        configuration = server.data / "pg_hba.conf"
+        configuration.write_text("\n".join([*lines, configuration.read_text()]))
+        execute(
+            server.url(),
+            "CREATE ROLE lost LOGIN; CREATE ROLE secret LOGIN PASSWORD 'x'; CREATE ROLE idle;"
+            " SELECT pg_reload_conf()",
+        )
+        for wrong, hint in (
+            (url.replace(f"{ROLE}@", "secret:wrong@"), "set the right role and password"),
+            (url.replace(f"{ROLE}@", "secret@"), "set the right role and password"),
+            (
+                url.replace(f"{ROLE}@", "lost@"),
+                "give the role a line for this database in pg_hba.conf",
+            ),
+            (url.replace(f":{server.port}/", ":1/"), "start PostgreSQL there"),
+            (url.replace("127.0.0.1", "nowhere.invalid"), "the host name does not resolve"),
+        ):
+            found = the(await look(wrong), "away")
+            assert found.hint.startswith(hint), found
+            assert found.detail.endswith("keeps trying; until then clients receive no changes")
+        for wrong in (
+            server.url('ano"ther', ROLE),
+            url.replace(f"{ROLE}@", "unheard@"),
+            url.replace(f"{ROLE}@", "idle@"),
+        ):
+            run(the(await look(wrong), "away").hint, server.url())
+            assert "away" not in checks(await look(wrong))
+
+
+async def test_a_missing_table_or_column_is_broken(postgres: Postgres) -> None:
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    report = await look(url)
+    assert report.status == 2
+    assert the(report, "table").hint.startswith("brain init-db")
+    execute(url, init_sql(RUNS))
+    assert (await look(url)).findings == []
+    execute(url, "ALTER TABLE runs DROP COLUMN status")
+    assert "no column status" in the(await look(url), "table").what
+
+
+async def test_a_locked_table_interrupts_the_examination(database: str) -> None:
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE runs")
+        found = the(await look(database), "away")
+        assert "lock timeout" in found.what
+    assert (await look(database)).findings == []
+
+
+# Rights.
+
+
+async def test_the_hints_give_a_role_every_right_that_it_needs(
+    any_postgres: Postgres, any_database: str
+) -> None:
+    """A role without any rights, after running nothing but the hints."""
+    admin = any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
+    execute(
+        admin,
+        "DROP ROLE IF EXISTS nobodys; CREATE ROLE nobodys LOGIN;"
+        " REVOKE USAGE ON SCHEMA public FROM PUBLIC",
+    )
+    url = any_database.replace(f"{ROLE}@", "nobodys@")
+    seen = []
+    try:
+        for _ in range(10):
+            report = await look(url)
+            seen.append((report.status, report.source, checks(report)))
+            for found in report.findings:
+                run(found.hint, admin)
+            if not report.findings:
+                break
+        assert seen == [
+            (2, "none", ["select"]),
+            (1, "poll", ["role", "write"]),
+            (0, "replication", []),
+        ]
+    finally:
+        execute(admin, "DROP OWNED BY nobodys; DROP ROLE nobodys")
+
+
+async def test_a_publication_that_the_role_may_not_create(
+    database: str, stranger: str, superuser_url: str
+) -> None:
+    execute(database, "DROP PUBLICATION brain_public_runs")
+    execute(database, "GRANT SELECT, INSERT, UPDATE ON runs TO doctors_stranger")
+    execute(superuser_url, "ALTER ROLE doctors_stranger REPLICATION")
+    found = await resolved(stranger, "publication", by=superuser_url)
+    assert found.what.startswith("the publication brain_public_runs is missing: permission denied")
+    assert found.hint.startswith("CREATE PUBLICATION")
+
+
+async def test_row_security_that_hides_rows(
+    database: str, stranger: str, superuser_url: str
+) -> None:
+    execute(database, "GRANT SELECT, INSERT, UPDATE ON runs TO doctors_stranger")
+    execute(superuser_url, "ALTER ROLE doctors_stranger REPLICATION")
+    execute(database, "ALTER TABLE runs ENABLE ROW LEVEL SECURITY")
+    await resolved(stranger, "row_security", by=superuser_url)
+
+
+# The table.
+
+
+@pytest.mark.parametrize(
+    ("harm", "check", "hint"),
+    [
+        ("ALTER TABLE runs SET UNLOGGED", "unlogged", "SET LOGGED"),
+        (
+            "ALTER TABLE runs REPLICA IDENTITY NOTHING",
+            "replica_identity",
+            "REPLICA IDENTITY DEFAULT",
+        ),
+        (
+            (
+                "DROP PUBLICATION brain_public_runs;"
+                " CREATE PUBLICATION brain_public_runs FOR TABLE runs WITH (publish = 'insert')"
+            ),
+            "publication",
+            "DROP PUBLICATION",
+        ),
+        (
+            (
+                "DROP PUBLICATION brain_public_runs;"
+                " CREATE PUBLICATION brain_public_runs FOR TABLE runs WHERE (id <> 'x')"
+            ),
+            "publication",
+            "DROP PUBLICATION",
+        ),
+    ],
+)
+async def test_each_table_blocker_is_found_and_its_hint_resolves_it(
+    any_database: str, harm: str, check: str, hint: str
+) -> None:
+    if check != "publication":
+        execute(any_database, "DROP PUBLICATION brain_public_runs")
+    execute(any_database, harm)
+    report = await look(any_database)
+    assert (report.status, report.source) == (1, "poll")
+    assert hint in (await resolved(any_database, check)).hint
+    assert (await look(any_database)).source == "replication"
+
+
+async def test_inheritance_and_the_publication_that_it_makes_harmful(any_database: str) -> None:
+    execute(any_database, "CREATE TABLE a () INHERITS (runs)")
+    found = the(await look(any_database), "inheritance")
+    assert "UPDATEs fail" not in found.what  # the publication has the parent alone
+    assert found.hint.startswith("make it a partitioned table")
+    execute(any_database, "ALTER PUBLICATION brain_public_runs SET TABLE runs")
+    found = the(await look(any_database), "inheritance")
+    assert "makes the application's own UPDATEs fail" in found.what
+    assert found.hint.startswith(
+        'DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table'
+    )
+
+
+async def test_a_table_without_a_key_has_one_finding(any_database: str) -> None:
+    """Ids cannot be looked up either, but the same hint resolves both."""
+    execute(
+        any_database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
+    )
+    assert checks(await look(any_database)) == ["replica_identity"]
+    execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
+    assert "id_index" in checks(await look(any_database, stream=False))
+    report = await look(any_database)
+    assert checks(report) == ["replica_identity"]
+    assert "UPDATEs fail" in the(report, "replica_identity").what
+    await resolved(any_database, "replica_identity")
+
+
+async def test_duplicate_ids_come_before_the_key(any_database: str) -> None:
+    execute(
+        any_database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
+    )
+    execute(any_database, "ALTER TABLE runs ALTER started_at TYPE text")
+    execute(
+        any_database, "INSERT INTO runs (id, started_at) VALUES ('a', 'x'), ('a', 'y'), ('b', NULL)"
+    )
+    report = await look(any_database)
+    found = the(report, "values")
+    assert found.what == "2 values in 2 rows do not fit the contract: started_at (text)"
+    assert "IN ('a');" in found.hint
+    found = the(report, "replica_identity")
+    assert found.what.endswith("duplicate or NULL ids rule out a key")
+    query, key = found.hint.splitlines()
+    assert execute(any_database, query) == [("a", 2)]
+    run(found.hint, any_database)
+    execute(any_database, "DELETE FROM runs WHERE id = 'a'")
+    run(key.removeprefix("-- and then: "), any_database)
+    assert (await look(any_database)).findings == []
+
+
+async def test_hints_can_be_pasted_one_after_the_other(any_database: str) -> None:
+    execute(
+        any_database,
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey;"
+        " ALTER TABLE runs SET UNLOGGED",
+    )
+    report = await look(any_database)
+    assert checks(report) == ["replica_identity", "unlogged"]
+    run("\n".join(found.hint for found in report.findings), any_database)
+    assert (await look(any_database)).findings == []
+
+
+async def test_a_view_is_polled(any_database: str) -> None:
+    execute(any_database, "CREATE VIEW seen AS SELECT * FROM runs")
+    report = await look(any_database, table=Table("public", "seen"))
+    assert checks(report) == ["view"]
+    assert (report.status, report.source) == (1, "poll")
+
+
+async def test_generated_and_virtual_columns(any_postgres: Postgres, any_database: str) -> None:
+    execute(any_database, "DROP PUBLICATION brain_public_runs")
+    execute(
+        any_database,
+        "ALTER TABLE runs DROP COLUMN agent;"
+        " ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(task_id)) STORED",
+    )
+    report = await look(any_database)
+    assert checks(report) == ([] if any_postgres.version >= 18 else ["generated"])
+    if any_postgres.version >= 18:
+        execute(
+            any_database,
+            "ALTER TABLE runs DROP COLUMN agent;"
+            " ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(task_id)) VIRTUAL",
+        )
+        assert checks(await look(any_database)) == ["virtual"]
+
+
+async def test_missing_columns_are_a_note(database: str) -> None:
+    execute(database, "ALTER TABLE runs DROP COLUMN task_id; ALTER TABLE runs DROP COLUMN progress")
+    report = await look(database)
+    assert "progress, task_id" in the(report, "columns").what
+    assert (report.status, report.source) == (0, "replication")
+
+
+async def test_unknown_statuses_are_found_and_a_map_resolves_them(database: str) -> None:
+    execute(
+        database,
+        "ALTER TABLE runs DROP CONSTRAINT runs_status_check;"
+        " ALTER TABLE runs ALTER status DROP NOT NULL",
+    )
+    execute(
+        database,
+        "INSERT INTO runs (id, status) VALUES ('a', 'pending'), ('b', NULL), ('c', 'done')",
+    )
+    found = the(await look(database), "status")
+    assert "NULL" in found.what
+    assert "'pending'" in found.what
+    setting = found.hint.partition("=")[2].partition(", with")[0].strip("'")
+    assert setting == "done=…,pending=…"
+    execute(database, "DELETE FROM runs WHERE status IS NULL")
+    said = brain(
+        "doctor", code=0, database_url=database, status_map="done=completed,pending=queued"
+    )
+    assert "Brain streams public.runs." in said
+
+
+async def test_a_padded_status_is_found(database: str) -> None:
+    execute(
+        database,
+        "ALTER TABLE runs DROP CONSTRAINT runs_status_check; DROP INDEX runs_id_idx;"
+        " ALTER TABLE runs ALTER status DROP DEFAULT;"
+        " ALTER TABLE runs ALTER status TYPE char(12)",
+    )
+    execute(database, "INSERT INTO runs (id, status) VALUES ('a', 'running')")
+    report = await look(database)
+    assert "'running     '" in the(report, "status").what
+    run(the(report, "status").hint, database)
+    assert "status" not in checks(await look(database))
+
+
+async def test_values_that_the_contract_cannot_express_are_listed(any_database: str) -> None:
+    """Brain cannot know the right values. So the hint shows the rows, and changes nothing."""
+    execute(
+        any_database,
+        "ALTER TABLE runs DROP COLUMN started_at; ALTER TABLE runs ADD started_at bigint;"
+        " ALTER TABLE runs DROP COLUMN completed_at; ALTER TABLE runs ADD completed_at text;"
+        " ALTER TABLE runs DROP COLUMN progress; ALTER TABLE runs ADD progress text",
+    )
+    execute(any_database, "INSERT INTO runs (id, progress) VALUES ('a', '50%')")
+    found = the(await look(any_database), "values")
+    assert found.what == "1 value in 1 row does not fit the contract: progress (text)"
+    execute(
+        any_database,
+        "INSERT INTO runs (id, started_at, progress, completed_at) VALUES"
+        " ('it''s', 1790000000, '250', 'yesterday'), ('c', NULL, '100', '2026-11-21T10:00:00Z')",
+    )
+    before = execute(any_database, "SELECT * FROM runs ORDER BY id")
+    found = the(await look(any_database), "values")
+    assert found.what.startswith(
+        "4 values in 2 rows do not fit the contract: completed_at (text), progress"
+    )
+    run(found.hint, any_database)
+    assert [execute(any_database, line) for line in found.hint.splitlines()] == [
+        [("it's", "yesterday")],
+        [("a", "50%"), ("it's", "250")],
+        [("it's", 1790000000)],
+    ]
+    assert execute(any_database, "SELECT * FROM runs ORDER BY id") == before
+    execute(
+        any_database,
+        "INSERT INTO runs (id, progress) SELECT i, 'half' FROM generate_series(1, 20) i",
+    )
+    assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").hint
+
+
+async def test_missing_indexes_matter_in_a_large_table(any_database: str) -> None:
+    fill = "INSERT INTO runs (id, status) SELECT i, 'completed' FROM generate_series({}, {}) i"
+    execute(any_database, "DROP INDEX runs_id_idx")
+    execute(any_database, fill.format(1, 9999))
+    assert (await look(any_database)).findings == [], "few rows"
+    execute(any_database, fill.format(10000, 10000))
+    assert "10000 rows or more" in the(await look(any_database), "status_index").detail, (
+        "no statistics"
+    )
+    execute(any_database, "ANALYZE runs")
+    found = await resolved(any_database, "status_index")
+    assert found.level == "better"
+    assert "about 10000 rows" in found.detail
+    execute(
+        any_database,
+        "ALTER TABLE runs REPLICA IDENTITY FULL; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
+    )
+    execute(any_database, "ALTER TABLE runs ADD other serial PRIMARY KEY")
+    execute(any_database, "INSERT INTO runs (id) VALUES ('1')")
+    assert the(await look(any_database), "id_index").hint.startswith("SELECT id, count(*) FROM")
+    execute(any_database, "DELETE FROM runs WHERE other > 10000")
+    found = await resolved(any_database, "id_index")
+    assert found.level == "better"
+    assert found.hint == 'CREATE UNIQUE INDEX ON "public"."runs" (id);'
+
+
+@pytest.mark.parametrize("type_", ["word", "domain"])
+async def test_no_index_can_serve_an_enum(any_database: str, type_: str) -> None:
+    """PostgreSQL refuses the index that would serve. So there is no hint."""
+    execute(
+        any_database,
+        "DROP INDEX runs_id_idx; ALTER TABLE runs DROP COLUMN status;"
+        " CREATE TYPE word AS ENUM ('queued', 'running', 'completed', 'failed');"
+        " CREATE DOMAIN domain AS word",
+    )
+    execute(any_database, f"ALTER TABLE runs ADD status {type_} NOT NULL DEFAULT 'completed'")
+    execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
+    execute(any_database, "CREATE INDEX ON runs (status)")
+    report = await look(any_database)
+    found = the(report, "status_index")
+    assert (found.level, found.hint, report.status) == ("note", "", 0)
+    assert "status is an enum" in found.what
+    with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):
+        execute(
+            any_database, "CREATE INDEX ON runs (id) WHERE status::text IN ('queued', 'running')"
+        )
+
+
+async def test_indexes_of_a_partitioned_table(any_database: str) -> None:
+    execute(any_database, "DROP TABLE runs")
+    execute(
+        any_database,
+        "CREATE TABLE runs (id text PRIMARY KEY, status text NOT NULL) PARTITION BY HASH (id);"
+        " CREATE TABLE runs_0 PARTITION OF runs FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+        " CREATE TABLE runs_1 PARTITION OF runs FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+    )
+    execute(any_database, "DROP PUBLICATION brain_public_runs")
+    execute(any_database, "INSERT INTO runs SELECT i, 'failed' FROM generate_series(1, 10000) i")
+    await resolved(any_database, "status_index", stays=("columns",))
+
+
+# The server.
+
+
+async def test_wal_level_and_the_role_are_reported_together() -> None:
+    """PostgreSQL reports only the first of them; the doctor reports both."""
+    with own(wal_level="replica") as (server, url):
+        execute(server.url(), f"ALTER ROLE {ROLE} NOREPLICATION")
+        report = await look(url)
+        assert checks(report) == ["role", "wal_level"]
+        assert (report.status, report.source) == (1, "poll")
+        run(the(report, "role").hint, server.url())
+        found = the(await look(url), "wal_level")
+        assert found.hint.endswith("-- then restart PostgreSQL")
+        run(found.hint, server.url())
+        server.restart()
+        report = await look(url)
+        assert (report.findings, report.source) == ([], "replication")
+
+
+async def test_no_replication_slot_is_free() -> None:
+    with own(max_replication_slots="1") as (server, url):
+        execute(
+            server.url(),
+            "SELECT pg_create_physical_replication_slot('some''body'::name)".replace("''", "_"),
+        )
+        found = the(await look(url), "slots")
+        raised, other = found.hint.splitlines()
+        assert raised == "ALTER SYSTEM SET max_replication_slots = 5; -- then restart PostgreSQL"
+        run(other.removeprefix("-- or, if nobody needs it: "), server.url())
+        assert (await look(url)).findings == []
+        with served(database_url=url) as brain:
+            report = await look(url)
+            assert the(report, "slots").level == "note", "a running Brain uses it"
+            assert the(report, "slots").hint == raised
+            assert (report.status, report.source) == (0, "replication")
+            assert brain.metric("brain_streams_lost_total") == 0
+        execute(server.url(), "SELECT pg_create_physical_replication_slot('some_body')")
+        run(found.hint, server.url())
+        server.restart()
+        assert (await look(url)).findings == []
+        assert execute(server.url(), "SELECT slot_name FROM pg_replication_slots") == [
+            ("some_body",)
+        ]
+
+
+async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
+    """A stream needs the same line as any connection to the database, not one for `replication`."""
+    with own() as (server, url):
+        configuration = server.data / "pg_hba.conf"
+        name = url.rpartition("/")[2]
+        allowed = f"host all postgres 127.0.0.1/32 trust\nhost {name} {ROLE} 127.0.0.1/32 trust\n"
+        refused = f"host replication all 127.0.0.1/32 trust\n{allowed.splitlines()[0]}\n"
+        configuration.write_text(f"host replication all 127.0.0.1/32 reject\n{allowed}")
+        execute(server.url(), "SELECT pg_reload_conf()")
+        assert (await look(url)).findings == []
+        with (
+            served(database_url=url) as brain,
+            psycopg.connect(server.url(), autocommit=True) as admin,
+        ):
+            brain.wait_ready("replication")
+            configuration.write_text(refused)
+            admin.execute("SELECT pg_reload_conf()")
+            admin.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
+            until = time.monotonic() + PATIENCE
+            while (said := brain.get("/readyz")[1])["code"] != "pg_hba":
+                assert time.monotonic() < until, said
+                await asyncio.sleep(0.05)
+            assert said["hint"].startswith(f'give "{ROLE}" a line for this database in pg_hba.conf')
+            assert the(await look(url), "away").hint.startswith(
+                "give the role a line for this database"
+            )
+            configuration.write_text(allowed)
+            admin.execute("SELECT pg_reload_conf()")
+            brain.wait_ready("replication")
+
+
+async def test_no_walsender_is_free() -> None:
+    with own(max_wal_senders="1") as (server, url):
+        taken = psycopg.connect(f"{server.url()}?replication=database", autocommit=True)
+        found = the(await look(url), "walsenders")
+        run(found.hint, server.url())
+        taken.close()
+        server.restart()
+        taken = psycopg.connect(f"{server.url()}?replication=database", autocommit=True)
+        assert (await look(url)).findings == []
+        taken.close()
+
+
+async def test_synchronous_standbys_and_a_small_wal_limit_for_slots() -> None:
+    with own(max_slot_wal_keep_size="10MB") as (server, url):
+        await resolved(url, "slot_log", by=server.url())
+        execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'Brain'")
+        execute(server.url(), "SELECT pg_reload_conf()")
+        until = time.monotonic() + PATIENCE
+        while not (report := await look(url)).findings:
+            assert time.monotonic() < until
+        found = the(report, "synchronous")
+        assert "synchronous_standby_names" in found.hint
+        assert report.source == "poll"
+
+
+@pytest.mark.parametrize("kind", ["open", "prepared"])
+async def test_a_transaction_that_blocks_the_slot(kind: str) -> None:
+    with running() as server:
+        with_template(server)
+        url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+        with psycopg.connect(url) as writer:
+            writer.execute("INSERT INTO runs (id) VALUES ('open')")
+            if kind == "prepared":
+                writer.execute("PREPARE TRANSACTION 'it''s'")
+            report = await look(url, thresholds=IMPATIENT)
+            assert (report.status, report.source) == (1, "poll")
+            found = the(report, "slot_waits")
+            assert (str(writer.info.backend_pid) if kind == "open" else "'it''s'") in found.hint
+            run(found.hint, url)
+            assert (await look(url)).findings == []
+            writer.close()
+
+
+async def test_a_transaction_of_unknown_age_is_reported_if_it_blocks_the_slot(
+    database: str, superuser_url: str
+) -> None:
+    """PostgreSQL hides the kind and age of another role's session from an ordinary role."""
+    with psycopg.connect(superuser_url) as writer:
+        writer.execute("INSERT INTO runs (id) VALUES ('open')")
+        report = await look(database, thresholds=IMPATIENT)
+        assert (report.status, report.source) == (1, "poll")
+        found = the(report, "slot_waits")
+        assert (
+            found.what
+            == f"a writing transaction of postgres (pid {writer.info.backend_pid}) is open"
+        )
+        run(found.hint, superuser_url)
+        assert (await look(database)).findings == []
+        writer.close()
+
+
+async def test_polling_always_has_a_finding(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction blocks the slot, and ends before the doctor looks for open transactions."""
+    with psycopg.connect(database) as writer:
+        writer.execute("INSERT INTO runs (id) VALUES ('open')")
+
+        async def end_transaction(_: Context) -> list[Finding]:
+            writer.rollback()
+            return []
+
+        in_order = list(doctor.STREAM_CHECKS)
+        in_order.insert(in_order.index(slot) + 1, end_transaction)
+        monkeypatch.setattr(doctor, "STREAM_CHECKS", tuple(in_order))
+        report = await look(database, thresholds=IMPATIENT)
+    assert (report.status, report.source) == (1, "poll")
+    assert "which has ended since" in the(report, "slot_waits").what
+
+
+async def test_a_long_transaction_is_reported_where_no_slot_is_tried(database: str) -> None:
+    execute(
+        database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs REPLICA IDENTITY NOTHING"
+    )
+    with psycopg.connect(database) as writer:
+        writer.execute("INSERT INTO runs (id) VALUES ('open')")
+        report = await look(database, thresholds=Thresholds(long_transaction=0))
+        assert checks(report) == ["replica_identity", "slot_waits"]
+        assert re.search(r"is open for \d+ s", the(report, "slot_waits").what)
+
+
+async def test_a_standby_is_polled() -> None:
+    with own() as (server, url), contextlib.ExitStack() as stack:
+        standby = server.standby()
+        stack.callback(standby.remove)
+        standby.start()
+        report = await look(standby.url(str(conninfo.conninfo_to_dict(url)["dbname"]), ROLE))
+        assert checks(report) == ["standby"]
+        assert (report.status, report.source) == (1, "poll")
+
+
+@contextlib.contextmanager
+def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
+    """The URL of a PgBouncer in front of the server."""
+    port = free_port()
+    ini = server.folder / f"pgbouncer-{port}.ini"
+    ini.with_suffix(".users").write_text(f'"{ROLE}" ""\n')
+    ini.write_text(
+        f"[databases]\n* = host=127.0.0.1 port={server.port}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        f"auth_type = trust\nauth_file = {ini.with_suffix('.users')}\n"
+        f"pool_mode = transaction\nunix_socket_dir =\n{options}"
+    )
+    bouncer = subprocess.Popen(
+        ["pgbouncer", "-q", ini],
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        user="nobody" if os.geteuid() == 0 else None,
+    )
+    pooled_url = url.replace(f":{server.port}/", f":{port}/")
+    try:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                execute(pooled_url, "SELECT 1")
+                break
+            except psycopg.OperationalError:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        yield pooled_url
+    finally:
+        bouncer.terminate()
+        bouncer.wait(PATIENCE)
+
+
+@pytest.mark.skipif(
+    shutil.which("pgbouncer") is None, reason="pgbouncer is not installed: apt install pgbouncer"
+)
+@pytest.mark.parametrize("options", ["", "ignore_startup_parameters = options\n"])
+async def test_a_pooler_is_found(postgres: Postgres, database: str, options: str) -> None:
+    with pooled(postgres, database, options) as url:
+        report = await look(url)
+        assert (report.status, report.source) == (1, "poll"), report.text()
+        assert the(report, "pooler").hint == "name the database itself in BRAIN_DATABASE_URL"
+    assert (await look(database)).findings == []
+
+
+# The command.
+
+
+def brain(*arguments: str, code: int, **settings: object) -> str:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
+    }
+    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
+    done = subprocess.run(
+        [*BRAIN, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_the_exit_status_the_text_and_the_json(database: str) -> None:
+    assert (
+        brain("doctor", code=0, database_url=database).splitlines()[-1]
+        == "Brain streams public.runs."
+    )
+    execute(database, "DROP INDEX runs_id_idx")
+    execute(
+        database,
+        "INSERT INTO runs (id, status) SELECT i, 'failed' FROM generate_series(1, 10000) i",
+    )
+    execute(database, "ANALYZE runs")
+    said = brain("doctor", code=1, database_url=database)
+    assert "could be better: no index finds the queued and running rows\n  detail  " in said
+    assert "\n  hint    CREATE INDEX ON" in said
+    document = json.loads(brain("doctor", "--json", code=1, database_url=database))
+    assert document["status"] == 1
+    assert document["source"] == "replication"
+    assert [found["check"] for found in document["findings"]] == ["status_index"]
+    run(document["findings"][0]["hint"], database)
+    assert json.loads(brain("doctor", "--json", code=0, database_url=database))["findings"] == []
+    away = json.loads(
+        brain("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d")
+    )
+    assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
+
+
+def test_remove_drops_the_publication(database: str) -> None:
+    for _ in range(2):
+        assert "the publication brain_public_runs is removed" in brain(
+            "doctor", "--remove", code=0, database_url=database
+        )
+    assert execute(database, "SELECT pubname FROM pg_publication") == []
+
+
+def test_every_check_is_in_the_docs() -> None:
+    """docs/operations.md lists exactly the codes that the code has."""
+    rows = re.findall(r"^\| ((?:`\w+` )+)\|", OPERATIONS.read_text(), re.MULTILINE)
+    written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {
+        "replication",
+        "poll",
+        "none",
+    }
+    assert written == {*get_args(CheckCode), *get_args(UnavailableCode)}

@@ -1,0 +1,139 @@
+"""/metrics compared with what was done, and with docs/metrics.md."""
+
+import asyncio
+import re
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support import ROOT
+from tests.support.patience import PATIENCE
+from tests.support.postgres import execute
+from tests.support.served import Brain, messages, served
+from tests.support.wire import Peer, get, request
+
+DOCUMENT = ROOT / "docs" / "metrics.md"
+
+
+@pytest.fixture(scope="module")
+def brain(shared: str) -> Iterator[Brain]:
+    with served(
+        database_url=shared, allowed_networks="127.0.0.1/32", trusted_proxies="127.0.0.5/32"
+    ) as brain:
+        yield brain
+
+
+def table(text: str) -> str:
+    """All metrics as a table in Markdown."""
+    lines = ["| metric | type | labels | what |", "|---|---|---|---|"]
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels: dict[str, list[str]] = {}
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                labels.setdefault(label, []).append(value)
+        labels.pop("le", None)
+        described = "; ".join(
+            f"{label}: {', '.join(f'`{v}`' for v in values)}" for label, values in labels.items()
+        )
+        lines.append(f"| `{name}` | {family.type} | {described} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> None:
+    status, text = brain.get("/metrics")
+    assert status == 200
+    families = list(text_string_to_metric_families(text))
+    assert len(families) > 20
+    for family in families:
+        assert re.fullmatch(r"brain_[a-z_]+", family.name)
+        assert family.documentation.endswith("."), family.name
+        assert family.type in ("counter", "gauge", "histogram")
+        for sample in family.samples:
+            assert sample.labels.keys() <= {"le", "source", "code"}, (
+                "each label has a bounded set of values"
+            )
+    assert table(text) in DOCUMENT.read_text(), table(text)
+
+
+async def test_each_metric_counts_what_was_done(brain: Brain, shared: str) -> None:
+    names = ("changes", "flushes", "deliveries", "changes_conflated", "catch_up_writes", "gaps")
+    before = {name: brain.metric(f"brain_{name}_total") for name in names}
+    observed = brain.metric("brain_commit_to_socket_seconds_count")
+    async with brain.connect() as one, brain.connect("?status=running") as other:
+        assert brain.metric("brain_clients") == 2
+        assert brain.metric("brain_connections") == 3, "with the one of this request"
+        execute(shared, "INSERT INTO runs (id) SELECT 'metric-' || i FROM generate_series(1, 10) i")
+        await messages(one, 10)
+        execute(shared, "UPDATE runs SET status = 'running' WHERE id = 'metric-1'")
+        await messages(one, 1)
+        await messages(other, 1)
+        async with brain.connect("?snapshot=true") as third:
+            await messages(third, 10)
+        async with brain.connect("?since=2020-01-01T00:00:00Z") as late:
+            await late.wait_closed()
+            assert late.close_code == 4410
+        after = {
+            name: brain.metric(f"brain_{name}_total") - value for name, value in before.items()
+        }
+        flushes = after.pop("flushes")
+        assert 2 <= flushes <= 11
+        assert after == {
+            "changes": 11,
+            "deliveries": 12,
+            "changes_conflated": 0,
+            "catch_up_writes": 1,
+            "gaps": 1,
+        }
+    assert brain.metric("brain_commit_to_socket_seconds_count") - observed == flushes
+    assert brain.metric("brain_runs") == 10
+    assert brain.metric("brain_board_bytes") > 10_000
+    assert [
+        brain.metric(f'brain_source{{source="{name}"}}') for name in ("none", "poll", "replication")
+    ] == [
+        0,
+        0,
+        1,
+    ]
+    assert brain.metric("brain_lag_seconds") >= 0
+    while brain.metric("brain_clients"):
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("ask", [request(), get()])
+@pytest.mark.parametrize(
+    ("rule", "old", "new", "local"),
+    [
+        ("host", b"localhost", b"evil.example", "127.0.0.1"),
+        ("origin", b"\r\n\r\n", b"\r\nOrigin: https://evil.example\r\n\r\n", "127.0.0.1"),
+        ("network", b"", b"", "127.0.0.9"),
+        ("forwarded", b"\r\n\r\n", b"\r\nX-Forwarded-For: nobody\r\n\r\n", "127.0.0.5"),
+    ],
+)
+async def test_each_rejection_is_counted_once_under_its_code(
+    brain: Brain, *, ask: bytes, rule: str, old: bytes, new: bytes, local: str
+) -> None:
+    before = _rejected(brain)
+    async with await Peer.open(brain.port, local=local) as peer:
+        peer.send(ask.replace(old, new, 1) if old else ask)
+        assert (await peer.answer()).status in (400, 403, 421)
+    after = _rejected(brain)
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        rule: 1
+    }
+
+
+def _rejected(brain: Brain) -> dict[str, float]:
+    found = re.findall(
+        r'^brain_rejections_total\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
+    )
+    return {rule: float(count) for rule, count in found}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_a_probe_may_send_head(brain: Brain, path: str) -> None:
+    asked = urllib.request.Request(f"http://127.0.0.1:{brain.port}{path}", method="HEAD")
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+        assert (answer.status, answer.read()) == (200, b"")

@@ -1,0 +1,108 @@
+"""Servers that do not behave: a proxy that cuts, stalls, resets and answers in place of the server, and one that says goodbye."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Self
+
+from websockets.asyncio.server import ServerConnection, serve
+
+
+class Proxy:
+    """Between the client and `port`, until it is told to do harm."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.stalled = False
+        self.answers: deque[bytes] = deque()
+        """Given to the next connections, in place of what the server would say."""
+        self.came: list[float] = []
+        """When each connection came."""
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"ws://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/ws"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=1)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.came.append(time.monotonic())
+        task = asyncio.current_task()
+        assert task
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        if self.answers:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(self.answers.popleft())
+            writer.close()
+            return
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
+        self._writers |= {writer, back}
+        await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                while self.stalled and writer in self._writers:
+                    await asyncio.sleep(0.01)
+                writer.write(data)
+        writer.close()
+
+    def cut(self, *, reset: bool = False) -> None:
+        """End every connection, by FIN or by RST."""
+        for writer in self._writers:
+            if reset:
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            else:
+                writer.close()
+        self._writers = set()
+
+
+def answer(status: int, *headers: str) -> bytes:
+    body = b'{"detail":"said by the test"}'
+    lines = [
+        f"HTTP/1.1 {status} Said",
+        *headers,
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        "",
+        "",
+    ]
+    return "\r\n".join(lines).encode() + body
+
+
+@contextlib.asynccontextmanager
+async def closing(*codes: int) -> AsyncIterator[tuple[str, list[tuple[float, str]]]]:
+    """A server that ends its connections with these codes, one after the other, the last for ever; 0 lets them be.
+
+    What it yields besides its URL is when each connection came, and for what.
+    """
+    came: list[tuple[float, str]] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        came.append((time.monotonic(), connection.request.path))
+        if code := codes[min(len(came), len(codes)) - 1]:
+            await connection.close(code, "said by the test")
+        else:
+            await connection.wait_closed()
+
+    async with serve(handle, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws", came

@@ -1,0 +1,491 @@
+"""The board, rule by rule. (Together with the hub, in random histories: test_hub_histories.py.)"""
+
+import gc
+import json
+import random
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from brain.contract.events import Changes, Op, Snapshot, only_id
+from brain.contract.messages import UNCHANGED, Micros, Run, body, iso, message
+from brain.contract.subscription import ANY, facet
+from brain.delivery import board as module
+from brain.delivery.board import (
+    ANYTHING,
+    FACETS,
+    FINISHED,
+    FRAME,
+    OVERHEAD,
+    PIECE,
+    RUN,
+    SEQ,
+    TIME,
+    XID,
+    Board,
+    Entry,
+    Push,
+)
+
+T = 1_700_000_000_000_000
+PLENTY = 10**9
+
+
+def run(
+    run_id: str,
+    status: str = "queued",
+    progress: float | None = None,
+    *,
+    agent: str | None = None,
+    task_id: str | None = None,
+    error: str | None = None,
+) -> Run:
+    return (run_id, status, progress, task_id, agent, None, None, error)
+
+
+def begun(memory: int = PLENTY, *rows: Run, push_unchanged: bool = True) -> Board:
+    board = Board(memory, push_unchanged=push_unchanged)
+    assert board.apply(Snapshot(list(rows), T)) == []
+    return board
+
+
+def change(board: Board, op: Op, row: Run, at: Micros = T) -> Push:
+    (push,) = board.apply(Changes([(op, row)], at, 7))
+    return push
+
+
+def frames(data: bytes) -> list[str]:
+    """The ids in a piece, whose frames are all of the middle size class."""
+    ids = []
+    while data:
+        size = int.from_bytes(data[2:4], "big") + 4 if data[1] == 126 else data[1] + 2
+        ids.append(json.loads(data[4 if data[1] == 126 else 2 : size])["data"]["id"])
+        data = data[size:]
+    return ids
+
+
+# What is new?
+
+
+def test_a_change_is_an_entry_with_the_next_seq_its_time_its_frame_and_its_transaction() -> None:
+    board = begun()
+    row = run("r", "running", 5.0, agent="a", task_id="t")
+    entry, facets, steady = change(board, "insert", row, T + 1)
+    assert entry == (1, T + 1, row, message(row, T + 1), (("running", "a", "t"),), 7)
+    assert (entry[SEQ], entry[TIME], entry[RUN], entry[XID]) == (board.seq, board.time, row, 7)
+    assert facets == (facet(row),)
+    assert not steady
+    assert board.get("r") is entry
+    assert "r" in board
+    assert len(board) == 1
+
+
+def test_the_first_snapshot_pushes_nothing() -> None:
+    board = Board(PLENTY)
+    assert board.apply(Snapshot([run("a")], T, complete=False)) == []
+    assert not board.begun
+    assert board.apply(Snapshot([run("b")], T)) == []
+    assert [board.begun, set(board.unfinished())] == [True, {"a", "b"}]
+
+
+def test_a_later_snapshot_pushes_what_differs() -> None:
+    board = begun(PLENTY, run("same"), run("other"))
+    pushes = board.apply(
+        Snapshot([run("same"), run("other", "running"), run("more", "failed")], T + 5)
+    )
+    assert [(entry[RUN], entry[TIME], facets, steady) for entry, facets, steady in pushes] == [
+        (run("other", "running"), T + 5, (("queued", None, None), ("running", None, None)), False),
+        (run("more", "failed"), T + 5, (*FINISHED, ("failed", None, None)), False),
+    ]
+    assert board.corrections == 0
+    assert not board.differs(run("same"))
+    assert board.differs(run("same", "running"))
+    assert board.differs(run("unknown"))
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    board = begun(PLENTY, run("r"), run("s"))
+    assert board.apply(Snapshot([], T, gone=["r", "never known"])) == []
+    assert "r" not in board
+    assert set(board.unfinished()) == {"s"}
+
+
+def test_a_comparison_is_counted_and_does_not_overtake_the_stream() -> None:
+    board = begun(PLENTY, run("lost"), run("changed"), run("gone"), run("back"))
+    asked = board.seq
+    change(board, "update", run("changed", "running"))
+    change(board, "update", run("back"))
+    found = Snapshot(
+        [run("lost", "running"), run("changed", "failed")],
+        T,
+        gone=["gone", "back"],
+        unless_after=asked,
+    )
+    assert [entry[RUN] for entry, _, _ in board.apply(found)] == [run("lost", "running")]
+    assert board.corrections == 1
+    assert set(board.unfinished()) == {"lost", "changed", "back"}
+
+
+@pytest.mark.parametrize("op", ["delete", "truncate"])
+def test_a_comparison_does_not_bring_back_what_was_deleted_since(op: Op) -> None:
+    board = begun(PLENTY, run("r"))
+    asked = board.seq
+    board.apply(Changes([(op, only_id("r"))], T, 7))
+    assert board.apply(Snapshot([run("r")], T, unless_after=asked)) == []
+    assert "r" not in board
+    # A question asked behind the delete tells news again.
+    assert board.apply(Snapshot([run("r")], T, unless_after=board.seq)) != []
+
+
+def test_so_many_deletes_are_remembered_singly_and_more_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_DELETED", 2)
+    board = begun()
+    asked = board.seq
+    board.apply(Changes([("delete", only_id("r")), ("delete", only_id("s"))], T, 7))
+    assert board.apply(Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked))[0][0][
+        RUN
+    ] == run("lost")
+    board.apply(Changes([("delete", only_id(run_id)) for run_id in "tuv"], T, 7))
+    assert board.apply(Snapshot([run("u"), run("more")], T, unless_after=asked)) == []
+
+
+def test_a_comparison_does_not_take_back_what_was_evicted_since() -> None:
+    board = begun(0, run("r", "running"))
+    asked = board.seq
+    change(board, "update", run("r", "completed"))
+    assert "r" not in board
+    assert board.apply(Snapshot([run("r", "running")], T, unless_after=asked)) == []
+
+
+def test_a_new_beginning_forgets_the_finished_and_answers_no_since_from_before() -> None:
+    board = begun(PLENTY, run("active"))
+    change(board, "insert", run("done", "completed"), T + 5)
+    pushes = board.apply(Snapshot([run("active"), run("done", "completed")], T + 9, new=True))
+    assert [entry[RUN][0] for entry, _, _ in pushes] == ["done"]
+    assert board.since(T + 9) is None
+    assert board.since(T + 10) == board.seq
+    assert board.floor == 2
+
+
+# What was it?
+
+
+def test_insert_was_nothing_and_an_unknown_run_anything_finished() -> None:
+    board = begun()
+    assert change(board, "insert", run("new"))[1] == (("queued", None, None),)
+    assert change(board, "update", run("old", "running", agent="a"))[1] == (
+        ("completed", ANY, ANY),
+        ("failed", ANY, ANY),
+        ("running", "a", None),
+    )
+
+
+def test_an_unknown_active_run_of_a_snapshot_is_taken_for_a_new_one() -> None:
+    ((_, facets, _),) = begun().apply(Snapshot([run("r", "running")], T))
+    assert facets == (("running", None, None),)
+
+
+# What the API shows ahead of the source
+
+
+def test_what_was_shown_ahead_of_a_poll_belongs_to_what_the_run_was() -> None:
+    board = begun(PLENTY, run("known", agent="a"))
+    for shown in (run("known", agent="b"), run("new", "running", agent="b")):
+        for _ in range(2):
+            assert board.show(shown, board.seq) is None
+    pushes = board.apply(Snapshot([run("known", agent="c"), run("new", "failed", agent="c")], T))
+    assert [facets for _, facets, _ in pushes] == [
+        (("queued", "a", None), ("queued", "c", None), ("queued", "b", None)),
+        (*FINISHED, ("failed", "c", None), ("running", "b", None)),
+    ]
+    assert all(set(facets) <= set(entry[FACETS]) for entry, facets, _ in pushes)
+    ((_, facets, _),) = board.apply(Snapshot([run("known", agent="d")], T))
+    assert facets == (("queued", "c", None), ("queued", "d", None))
+
+
+def test_a_run_that_is_again_what_it_was_is_news_to_who_was_shown_it_otherwise() -> None:
+    board = begun(PLENTY, run("r", agent="a"))
+    board.show(run("r", agent="b"), board.seq)
+    ((_, facets, _),) = board.apply(Snapshot([run("r", agent="a")], T))
+    assert facets == (("queued", "a", None), ("queued", "b", None))
+    assert board.apply(Snapshot([run("r", agent="a")], T)) == []
+
+
+def test_where_a_snapshot_came_in_between_the_board_is_shown() -> None:
+    """Which of the two is the later is not known. If it is the table's, it will be pushed."""
+    board = begun()
+    asked = board.seq
+    board.apply(Snapshot([run("r", agent="c")], T))
+    assert board.show(run("r", agent="b"), asked) is board.get("r")
+    assert board.show(run("r", agent="b"), board.seq) is None
+    asked = board.seq
+    change(
+        board, "update", run("r", agent="d")
+    )  # from the stream: rows.py knows whether the question has seen it
+    assert board.show(run("r", agent="b"), asked) is None
+
+
+def test_what_was_shown_and_then_deleted_is_forgotten() -> None:
+    board = begun()
+    for gone in ("delete", "truncate", "snapshots"):
+        board.show(run("r", agent="b"), board.seq)
+        match gone:
+            case "delete":
+                board.apply(Changes([("delete", only_id("r"))], T, 7))
+            case "truncate":
+                board.apply(Changes([("truncate", only_id(""))], T, 7))
+            case _:
+                board.apply(Snapshot([], T))  # its question may have been asked before
+                assert board._shown
+                board.apply(Snapshot([], T))
+        assert not board._shown
+    board.show(
+        run("r", "failed"), board.seq
+    )  # what a finished run becomes, who filters is told in any case
+    assert not board._shown
+
+
+def test_is_or_was_for_a_flush_and_ever_was_for_catching_up() -> None:
+    board = begun()
+    change(board, "insert", run("r", agent="a"))
+    change(board, "update", run("r", agent="b"))
+    entry, facets, steady = change(board, "update", run("r", agent="c"))
+    assert facets == (("queued", "b", None), ("queued", "c", None))
+    assert entry[FACETS] == (("queued", "a", None), *facets)
+    assert steady
+    entry, facets, steady = change(board, "update", run("r", "running", agent="c"))
+    assert facets == (("queued", "c", None), ("running", "c", None))
+    assert not steady
+
+
+def test_a_run_that_was_too_much_was_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FACETS", 2)
+    board = begun()
+    for agent in "abc":
+        entry, _, _ = change(board, "update", run("r", "completed", agent=agent))
+    assert entry[FACETS] == ANYTHING
+
+
+def test_an_update_that_changes_nothing_is_pushed_unless_told_otherwise() -> None:
+    assert change(begun(PLENTY, run("r")), "update", run("r"))[2]
+    board = begun(PLENTY, run("r"), push_unchanged=False)
+    assert board.apply(Changes([("update", run("r"))], T, 7)) == []
+    assert change(board, "insert", run("r"))
+    assert change(board, "update", run("r", "running"))
+
+
+def test_what_postgresql_did_not_send_comes_from_the_board_or_is_left_out() -> None:
+    board = begun(PLENTY, run("r", error="long", agent="a"))
+    entry, _, _ = change(board, "update", run("r", "failed", error=UNCHANGED, agent=UNCHANGED))
+    assert entry[RUN] == run("r", "failed", error="long", agent="a")
+    assert b"u0000" not in entry[FRAME]
+    entry, _, _ = change(board, "update", run("unknown", "failed", error=UNCHANGED))
+    assert entry[RUN] == run("unknown", "failed")
+    assert b"null" not in entry[FRAME]
+
+
+def test_delete_and_truncate_are_not_pushed_and_move_the_seq() -> None:
+    board = begun(PLENTY, run("a"), run("b"), run("c", "failed"))
+    for op, left in (("delete", {"b"}), ("truncate", set[str]())):
+        seq = board.seq
+        assert board.apply(Changes([(op, only_id("a"))], T, 7)) == []  # type: ignore[list-item]
+        assert board.seq == seq + 1
+        assert set(board.unfinished()) == left
+    assert len(board) == 0
+    assert board.size == 0
+    assert board.piece(0, board.seq, None) == (b"", board.seq)
+
+
+# Time.
+
+
+def test_time_never_goes_back() -> None:
+    board = begun()
+    times = [change(board, "update", run("r"), at)[0][TIME] for at in (T + 5, T + 2, T + 5, T + 6)]
+    assert times == [T + 5, T + 5, T + 5, T + 6]
+
+
+def test_since_at_the_edges() -> None:
+    board = Board(PLENTY)
+    assert board.since(T) is None, "nothing has been read yet"
+    board.apply(Snapshot([run("a")], T))
+    for run_id, at in (("b", T + 10), ("c", T + 10), ("d", T + 20)):
+        change(board, "insert", run(run_id), at)
+    assert board.since(T - 1) is None, "before the first Snapshot"
+    assert board.since(T) == 0
+    assert board.since(T + 1) == 1
+    assert board.since(T + 10) == 1, "everything at or after it"
+    assert board.since(T + 11) == 3
+    assert board.since(T + 20) == 3
+    assert board.since(T + 21) == 4, "beyond the newest: now"
+
+
+def test_at_or_before_the_newest_evicted_change_is_a_gap() -> None:
+    board = begun(0)
+    change(board, "insert", run("done", "completed"), T + 5)
+    change(board, "insert", run("active"), T + 6)
+    assert board.since(T + 5) is None
+    assert board.since(T + 6) == 1
+    assert board.floor == 1
+
+
+# Memory.
+
+
+def test_unfinished_runs_are_never_evicted_and_finished_ones_oldest_change_first() -> None:
+    board = begun(3 * (OVERHEAD + 300))
+    for run_id in "abcdef":
+        change(board, "insert", run(run_id, "running"))
+    assert len(board) == 6
+    for run_id in "fab":  # it is the order of finishing that counts
+        change(board, "update", run(run_id, "completed"))
+    assert [run_id for run_id in "abcdef" if run_id in board] == ["c", "d", "e"]
+    assert board.floor == 9
+
+    board = begun(4 * (OVERHEAD + 300))
+    for run_id in "abcd":
+        change(board, "insert", run(run_id, "completed"))
+    change(board, "update", run("a", "running"))  # opened again: no candidate any more
+    change(board, "update", run("b", "failed"))  # the newest now
+    change(board, "insert", run("e", "completed"))
+    assert [run_id for run_id in "abcde" if run_id in board] == ["a", "b", "d", "e"]
+    assert board.floor == 3
+
+
+def test_stale_entries_are_let_go() -> None:
+    board = begun(PLENTY, run("r"))
+    for i in range(5000):
+        change(board, "update", run("r", ("completed", "failed")[i % 2]))
+    assert len(board._log) < 1100
+    assert frames(board.piece(0, board.seq, None)[0]) == ["r"]
+    assert board.since(T) == board._seqs[0] - 1
+
+
+def lives(count: int) -> Iterator[tuple[Op, Run]]:
+    """Runs as a team's would be: inserted, started, some progress, an end, and one in ten with a long error."""
+    rng = random.Random(1)
+    for i in range(count):
+        run_id, task_id = (str(rng.getrandbits(128)) for _ in "12")
+        agent, began, ended = f"agent-{rng.randrange(20)}", iso(T + i), iso(T + i + 10**6)
+        error = f"Traceback {i}" + "x" * 2000 if rng.random() < 0.1 else None
+        yield "insert", (run_id, "queued", None, task_id, agent, None, None, None)
+        for progress in (0.0, 20 + rng.random(), 60 + rng.random()):
+            yield "update", (run_id, "running", progress, task_id, agent, began, None, None)
+        yield (
+            "update",
+            (
+                run_id,
+                "failed" if error else "completed",
+                100.0,
+                task_id,
+                agent,
+                began,
+                ended,
+                error,
+            ),
+        )
+
+
+def test_the_memory_charged_is_the_memory_taken() -> None:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        board, ratios = begun(), []
+        before = tracemalloc.get_traced_memory()[0]
+        for i, (op, row) in enumerate(lives(3000)):
+            # Each row comes decoded anew from the wire and shares no text with the last.
+            copy = tuple(value + "" if isinstance(value, str) else value for value in row)
+            change(board, op, copy)  # type: ignore[arg-type]
+            if len(board) > 1500 and not i % 100:
+                ratios.append((tracemalloc.get_traced_memory()[0] - before) / board.size)
+    finally:
+        tracemalloc.stop()
+    average = sum(ratios) / len(ratios)
+    assert 0.75 < average < 1.25, (
+        f"{average:.2f} bytes are taken for each one charged: adjust OVERHEAD"
+    )
+    assert max(ratios) < 1.6
+
+
+# What did I miss?
+
+
+def test_a_piece_is_the_current_state_of_what_changed_oldest_first() -> None:
+    board = begun(PLENTY, run("a"), run("b"), run("c"))
+    change(board, "update", run("a", "running"))
+    assert frames(board.piece(0, 4, None)[0]) == ["b", "c", "a"]
+    assert frames(board.piece(0, 3, None)[0]) == ["b", "c"], "never beyond"
+    assert frames(board.piece(2, 4, None)[0]) == ["c", "a"]
+    assert board.piece(4, 4, None) == (b"", 4)
+    wanted: list[Entry] = []
+
+    def want(entry: Entry) -> bool:
+        wanted.append(entry)
+        return entry[RUN][0] == "a"
+
+    data, reached = board.piece(0, 4, want)
+    assert (frames(data), reached) == (["a"], 4)
+    assert len(wanted) == 3, "a stale entry is not even looked at"
+
+
+def all_pieces(board: Board, after: int) -> list[tuple[bytes, int]]:
+    pieces = []
+    while after < board.seq:
+        data, after = board.piece(after, board.seq, None)
+        pieces.append((data, after))
+    return pieces
+
+
+@pytest.mark.parametrize("text", [10, 120, 300, 800])
+def test_pieces_are_bounded_and_soon_shared(text: int) -> None:
+    """Forty clients cut off at forty places are soon on one of two tracks, whatever the size of the frames."""
+    rows = [run(f"r{i:05}", error="x" * text) for i in range(4000)]
+    board = begun(PLENTY, *rows)
+    everything = b"".join(message(row, T) for row in rows)
+    size = len(everything) // len(rows)
+    tracks = set()
+    for after in range(0, 1000, 25):
+        pieces = all_pieces(board, after)
+        assert b"".join(data for data, _ in pieces) == everything[after * size :]
+        assert all(PIECE // 2 < len(data) <= PIECE for data, _ in pieces[:-1])
+        tracks.add(tuple(end for _, end in pieces if end >= 2000))
+    assert len(tracks) <= 2
+
+
+def test_a_full_piece_ends_before_the_roundest_seq_of_its_second_half() -> None:
+    board = begun(PLENTY, *(run(f"r{i}", error="x" * 400) for i in range(300)))
+    size = len(board.piece(0, 1, None)[0])
+    assert PIECE // 2 // size < 64
+    assert 96 < PIECE // size < 128
+    assert [board.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [
+        95,
+        191,
+        191,
+        191,
+        300,
+    ]
+    assert frames(board.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
+
+
+def test_a_piece_of_large_frames_ends_where_it_must() -> None:
+    board = begun(
+        PLENTY,
+        *(run(f"r{i}", error="x" * 30_000) for i in range(5)),
+        run("huge", error="x" * 100_000),
+    )
+    sizes = [(data.count(b'"id"'), reached) for data, reached in all_pieces(board, 0)]
+    assert sizes == [(2, 2), (2, 4), (1, 5), (1, 6)]
+
+
+def test_an_entry_is_of_atoms_so_that_the_collector_does_not_track_it() -> None:
+    board = begun(PLENTY, run("r"))
+    change(board, "update", run("r", "running"))
+    for _ in range(3):  # what is nested is let go from the inside out
+        gc.collect()
+    entry = board.get("r")
+    assert entry is not None
+    assert body(entry[RUN]) in entry[FRAME].decode("latin-1")
+    assert not gc.is_tracked(entry)

@@ -1,0 +1,789 @@
+"""The hub, rule by rule, on a clock that stands still. (All of it at once, in random histories: test_hub_histories.py.)"""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
+from brain.contract.events import Changes, Op, Snapshot
+from brain.contract.messages import Micros, Run
+from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
+from brain.delivery import hub as module
+from brain.delivery.board import OVERHEAD, PIECE, Board, Push
+from brain.delivery.hub import BATCH, Client, Hub
+
+T = 1_700_000_000_000_000
+INTERVAL = 0.025
+PLENTY = 10**9
+
+
+def run(
+    run_id: str,
+    status: str = "queued",
+    progress: float | None = None,
+    *,
+    agent: str | None = None,
+    task_id: str | None = None,
+    error: str | None = None,
+) -> Run:
+    return (run_id, status, progress, task_id, agent, None, None, error)
+
+
+class Timer:
+    def __init__(self, due: float, callback: Callable[[], None]) -> None:
+        self.due = due
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Reader(Client):
+    """A client whose transport has room until `full` is set, and then pauses in the next write."""
+
+    def __init__(self) -> None:
+        self.write = self.take
+        self.got: list[tuple[str, str, float | None]] = []
+        self.writes: list[int] = []
+        self.closed: int | None = None
+        self.dropped: Exception | None = None
+        self.full = False
+        self.room: Room
+
+    def take(self, data: bytes) -> None:
+        self.writes.append(len(data))
+        self.room.now += self.room.cost
+        while data:
+            head = {126: 4, 127: 10}.get(data[1], 2)
+            size = head + (data[1] if head == 2 else int.from_bytes(data[2:head], "big"))
+            told = json.loads(data[head:size])["data"]
+            self.got.append((told["id"], told["status"], told.get("progress")))
+            data = data[size:]
+        if self.full and not self.paused:
+            self.room.hub.pause(self)
+
+    def taken(self) -> list[tuple[str, str, float | None]]:
+        got, self.got = self.got, []
+        return got
+
+    def ids(self) -> list[str]:
+        return [run_id for run_id, _, _ in self.taken()]
+
+    def drain(self) -> None:
+        self.full = False
+        self.room.hub.resume(self)
+
+    def end(self, code: int, reason: str) -> None:
+        assert 0 < len(reason.encode()) <= 123
+        self.closed = code
+        self.room.hub.leave(self)
+
+    def drop(self, error: Exception) -> None:
+        self.dropped = error
+        self.room.hub.leave(self)
+
+
+class Room:
+    """A hub, its board and its clock."""
+
+    def __init__(
+        self, memory: int = PLENTY, *rows: Run, begun: bool = True, interval: float = INTERVAL
+    ) -> None:
+        self.now = 100.0
+        self.cost = 0.0
+        self.timers: list[Timer] = []
+        self.observed: list[Micros] = []
+        self.board = Board(memory)
+        self.hub = Hub(
+            self.board,
+            interval=interval,
+            clock=lambda: self.now,
+            call_later=self.call_later,
+            observe=self.observed.append,
+        )
+        if begun:
+            self.hub.push(self.board.apply(Snapshot(list(rows), T)))
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self.now + delay, callback)
+        self.timers.append(timer)
+        return timer
+
+    def armed(self) -> float | None:
+        """In how many seconds the hub wants to be called."""
+        live = [timer.due for timer in self.timers if not timer.cancelled]
+        assert len(live) <= 1, "one timer at the most"
+        return round(live[0] - self.now, 6) if live else None
+
+    def tick(self) -> None:
+        (timer,) = (timer for timer in self.timers if not timer.cancelled)
+        self.timers.clear()
+        self.now = max(self.now, timer.due)
+        timer.callback()
+
+    def rest(self) -> None:
+        while self.armed() is not None:
+            self.tick()
+
+    def join(self, wish: Subscription = Subscription()) -> Reader:  # noqa: B008 - frozen
+        reader = Reader()
+        reader.room = self
+        self.hub.join(reader, wish)
+        return reader
+
+    def change(self, *rows: Run, op: Op = "update", at: Micros = T + 1) -> None:
+        self.hub.push(self.board.apply(Changes([(op, row) for row in rows], at, 7)))
+
+
+def agents(*names: str) -> Filter:
+    return Filter(agent=frozenset(names))
+
+
+def statuses(*names: str) -> Filter:
+    return Filter(status=frozenset(names))
+
+
+# Batches.
+
+
+def test_a_change_is_flushed_at_once_when_the_last_flush_is_older_than_the_interval() -> None:
+    room = Room()
+    reader = room.join()
+    room.change(run("r"))
+    assert reader.taken() == [("r", "queued", None)]
+    assert room.armed() is None
+    assert room.observed == [T + 1]
+
+
+def test_what_follows_within_the_interval_is_flushed_together_when_it_is_over() -> None:
+    room = Room()
+    reader = room.join()
+    room.change(run("a"))
+    room.now += 0.01
+    room.change(run("b"), at=T + 2)
+    room.change(run("c"), at=T + 3)
+    assert reader.ids() == ["a"]
+    assert room.armed() == 0.015
+    room.tick()
+    assert reader.ids() == ["b", "c"]
+    assert len(reader.writes) == 2
+    assert room.observed == [T + 1, T + 2], "the oldest of each flush"
+    assert (room.hub.counts.changes, room.hub.counts.flushes, room.hub.counts.deliveries) == (
+        3,
+        2,
+        3,
+    )
+
+
+def test_an_interval_of_zero_flushes_each_push() -> None:
+    room = Room(interval=0)
+    reader = room.join()
+    room.change(run("a"))
+    room.change(run("b"))
+    assert reader.ids() == ["a", "b"]
+
+
+def test_a_timer_that_comes_a_hair_early_is_in_time() -> None:
+    room = Room()
+    reader = room.join()
+    room.change(run("a"))
+    room.change(run("b"))
+    room.now += INTERVAL - 0.0004
+    room.hub.tick()
+    assert reader.ids() == ["a", "b"]
+
+
+def test_128_kib_pending_are_flushed_before_the_interval_is_over() -> None:
+    room = Room()
+    reader = room.join()
+    room.change(run("a"))
+    for i in range(4):
+        room.change(run(f"r{i}", error="x" * 30_000))
+    assert reader.ids() == ["a"]
+    room.change(run("last", error="x" * 30_000))
+    assert reader.ids() == ["r0", "r1", "r2", "r3", "last"]
+    assert room.hub.pending_bytes == 0
+
+
+def test_a_batch_is_cut_at_128_kib() -> None:
+    room = Room()
+    reader = room.join()
+    room.change(
+        *(run(f"r{i}", error="x" * 30_000) for i in range(10)), run("huge", error="x" * 200_000)
+    )
+    assert len(reader.ids()) == 11
+    assert [size > BATCH for size in reader.writes] == [False, False, False, True]
+
+
+def test_a_batch_is_made_once_for_all_with_one_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = module._batches
+
+    def batches(pushes: list[Push], flushed: int) -> list[module.Batch]:
+        made.append(len(pushes))
+        return original(pushes, flushed)
+
+    monkeypatch.setattr(module, "_batches", batches)
+    room = Room()
+    readers = [room.join() for _ in range(3)] + [
+        room.join(Subscription(agents("a"))) for _ in range(3)
+    ]
+    room.change(run("r", agent="a"), run("s"), op="insert")
+    assert made == [2, 1]
+    assert [reader.ids() for reader in readers] == [["r", "s"]] * 3 + [["r"]] * 3
+
+
+# Conflation.
+
+
+def test_progress_is_conflated_to_the_latest_which_stands_at_the_end() -> None:
+    room = Room(PLENTY, run("r", "running"), run("s", "running"))
+    reader = room.join()
+    room.change(run("first"))
+    room.change(run("r", "running", 1.0))
+    size = room.hub.pending_bytes
+    room.change(run("s", "running", 1.0))
+    room.change(run("r", "running", 2.0))
+    assert room.hub.pending_bytes == 2 * size
+    room.rest()
+    assert reader.taken()[1:] == [("s", "running", 1.0), ("r", "running", 2.0)]
+    assert room.hub.counts.conflated == 1
+
+
+def test_a_change_of_status_is_never_merged_away_and_ends_the_chain() -> None:
+    room = Room(PLENTY, run("r"))
+    reader = room.join()
+    room.change(run("first"))
+    for status, progress in (
+        ("queued", 1.0),
+        ("queued", 2.0),
+        ("running", 3.0),
+        ("running", 4.0),
+        ("running", 5.0),
+        ("queued", 6.0),
+        ("running", 7.0),
+    ):
+        room.change(run("r", status, progress))
+    room.rest()
+    assert [progress for _, _, progress in reader.taken()[1:]] == [2.0, 3.0, 5.0, 6.0, 7.0]
+
+
+def test_what_is_merged_unites_what_it_was() -> None:
+    room = Room(PLENTY, run("r", "running", agent="a"))
+    reader = room.join(Subscription(agents("a")))
+    room.change(run("first", agent="a"))
+    room.change(run("r", "running", 1.0, agent="b"))
+    room.change(run("r", "running", 2.0, agent="b"))
+    room.change(run("r", "running", 3.0, agent="c"))
+    room.rest()
+    assert reader.taken()[1:] == [("r", "running", 3.0)]
+
+
+# Filters.
+
+
+def test_a_filter_passes_what_is_or_was_in_it() -> None:
+    room = Room(PLENTY, run("r", agent="a"))
+    running, a = room.join(Subscription(statuses("running"))), room.join(Subscription(agents("a")))
+    for row in (
+        run("r", "queued", 1.0, agent="a"),
+        run("r", "running", 2.0, agent="a"),
+        run("r", "running", 3.0, agent="b"),
+        run("r", "failed", 4.0, agent="b"),
+        run("r", "failed", 5.0, agent="b"),
+    ):
+        room.change(row)
+        room.rest()
+        room.now += 1
+    assert [progress for _, _, progress in running.taken()] == [2.0, 3.0, 4.0]
+    assert [progress for _, _, progress in a.taken()] == [1.0, 2.0, 3.0]
+
+
+def test_an_unknown_run_that_is_updated_concerns_whoever_wants_what_it_may_have_been() -> None:
+    room = Room()
+    wishes = [
+        agents("a"),
+        Filter(task_id=frozenset("t")),
+        statuses("failed"),
+        statuses("running"),
+        statuses("queued"),
+    ]
+    readers = [room.join(Subscription(wish)) for wish in wishes]
+    room.change(run("r", "running", agent="b"))
+    assert [reader.ids() for reader in readers] == [["r"], ["r"], ["r"], ["r"], []]
+    room.change(run("new", "running", agent="b", task_id="u"), op="insert")
+    room.rest()
+    assert [reader.ids() for reader in readers] == [[], [], [], ["new"], []]
+
+
+@pytest.mark.parametrize(
+    ("filter_", "passes"),
+    [
+        (ALL, True),
+        (Filter(run_id=frozenset(("r", "s"))), True),
+        (Filter(run_id=frozenset("s")), False),
+        (Filter(run_id=frozenset("r"), status=frozenset(("queued", "failed"))), True),
+        (Filter(run_id=frozenset("r"), status=frozenset(("running",))), False),
+        (Filter(agent=frozenset("a"), task_id=frozenset("t")), True),
+        (Filter(agent=frozenset("a"), task_id=frozenset("u")), False),
+        (Filter(agent=frozenset("b")), False),
+    ],
+)
+def test_or_within_a_field_and_between_the_fields(filter_: Filter, passes: bool) -> None:
+    assert filter_.matches("r", [("queued", "a", "t")]) is passes
+    room = Room()
+    reader = room.join(Subscription(filter_))
+    room.change(run("r", agent="a", task_id="t"), op="insert")
+    assert bool(reader.ids()) is passes
+
+
+def test_the_fields_of_one_moment_belong_together() -> None:
+    wish = Filter(agent=frozenset("a"), status=frozenset(("failed",)))
+    assert not wish.matches("r", [("running", "a", None), ("failed", "b", None)])
+    assert wish.matches("r", [("failed", ANY, ANY)])
+
+
+def test_ten_thousand_filters_by_run_cost_one_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    original = Filter.matches
+
+    def matches(self: Filter, run_id: str, facets: list[Facet]) -> bool:
+        looked.append(run_id)
+        return original(self, run_id, facets)
+
+    monkeypatch.setattr(Filter, "matches", matches)
+    room = Room()
+    readers = [room.join(Subscription(Filter(run_id=frozenset((f"r{i}",))))) for i in range(10_000)]
+    others = [room.join(Subscription(agents(f"a{i}"))) for i in range(100)]
+    room.change(run("r77", agent="a5"), op="insert")
+    assert looked == ["r77", "r77"]
+    assert [i for i, reader in enumerate(readers) if reader.got] == [77]
+    assert [i for i, reader in enumerate(others) if reader.got] == [5]
+
+
+def test_a_filter_that_nobody_has_any_more_is_forgotten() -> None:
+    room = Room()
+    wish = Subscription(Filter(run_id=frozenset(("r", "s")), agent=frozenset("a")))
+    first, second = room.join(wish), room.join(wish)
+    assert room.hub.clients == 2
+    for reader in (first, first, second):
+        room.hub.leave(reader)
+    assert room.hub.clients == 0
+    assert not room.hub._cohorts
+    assert not any(room.hub._index.values())
+    room.change(run("r", agent="a"))
+    assert first.taken() == second.taken() == []
+
+
+def test_those_with_another_filter_stay() -> None:
+    room = Room()
+    gone = room.join(Subscription(Filter(run_id=frozenset("r"))))
+    stays = room.join(Subscription(Filter(run_id=frozenset("r"), agent=frozenset("a"))))
+    room.join(Subscription(ALL))
+    room.hub.leave(gone)
+    room.change(run("r", agent="a"))
+    assert stays.ids() == ["r"]
+
+
+# Joining.
+
+
+def test_without_a_wish_a_client_is_live_at_once() -> None:
+    room = Room(PLENTY, run("old"))
+    room.change(run("first"))
+    room.change(run("pending"))
+    reader = room.join()
+    assert reader.taken() == []
+    room.rest()
+    assert reader.ids() == ["pending"]
+
+
+def test_snapshot_sends_what_is_unfinished_and_goes_live() -> None:
+    room = Room(PLENTY, run("a"), run("b", "running"))
+    room.change(run("done", "completed"))
+    reader = room.join(Subscription(snapshot=True))
+    assert reader.taken() == [], "nothing from inside join"
+    room.rest()
+    assert reader.ids() == ["a", "b"]
+    room.now += 1
+    room.change(run("b", "completed"))
+    assert reader.taken() == [("b", "completed", None)]
+
+
+def test_snapshot_is_filtered() -> None:
+    room = Room(PLENTY, run("a", agent="x"), run("b", agent="y"))
+    reader = room.join(Subscription(agents("y"), snapshot=True))
+    room.rest()
+    assert reader.ids() == ["b"]
+
+
+def test_a_snapshot_asked_for_before_the_database_was_read_comes_when_it_was() -> None:
+    room = Room(begun=False)
+    reader = room.join(Subscription(snapshot=True))
+    room.rest()
+    room.hub.push(room.board.apply(Snapshot([run("a")], T, complete=False)))
+    room.rest()
+    assert reader.taken() == []
+    room.hub.push(room.board.apply(Snapshot([run("b")], T)))
+    room.rest()
+    assert reader.ids() == ["a", "b"]
+    room.change(run("a", "running"))
+    assert reader.ids() == ["a"]
+
+
+def test_since_sends_the_current_state_of_what_changed_at_or_after_it() -> None:
+    room = Room(PLENTY, run("a"), run("b"))
+    for at, row in (
+        (T + 1, run("a", "running")),
+        (T + 2, run("b", "running")),
+        (T + 3, run("b", "failed")),
+    ):
+        room.change(row, at=at)
+        room.now += 1
+    reader = room.join(Subscription(since=T + 2))
+    later = room.join(Subscription(since=T + 4))
+    room.rest()
+    assert reader.taken() == [("b", "failed", None)]
+    assert later.taken() == []
+    room.now += 1
+    room.change(run("c"), at=T + 5)
+    assert reader.ids() == later.ids() == ["c"]
+
+
+def test_since_what_is_forgotten_is_refused() -> None:
+    room = Room(0)
+    room.change(run("r", "completed"), at=T + 1)
+    reader = room.join(Subscription(since=T + 1))
+    assert reader.closed == GAP.code
+    assert room.hub.counts.gaps == 1
+    assert room.hub.clients == 0
+    room = Room(begun=False)
+    assert room.join(Subscription(since=T)).closed == TRY_AGAIN_LATER.code
+    assert room.join().closed == TRY_AGAIN_LATER.code, (
+        "the first Snapshot, which pushes nothing, may hold what it misses"
+    )
+    assert room.join(Subscription(snapshot=True)).closed is None, "it waits for the Snapshot"
+    assert room.hub.counts.gaps == 0
+
+
+# Lagging.
+
+
+def test_who_drains_before_the_next_flush_has_missed_nothing() -> None:
+    room = Room()
+    reader = room.join()
+    reader.full = True
+    room.change(run("a"))
+    assert room.hub.lagging == 1
+    reader.drain()
+    assert (room.hub.lagging, room.hub.counts.lags) == (0, 0)
+    assert room.armed() is None
+    room.now += 1
+    room.change(run("b"))
+    assert reader.ids() == ["a", "b"]
+    assert room.hub.counts.pieces == 0
+
+
+def test_who_drains_later_is_sent_the_current_state_by_a_tick_and_is_live_again() -> None:
+    room = Room(PLENTY, run("r"))
+    reader, other = room.join(), room.join()
+    reader.full = True
+    room.change(run("a"))
+    for progress in (1.0, 2.0, 3.0):
+        room.now += 1
+        room.change(run("r", "running", progress))
+    assert reader.ids() == ["a"]
+    assert len(other.taken()) == 4
+    reader.drain()
+    assert reader.taken() == [], "nothing from inside resume"
+    assert room.armed() == 0
+    room.tick()
+    assert reader.taken() == [("r", "running", 3.0)]
+    assert (room.hub.counts.lags, room.hub.counts.pieces, room.armed()) == (1, 1, None)
+    room.now += 1
+    room.change(run("b"))
+    assert reader.ids() == ["b"]
+
+
+def test_catching_up_never_goes_beyond_what_was_flushed_and_live_only_while_nothing_is_pending() -> (
+    None
+):
+    room = Room(PLENTY, run("r", "running", agent="a"))
+    reader = room.join(Subscription(agents("a")))
+    reader.full = True
+    room.change(run("first", agent="a"))
+    room.now += 1
+    room.change(run("r", "running", 1.0, agent="b"))  # leaves the filter, and the reader misses it
+    room.change(run("r", "running", 2.0, agent="c"))  # pending: was b, is c
+    reader.drain()
+    room.tick()
+    assert reader.ids() == ["first"], "what supersedes it is pending"
+    room.rest()
+    assert reader.taken() == [("r", "running", 2.0)]
+
+
+def test_under_a_steady_load_a_client_goes_live_right_behind_a_plan() -> None:
+    room = Room()
+    reader = room.join()
+    reader.full = True
+    room.change(run("r"))
+    room.change(run("r"))
+    room.rest()
+    room.change(run("r"))
+    reader.drain()
+    for i in range(3):
+        room.change(run(f"more{i}"))
+        room.tick()  # there is always something pending when a tick begins
+    assert reader.seq is None
+
+
+def test_a_client_that_fills_up_in_catching_up_goes_on_where_it_was() -> None:
+    room = Room(PLENTY, *(run(f"r{i:03}", error="x" * 1000) for i in range(150)))
+    reader = room.join(Subscription(snapshot=True))
+    reader.full = True
+    room.rest()
+    first = reader.ids()
+    assert 30 < len(first) < 70
+    assert room.hub.lagging == 1
+    room.change(run("new"))
+    reader.drain()
+    room.rest()
+    assert first + reader.ids() == [*(f"r{i:03}" for i in range(150)), "new"]
+    assert max(reader.writes) <= PIECE
+
+
+def test_filled_by_a_pong_while_nothing_is_written() -> None:
+    room = Room()
+    reader = room.join()
+    room.change(run("a"))
+    room.hub.pause(reader)
+    room.change(run("b"))
+    room.rest()
+    assert reader.ids() == ["a"]
+    reader.drain()
+    room.hub.pause(reader)  # and again, while it waits to be served
+    assert room.hub.lagging == 1
+    room.rest()
+    assert reader.taken() == []
+    reader.drain()
+    room.rest()
+    assert reader.ids() == ["b"]
+
+
+def test_a_lagging_client_beyond_memory_is_told_to_come_back() -> None:
+    room = Room(OVERHEAD + 400)
+    lagging, other = room.join(), room.join()
+    lagging.full = True
+    for i in range(3):
+        room.change(run(f"r{i}", "completed"))
+        room.now += 1
+    lagging.drain()
+    room.rest()
+    assert lagging.closed == GAP.code
+    assert len(other.ids()) == 3
+    assert other.closed is None
+
+
+def test_what_a_snapshot_client_does_not_need_is_no_gap() -> None:
+    room = Room(0, run("active"))
+    room.change(run("done", "completed"))
+    assert room.board.floor == 2
+    reader = room.join(Subscription(snapshot=True))
+    room.rest()
+    assert reader.closed is None
+    assert reader.ids() == ["active"]
+
+
+def test_a_piece_is_built_once_for_all_at_one_seq_with_one_filter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room(PLENTY, run("a", agent="x"), run("b"))
+    asked: list[tuple[int, int]] = []
+    original = room.board.piece
+
+    def piece(after: int, upto: int, wanted: object) -> tuple[bytes, int]:
+        asked.append((after, upto))
+        return original(after, upto, wanted)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room.board, "piece", piece)
+    for _ in range(50):
+        room.join(Subscription(since=T))
+        room.join(Subscription(agents("x"), since=T))
+        room.join(Subscription(snapshot=True))
+    room.rest()
+    assert asked == [(0, 2)] * 3
+
+
+# Sweeps.
+
+
+def busy(room: Room, count: int, rows: int = 1) -> list[Reader]:
+    """So many readers, and a flush of so many batches that its sweep is suspended."""
+    readers = [room.join() for _ in range(count)]
+    room.cost = 0.001
+    room.change(*(run(f"r{i}", error="x" * (BATCH - 400)) for i in range(rows)))
+    return readers
+
+
+def test_a_sweep_yields_when_its_budget_is_spent_and_others_come_in_between() -> None:
+    room = Room()
+    readers = busy(room, 100)
+    served = [reader for reader in readers if reader.got]
+    assert 25 < len(served) < 60
+    assert room.armed() == 0
+    late = room.join()
+    room.change(run("next"))
+    assert sum(map(len, (reader.got for reader in readers))) == len(served), (
+        "no flush in the middle of another"
+    )
+    room.rest()
+    assert all(reader.ids() == ["r0", "next"] for reader in readers)
+    assert late.ids() == ["next"]
+    assert len(room.observed) == 2
+
+
+def test_a_sweep_over_many_small_cohorts_yields_too() -> None:
+    room = Room()
+    readers = [room.join(Subscription(Filter(run_id=frozenset(("r", str(i)))))) for i in range(100)]
+    room.cost = 0.001
+    room.change(run("r"))
+    assert 25 < sum(bool(reader.got) for reader in readers) < 60
+    room.rest()
+    assert all(reader.ids() == ["r"] for reader in readers)
+
+
+def test_catching_up_yields_after_half_a_budget() -> None:
+    room = Room(PLENTY, run("a"))
+    readers = [room.join(Subscription(snapshot=True)) for _ in range(100)]
+    room.cost = 0.001
+    room.tick()
+    assert 10 < sum(bool(reader.got) for reader in readers) < 16
+    assert room.armed() == 0
+    room.rest()
+    assert all(reader.ids() == ["a"] for reader in readers)
+
+
+def test_who_fills_up_in_a_sweep_and_catches_up_before_it_ends_is_sent_nothing_twice() -> None:
+    room = Room()
+    readers = [room.join() for _ in range(100)]
+    for reader in readers:
+        reader.full = True
+    busy(room, 0, rows=3)
+    first = next(reader for reader in readers if reader.got)
+    assert first.ids() == ["r0"]
+    first.drain()
+    room.tick()
+    room.tick()
+    assert first.seq is None, "live again, in the middle of the sweep"
+    room.rest()
+    assert first.ids() == ["r1", "r2"]
+
+
+def test_who_fills_up_in_a_batch_has_what_that_batch_reached() -> None:
+    room = Room()
+    reader = room.join()
+    reader.full = True
+    busy(room, 0, rows=3)
+    assert reader.ids() == ["r0"]
+    assert reader.seq == 1
+    reader.drain()
+    room.rest()
+    assert reader.ids() == ["r1", "r2"]
+
+
+def test_who_is_filled_by_a_pong_while_a_sweep_is_suspended_stays_its_receiver() -> None:
+    room = Room()
+    readers = busy(room, 100)
+    unserved = [reader for reader in readers if not reader.got]
+    drained, stalled, gone = unserved[-3:]
+    for reader in (drained, stalled, gone):
+        room.hub.pause(reader)
+    room.hub.resume(drained)
+    room.hub.leave(gone)
+    assert room.hub.lagging == 0
+    room.rest()
+    assert drained.ids() == stalled.ids() == ["r0"]
+    assert gone.taken() == []
+    assert room.hub.lagging == 1
+    room.now += 1
+    room.cost = 0
+    room.change(run("next"))
+    assert (drained.ids(), stalled.ids()) == (["next"], [])
+    stalled.drain()
+    room.rest()
+    assert stalled.ids() == ["next"]
+
+
+def test_a_client_whose_write_raises_is_dropped_alone() -> None:
+    room = Room()
+    readers = [room.join() for _ in range(3)]
+
+    def fail(_: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    readers[1].write = fail
+    room.change(run("r"))
+    assert [reader.ids() for reader in readers] == [["r"], [], ["r"]]
+    assert isinstance(readers[1].dropped, RuntimeError)
+    assert (room.hub.counts.failures, room.hub.clients) == (1, 2)
+
+
+def test_a_client_whose_write_raises_in_catching_up_is_dropped_alone() -> None:
+    room = Room(PLENTY, run("r"))
+    readers = [room.join(Subscription(snapshot=True)) for _ in range(2)]
+
+    def fail(_: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    readers[0].write = fail
+    room.rest()
+    assert readers[0].dropped is not None
+    assert readers[1].ids() == ["r"]
+
+
+def test_a_write_is_looked_up_when_it_is_made() -> None:
+    room = Room()
+    readers = busy(room, 100)
+    last = (
+        readers[-1] if not readers[-1].got else next(reader for reader in readers if not reader.got)
+    )
+    last.write = lambda _: None  # what a connection does that is closing
+    room.rest()
+    assert last.taken() == []
+    assert sum(bool(reader.got) for reader in readers) == 99
+
+
+def test_who_leaves_is_forgotten_wherever_it_was() -> None:
+    room = Room(PLENTY, run("r"))
+    waiting, lagging = room.join(Subscription(snapshot=True)), room.join()
+    room.hub.leave(waiting)
+    lagging.full = True
+    room.change(run("a"))
+    room.hub.leave(lagging)
+    assert (room.hub.clients, room.hub.lagging) == (0, 0)
+    room.hub.resume(lagging)
+    room.hub.pause(waiting)
+    room.rest()
+    assert waiting.taken() == []
+    assert room.hub.lagging == 0
+
+
+def test_a_delete_is_not_pushed_and_leaves_nobody_behind() -> None:
+    room = Room(PLENTY, run("r"))
+    reader = room.join()
+    room.change(run("r"), op="delete")
+    assert room.hub.flushed == room.board.seq
+    assert room.armed() is None
+    late = room.join(Subscription(snapshot=True))
+    room.rest()
+    assert reader.taken() == late.taken() == []
+    assert late.seq is None
+
+
+def test_end_and_drop_are_the_connections() -> None:
+    with pytest.raises(NotImplementedError):
+        Client().end(GAP.code, "")
+    with pytest.raises(NotImplementedError):
+        Client().drop(ValueError())

@@ -1,0 +1,209 @@
+"""Bytes of real servers (tests/golden/record.py made them), and bytes of nobody's."""
+
+import contextlib
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brain.contract.messages import UNCHANGED
+from brain.postgres.pgoutput import (
+    Begin,
+    Commit,
+    Delete,
+    Ignored,
+    Insert,
+    Message,
+    PgoutputError,
+    Relation,
+    Truncate,
+    Update,
+    parse,
+)
+
+Recording: TypeAlias = dict[str, list[bytes]]
+RECORDINGS = sorted(Path(__file__).parent.glob("golden/pgoutput-*.txt"))
+
+
+def load(path: Path) -> Recording:
+    recording: Recording = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("# "):
+            recording[line[2:]] = messages = []
+        else:
+            messages.append(bytes.fromhex(line))
+    return recording
+
+
+GOLDEN = sorted(
+    {data for path in RECORDINGS for messages in load(path).values() for data in messages}
+)
+
+RUNS = ("id", "status", "progress", "error", "mood")
+LATER = ("id", "status", "error", "mood", "extra")
+WIDE = ("id", *(f"c{i}" for i in range(300)))
+IN_RUNS = ["Begin", "Y", ("runs", "d", RUNS)]
+IN_WHOLE = ["Begin", ("whole", "f", ("id", "t"))]
+LONG = "é" * 1200
+
+EXPECTED: list[list[object]] = [
+    [*IN_RUNS, ("insert", "runs", ["a", "queued", None, LONG, "fine"]), "Commit"],
+    [
+        *IN_RUNS,
+        ("update", "runs", ["a", "running", "33.3", UNCHANGED, "fine"], None, False),
+        "Commit",
+    ],
+    [
+        *IN_RUNS,
+        (
+            "update",
+            "runs",
+            ["b", "running", "33.3", UNCHANGED, "fine"],
+            ["a", None, None, None, None],
+            False,
+        ),
+        "Commit",
+    ],
+    [*IN_RUNS, ("delete", "runs", ["b", None, None, None, None]), "Commit"],
+    [
+        *IN_WHOLE,
+        ("insert", "whole", ["1", None]),
+        ("insert", "whole", ["2", "\\ \n € 😀"]),
+        "Commit",
+    ],
+    [*IN_WHOLE, ("update", "whole", ["1", "x"], ["1", None], True), "Commit"],
+    [*IN_WHOLE, ("delete", "whole", ["1", "x"]), "Commit"],
+    ["Begin", ("wide", "d", WIDE), ("insert", "wide", ["7", *map(str, range(300))]), "Commit"],
+    [*IN_RUNS, ("wide", "d", WIDE), ("truncate", "runs", "wide"), "Commit"],
+    [],
+    [
+        "Begin",
+        "Y",
+        ("runs", "d", LATER),
+        ("insert", "runs", ["c", "", None, "bad", "more"]),
+        "Commit",
+    ],
+    [],
+    ["Begin", "M", "Commit"],
+    [],
+    [],
+    [
+        "M",
+        "Begin",
+        "O",
+        "Y",
+        ("runs", "d", LATER),
+        ("insert", "runs", ["from elsewhere", None, None, None, "e"]),
+        "Commit",
+    ],
+]
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_what_servers_say(path: Path) -> None:
+    names: dict[int, str] = {}
+
+    def said(message: Message) -> object:
+        match message:
+            case Begin() | Commit():
+                return type(message).__name__
+            case Relation(oid, schema, name, identity, columns):
+                assert schema == "public"
+                names[oid] = name
+                return name, identity, columns
+            case Insert(oid, new):
+                return "insert", names[oid], new
+            case Update(oid, new, old, full):
+                return "update", names[oid], new, old, full
+            case Delete(oid, old):
+                return "delete", names[oid], old
+            case Truncate(oids):
+                return "truncate", *(names[oid] for oid in oids)
+            case Ignored(kind):
+                return kind
+
+    recording = load(path)
+    assert [[said(parse(data)) for data in messages] for messages in recording.values()] == EXPECTED
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_a_transaction_stands_between_its_begin_and_its_commit(path: Path) -> None:
+    before = 0
+    for messages in load(path).values():
+        parsed = [parse(data) for data in messages]
+        for begin in (message for message in parsed if isinstance(message, Begin)):
+            commit = parsed[-1]
+            assert isinstance(commit, Commit)
+            assert before < begin.lsn == commit.lsn < commit.end
+            assert begin.time == commit.time > 1_700_000_000_000_000
+            assert begin.xid > 3
+            before = commit.end
+
+
+def test_each_kind_was_recorded() -> None:
+    assert {data[:1] for data in GOLDEN} == set(map(bytes, zip(b"BCRIUDTYOM", strict=False)))
+    assert len(RECORDINGS) == 3
+
+
+def parsed_or_refused(data: bytes) -> None:
+    with contextlib.suppress(PgoutputError):
+        parse(data)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes(data: bytes) -> None:
+    parsed_or_refused(data)
+
+
+@given(st.sampled_from(b"BCRIUDTYOM"), st.binary(max_size=80))
+def test_any_bytes_behind_a_kind(kind: int, data: bytes) -> None:
+    parsed_or_refused(bytes([kind]) + data)
+
+
+@given(st.sampled_from(GOLDEN), st.data())
+def test_one_byte_changed(message: bytes, data: st.DataObject) -> None:
+    # The head is where the lengths are; a text's inside says little.
+    at = data.draw(st.integers(0, min(len(message), 200) - 1))
+    parsed_or_refused(message[:at] + bytes([data.draw(st.integers(0, 255))]) + message[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "message", [m for m in GOLDEN if m[:1] not in b"YOM"], ids=lambda m: m[:5].hex()
+)
+def test_cut_short_or_too_long(message: bytes) -> None:
+    step = max(1, len(message) // 300)
+    for size in {*range(0, len(message), step), len(message) - 1}:
+        with pytest.raises(PgoutputError):
+            parse(message[:size])
+    with pytest.raises(PgoutputError):
+        parse(message + b"\0")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"?",
+        b"S\0\0\0\1\1",  # a stream start, of protocol version 2
+        b"I\0\0\0\1K\0\1t\0\0\0\1a",
+        b"I\0\0\0\1N\0\1t\0\0\0\2a",
+        b"I\0\0\0\1N\0\1t\xff\xff\xff\xffa",
+        b"I\0\0\0\1N\0\1b\0\0\0\1a",  # binary, which is not asked for
+        b"I\0\0\0\1N\0\1t\0\0\0\1\xff",
+        b"I\0\0\0\1N\xff\xffn",
+        b"U\0\0\0\1K\0\1nK\0\1n",
+        b"U\0\0\0\1?\0\1n",
+        b"D\0\0\0\1N\0\1n",
+        b"T\0\0\0\2\0\0\0\0\1",
+        b"T\xff\xff\xff\xff\0\0\0\0\1",
+        b"R\0\0\0\1public\0runs",
+        b"R\0\0\0\1\xff\0runs\0d\0\0",
+        b"R\0\0\0\1public\0runs\0d\0\1\0id\0\0\0",
+        b"B" + 19 * b"\0",
+    ],
+)
+def test_what_is_no_message(data: bytes) -> None:
+    with pytest.raises(PgoutputError, match="not a pgoutput message"):
+        parse(data)
