@@ -12,8 +12,8 @@ import time
 import pytest
 
 from brain.log import MAX_LINES, Log
-from tests.support.crowd import lasting_port
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.served import served
 from tests.support.wire import Control, Peer
 
@@ -90,7 +90,7 @@ async def test_an_unwritable_output_stream_breaks_nothing(database: str, streams
     shell, errors = (
         ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)
     )
-    port = lasting_port()
+    port = free_port()
     with served(wait=False, database_url=database, port=port, shell=shell, errors=errors) as brain:
         os.close(write)
         os.close(read)

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 MISSING = "pgbouncer is not installed: apt install pgbouncer"
@@ -36,9 +37,7 @@ def pooled(url: str, mode: str = "transaction") -> Iterator[str]:
     """The URL of the same database through a pooler. Its roles need no password."""
     assert PROGRAM is not None, MISSING
     parts = urlsplit(url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="brain-pooler-") as name:
         folder = Path(name)
         folder.chmod(0o777)  # under root, it runs as `nobody`

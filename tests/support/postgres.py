@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.patience import PATIENCE, wait_until
+from tests.support.ports import free_port
 
 SETTINGS = {
     "wal_level": "logical",
@@ -64,7 +64,7 @@ class Postgres:
     def __init__(self, version: int = 18, **settings: str) -> None:
         self.version = version
         self.settings = {**SETTINGS, **settings}
-        self.port = _free_port()
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="brain-postgres-", dir=_parent_folder()))
         self.data = self.folder / "data"
         self.process: subprocess.Popen[bytes] | None = None
@@ -72,18 +72,8 @@ class Postgres:
             os.chown(self.folder, account.pw_uid, account.pw_gid)
 
     def init(self) -> "Postgres":
-        self.program(
-            "initdb",
-            "-D",
-            str(self.data),
-            "-U",
-            "postgres",
-            "--auth=trust",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        )
+        """A new cluster: the copy of one that is made once, for a copy takes a tenth of initdb's time."""
+        subprocess.run(["cp", "-a", _new_cluster(self.version), self.data], check=True)
         return self
 
     def program(self, name: str, *arguments: str) -> str:
@@ -216,6 +206,16 @@ def running(version: int = 18, **settings: str) -> Iterator[Postgres]:
         server.remove()
 
 
+@cache
+def _new_cluster(version: int) -> Path:
+    """What initdb makes. No server is ever started there."""
+    maker = Postgres(version)
+    atexit.register(shutil.rmtree, maker.folder, ignore_errors=True)
+    options = ["-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+    maker.program("initdb", "-D", str(maker.data), *options)
+    return maker.data
+
+
 def _binaries(version: int) -> Path:
     if version not in WHEEL:
         return Path(f"/usr/lib/postgresql/{version}/bin")
@@ -278,9 +278,3 @@ def _living(pid: int) -> bool:
 
 def _account() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support.patience import LIFETIME, PATIENCE
+from tests.support.ports import free_port
 
 Message: TypeAlias = dict[str, Any]
 
@@ -49,7 +50,7 @@ class Brain:
             name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
         }
         environment.pop("DATABASE_URL", None)
-        environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
+        environment |= {"BRAIN_PORT": str(free_port()), "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
         environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
         within = ["/bin/sh", "-c", shell, "sh"] if shell else []
         with self.log_file.open("ab") as log:

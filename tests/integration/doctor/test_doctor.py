@@ -25,7 +25,8 @@ from brain.postgres.table import Table, init_sql
 from brain.postgres.unavailable import UnavailableCode
 from tests.support import ROOT
 from tests.support.patience import PATIENCE
-from tests.support.postgres import Postgres, _free_port, _readable, execute, running
+from tests.support.ports import free_port
+from tests.support.postgres import Postgres, _readable, execute, running
 from tests.support.served import BRAIN, served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
 
@@ -690,7 +691,7 @@ async def test_a_standby_is_polled() -> None:
 @contextlib.contextmanager
 def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
     """The URL of a PgBouncer in front of the server."""
-    port = _free_port()
+    port = free_port()
     ini = server.folder / f"pgbouncer-{port}.ini"
     ini.with_suffix(".users").write_text(f'"{ROLE}" ""\n')
     ini.write_text(

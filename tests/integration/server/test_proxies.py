@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support import ROOT
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served
 
@@ -110,9 +111,7 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
     program = PROGRAMS[name]
     if program is None:
         pytest.skip(f"{name} is not installed: apt install {name}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     trust = certificate(folder)
     folder.chmod(0o755)
     found = re.search(rf"^```{name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
