@@ -38,6 +38,10 @@ STATUS: Final = 1
 TASK_ID: Final = 3
 AGENT: Final = 4
 
+MAX_ID_BYTES: Final = 1024
+"""Of a run's id, in UTF-8: the same bound for what is pushed, for the HTTP API, for a filter and for a cursor. Percent-encoded, it
+fits into a URL."""
+
 UNCHANGED = "\0"
 """Stands in a field whose value PostgreSQL did not send, as it did not change (TOAST). No text of PostgreSQL's holds a NUL."""
 
@@ -89,6 +93,16 @@ def storable(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("must not contain half a surrogate pair, which is no character") from None
     return text
+
+
+def shown(value: object) -> str:
+    """A value for the sentence of an error: at most 40 characters, in printable ASCII."""
+    if isinstance(value, str):
+        return ascii(value[:40])
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)[:40]
 
 
 def body(run: Run) -> str:
@@ -157,7 +171,7 @@ def parse_time(text: str) -> Micros:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise ValueError(
-            f"{text!r} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
+            f"{shown(text)} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
         )
     return micros(moment)
 

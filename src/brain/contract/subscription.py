@@ -1,10 +1,21 @@
-"""What a client of `/ws` asks for: a filter, and where to begin."""
+"""What a client of `/ws` asks for: a filter, and where to begin. `GET /api/runs` takes the same filters."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from brain.contract.messages import AGENT, STATUS, STATUSES, TASK_ID, Micros, Run, parse_time
+from brain.contract.messages import (
+    AGENT,
+    MAX_ID_BYTES,
+    STATUS,
+    STATUSES,
+    TASK_ID,
+    Micros,
+    Run,
+    parse_time,
+    shown,
+    storable,
+)
 
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
@@ -13,6 +24,18 @@ _PLACES = {"agent": AGENT, "task_id": TASK_ID}
 
 MAX_VALUES = 100
 MAX_CHARACTERS = 1024
+"""Of a task_id or an agent. A run_id has at most MAX_ID_BYTES."""
+
+Form: TypeAlias = Callable[[str, Collection[str]], "frozenset[str] | None"]
+"""The texts by which the column of a field prints these values: `7` for `007` where it holds integers. None: not known yet.
+
+A value that the column cannot hold stays as it is, and so equals none of a row.
+"""
+
+
+def as_given(_field: str, values: Collection[str]) -> frozenset[str]:
+    """The Form of columns of text."""
+    return frozenset(values)
 
 
 Facet: TypeAlias = tuple[str, str | None, str | None]
@@ -27,7 +50,11 @@ def facet(run: Run) -> Facet:
 
 
 class FilterError(ValueError):
-    """A query of `/ws` that Brain does not understand; the text names the parameter, the value and the rule."""
+    """A query that Brain does not understand; the text names the parameter, the value and the rule."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +68,16 @@ class Filter:
     bounds: frozenset[tuple[str, frozenset[str]]] = frozenset()
     """What a token permits, as pairs of agent or task_id and its values. Unlike the fields, it is about what a run *is* alone: what
     it was is no reason to show what has become of it, and no unknown past may open a door."""
+
+    def printed(self, form: Form) -> "Filter | None":
+        """The filter in the texts that the columns print. None: they are not known yet."""
+        if not (self.run_id or self.task_id or self.agent):
+            return self
+        run_id, task_id = form("run_id", self.run_id), form("task_id", self.task_id)
+        agent = form("agent", self.agent)
+        if run_id is None or task_id is None or agent is None:
+            return None
+        return replace(self, run_id=run_id, task_id=task_id, agent=agent)
 
     def permits(self, run: Run) -> bool:
         return all(run[_PLACES[name]] in values for name, values in self.bounds)
@@ -69,40 +106,63 @@ class Subscription:
     since: Micros | None = None
 
 
-def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
-    """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
+def parse_filter(
+    query: Collection[tuple[str, str]], others: Collection[str], path: str
+) -> tuple[Filter, Mapping[str, str]]:
+    """The filter of a query, and its `others`: the parameters of this path that may be given once. Raises FilterError."""
     fields: dict[str, set[str]] = {name: set() for name in FIELDS}
     once: dict[str, str] = {}
     for name, value in query:
         if name in fields:
-            if not value or len(value) > MAX_CHARACTERS:
-                raise FilterError(
-                    f"{name} takes a text of 1 to {MAX_CHARACTERS} characters, not {value[:40]!r}"
-                )
-            fields[name].add(value)
-        elif name in ("snapshot", "since"):
-            if name in once:
-                raise FilterError(f"{name} may be given once")
+            fields[name].add(_checked(name, value))
+        elif name in once:
+            raise FilterError(name, f"{name} may be given once, and {shown(value)} is another")
+        elif name in others:
             once[name] = value
         else:
-            known = ", ".join((*FIELDS, "snapshot", "since"))
-            raise FilterError(f"unknown parameter {name[:40]!r}: /ws knows {known}")
+            known = ", ".join((*FIELDS, *others))
+            raise FilterError(name, f"unknown parameter {shown(name)}: {path} knows {known}")
     if sum(map(len, fields.values())) > MAX_VALUES:
+        largest = max(FIELDS, key=lambda name: len(fields[name]))
         raise FilterError(
-            f"a filter takes at most {MAX_VALUES} values: leave it out and pick in the client"
+            largest,
+            f"a filter takes at most {MAX_VALUES} values: leave {largest} out and pick in the client",
         )
-    if unknown := fields["status"] - set(STATUSES):
-        raise FilterError(f"status is one of {', '.join(STATUSES)}, not {min(unknown)[:40]!r}")
+    run_ids, task_ids, agents, statuses = (frozenset(fields[name]) for name in FIELDS)
+    return Filter(run_ids, task_ids, agents, statuses), once
+
+
+def _checked(name: str, value: str) -> str:
+    if name == "status":
+        if value not in STATUSES:
+            raise FilterError(name, f"status is one of {', '.join(STATUSES)}, not {shown(value)}")
+        return value
+    try:
+        storable(value)
+    except ValueError as error:
+        raise FilterError(name, f"{name} {error}: {shown(value)}") from None
+    if name == "run_id":
+        fits, bound = len(value.encode()) <= MAX_ID_BYTES, f"{MAX_ID_BYTES} bytes"
+    else:
+        fits, bound = len(value) <= MAX_CHARACTERS, f"{MAX_CHARACTERS} characters"
+    if not value or not fits:
+        raise FilterError(name, f"{name} takes a text of 1 to {bound}, not {shown(value)}")
+    return value
+
+
+def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
+    """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
+    filter_, once = parse_filter(query, ("snapshot", "since"), "/ws")
     if once.get("snapshot", "true") not in ("true", "false"):
-        raise FilterError(f"snapshot is true or false, not {once['snapshot'][:40]!r}")
+        raise FilterError("snapshot", f"snapshot is true or false, not {shown(once['snapshot'])}")
     snapshot = once.get("snapshot") == "true"
     if snapshot and "since" in once:
         raise FilterError(
-            "snapshot and since exclude each other: since already brings what has changed"
+            "since",
+            "snapshot and since exclude each other: since already brings what has changed",
         )
     try:
         since = parse_time(once["since"]) if "since" in once else None
     except ValueError as error:
-        raise FilterError(f"since: {error}; in a URL, write + as %2B") from None
-    run_ids, task_ids, agents, statuses = (frozenset(fields[name]) for name in FIELDS)
-    return Subscription(Filter(run_ids, task_ids, agents, statuses), snapshot, since)
+        raise FilterError("since", f"since: {error}; in a URL, write + as %2B") from None
+    return Subscription(filter_, snapshot, since)

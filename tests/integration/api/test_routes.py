@@ -20,7 +20,7 @@ from brain.api import concurrency
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.contract.events import Changes, Op, Snapshot
-from brain.contract.messages import STATUSES, TRANSITIONS, Run, Status, body, iso, message
+from brain.contract.messages import ACTIVE, STATUSES, TRANSITIONS, Run, Status, body, iso, message
 from brain.delivery.board import Board
 from brain.postgres.connection import parse_url
 from brain.postgres.decoder import Decoder
@@ -162,7 +162,11 @@ async def test_only_allowed_transitions_change_a_run(
 ) -> None:
     before = (await api.post("/api/runs", json={"id": "a", "status": old})).json()
     answer = await api.patch("/api/runs/a", json={"status": new, "agent": "me"})
-    if new in TRANSITIONS[old]:
+    if old == new and old not in ACTIVE:
+        assert "an end is final" in problem(answer, 409)["detail"]
+        assert (await api.get("/api/runs/a")).json() == before
+        assert (await api.patch("/api/runs/a", json={"status": new})).json() == before
+    elif new in TRANSITIONS[old]:
         run = answer.json()
         assert run.pop("agent") == "me"
         expected = before | {"status": new}
@@ -191,8 +195,8 @@ async def test_a_run_that_starts_keeps_the_started_at_it_has(api: httpx.AsyncCli
 
 async def test_a_repeated_end_keeps_the_completed_at_of_the_first(api: httpx.AsyncClient) -> None:
     first = (await api.post("/api/runs", json={"id": "a", "status": "failed"})).json()
-    again = (await api.patch("/api/runs/a", json={"status": "failed", "error": "x"})).json()
-    assert again == first | {"error": "x"}
+    again = (await api.patch("/api/runs/a", json={"status": "failed"})).json()
+    assert again == first
 
 
 async def test_a_patch_changes_only_its_fields_and_null_empties_one(api: httpx.AsyncClient) -> None:
@@ -306,7 +310,6 @@ async def test_values_of_a_field_are_alternatives_and_fields_narrow(
         "status=running&status=queued": "123",
         "agent=a": "12",
         "agent=a&agent=b&task_id=t": "13",
-        "agent=": "5",
         "task_id=t,u": "5",
         "agent=nobody": "",
         "agent=%27%3B%20DROP%20TABLE%20runs": "",
@@ -526,14 +529,10 @@ async def test_columns_may_have_other_types(database: str) -> None:
         }
         ended = (await api.patch("/api/runs/1", json={"status": "completed", "agent": "x"})).json()
         assert ended["completed_at"].endswith("Z")
-        assert ended["agent"] == "x    "
-        for agent, count in (
-            ("x    ", 1),
-            ("x", 0),
-        ):  # as clients see it, so that /ws matches the same runs
-            assert (
-                len((await api.get("/api/runs", params={"agent": agent})).json()["runs"]) == count
-            )
+        assert ended["agent"] == "x", "the padding of char(n) has no meaning"
+        for agent in ("x", "x    ", "x" + " " * 9):
+            found = (await api.get("/api/runs", params={"agent": agent})).json()["runs"]
+            assert [each["id"] for each in found] == ["1"]
         for _ in range(12):
             await api.post("/api/runs", json={})
         assert [each["id"] for each in await pages(api, limit=5)] == [str(i) for i in range(1, 14)]
@@ -815,13 +814,15 @@ BAD_QUERIES: list[tuple[str, str]] = [
     ("limit=x", "limit"),
     ("limit=1&limit=2", "limit"),
     ("cursor=YQ&cursor=YQ", "cursor"),
-    ("status=paused", "status.0"),
+    ("status=paused", "status"),
     ("stauts=running", "stauts"),
-    ("agent=%00", "agent.0"),
+    ("agent=%00", "agent"),
     ("cursor=%25%25", "cursor"),
     ("cursor=AA", "cursor"),
     ("cursor=%C3%A4", "cursor"),
     ("cursor=_w", "cursor"),
+    ("agent=", "agent"),
+    ("agent=%FF", "query"),
     ("&".join(f"agent={i}" for i in range(101)), "agent"),
 ]
 
@@ -857,7 +858,8 @@ async def test_a_body_that_is_not_utf_8_is_a_422(api: httpx.AsyncClient) -> None
         "/api/runs", content=b'{"id": "\xff"}', headers={"Content-Type": "application/json"}
     )
     problem(answer, 422)
-    assert answer.json()["errors"] == [{"field": "body", "message": "is not UTF-8"}]
+    message = "the body is not UTF-8: byte 0xff at position 8"
+    assert answer.json()["errors"] == [{"field": "body", "message": message}]
 
 
 # Without the database
@@ -995,6 +997,9 @@ async def test_openapi_describes_each_operation_and_its_answers(api: httpx.Async
             assert operation["summary"]
             for status, answer in operation["responses"].items():
                 assert answer["description"]
+                if status == "304":
+                    assert "content" not in answer
+                    continue
                 assert list(answer["content"]) == [
                     "application/json" if status[0] == "2" else "application/problem+json"
                 ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from brain.contract.messages import iso
+from brain.contract.messages import MAX_ID_BYTES, iso
 from brain.contract.subscription import (
     MAX_CHARACTERS,
     MAX_VALUES,
@@ -40,7 +40,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
             [("colour", "red")],
             "unknown parameter 'colour': /ws knows run_id, task_id, agent, status, snapshot, since",
         ),
-        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_CHARACTERS} characters, not ''"),
+        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_ID_BYTES} bytes, not ''"),
         (
             [("agent", "x" * 2000)],
             "agent takes a text of 1 to 1024 characters, not '" + "x" * 40 + "'",
