@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,19 +12,15 @@ import httpx
 import jsonschema
 import psycopg
 import pytest
-import uvicorn
 
 from brain.access.limits import MAX_BODY
 from brain.access.rejections import RejectionCounter
 from brain.api import concurrency
-from brain.api.repository import open_repository
-from brain.api.routes import create_api
 from brain.contract.events import Changes, Op, Snapshot
 from brain.contract.messages import ACTIVE, STATUSES, TRANSITIONS, Run, Status, body, iso, message
 from brain.delivery.board import Board
-from brain.postgres.connection import parse_url
 from brain.postgres.decoder import Decoder
-from brain.postgres.table import Table
+from tests.support.api import fields, problem, serving
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -32,62 +28,10 @@ from tests.support.template import ROLE, TEMPLATE, with_template
 FIRST = ("first", "running", None, None, None, None, None, None)
 
 
-@asynccontextmanager
-async def serving(
-    url: str,
-    *,
-    board: Board | None = None,
-    table: str = "public.runs",
-    statuses: Mapping[str, Status] | None = None,
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an API that listens on a free port during the block."""
-    decoder = Decoder(statuses or {}, 10_000)
-    async with open_repository(
-        parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
-    ) as runs:
-        config = uvicorn.Config(create_api(runs), lifespan="off", ws="none", log_config=None)
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
-        # With the protocol named, asyncio turns Nagle off; with it on, an answer takes 40 ms.
-        with socket.socket(proto=socket.IPPROTO_TCP) as listener:
-            listener.bind(("127.0.0.1", 0))
-            # Not serve(), which installs signal handlers and takes a tenth of a second.
-            await server.startup([listener])
-            base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            async with httpx.AsyncClient(
-                base_url=base, timeout=PATIENCE, trust_env=False
-            ) as client:
-                yield client
-            for each in server.servers:
-                each.close()
-                await each.wait_closed()
-
-
 @pytest.fixture
 async def api(database: str) -> AsyncIterator[httpx.AsyncClient]:
     async with serving(database) as client:
         yield client
-
-
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """What every error must be; returns its document."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = json.loads(answer.content)
-    assert document["type"] == "about:blank"
-    assert document["status"] == status
-    assert document["title"]
-    assert document["detail"]
-    assert document["instance"].startswith("/")
-    assert "?" not in document["instance"]
-    assert "Traceback" not in answer.text
-    assert ("retry-after" in answer.headers) == (status in (429, 503))
-    return document
-
-
-def fields(document: dict[str, Any]) -> list[str]:
-    return [each["field"] for each in document["errors"]]
 
 
 # Creating

@@ -4,7 +4,6 @@ import pytest
 
 from brain.contract.messages import MAX_ID_BYTES, iso
 from brain.contract.subscription import (
-    MAX_CHARACTERS,
     MAX_VALUES,
     Filter,
     FilterError,

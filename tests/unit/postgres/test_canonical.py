@@ -71,5 +71,5 @@ def test_a_value_that_the_column_cannot_hold_matches_nothing_and_not_everything(
 def test_without_a_description_there_is_no_form() -> None:
     assert Columns(lambda: None)("run_id", ["x"]) is None
     form = Columns(lambda: {"id": column("int8")})
-    assert form("run_id", ["07"]) == {"7"}
-    assert form("agent", ["07"]) == {"07"}, "a column that the table lacks"
+    assert form("run_id", ["07"]) == frozenset({"7"})
+    assert form("agent", ["07"]) == frozenset({"07"}), "a column that the table lacks"
