@@ -32,6 +32,10 @@ async def read(request: Request, model: type[Model]) -> Model:
     document = parse(await request.body())
     if not isinstance(document, dict):
         raise _invalid(f"the body is a JSON object with the fields of a run, not {shown(document)}")
+    for name, value in document.items():
+        if not _is_text(name):  # pydantic names no field here
+            message = f"the body has an unknown field {shown(name)} with the value {shown(value)}"
+            raise InvalidRequest(message, (field_name(name), message))
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -101,6 +105,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise InvalidRequest(message, (field_name(name), message))
             seen.add(name)
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Without half a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _is_deep(data: bytes) -> bool:

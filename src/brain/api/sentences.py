@@ -55,31 +55,28 @@ def sentences(
     errors: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None
 ) -> tuple[tuple[str, str], ...]:
     """Pairs of a field and the sentence about it, for at most MAX_ERRORS."""
-    found = []
+    found: dict[str, str] = {}
     for error in errors:
         where = [str(each) for each in error["loc"] if each not in ("path", "query", "body")]
         name = where[0] if where else ""
         value = error["input"]
         field = field_name(name)
+        if field in found:  # a union reports an error for each of its members
+            continue
         if not name:
             field, template, value = "body", "the body {message}", {}
         else:
             template = SENTENCES.get(error["type"], _RULE)
-        found.append(
-            (
-                field,
-                template.format(
-                    field=field,
-                    value=shown(value),
-                    rule=RULES.get(name, "not valid"),
-                    known=", ".join(model.model_fields) if model is not None else "",
-                    message=str(error.get("ctx", {}).get("error", "")),
-                ),
-            )
+        found[field] = template.format(
+            field=field,
+            value=shown(value),
+            rule=RULES.get(name, "not valid"),
+            known=", ".join(model.model_fields) if model is not None else "",
+            message=str(error.get("ctx", {}).get("error", "")),
         )
         if len(found) == MAX_ERRORS:
             break
-    return tuple(found)
+    return tuple(found.items())
 
 
 def field_name(name: str) -> str:
