@@ -25,7 +25,7 @@ from tests.support.patience import PATIENCE, wait_until
 from tests.support.ports import free_port
 
 AS_ROOT = os.geteuid() == 0
-SOURCE = Path(processes.__file__).parents[1]
+SOURCE = Path(processes.__file__).parents[2]
 SITE = program("postgres").parents[3]
 
 # add_signal_handler, not the KeyboardInterrupt of asyncio.run: a second one of those can strike between two callbacks and
