@@ -20,9 +20,10 @@ from brain.access.tokens import Tokens
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings
+from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.delivery.board import Board
-from brain.delivery.hub import COME_BACK, COME_BACK_REASON, Hub
+from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.postgres.connection import connect, redact
@@ -210,7 +211,7 @@ async def _begin_anew(connections: Connections) -> None:
     everyone = connections.everyone()
     log.warning("the table begins anew", clients=len(everyone))
     for i, connection in enumerate(everyone):
-        connection.end(COME_BACK, COME_BACK_REASON)
+        connection.end(GAP.code, GAP.reason)
         if i % 100 == 99:
             await asyncio.sleep(0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from brain.delivery.hub import COME_BACK
+from brain.contract.close_codes import GAP
 from brain.postgres import follow
 from tests.support.following import Following
 from tests.support.patience import PATIENCE
@@ -113,7 +113,7 @@ async def test_when_the_table_begins_anew_everyone_is_told_to_come_back(database
         execute(database, "ALTER TABLE runs ALTER agent TYPE varchar(100)")
         brain.process.send_signal(signal.SIGCONT)
         for peer in peers:
-            assert (await peer.frames())[-1].code == COME_BACK
+            assert (await peer.frames())[-1].code == GAP.code
             await peer.close()
         again = await Peer.upgraded(brain.port)
         execute(database, "UPDATE runs SET progress = 1 WHERE id = 'active'")

@@ -14,8 +14,8 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from brain import client
 from brain.client import Away, Connected, Event, Message, WatchError, watch
+from brain.contract.close_codes import GAP
 from brain.contract.messages import RunData  # noqa: TC001 - beside the rest of what is imported
-from brain.delivery import hub
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
@@ -440,7 +440,7 @@ def test_the_codes_are_those_of_the_docs() -> None:
     for code, comes_back in said.items():
         final = client.is_final_status(code) if code < 1000 else client.is_final_code(code)
         assert final != comes_back, code
-    assert client.BEGIN_ANEW == hub.COME_BACK
+    assert client.BEGIN_ANEW == GAP.code
 
 
 # Tokens.

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias
 
 import psycopg
 
-from brain.delivery.hub import COME_BACK, COME_BACK_REASON
+from brain.contract.close_codes import GAP
 from tests.support.patience import PATIENCE
 from tests.support.served import Brain
 from tests.support.wire import CLOSE, PING, TEXT, baseline, memory, request, settled
@@ -21,7 +21,7 @@ from tests.support.wire import CLOSE, PING, TEXT, baseline, memory, request, set
 State: TypeAlias = dict[str, dict[str, Any]]
 """Run id → `data` of the last message about it."""
 
-AGAIN = COME_BACK.to_bytes(2) + COME_BACK_REASON.encode()
+AGAIN = GAP.code.to_bytes(2) + GAP.reason.encode()
 
 FIELDS = "id, status, progress, task_id, agent, started_at, completed_at, error"
 

@@ -1,9 +1,9 @@
-"""What a source of changes says, and to whom it may look back: the port between PostgreSQL and the board.
+"""The port between PostgreSQL and the board: the events of a source, and what it may ask back.
 
-Whatever follows the table yields these two kinds of event in the order in which they are to be applied.
+A source yields events of these two kinds, in the order in which the board applies them.
 """
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -14,57 +14,55 @@ Op: TypeAlias = Literal["insert", "update", "delete", "truncate"]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is true now, or a piece of it: rows as one query saw them at `at`, by the database's clock.
+    """The current state, or a piece of it: rows as one query saw them.
 
-    The board compares and pushes what differs, so a Snapshot after an outage is simply applied.
+    The board compares the rows with what it holds and pushes the differences. So after an outage a
+    source just yields a Snapshot.
     """
 
     rows: Sequence[Run]
     at: Micros
+    """The database's time of the query."""
     gone: Collection[str] = ()
     """Ids that the board holds as unfinished and that the table no longer has."""
     complete: bool = True
     """False for each piece of a Snapshot but the last."""
     new: bool = False
-    """A new beginning (another table, a restored backup, a failover): what came before answers no `since` any more."""
+    """The table's history began again (another table, a restored backup, a failover): no `since`
+    from before it is answered."""
     unless_after: int | None = None
-    """Rows of runs that the board has seen change after this seq are older than the board, and are skipped."""
+    """A row is skipped if its run has changed on the board after this seq: the row is older."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
     """A slice of one committed transaction.
 
-    The run of a delete has only its id; that of a truncate nothing at all. A field may be messages.UNCHANGED.
+    The run of a delete has only its id, and that of a truncate has not even an id. A field may be
+    messages.UNCHANGED.
     """
 
     rows: list[tuple[Op, Run]]
     at: Micros
-    """The time of the commit. Not in the order of commits (seen: 0.07 % are not, by up to 17 ms)."""
+    """The time of the commit. It may decrease: 0.07 % of commits were late, by up to 17 ms."""
     xid: int
-    """The transaction's 64-bit id, so that a reader can tell whether a query has seen it."""
+    """The transaction's 64-bit id, by which a reader can tell whether a query has seen it."""
 
 
 Event: TypeAlias = Snapshot | Changes
 
 
-class Source(Protocol):
-    """Follows the table for ever, whatever happens to the database; ends only when it is cancelled."""
-
-    def events(self) -> AsyncGenerator[Event]: ...
-
-
 class Known(Protocol):
-    """What a source may ask of who applies its events."""
+    """What a source may ask about the events that were applied. The board answers."""
 
     @property
     def seq(self) -> int:
-        """Grows with every change that has been applied."""
+        """Grows with every change that is applied."""
         ...
 
     @property
     def floor(self) -> int:
-        """The seq of the newest change whose run is held no more, because memory is bounded."""
+        """The seq of the newest change whose run was evicted to bound memory."""
         ...
 
     def unfinished(self) -> Collection[str]:
@@ -72,7 +70,7 @@ class Known(Protocol):
         ...
 
     def differs(self, run: Run) -> bool:
-        """Whether the run is unknown, or held in another state."""
+        """Whether the run is not held, or held in another state."""
         ...
 
     def __contains__(self, run_id: str) -> bool: ...

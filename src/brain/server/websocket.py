@@ -27,7 +27,8 @@ from websockets.utils import accept_key
 from brain.access.rejections import RejectionCode, RejectionCounter
 from brain.contract.messages import text_frame
 from brain.contract.subscription import Subscription
-from brain.delivery.hub import Client, Hub
+from brain.delivery.cohorts import Client
+from brain.delivery.hub import Hub
 
 log = structlog.get_logger()
 
