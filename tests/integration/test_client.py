@@ -440,7 +440,7 @@ def test_the_codes_are_those_of_the_docs() -> None:
     for code, comes_back in said.items():
         final = client.is_final_status(code) if code < 1000 else client.is_final_code(code)
         assert final != comes_back, code
-    assert client.BEGIN_ANEW == GAP.code
+    assert GAP.code == client.BEGIN_ANEW
 
 
 # Tokens.

@@ -32,12 +32,12 @@ R3   A client that drains before the next flush is live again and has missed not
      because a piece that the kernel takes whole causes no further callback.
      test_a_client_that_drains_before_the_next_flush_has_missed_nothing
 R4   A catch-up ends at `flushed`. What is newer is pending.
-     test_catch_up_ends_at_what_was_flushed_and_a_client_goes_live_only_when_nothing_is_pending
+     test_catch_up_ends_at_flushed_and_a_client_goes_live_only_when_nothing_is_pending
 R5   A client that has caught up goes live only while nothing is pending, which is right after a
      flush was planned. Catch-up skips a run that a pending change supersedes; a client with a
      filter would receive it only as that change, never see what it was before, and might show it
      for ever.
-     test_catch_up_ends_at_what_was_flushed_and_a_client_goes_live_only_when_nothing_is_pending
+     test_catch_up_ends_at_flushed_and_a_client_goes_live_only_when_nothing_is_pending
 R6   The receivers of a flush are fixed when it is planned, and no flush starts before the sweep of
      the last one has ended. A write that fails ends that client only.
      test_a_sweep_yields_when_its_budget_is_spent_and_no_flush_starts_before_it_ends

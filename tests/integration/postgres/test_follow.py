@@ -328,7 +328,7 @@ async def test_what_a_comparison_could_not_tell_comes_up_again(
     async with Following(database, "replication") as f:
         await f.source("replication")
         leave_out(f, "untold", monkeypatch)
-        f.board._emptied = 1 << 60
+        f.board._deleted_floor = 1 << 60
         await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
         await f.pushed("untold", "running")
         moment = f.follow._moment
@@ -338,7 +338,7 @@ async def test_what_a_comparison_could_not_tell_comes_up_again(
             await f.sql("CREATE TABLE IF NOT EXISTS other ()", "INSERT INTO other DEFAULT VALUES")
         await asyncio.sleep(0.3)
         assert "untold" not in f.board
-        f.board._emptied = 0
+        f.board._deleted_floor = 0
         await f.until(lambda: "untold" in f.board)
         assert f.follow.state.streams == 1
 
