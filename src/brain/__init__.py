@@ -1,3 +1,33 @@
-"""Brain follows the PostgreSQL table `runs` and pushes every change of it to every WebSocket client."""
+"""Brain pushes every change of the PostgreSQL table `runs` to every WebSocket client.
+
+This is the public API. It needs websockets and pydantic only, and none of the server.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from brain.client.endings import WatchError
+    from brain.client.wait import wait
+    from brain.client.watch import Away, Connected, Message, watch
 
 __version__ = "0.1.0"
+__all__ = ["Away", "Connected", "Message", "WatchError", "__version__", "wait", "watch"]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # On first use: `brain serve` imports this package before it handles signals, and importing
+        # the client takes 0.3 s, in which SIGTERM would end the process with a status other than 0.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from brain.client import endings, wait, watch  # noqa: PLC0415 - on first use
+
+        globals().update(
+            Away=watch.Away,
+            Connected=watch.Connected,
+            Message=watch.Message,
+            WatchError=endings.WatchError,
+            wait=wait.wait,
+            watch=watch.watch,
+        )
+        return globals()[name]

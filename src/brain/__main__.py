@@ -1,4 +1,4 @@
-"""python -m brain, and the script `brain`."""
+"""`python -m brain`, and the script `brain`."""
 
 import contextlib
 import os
@@ -7,19 +7,38 @@ import sys
 
 
 def main() -> None:
+    """Run the command line. Exit status 2 if the packages of the command line are not installed."""
+    _open_standard_streams()
+    if sys.argv[1:2] == ["serve"]:
+        # The imports below take more than half a second. A signal during them has nothing to clean
+        # up.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        from brain.cli import commands  # noqa: PLC0415 - after the signal handlers are set
+
+        commands.main()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "brain":
+            raise
+        sys.stderr.write(
+            f"brain: the package {error.name} is not installed. "
+            "The command `brain` needs it: pip install 'brain-runs[server]', "
+            "or 'brain-runs[embedded]', which includes a PostgreSQL.\n"
+        )
+        raise SystemExit(2) from None
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null as each standard stream that is closed.
+
+    Otherwise the first socket would get that descriptor, and Brain would write its log into it.
+    """
     for _ in range(3):
-        # Who is started without standard input, output or error would have a socket in its place, and log into that.
         with contextlib.suppress(OSError):
             if (descriptor := os.open(os.devnull, os.O_RDWR)) > 2:
                 os.close(descriptor)
                 break
-    if sys.argv[1:2] == ["serve"]:
-        # What is imported below takes more than half a second. Who is told to stop meanwhile has nothing to clean up.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit(0))
-    from brain.cli import commands as cli  # noqa: PLC0415 - behind the signals
-
-    cli.main()
 
 
 if __name__ == "__main__":

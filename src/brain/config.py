@@ -1,20 +1,19 @@
-"""The settings: read once from the environment, frozen.
+"""The settings: read once from the environment, and frozen.
 
-`python -m brain.config` prints the table of docs/settings.md. `.env` files are not read: whoever starts Brain sets its
-environment, and a file that happens to lie in the folder changes nothing.
+`python -m brain.config` prints the table of docs/settings.md. `.env` files are not read: the shell
+or the service manager sets the environment, and a file in the working directory changes nothing.
 """
 
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import structlog
 from pydantic import (
     AliasChoices,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -25,114 +24,36 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brain.access.addresses import NETWORKS, Authority, Network, Origin, parse_network
-from brain.access.jwks import SHORTEST_SECRET
-from brain.contract.messages import STATUSES, Status
-from brain.postgres.connection import parse_url
+from brain import validators
+from brain.access.addresses import NETWORKS, Network, parse_network
+from brain.contract.errors import BrainError
+from brain.contract.messages import Status
 from brain.postgres.table import Table
+from brain.validators import from_list, from_text
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
 PREFIX = "BRAIN_"
-UNSAID = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
-"""Their values are never said."""
+SECRETS = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
+"""Errors never contain their values."""
 
 
-class SettingsError(Exception):
-    """Settings that cannot be. The text has a line for each: the variable, its value if that is no secret, and the rule."""
+class SettingsError(BrainError):
+    """Settings are invalid.
+
+    The message has a line for each: the variable, its value unless it is a secret, and the rule.
+    """
 
 
-def _setting(default: object, what: str, *, unit: str, rule: str = "", **bounds: Any) -> Any:
-    """A field of Settings. `rule` is what is said to a value that breaks a bound or is of another type."""
+def _setting(default: Any, what: str, *, unit: str, rule: str = "", **bounds: Any) -> Any:
+    """A field of Settings. `rule` is the error for a value of another type or out of bounds."""
     return Field(
         default, description=what, json_schema_extra={"unit": unit, "rule": rule}, **bounds
     )
 
 
-def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
-
-
-def _each(parse: Callable[[str], T]) -> BeforeValidator:
-    return _from_text(
-        lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
-    )
-
-
-def _interface(text: str) -> str:
-    literal = text.strip("[]")
-    try:
-        Authority.parse(f"[{literal}]" if ":" in literal else literal)
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is not an address to listen on, such as 127.0.0.1 or ::1, without a port"
-        ) from None
-    return literal
-
-
-def _host(text: str) -> str:
-    if text != "*":
-        Authority.parse(text)
-    return text
-
-
-def _origin(text: str) -> str:
-    text = text.lower()
-    text = text if text == "file://" else text.removesuffix("/")
-    if text not in ("*", "null", "file://"):
-        Origin.parse(text)
-    return text
-
-
-def _database_url(text: str) -> SecretStr:
-    try:
-        # A secret that comes out of a file often ends in a newline.
-        return SecretStr(parse_url(text.strip() or "blank"))
-    except ValueError:
-        # Whatever a parser says about a URL may quote its password.
-        raise ValueError(
-            "a database URL is postgresql://user:password@host:5432/database, with %40 for an @ and %25 for a % in the password"
-        ) from None
-
-
-def _jwt_secret(text: str) -> SecretStr:
-    text = text.strip()
-    if len(text.encode()) < SHORTEST_SECRET:
-        raise ValueError(
-            f"a secret has {SHORTEST_SECRET} bytes or more (RFC 7518, 3.2): openssl rand -base64 32 makes one"
-        )
-    return SecretStr(text)
-
-
-def _token(text: str) -> SecretStr:
-    text = text.strip()
-    if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("a token is one word of ASCII")
-    return SecretStr(text)
-
-
-def _jwks(text: str) -> str:
-    scheme, colon, rest = text.partition("://")
-    if colon and (scheme not in ("http", "https") or not rest or "@" in rest.partition("/")[0]):
-        raise ValueError("a key set is a file, or a URL of http or https without a password")
-    return text
-
-
-def _status_map(text: str) -> dict[str, Status]:
-    statuses: dict[str, Status] = {status: status for status in STATUSES}
-    found: dict[str, Status] = {}
-    for pair in filter(None, map(str.strip, text.split(","))):
-        word, equals, status = (part.strip() for part in pair.partition("="))
-        if not word or not equals or status not in statuses:
-            raise ValueError(f"{pair!r} is not word=status with a status of {', '.join(STATUSES)}")
-        if found.setdefault(word, statuses[status]) != status:
-            raise ValueError(f"{word!r} cannot mean both {found[word]} and {status}")
-    return found
-
-
 class Settings(BaseSettings):
-    """Settings.load() reads the environment; a keyword, such as an option of the command line, goes before it."""
+    """Settings.load() reads the environment. Its keywords, from the command line, override it."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -143,121 +64,129 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    host: Annotated[tuple[str, ...], NoDecode, _each(_interface)] = _setting(
+    host: Annotated[tuple[str, ...], NoDecode, from_list(validators.interface)] = _setting(
         (),
-        "The addresses to listen on. Unset: all interfaces, by IPv4 and IPv6.",
+        "Addresses to listen on. Unset: all interfaces, IPv4 and IPv6.",
         unit="list of addresses",
     )
     port: int = _setting(
         5221,
-        "The one port of the HTTP API and of /ws. 0: a free one.",
+        "Port of the HTTP API and of /ws. 0: a free port.",
         unit="port",
         rule="a port is 0 to 65535",
         ge=0,
         le=65535,
     )
-    database_url: Annotated[SecretStr | None, _from_text(_database_url)] = _setting(
+    database_url: Annotated[SecretStr | None, from_text(validators.database_url)] = _setting(
         None,
-        "The PostgreSQL to follow; `DATABASE_URL` counts where this is unset. Unset: the embedded one.",
+        "PostgreSQL database to follow. If unset, Brain reads `DATABASE_URL`. "
+        "If both are unset: the embedded PostgreSQL.",
         unit="URL",
         validation_alias=AliasChoices("BRAIN_DATABASE_URL", "DATABASE_URL"),
     )
-    data_dir: Annotated[Path, _from_text(lambda text: Path(text).expanduser())] = _setting(
+    data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
         Path(".brain"), "Where the embedded PostgreSQL keeps its data.", unit="folder"
     )
     postgres_port: int | None = _setting(
         None,
-        "The port of the embedded PostgreSQL. Unset: 5432, or a free one if that is taken.",
+        "Port of the embedded PostgreSQL. Unset: 5432, or a free port if 5432 is in use.",
         unit="port",
         rule="a port to listen on is 1 to 65535",
         ge=1,
         le=65535,
     )
-    table: Annotated[Table, NoDecode, _from_text(Table.parse)] = _setting(
-        Table("public", "runs"), "The table to follow.", unit="schema.name"
+    table: Annotated[Table, NoDecode, from_text(Table.parse)] = _setting(
+        Table("public", "runs"), "Table to follow.", unit="schema.name"
     )
     source: Literal["auto", "replication", "poll"] = _setting(
         "auto",
-        "How to follow it: `replication`, `poll`, or `auto`, which is replication where the database permits it.",
+        "How to follow the table: `replication`, `poll`, or `auto`: replication if the database "
+        "permits it, otherwise polling.",
         unit="word",
         rule="a source is auto, replication or poll",
     )
-    status_map: Annotated[Mapping[str, Status], NoDecode, _from_text(_status_map)] = _setting(
-        {},
-        "The table's own words for a status, such as `pending=queued,done=completed`.",
-        unit="list of word=status",
+    status_map: Annotated[Mapping[str, Status], NoDecode, from_text(validators.status_map)] = (
+        _setting(
+            {},
+            "The table's own words for a status, such as `pending=queued,done=completed`.",
+            unit="list of word=status",
+        )
     )
     push_unchanged: bool = _setting(
         True,
-        "Whether an UPDATE that changes nothing visible is pushed. `false` suits a table with a heartbeat column.",
+        "Whether to push an UPDATE that changes no field of the message. `false` suits a table "
+        "with a heartbeat column.",
         unit="true or false",
         rule="it is true or false",
     )
     flush_interval: float = _setting(
         0.025,
-        "Changes within it leave together. 0: each at once.",
+        "How long changes are collected and then sent together. 0: each is sent at once.",
         unit="seconds",
-        rule="an interval is a number of seconds, 0 to 10",
+        rule="a flush interval is 0 to 10 seconds",
         ge=0,
         le=10,
         allow_inf_nan=False,
     )
-    allowed_networks: Annotated[tuple[Network, ...], NoDecode, _each(parse_network)] = _setting(
+    allowed_networks: Annotated[tuple[Network, ...], NoDecode, from_list(parse_network)] = _setting(
         NETWORKS,
-        "The networks from which clients may connect: loopback, private and link-local ones.",
+        "Networks from which clients may connect. Default: loopback, private and link-local "
+        "networks.",
         unit="list of networks",
     )
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, _each(_origin)] = _setting(
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, from_list(validators.origin)] = _setting(
         (),
-        "Web pages that may connect beside those of this server, of localhost and of addresses in the allowed networks: "
-        "`https://app.example`, `null`, or `*` for all.",
+        "Origins of web pages that may connect, besides this server, localhost and addresses in "
+        "the allowed networks: `https://app.example`, `null`, or `*` for all.",
         unit="list of origins",
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, _each(_host)] = _setting(
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, from_list(validators.host)] = _setting(
         (),
-        "Names of this server beside localhost, its host name and its addresses: `brain.example`, or `*` for all, "
-        "which gives up the protection from DNS rebinding.",
+        "Names of this server, besides localhost, its host name and its addresses: "
+        "`brain.example`, or `*` for all, which disables the protection from DNS rebinding.",
         unit="list of hosts",
     )
-    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, _each(parse_network)] = _setting(
-        (), "The proxies whose X-Forwarded-For is believed.", unit="list of networks"
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, from_list(parse_network)] = _setting(
+        (), "Proxies whose X-Forwarded-For header is trusted.", unit="list of networks"
     )
     max_connections: int = _setting(
         10_000,
-        "The most WebSockets in all. 0: no limit.",
+        "Maximum number of WebSocket connections. 0: no limit.",
         unit="connections",
-        rule="a limit is 1 or more, or 0 for none",
+        rule="a limit is 1 or more, or 0 for no limit",
         ge=0,
     )
     max_connections_per_ip: int = _setting(
         100,
-        "The most connections of one address. 0: no limit.",
+        "Maximum number of connections from one IP address. 0: no limit.",
         unit="connections",
-        rule="a limit is 1 or more, or 0 for none",
+        rule="a limit is 1 or more, or 0 for no limit",
         ge=0,
     )
-    jwt_secret: Annotated[SecretStr | None, _from_text(_jwt_secret)] = _setting(
+    jwt_secret: Annotated[SecretStr | None, from_text(validators.jwt_secret)] = _setting(
         None,
-        "Asks everybody for a JWT that is signed with it by HS256. Unset, as is the next: no tokens are asked for.",
+        "Require a JWT that is signed with this secret (HS256). If this and `BRAIN_JWT_JWKS` are "
+        "unset, no token is required.",
         unit="secret",
     )
-    jwt_jwks: Annotated[str | None, _from_text(_jwks)] = _setting(
+    jwt_jwks: Annotated[str | None, from_text(validators.key_set)] = _setting(
         None,
-        "Asks everybody for a JWT that is signed with one of these keys (RFC 7517): a file, or a URL.",
+        "Require a JWT that is signed with a key of this key set (RFC 7517): a file, or a URL.",
         unit="file or URL",
     )
     jwt_audience: str | None = _setting(
-        None, "What the claim `aud` of a token has to hold. Unset: anything.", unit="text"
+        None, "Required audience of a token (claim `aud`). Unset: any.", unit="text"
     )
     jwt_issuer: str | None = _setting(
-        None, "What the claim `iss` of a token has to be. Unset: anything.", unit="text"
+        None, "Required issuer of a token (claim `iss`). Unset: any.", unit="text"
     )
-    token: Annotated[SecretStr | None, _from_text(_token)] = _setting(
-        None, "What `brain watch` shows to a Brain that asks for tokens.", unit="secret"
+    token: Annotated[SecretStr | None, from_text(validators.token)] = _setting(
+        None, "Token that `brain watch` sends to a Brain that requires tokens.", unit="secret"
     )
     max_text: int = _setting(
         8192,
-        "The longest error, agent or task_id that is sent; a longer one is cut, and marked as cut.",
+        "Maximum length of an error, agent or task_id in a message. A longer text is cut and "
+        "marked as cut.",
         unit="characters",
         rule="a text has 64 to 1048576 characters",
         ge=64,
@@ -265,43 +194,44 @@ class Settings(BaseSettings):
     )
     board_memory: int = _setting(
         128 * 1024 * 1024,
-        "How much of finished runs is kept in memory, so that clients who were away can catch up.",
+        "Memory for finished runs, so that clients can catch up after an outage.",
         unit="bytes",
-        rule="the board takes a number of bytes, 1048576 or more",
+        rule="the board memory is 1048576 bytes or more",
         ge=1_048_576,
     )
     ping_interval: float = _setting(
         30,
-        "How often a client is pinged.",
+        "Seconds between two pings to a client.",
         unit="seconds",
-        rule="an interval of pings is a number of seconds, 1 to 3600",
+        rule="a ping interval is 1 to 3600 seconds",
         ge=1,
         le=3600,
         allow_inf_nan=False,
     )
     ping_timeout: float = _setting(
         75,
-        "A client of whom not a byte has come for so long is gone. More than the interval of pings.",
+        "A client that sends nothing for this time is disconnected. Longer than the ping interval.",
         unit="seconds",
-        # The kernel's TCP_USER_TIMEOUT follows it, and ends clients that live but do not read for so long.
-        rule="a timeout of pings is a number of seconds, 60 to 7200",
+        # TCP_USER_TIMEOUT has this value too, and ends clients that live but do not read.
+        rule="a ping timeout is 60 to 7200 seconds",
         ge=60,
         le=7200,
         allow_inf_nan=False,
     )
     poll_interval: float = _setting(
         0.1,
-        "How often the database is asked where it cannot be streamed; less often while that is dear.",
+        "Seconds between two polls while the database cannot be streamed. Brain polls less often "
+        "when a poll is slow.",
         unit="seconds",
-        rule="an interval of polls is a number of seconds, 0.01 to 60",
+        rule="a poll interval is 0.01 to 60 seconds",
         ge=0.01,
         le=60,
         allow_inf_nan=False,
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], _from_text(str.lower)] = (
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], from_text(str.lower)] = (
         _setting(
             "info",
-            "What is logged: `debug`, `info`, `warning` or `error`, and what weighs more.",
+            "Lowest level that is logged: `debug`, `info`, `warning` or `error`.",
             unit="word",
             rule="a level is debug, info, warning or error",
         )
@@ -309,20 +239,20 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _text(cls, value: object) -> object:
+    def _is_utf_8(cls, value: object) -> object:
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError:
-                # Bytes of an environment, as Python carries them along; the first SQL statement would fail on them.
+                # Undecodable bytes of the environment: the first SQL statement would fail.
                 raise ValueError("it is not text in UTF-8") from None
         return value
 
     @field_validator("allowed_networks")
     @classmethod
-    def _somebody(cls, value: tuple[Network, ...]) -> tuple[Network, ...]:
+    def _at_least_one_network(cls, value: tuple[Network, ...]) -> tuple[Network, ...]:
         if not value:
-            raise ValueError("without a network nobody could connect")
+            raise ValueError("without a network, no client can connect")
         return value
 
     @field_validator("jwt_jwks")
@@ -330,50 +260,51 @@ class Settings(BaseSettings):
     def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("jwt_secret") is not None:
             raise ValueError(
-                "tokens are signed with BRAIN_JWT_SECRET or with a key set: leave one of them unset"
+                "BRAIN_JWT_SECRET and BRAIN_JWT_JWKS exclude each other: set one of them"
             )
         return value
 
     @field_validator("jwt_audience", "jwt_issuer")
     @classmethod
-    def _of_tokens(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _needs_a_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not (info.data.get("jwt_secret") or info.data.get("jwt_jwks")):
-            raise ValueError("no tokens are asked for: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too")
+            raise ValueError("no token is required: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too")
         return value
 
     @field_validator("ping_timeout")
     @classmethod
-    def _beyond_the_interval(cls, value: float, info: ValidationInfo) -> float:
+    def _longer_than_the_interval(cls, value: float, info: ValidationInfo) -> float:
         interval = info.data.get("ping_interval", 0)
         if value <= interval:
             raise ValueError(
-                f"it is more than BRAIN_PING_INTERVAL, {interval:g} seconds, or clients that answer are cut off"
+                f"it must be longer than BRAIN_PING_INTERVAL, {interval:g} seconds: "
+                "a client answers once per interval"
             )
         return value
 
     @classmethod
-    def load(cls, **given: object) -> Self:
-        """A keyword that is None counts as not given. Warns of variables that look like settings and are none.
+    def load(cls, **given: Any) -> Self:
+        """A keyword that is None does not count. Logs variables that resemble settings.
 
         Raises SettingsError.
         """
         for variable, nearest in unknown(os.environ).items():
-            log.warning("unknown setting is ignored", variable=variable, nearest=nearest)
+            log.warning("unknown setting ignored", variable=variable, nearest=nearest)
         try:
-            return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+            return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
-            faults = error.errors()
-        # Out here, so that no traceback brings the rejected values along.
-        raise SettingsError("\n".join(map(_said, faults)))
+            errors = error.errors()
+        # Outside of `except`, so that no traceback contains the rejected values.
+        raise SettingsError("\n".join(map(_describe, errors)))
 
 
 def variables() -> dict[str, FieldInfo]:
-    """The variable of each field."""
+    """The fields of Settings by the name of their variable."""
     return {PREFIX + name.upper(): field for name, field in Settings.model_fields.items()}
 
 
 def unknown(environ: Iterable[str]) -> dict[str, str | None]:
-    """The names that begin as settings do and are none, each with the setting that it may have been meant to be."""
+    """The names that begin with BRAIN_ but are no settings, each with the most similar setting."""
     known = {variable.removeprefix(PREFIX): variable for variable in variables()}
     found: dict[str, str | None] = {}
     for name in sorted(environ):
@@ -386,35 +317,34 @@ def unknown(environ: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
-def _said(fault: ErrorDetails) -> str:
-    variable = PREFIX + str(fault["loc"][0]).upper().removeprefix(PREFIX)
+def _describe(error: ErrorDetails) -> str:
+    variable = PREFIX + str(error["loc"][0]).upper().removeprefix(PREFIX)
     extra = variables()[variable].json_schema_extra
     assert isinstance(extra, dict)
-    rule = fault["ctx"]["error"] if fault["type"] == "value_error" else extra["rule"]
-    if variable in ("BRAIN_JWT_SECRET", "BRAIN_TOKEN"):
+    rule = error["ctx"]["error"] if error["type"] == "value_error" else extra["rule"]
+    if variable == "BRAIN_DATABASE_URL" and not os.environ.get(variable):
+        alias = "DATABASE_URL"
+        return f"{alias if os.environ.get(alias) else variable}: {rule}"
+    if variable in SECRETS:
         return f"{variable}: {rule}"
-    if variable in UNSAID:
-        own = os.environ.get(variable) or not os.environ.get("DATABASE_URL")
-        return f"{variable if own else 'DATABASE_URL'}: {rule}"
-    value = repr(fault["input"])
+    value = repr(error["input"])
     return f"{variable}={value if len(value) <= 200 else value[:200] + '…'}: {rule}"
 
 
 def table() -> str:
-    """All settings, as a table in Markdown."""
+    """The table of docs/settings.md."""
     lines = ["| variable | default | unit | what |", "|---|---|---|---|"]
     for variable, field in variables().items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
-        default = _written(field.default)
-        lines.append(
-            f"| `{variable}` | {f'`{default}`' if default else ''} | {extra['unit']} | {field.description} |"
-        )
+        default = _environment_text(field.default)
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{variable}` | {shown} | {extra['unit']} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
-def _written(value: object) -> str:
-    """As it would be written in the environment; empty for what is unset."""
+def _environment_text(value: object) -> str:
+    """The value as written in the environment; empty if unset."""
     match value:
         case None | () | {}:
             return ""

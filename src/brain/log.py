@@ -1,51 +1,60 @@
-"""The log, and what else Brain says while it serves: to a file descriptor, written by a thread of its own.
+"""The log: lines in logfmt, which a thread of its own writes to a file descriptor.
 
-A terminal that somebody has stopped (Ctrl-S), a pipe that nobody reads or a disk that hangs takes a line and does not return. In the
-event loop that would hold up every client, for as long as it lasts.
+A write blocks when a terminal is stopped (Ctrl-S), a pipe is not read or a disk hangs. In the event
+loop that would hold up every client for as long as it lasts.
 """
 
 import contextlib
+import logging
 import os
 import queue
 import threading
+from typing import TYPE_CHECKING, TextIO, cast
 
-MAX_REQUESTS = 10_000
-"""Lines that wait to be written. Beyond it new ones are lost, and counted in a line of their own."""
+import structlog
 
-LAST = 1.0
-"""Seconds that the end of the process waits for what is not written yet."""
+if TYPE_CHECKING:
+    from structlog.typing import Processor
+
+MAX_LINES = 10_000
+"""Lines waiting to be written. More are dropped, and a line of its own counts them."""
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds that the end of the process waits for lines that are not yet written."""
 
 
 class Log:
-    """A text file for structlog.WriteLogger. What cannot be written (a full disk, a closed pipe) is lost, and nothing else is."""
+    """A text file for structlog.WriteLogger.
+
+    A line that cannot be written (full disk, closed pipe) is lost, without an error.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_REQUESTS)
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
         self._lost = 0
-        # Not sys.stderr: a thread that hangs in its write holds its lock, and Python aborts when it ends.
+        # Not sys.stderr: a thread that blocks in its write holds its lock, and Python would abort
+        # at exit.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
     def write(self, text: str) -> None:
         try:
             if self._lost:
-                self._lines.put_nowait(
-                    f'level=warning event="lines of the log were lost" lines={self._lost}\n'
-                )
+                self._lines.put_nowait(f'level=warning event="log lines lost" lines={self._lost}\n')
                 self._lost = 0
             self._lines.put_nowait(text)
         except queue.Full:
             self._lost += 1
 
     def flush(self) -> None:
-        """Nothing: it is the thread's to write, and at once."""
+        """Do nothing: the thread writes each line at once."""
 
     def close(self) -> None:
-        """Write what waits, for LAST seconds at the most."""
+        """Write what is waiting, for at most CLOSE_TIMEOUT seconds."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
-        self._thread.join(LAST)
+        self._thread.join(CLOSE_TIMEOUT)
 
     def _work(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -53,3 +62,35 @@ class Log:
             with contextlib.suppress(OSError):
                 while data:
                     data = data[os.write(self._descriptor, data) :]
+
+
+def configure_logging(log: Log) -> None:
+    """Send Brain's events and the libraries' warnings to `log`, in one form."""
+    file = cast("TextIO", log)
+    before: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    after: list[Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "event"], bool_as_flag=False
+        ),
+    ]
+    structlog.configure(
+        processors=[*before, *after], logger_factory=structlog.WriteLoggerFactory(file)
+    )
+    libraries = logging.StreamHandler(file)
+    libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries])
+
+
+def set_log_level(level: str) -> None:
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level), cache_logger_on_first_use=True
+    )

@@ -1,6 +1,7 @@
-"""/metrics: read from the parts when Prometheus asks. Nothing is counted here but the latency, once a flush.
+"""GET /metrics: the counts of the parts, read when Prometheus scrapes.
 
-No label names a client, a run or an agent: their number has no bound.
+Only the latency is recorded here, once per flush. No label names a client, a run or an agent:
+their number has no bound.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,8 @@ from brain.access.rejections import REJECTION_CODES
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
-from brain.postgres.follow import State
-from brain.postgres.publication import UnavailableCode
+from brain.postgres.source_state import SourceState
+from brain.postgres.unavailable import UnavailableCode
 
 SOURCES = ("none", "poll", "replication")
 UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
@@ -28,18 +29,18 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 @dataclass(frozen=True)
 class Parts:
-    """What is read. `clock` is the one by which State.heard was taken."""
+    """What /metrics reads. `clock` is the clock of SourceState.heard."""
 
     board: Board
     hub: Hub
-    state: State
+    state: SourceState
     limiter: ConnectionLimiter
     decoder: Decoder
     rejections: Mapping[str, int]
     clock: Callable[[], float]
 
     def lag(self) -> float:
-        """Seconds since the database was last known to have been read to its end."""
+        """Seconds since Brain last had every committed change."""
         return self.clock() - self.state.heard
 
 
@@ -47,19 +48,22 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, now: Callable[[], float]) -> None:
-        """`now` is the wall clock, in seconds: what a commit's time is compared with. The database's may differ."""
+        """`now` is the wall clock in seconds. The database, whose commit times it is compared with,
+        may be on a machine with another clock.
+        """
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._now = now
         self._registry = CollectorRegistry()
         self._latency = Histogram(
             "brain_commit_to_socket_seconds",
-            "From a commit, by the database's clock, to its handing over to the last client's socket: the oldest of each flush.",
+            "Time from the oldest commit of a flush, by the database's clock, to the write to the "
+            "last client's socket.",
             buckets=BUCKETS,
             registry=self._registry,
         )
 
     def observe(self, commit: int) -> None:
-        """A flush has been handed over; `commit` is the time of its oldest change, in microseconds."""
+        """Record a flush. `commit` is the time of its oldest change, in microseconds."""
         self._latency.observe(max(0.0, self._now() - commit / 1e6))
 
     def read(self, parts: Parts) -> None:
@@ -76,80 +80,98 @@ class _Reader:
     def collect(self) -> Iterator[Metric]:
         parts = self._parts
         hub, counts, state, board = parts.hub, parts.hub.counts, parts.state, parts.board
-        yield _gauge("brain_clients", "WebSocket clients.", hub.clients)
-        yield _gauge("brain_clients_lagging", "Clients whose transport is full now.", hub.lagging)
+        yield _gauge("brain_clients", "Connected WebSocket clients.", hub.clients)
+        yield _gauge(
+            "brain_clients_lagging",
+            "Clients whose write buffer is full at the moment.",
+            hub.lagging,
+        )
         yield _gauge(
             "brain_connections",
-            "Connections by any address, HTTP and WebSocket.",
+            "Open connections, HTTP and WebSocket.",
             sum(parts.limiter.connections.values()),
         )
-        yield _counter("brain_changes", "Changes that were to be pushed.", counts.changes)
+        yield _counter("brain_changes", "Changes to push.", counts.changes)
         yield _counter(
             "brain_changes_conflated",
-            "Changes of progress that a later one replaced before it was sent.",
+            "Changes that kept the status and were not sent because a later one replaced them.",
             counts.conflated,
         )
-        yield _counter("brain_flushes", "Batches of changes.", counts.flushes)
         yield _counter(
-            "brain_deliveries", "Messages handed to clients' sockets by flushes.", counts.deliveries
+            "brain_flushes", "Flushes: batches of changes sent to all clients.", counts.flushes
         )
         yield _counter(
-            "brain_catch_up_writes", "Writes that brought a client up to date.", counts.pieces
+            "brain_deliveries", "Messages written to client sockets by flushes.", counts.deliveries
+        )
+        yield _counter(
+            "brain_catch_up_writes",
+            "Writes that brought a lagging or new client up to date.",
+            counts.pieces,
         )
         yield _counter(
             "brain_lags",
-            "Times that a client missed a flush, and was brought up to date.",
+            "Times a client missed a flush because its write buffer was full.",
             counts.lags,
         )
         yield _counter(
             "brain_gaps",
-            "Clients told to load GET /api/runs, as memory did not reach back.",
+            "Clients closed with 4410 because Brain's memory did not reach back far enough.",
             counts.gaps,
         )
         yield _counter(
-            "brain_client_failures", "Clients ended because serving them failed.", counts.failures
+            "brain_client_failures",
+            "Clients disconnected after an error in the server.",
+            counts.failures,
         )
-        yield _gauge(
-            "brain_pending_bytes", "Bytes that wait for the next flush.", hub.pending_bytes
-        )
+        yield _gauge("brain_pending_bytes", "Bytes waiting for the next flush.", hub.pending_bytes)
         yield _gauge("brain_runs", "Runs in memory.", len(board))
-        yield _gauge("brain_board_bytes", "Memory charged for them.", board.size)
+        yield _gauge(
+            "brain_board_bytes",
+            "Memory used by these runs, as estimated for BRAIN_BOARD_MEMORY.",
+            board.size,
+        )
         yield _counter(
-            "brain_rows_rejected", "Rows that the contract has no place for.", parts.decoder.refused
+            "brain_rows_rejected",
+            "Rows rejected because they do not fit the message contract.",
+            parts.decoder.rejected,
         )
         yield _counter(
             "brain_values_corrected",
-            "Values left out or brought into range.",
+            "Values omitted or clamped because they do not fit the message contract.",
             parts.decoder.corrected,
         )
-        source = GaugeMetricFamily("brain_source", "1 for the source in use.", labels=["source"])
+        source = GaugeMetricFamily(
+            "brain_source", "1 for the source in use, 0 for the others.", labels=["source"]
+        )
         for name in SOURCES:
             source.add_metric([name], float(state.source == name))
         yield source
         codes = GaugeMetricFamily(
-            "brain_source_code", "1 for why the source in use is not a better one.", labels=["code"]
+            "brain_source_code",
+            "1 for the reason why a better source is not in use, 0 for the others.",
+            labels=["code"],
         )
         for word in UNAVAILABLE_CODES:
             codes.add_metric([word], float(state.code == word))
         yield codes
         yield _gauge(
             "brain_lag_seconds",
-            "Since the database was last known to have been read to its end.",
+            "Time since Brain last had every committed change.",
             parts.lag(),
         )
         yield _counter(
-            "brain_database_connects", "Connections made to follow the database.", state.connects
+            "brain_database_connects", "Connections opened to follow the database.", state.connects
         )
-        yield _counter("brain_streams", "Streams joined.", state.streams)
-        yield _counter("brain_streams_lost", "Streams lost.", state.losses)
+        yield _counter("brain_streams", "Replication streams joined.", state.streams)
+        yield _counter("brain_streams_lost", "Replication streams lost.", state.losses)
         yield _counter(
             "brain_corrections",
-            "Runs that a comparison found to differ from the stream.",
+            "Runs corrected after a comparison of the table with the stream.",
             board.corrections,
         )
         rejections = CounterMetricFamily(
             "brain_rejections",
-            "Requests that were refused, and clients that were cut off.",
+            "Rejected requests and disconnected clients, by reason.",
             labels=["code"],
         )
         for code in REJECTION_CODES:

@@ -1,4 +1,4 @@
-"""The product's own acceptance list, line by line: docs/acceptance.md says which test stands for which line."""
+"""The product's acceptance list: docs/acceptance.md names the test of each line."""
 
 import asyncio
 import json
@@ -29,12 +29,12 @@ from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, Message, message, messages, served, silent, until
 from tests.support.template import ROLE, TEMPLATE
 
-NODE = ROOT / "tests" / "node" / "node_modules" / ".bin"
+NODE = ROOT / "tests" / "support" / "node" / "node_modules" / ".bin"
 SCHEMA = json.loads((ROOT / "docs" / "wsmessage.schema.json").read_text())
 
 needs_node = pytest.mark.skipif(
     not (shutil.which("node") and NODE.is_dir()) and not os.environ.get("CI"),
-    reason="Node is not installed, or `make` has not installed tests/node: wscat and tsc cannot be run",
+    reason="wscat and tsc need Node, and `make test`, which installs tests/support/node",
 )
 
 
@@ -53,7 +53,7 @@ def product() -> Iterator[Brain]:
 
 @pytest.fixture(scope="module")
 def shared(postgres: Postgres) -> Iterator[tuple[Brain, str]]:
-    """One Brain on a database of these tests' own: a start costs more than most of them."""
+    """One Brain and its database for all these tests: a start takes longer than most of them."""
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     with served(database_url=url) as brain:
         yield brain, url
@@ -61,7 +61,7 @@ def shared(postgres: Postgres) -> Iterator[tuple[Brain, str]]:
 
 @pytest.fixture
 def brain(shared: tuple[Brain, str]) -> Brain:
-    """It holds no run, and has no client."""
+    """It has no run and no client."""
     brain, url = shared
     execute(url, "TRUNCATE runs")
     until = time.monotonic() + PATIENCE
@@ -87,7 +87,10 @@ def superuser_url(postgres: Postgres, database: str) -> str:
 
 
 SECOND = float(os.environ.get("BRAIN_TEST_SECOND", PATIENCE))
-"""Within which a change is pushed. `make contract` says 1; among other tests, on a busy machine, that would be no fault of Brain's."""
+"""Seconds within which a change must be pushed.
+
+`make contract` sets 1. In `make test`, a busy machine may exceed that without a fault of Brain.
+"""
 
 
 @asynccontextmanager
@@ -105,8 +108,10 @@ async def writer(database: str) -> AsyncIterator[AsyncConnection[Any]]:
 
 
 def psql(product: Brain, command: str) -> str:
-    """The command as the product's requirements have it, to the letter. psql is whichever is first in the path, the bundled one
-    if there is no other; PGPORT says where the embedded PostgreSQL is if 5432 was taken.
+    """Run the command of the product's requirements, to the letter.
+
+    psql is the first in the path, or else the bundled one. PGPORT names the port of the embedded
+    PostgreSQL, which is not 5432 if that was taken.
     """
     port = re.search(r"psql -h localhost -p (\d+)", product.log())
     environment = os.environ | {
@@ -126,14 +131,17 @@ def psql(product: Brain, command: str) -> str:
     return done.stdout.strip()
 
 
-UPDATE = """psql -h localhost -U cecelia cecelia -c "UPDATE runs SET status='running' WHERE id='test-run-1'" """
+UPDATE = (
+    "psql -h localhost -U cecelia cecelia "
+    """-c "UPDATE runs SET status='running' WHERE id='test-run-1'" """
+)
 
 
 # Connecting
 
 
 @pytest.mark.contract
-async def test_the_service_starts_on_5221(product: Brain) -> None:
+async def test_the_service_starts_on_port_5221(product: Brain) -> None:
     """RCI-WS-001: reachable after start."""
     assert product.get("/healthz") == (200, {"status": "alive"})
     status, ready = product.get("/readyz")
@@ -142,7 +150,7 @@ async def test_the_service_starts_on_5221(product: Brain) -> None:
 
 @pytest.mark.contract
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
-async def test_a_client_connects(product: Brain, host: str) -> None:
+async def test_a_client_connects_by_ipv4_and_ipv6(product: Brain, host: str) -> None:
     """RCI-WS-001: ws://localhost:5221/ws, by IPv4 and IPv6."""
     before = product.get("/readyz")[1]["clients"]
     async with connect(f"ws://{host}:5221/ws", proxy=None):
@@ -150,8 +158,8 @@ async def test_a_client_connects(product: Brain, host: str) -> None:
 
 
 @pytest.mark.contract
-async def test_many_clients_at_once(brain: Brain, database: str) -> None:
-    """RCI-WS-001: at least 10 concurrent clients; here 200. RCI-WS-002: every connected client receives it."""
+async def test_200_clients_receive_the_same_change(brain: Brain, database: str) -> None:
+    """RCI-WS-001: at least 10 concurrent clients. RCI-WS-002: every client receives each change."""
     async with clients(brain, 200) as everyone, writer(database) as sql:
         await sql.execute("INSERT INTO runs (id) VALUES ('r')")
         received = await asyncio.gather(*(message(client) for client in everyone))
@@ -160,8 +168,8 @@ async def test_many_clients_at_once(brain: Brain, database: str) -> None:
 
 
 @pytest.mark.contract
-async def test_clients_come_back_after_a_restart(database: str) -> None:
-    """RCI-WS-001: the server goes and comes back, on the same port; so do its clients, and they receive what is new."""
+async def test_clients_reconnect_after_a_restart_of_the_server(database: str) -> None:
+    """RCI-WS-001: the server restarts on the same port, and its clients receive new changes."""
     with served(database_url=database) as first:
         port = first.port
         async with clients(first, 10) as everyone:
@@ -176,7 +184,7 @@ async def test_clients_come_back_after_a_restart(database: str) -> None:
                 assert (await message(client))["data"]["id"] == "back"
 
 
-async def test_state_is_cleaned_up_on_disconnect(brain: Brain, database: str) -> None:
+async def test_a_disconnect_leaves_no_client_behind(brain: Brain, database: str) -> None:
     async with clients(brain, 20):
         assert brain.get("/readyz")[1]["clients"] == 20
     await _settled(brain, 0)
@@ -191,7 +199,7 @@ async def _settled(brain: Brain, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_100_connects_and_disconnects_leave_nothing_behind(brain: Brain) -> None:
+async def test_100_connects_and_disconnects_leave_no_socket_open(brain: Brain) -> None:
     def descriptors() -> int:
         return len([*Path(f"/proc/{brain.process.pid}/fd").iterdir()])
 
@@ -214,7 +222,7 @@ async def test_100_connects_and_disconnects_leave_nothing_behind(brain: Brain) -
 
 @pytest.mark.contract
 async def test_a_change_is_pushed_within_a_second(brain: Brain, database: str) -> None:
-    """RCI-WS-002: pushed within 1 second of the update. (It takes some milliseconds: benchmarks measure that.)"""
+    """RCI-WS-002: pushed within 1 second of the update. (benchmarks/ measures milliseconds.)"""
     async with brain.connect() as client, writer(database) as sql:
         for number in range(20):
             await sql.execute("INSERT INTO runs (id) VALUES (%s)", [f"r{number}"])
@@ -223,8 +231,8 @@ async def test_a_change_is_pushed_within_a_second(brain: Brain, database: str) -
 
 
 @pytest.mark.contract
-async def test_when_status_is_updated_all_clients_receive_it(product: Brain) -> None:
-    """By psql, to the letter of the requirements."""
+async def test_an_update_by_psql_reaches_all_clients(product: Brain) -> None:
+    """By the psql command of the requirements, to the letter."""
     status, _ = product.request("POST", "/api/runs", {"id": "test-run-1"})
     assert status in (201, 409)
     async with clients(product, 10) as everyone:
@@ -237,8 +245,8 @@ async def test_when_status_is_updated_all_clients_receive_it(product: Brain) -> 
 
 
 @needs_node
-async def test_wscat_sees_what_psql_does(product: Brain) -> None:
-    """Both as they stand: wscat from npm, psql from PostgreSQL."""
+async def test_wscat_prints_the_update_of_psql(product: Brain) -> None:
+    """With wscat from npm and psql from PostgreSQL."""
     product.request("POST", "/api/runs", {"id": "test-run-1"})
     wscat = await asyncio.create_subprocess_exec(
         NODE / "wscat",
@@ -273,17 +281,20 @@ async def every_kind(brain: Brain, database: str) -> list[Message]:
             INSERT INTO runs (id) VALUES ('bare');
             INSERT INTO runs (id, task_id, agent, progress, error)
             VALUES ('full', 'task "1"', 'ägent 😀', 12.5, E'line\\u2028 </script> \\t end');
-            UPDATE runs SET status = 'running', started_at = '2026-11-21 06:32:03.25+05:30', progress = 50;
-            UPDATE runs SET status = 'failed', error = 'gone', completed_at = now() WHERE id = 'full';
-            UPDATE runs SET status = 'completed', progress = 100, completed_at = now() WHERE id = 'bare';
+            UPDATE runs
+            SET status = 'running', started_at = '2026-11-21 06:32:03.25+05:30', progress = 50;
+            UPDATE runs SET status = 'failed', error = 'gone', completed_at = now()
+            WHERE id = 'full';
+            UPDATE runs SET status = 'completed', progress = 100, completed_at = now()
+            WHERE id = 'bare';
             """,
         )
         return await messages(client, 6)
 
 
 @pytest.mark.contract
-async def test_messages_are_valid(brain: Brain, database: str) -> None:
-    """RCI-WS-002: the format holds, by the published JSON Schema and by the model that it is made from."""
+async def test_every_message_matches_the_published_schema(brain: Brain, database: str) -> None:
+    """RCI-WS-002: the format holds, by the published JSON Schema and by the model behind it."""
     seen = await every_kind(brain, database)
     for each in seen:
         jsonschema.validate(each, SCHEMA)
@@ -294,13 +305,13 @@ async def test_messages_are_valid(brain: Brain, database: str) -> None:
     assert [m["type"] for m in seen] == ["run_update"] * 4 + ["run_failed", "run_complete"]
 
 
-def test_the_published_schema_is_that_of_the_code() -> None:
-    """Made by `json.dumps(WSMessage.model_json_schema(), indent=2)`."""
+def test_the_published_schema_is_that_of_the_model() -> None:
+    """`json.dumps(WSMessage.model_json_schema(), indent=2)` writes it."""
     assert WSMessage.model_json_schema() == SCHEMA
 
 
-async def test_a_message_is_complete(brain: Brain, database: str) -> None:
-    """Every field of the row that is not NULL, in the words of the contract, and no other."""
+async def test_a_message_has_every_field_that_is_not_null(brain: Brain, database: str) -> None:
+    """And no other field."""
     seen = await every_kind(brain, database)
     assert seen[0]["data"] == {"id": "bare", "status": "queued"}
     full = seen[1]["data"]
@@ -328,8 +339,10 @@ async def test_a_message_is_complete(brain: Brain, database: str) -> None:
 
 
 @needs_node
-async def test_type_definitions_are_complete(brain: Brain, database: str, tmp_path: Path) -> None:
-    """Tsc --strict takes real messages for WSMessage, and refuses what the contract does not have."""
+async def test_the_type_definitions_accept_messages_and_nothing_else(
+    brain: Brain, database: str, tmp_path: Path
+) -> None:
+    """By `tsc --strict`, of real messages and of wrong ones."""
     lines = ["import type { WSMessage } from './wsmessage';"]
     for number, each in enumerate(await every_kind(brain, database)):
         lines.append(f"export const m{number}: WSMessage = {json.dumps(each)};")
@@ -344,7 +357,7 @@ async def test_type_definitions_are_complete(brain: Brain, database: str, tmp_pa
     ]
     for number, value in enumerate(wrong):
         lines += ["// @ts-expect-error", f"export const w{number}: WSMessage = {value};"]
-    # Every word of the types is one of the code's, and the other way round.
+    # The types and the code have the same words.
     for name, words, path in (
         ("t", get_args(Type), "['type']"),
         ("s", STATUSES, "['data']['status']"),
@@ -357,8 +370,8 @@ async def test_type_definitions_are_complete(brain: Brain, database: str, tmp_pa
     tsc = await asyncio.create_subprocess_exec(
         NODE / "tsc", "--strict", "--noEmit", "check.ts", cwd=tmp_path, stdout=subprocess.PIPE
     )
-    said, _ = await tsc.communicate()
-    assert tsc.returncode == 0, said.decode()
+    output, _ = await tsc.communicate()
+    assert tsc.returncode == 0, output.decode()
 
 
 ALLOWED = [(old, new) for old, news in TRANSITIONS.items() for new in sorted(news) if old != new]
@@ -372,7 +385,7 @@ KIND = {
 
 @pytest.mark.parametrize("way", ["api", "sql"])
 async def test_every_status_change_is_pushed(brain: Brain, database: str, way: str) -> None:
-    """All allowed transitions, a new run, and progress; by the API and by plain SQL."""
+    """All allowed transitions, a new run, and progress: by the API and by SQL."""
     async with brain.connect() as client:
         for old, new in [*ALLOWED, ("running", "running")]:
             run_id = f"{way}-{old}-{new}"
@@ -417,7 +430,7 @@ async def test_a_rollback_pushes_nothing(brain: Brain, database: str) -> None:
 
 
 async def test_a_failing_client_does_not_affect_the_others(brain: Brain, database: str) -> None:
-    """Some break off, some say nonsense, some stop reading; the others receive every change, in order."""
+    """Some disconnect, some send garbage, some stop reading; the others receive all, in order."""
     async with clients(brain, 5) as healthy, clients(brain, 5) as failing, writer(database) as sql:
         broken = [client.transport for client in failing[:2]]
         failing[2].transport.write(b"\xff\xff\xff\xff")
@@ -447,12 +460,13 @@ async def test_invalid_client_messages_are_ignored(brain: Brain, database: str, 
 
 
 async def test_the_push_does_not_block_the_database(brain: Brain, database: str) -> None:
-    """Clients that take nothing in, and a Brain that stands still: writers notice neither."""
+    """Neither clients that do not read nor a stopped Brain delay a writer."""
     async with clients(brain, 20) as stalled, writer(database) as sql:
         for client in stalled:
             client.transport.pause_reading()
         await sql.execute(
-            "INSERT INTO runs (id, error) SELECT i, repeat('x', 2000) FROM generate_series(1, 200) i"
+            "INSERT INTO runs (id, error) "
+            "SELECT i, repeat('x', 2000) FROM generate_series(1, 200) i"
         )
         brain.process.send_signal(signal.SIGSTOP)
         try:
@@ -469,14 +483,17 @@ async def test_the_push_does_not_block_the_database(brain: Brain, database: str)
             client.transport.abort()
 
 
-async def test_a_failed_push_recovers(brain: Brain, superuser_url: str, database: str) -> None:
-    """The stream is cut; what changes meanwhile is pushed as soon as the database is followed again."""
+async def test_pushing_resumes_after_the_stream_is_cut(
+    brain: Brain, superuser_url: str, database: str
+) -> None:
+    """What changes while the stream is cut is pushed once Brain follows the database again."""
     async with brain.connect() as client:
         execute(database, "INSERT INTO runs (id) VALUES ('r')")
         await message(client)
         execute(
             superuser_url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'brain'",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'brain'",
         )
         execute(database, "UPDATE runs SET status = 'running'")
         assert (await until(client, "r", "running"))[-1]["type"] == "run_update"
@@ -485,8 +502,8 @@ async def test_a_failed_push_recovers(brain: Brain, superuser_url: str, database
         assert (await until(client, "r", "completed"))[-1]["type"] == "run_complete"
 
 
-async def test_fast_changes_are_throttled(brain: Brain, database: str) -> None:
-    """A storm of progress of one run is conflated to its latest; no status is lost, and the last value is right."""
+async def test_a_storm_of_progress_is_conflated(brain: Brain, database: str) -> None:
+    """2000 changes of one run are fewer messages; no status is lost, the last value is right."""
     async with brain.connect() as client, writer(database) as sql:
         await sql.execute("INSERT INTO runs (id, status, progress) VALUES ('r', 'running', 0)")
         async with sql.pipeline():
@@ -499,8 +516,10 @@ async def test_fast_changes_are_throttled(brain: Brain, database: str) -> None:
         assert brain.metric("brain_changes_conflated_total") > 1000
 
 
-async def test_network_interruption(brain: Brain, database: str) -> None:
-    """A client's connection breaks; it comes back with the time of the last message it saw, and misses nothing."""
+async def test_a_client_that_reconnects_with_since_misses_nothing(
+    brain: Brain, database: str
+) -> None:
+    """Its connection breaks, and it gives the timestamp of the last message that it received."""
     async with brain.connect() as client:
         execute(database, "INSERT INTO runs (id) VALUES ('a'), ('b')")
         last = (await messages(client, 2))[-1]["timestamp"]
@@ -515,16 +534,9 @@ async def test_network_interruption(brain: Brain, database: str) -> None:
 # The table of docs/acceptance.md
 
 
-def test_the_table_is_true() -> None:
-    """Each line names tests that exist, and each test of this file stands in a line."""
+def test_the_documented_table_names_exactly_these_tests() -> None:
     text = (ROOT / "docs" / "acceptance.md").read_text()
-    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", text))
-    assert named
-    for file, test in named:
-        assert re.search(
-            rf"^(async )?def {test}\b", (ROOT / "tests" / file).read_text(), re.MULTILINE
-        ), test
-    here = set(re.findall(r"^(?:async )?def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))
-    assert here - {"test_the_table_is_true"} == {
-        test for file, test in named if file == "test_acceptance.py"
-    }
+    named = re.findall(r"\| `(test_\w+)` \|$", text, re.MULTILINE)
+    here = re.findall(r"^(?:async )?def (test_\w+)", Path(__file__).read_text(), re.MULTILINE)
+    here.remove("test_the_documented_table_names_exactly_these_tests")
+    assert sorted(named) == sorted(here)

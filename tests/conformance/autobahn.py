@@ -1,9 +1,9 @@
-"""The Autobahn test suite against Brain's own protocol class (echo.py), and docs/conformance.md of what came of it.
+"""Run the Autobahn test suite against Brain's protocol class (echo.py); write docs/conformance.md.
 
-    python tests/conformance/autobahn.py FOLDER     FOLDER keeps the suite, once installed, and its reports
+    python -m tests.conformance.autobahn FOLDER     FOLDER keeps the installed suite and its reports
 
-The suite is a program of Python 2.7, which is looked for as PYTHON2, on the path, and among those of pyenv. Exits with 1 if a case
-failed that is not in DOCUMENTED, or if not all were run.
+The suite needs Python 2.7: the one of PYTHON2, of the path or of pyenv. The exit status is 1 if a
+case failed that is not in DOCUMENTED, or if not all cases ran.
 """
 
 import json
@@ -36,8 +36,9 @@ LEFT_OUT = ["9.*", "12.*", "13.*"]
 CASES = 247
 
 DOCUMENTED = {
-    "7.1.5": "A close in the middle of a fragmented message is answered by 1002, where the suite would have 1000 echoed. RFC 6455, "
-    "section 5.5.1, lets the endpoint choose (“typically”); `websockets`, whose state machine this is, documents it.",
+    "7.1.5": "A close in the middle of a fragmented message is answered by 1002; the suite expects "
+    "an echo of 1000. RFC 6455, section 5.5.1, lets the endpoint choose (“typically”); "
+    "`websockets`, whose state machine this is, documents it.",
 }
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 
@@ -50,8 +51,11 @@ PIP = [
     "--no-deps",
     "--require-hashes",
 ]
-WSTEST = "import site, sys; site.addsitedir(sys.argv.pop(1)); from autobahntestsuite.wstest import run; run()"
-"""As a folder that holds `.pth` files: on the path alone, the namespace package zope would not be found."""
+WSTEST = (
+    "import site, sys; site.addsitedir(sys.argv.pop(1)); "
+    "from autobahntestsuite.wstest import run; run()"
+)
+"""With `addsitedir`, which reads `.pth` files: the namespace package zope needs its own."""
 
 Cases: TypeAlias = dict[str, dict[str, Any]]
 
@@ -60,20 +64,21 @@ def python2() -> str:
     found = [os.environ.get("PYTHON2"), shutil.which("python2.7"), shutil.which("python2")]
     found += map(str, sorted(Path.home().glob(".pyenv/versions/2.7*/bin/python2.7"), reverse=True))
     for each in filter(None, found):
-        # A shim of pyenv's is there also where the version is not.
+        # pyenv has a shim also for a version that is not installed.
         said = subprocess.run(
             [each, "-m", "pip", "--version"], capture_output=True, text=True, check=False
         )
         if "(python 2.7)" in said.stdout:
             return each
     raise SystemExit(
-        "The Autobahn test suite needs CPython 2.7 with pip: `pyenv install 2.7`, or Debian bullseye's python2.7 and "
-        "python-pip-whl. Name it: make conformance PYTHON2=/path/to/python2.7"
+        "The Autobahn test suite needs CPython 2.7 with pip: `pyenv install 2.7`, or Debian "
+        "bullseye's python2.7 and python-pip-whl. Name it: "
+        "make conformance PYTHON2=/path/to/python2.7"
     )
 
 
 def installed(folder: Path, python: str) -> Path:
-    """The folder of the suite's packages; made once for each version of requirements.txt."""
+    """The folder of the suite's packages, installed once for each version of requirements.txt."""
     wanted = (HERE / "requirements.txt").read_text()
     site, done = folder / "site", folder / "installed.txt"
     if not done.exists() or done.read_text() != wanted:
@@ -134,13 +139,13 @@ def run(folder: Path) -> Cases:
         assert echo.poll() is None, f"the echo server ended: {folder / 'echo.log'}"
         echo.terminate()
     said = (folder / "echo.log").read_text()
-    assert not said, f"the echo server has something to say:\n{said}"
+    assert not said, f"the echo server logged errors:\n{said}"
     cases: Cases = json.loads((reports / "index.json").read_text())["Brain"]
     return cases
 
 
 def verdict(case: dict[str, Any]) -> str:
-    """The worse of what was said of the messages, and of the close."""
+    """The worse of the verdicts on the messages and on the close."""
     words: tuple[str, str] = (case["behavior"], case["behaviorClose"])
     return next((word for word in words if word not in GOOD), words[0])
 
@@ -153,8 +158,10 @@ def page(verdicts: dict[str, str]) -> str:
     lines = [
         "# Conformance to RFC 6455",
         "",
-        f"The Autobahn test suite ({packages['autobahntestsuite']}), against an echo route through Brain's own listener, seam and connection,",
-        f"with `websockets` {version('websockets')} and `uvloop` {version('uvloop')}. This page is written by `make conformance`.",
+        f"The Autobahn test suite ({packages['autobahntestsuite']}), against an echo server",
+        "made of Brain's listener, HTTP protocol and connection,",
+        f"with `websockets` {version('websockets')} and `uvloop` {version('uvloop')}.",
+        "`make conformance` writes this page.",
         "",
         "| group | of | cases | passed | not strict | informational | failed |",
         "|---|---|---|---|---|---|---|",
@@ -168,13 +175,15 @@ def page(verdicts: dict[str, str]) -> str:
             mine.pop("INFORMATIONAL", 0),
             mine.total(),
         ]
-        # The last is what is left.
+        # The last is the rest.
         lines.append(f"| {group} | {what} | " + " | ".join(map(str, counts)) + " |")
     lines += [
         "",
-        "Left out: 9 (speed), 12 and 13 (compression, which Brain declines: [decisions](decisions.md)).",
+        "Left out: 9 (speed), 12 and 13 (compression, which Brain declines:",
+        "[decisions](decisions.md)).",
         "",
-        "*Not strict* is a pass: the suite would have had it sooner than RFC 6455 asks. *Informational* cases have no wrong answer.",
+        "*Not strict* is a pass: the suite expects the answer sooner than RFC 6455 requires.",
+        "*Informational* cases have no wrong answer.",
         "",
     ]
     for case, word in sorted(verdicts.items()):
@@ -184,8 +193,9 @@ def page(verdicts: dict[str, str]) -> str:
             lines.append(f"- {case}: not strict.")
     lines += [
         "",
-        "The echo differs from Brain in what a whole message does (Brain listens to `ping` alone) and in the bounds of what a client may say",
-        "(Brain: 4 KiB a message, 20 frames a second), which are set in the echo's own process; no setting of Brain's reaches them.",
+        "The echo server differs from Brain in its answer to a message (Brain answers only `ping`)",
+        "and in the bounds of a client's messages (Brain: 4 KiB a message, 20 frames a second).",
+        "It sets them in its own process; Brain has no setting for them.",
         "",
     ]
     return "\n".join(lines)
@@ -198,11 +208,13 @@ def main() -> None:
     PAGE.write_text(page(verdicts))
     failed = {case for case, word in verdicts.items() if word not in GOOD}
     print(
-        f"{len(verdicts)} cases, {len(failed)} failed: {', '.join(sorted(failed)) or 'none'}; docs/conformance.md is written"
+        f"{len(verdicts)} cases, {len(failed)} failed: {', '.join(sorted(failed)) or 'none'}; "
+        "docs/conformance.md is written"
     )
     if failed - DOCUMENTED.keys() or len(verdicts) != CASES:
         raise SystemExit(
-            f"failed, and not documented: {sorted(failed - DOCUMENTED.keys())}; {CASES} cases were expected"
+            f"failed, and not documented: {sorted(failed - DOCUMENTED.keys())}; "
+            f"{CASES} cases were expected"
         )
 
 

@@ -1,9 +1,10 @@
-"""An echo server for the Autobahn test suite: Brain's own listener, seam and connection, and what a message does is the one difference.
+"""An echo server for the Autobahn test suite: Brain's listener, HTTP protocol and connection.
 
-Brain listens to nothing but `ping`, and bounds what a client may say in size and rate. Here a message comes back, and the bounds
-are those that the suite needs: set in this process alone, for no setting of Brain's reaches them.
+Brain answers only `ping`, and bounds the size and rate of a client's messages. This server echoes
+each message, within the bounds that the suite needs. It sets them in this process, because Brain
+has no setting for them.
 
-    python -m tests.conformance.echo      prints the port, and serves until it is ended
+    python -m tests.conformance.echo      prints the port, and serves until it is killed
 """
 
 import asyncio
@@ -12,7 +13,8 @@ import structlog
 import uvloop
 from websockets.frames import Frame, Opcode
 
-from brain.server import websocket
+from brain.access.rate_limit import RateLimit
+from brain.server.limits import Limits
 from brain.server.websocket import Connection, Message
 from tests.support.in_process_server import in_process_server
 
@@ -23,14 +25,13 @@ def echo(connection: Connection, message: Message) -> None:
 
 
 async def serve() -> None:
-    async with in_process_server(ping_interval=3600, patience=7200) as it:
+    limits = Limits(max_message=1 << 24, frames=RateLimit(burst=1 << 40, rate=20))
+    async with in_process_server(ping_interval=3600, patience=7200, limits=limits) as it:
         print(it.port, flush=True)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
-    websocket.MAX_BYTES = 1 << 24
-    websocket.BURST = 1 << 40
     Connection.received = echo  # type: ignore[assignment, method-assign]
     uvloop.run(serve())

@@ -1,16 +1,13 @@
-"""What the documents name exists, and what Brain may answer stands in them."""
+"""Every command, target, setting, metric and link that the docs name exists."""
 
 import re
 from pathlib import Path
 
 import pytest
 import typer.main
-from websockets.frames import CloseCode
 
 from brain.cli import commands as cli
 from brain.config import Settings
-from brain.delivery import hub
-from brain.server import http, websocket
 from tests.support import ROOT
 
 DOCS = [
@@ -53,26 +50,3 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[path]):
         if "://" not in target:
             assert (ROOT / path.parent / target).exists(), f"{path} links to {target}"
-
-
-def rows(column: str) -> set[int]:
-    """The numbers in the first column of the protocol's table that has this heading."""
-    text = TEXTS[Path("docs/protocol.md")]
-    table = text[text.index(f"| {column} |") :].split("\n\n")[0]
-    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
-    return {int(number) for cell in cells for number in re.findall(r"\b\d{3,4}\b", cell)}
-
-
-def test_every_close_code_is_explained() -> None:
-    sources = [Path(str(module.__file__)).read_text() for module in (hub, http, websocket)]
-    names = {name for source in sources for name in re.findall(r"CloseCode\.([A-Z_]+)", source)}
-    sent = {int(CloseCode[name]) for name in names} | {hub.COME_BACK, hub.NOT_YET}
-    assert sent <= rows("close code"), sent - rows("close code")
-
-
-def test_every_refusal_of_an_upgrade_is_explained() -> None:
-    source = Path(str(http.__file__)).read_text()
-    sent = {
-        int(status) for status in re.findall(r"(?:_refuse|TargetError|Refusal)\((\d{3})", source)
-    }
-    assert sent <= rows("status")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psycopg
 
-from tests.support.crowd import Crowd, Member, frames, lasting_port
+from tests.support.crowd import Crowd, Member, frames
 from tests.support.fleet import sound
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.postgres import execute
 from tests.support.served import Brain
 from tests.support.wire import CLOSE, Control, memory
@@ -62,7 +63,7 @@ def farewell(member: Member) -> int:
 
 def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
     """On the embedded PostgreSQL, which is stopped too."""
-    brain = Brain(folder=tmp_path, max_connections=0, postgres_port=lasting_port())
+    brain = Brain(folder=tmp_path, max_connections=0, postgres_port=free_port())
     try:
         url = embedded_url(brain)
         execute(
@@ -111,8 +112,8 @@ def test_50_sigterm_in_a_broadcast_with_stalled_clients(tmp_path: Path) -> None:
 
 def test_51_after_sigkill_the_next_start_binds_and_works(tmp_path: Path) -> None:
     """The embedded PostgreSQL has lived on, and is adopted; of the slot nothing is left."""
-    postgres_port = lasting_port()
-    first = Brain(folder=tmp_path, postgres_port=postgres_port, port=lasting_port())
+    postgres_port = free_port()
+    first = Brain(folder=tmp_path, postgres_port=postgres_port, port=free_port())
     url = embedded_url(first)
     with Crowd.clients(first.port, 20) as crowd:
         execute(url, "INSERT INTO runs (id) VALUES ('a')")

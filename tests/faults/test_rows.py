@@ -1,6 +1,7 @@
-"""What is written to the table, and around it: lines 9 to 16 and 18 of the faults, through Brain's own process to its clients.
+"""What is written to the table and around it reaches the clients of a Brain process.
 
-A control client stays throughout, and is told of every run that it makes, in order and in time.
+A control client stays connected throughout, and receives every run that it creates, in order and in
+time.
 """
 
 import json
@@ -43,7 +44,7 @@ def control(brain: Brain, url: str) -> Iterator[Control]:
 
 @pytest.fixture
 def fleet(brain: Brain, control: Control) -> Iterator[Fleet]:
-    """Clients who see to the end what is done; and the control client sees nothing amiss."""
+    """Clients that stay to the end of the test. The control client checks that no run is lost."""
     with sound(brain, 128 << 20), Fleet(brain, 3) as fleet, control.undisturbed():
         yield fleet
 
@@ -52,7 +53,7 @@ def fleet(brain: Brain, control: Control) -> Iterator[Fleet]:
 def own(
     postgres: Postgres, *statements: str, **settings: Any
 ) -> Iterator[tuple[str, Brain, Fleet]]:
-    """A table of one's own, made otherwise by these statements before Brain comes."""
+    """A database of its own, which these statements change before Brain starts."""
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     for statement in statements:
         execute(url, statement)
@@ -64,13 +65,13 @@ def own(
 
 
 def own_rows(fleet: Fleet, prefix: str) -> list[tuple[str, str]]:
-    """What a client was told of the runs of this test, as (id, status)."""
+    """What a client received about the runs of this test, as (id, status)."""
     data = (message["data"] for message in fleet.messages())
     return [(run["id"], run["status"]) for run in data if run["id"].startswith(prefix)]
 
 
 def agrees(fleet: Fleet, url: str, prefix: str) -> None:
-    """Each client's state of this test's runs is what SELECT says of them."""
+    """Wait until each client's state of this test's runs equals SELECT."""
     wanted = {run_id: row for run_id, row in truth(url).items() if run_id.startswith(prefix)}
     assert wanted
 
@@ -83,7 +84,7 @@ def agrees(fleet: Fleet, url: str, prefix: str) -> None:
 
 
 @pytest.mark.cheap
-def test_09_what_is_not_committed(fleet: Fleet, url: str) -> None:
+def test_rows_that_are_not_committed_are_not_pushed(fleet: Fleet, url: str) -> None:
     with psycopg.connect(url) as conn:
         conn.execute("INSERT INTO runs (id) VALUES ('9-no')")
         conn.rollback()
@@ -107,17 +108,20 @@ def test_09_what_is_not_committed(fleet: Fleet, url: str) -> None:
 
 
 @pytest.mark.cheap
-def test_10_ten_thousand_rows_in_one_transaction(fleet: Fleet, url: str) -> None:
+def test_ten_thousand_rows_in_one_transaction_are_pushed_in_order(fleet: Fleet, url: str) -> None:
     execute(url, "INSERT INTO runs (id) SELECT '10-' || i FROM generate_series(1, 10000) i")
     fleet.told('"10-10000"')
     assert own_rows(fleet, "10-") == [(f"10-{i}", "queued") for i in range(1, 10_001)]
     execute(url, "DELETE FROM runs WHERE id LIKE '10-%'")
 
 
-def test_10_hundreds_of_thousands(postgres: Postgres) -> None:
-    """Three in ten of a million show what it costs: more than is held in memory, and more than the sockets hold."""
+def test_300_000_rows_in_one_transaction_need_little_memory(postgres: Postgres) -> None:
+    """300 000 rows show the cost of a million: they exceed the board's memory and the sockets."""
     rows = 300_000
-    fill = f"INSERT INTO runs (id, status) SELECT '10-' || i, 'completed' FROM generate_series(1, {rows}) i"
+    fill = (
+        "INSERT INTO runs (id, status)"
+        f" SELECT '10-' || i, 'completed' FROM generate_series(1, {rows}) i"
+    )
     with own(postgres, clients=1, growth=300 << 20) as (url, brain, fleet):
         before, most = memory(brain.process.pid), 0
         execute(url, fill)
@@ -131,7 +135,7 @@ def test_10_hundreds_of_thousands(postgres: Postgres) -> None:
 
 
 @pytest.mark.cheap
-def test_11_a_megabyte_of_error_and_then_the_status_alone(fleet: Fleet, url: str) -> None:
+def test_a_large_unchanged_error_stays_in_the_next_push(fleet: Fleet, url: str) -> None:
     execute(url, "ALTER TABLE runs ALTER error SET STORAGE EXTERNAL")
     execute(url, "INSERT INTO runs (id, error) VALUES ('11-a', repeat('é', 1000000))")
     execute(url, "UPDATE runs SET status = 'failed' WHERE id = '11-a'")
@@ -143,7 +147,7 @@ def test_11_a_megabyte_of_error_and_then_the_status_alone(fleet: Fleet, url: str
 
 
 @pytest.mark.cheap
-def test_12_delete_and_truncate(postgres: Postgres) -> None:
+def test_delete_and_truncate_forget_runs(postgres: Postgres) -> None:
     with own(postgres) as (url, brain, fleet):
         execute(url, "INSERT INTO runs (id) SELECT '12-' || i FROM generate_series(1, 5) i")
         fleet.check(url)
@@ -162,12 +166,20 @@ def test_12_delete_and_truncate(postgres: Postgres) -> None:
 @pytest.mark.parametrize(
     "definition",
     [
-        "id uuid PRIMARY KEY DEFAULT gen_random_uuid(), status text, extra jsonb DEFAULT '{}', b bytea, p point",
-        "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, status varchar(20), started_at timestamp DEFAULT '2026-11-21 09:30'",
+        (
+            "id uuid PRIMARY KEY DEFAULT gen_random_uuid(), status text,"
+            " extra jsonb DEFAULT '{}', b bytea, p point"
+        ),
+        (
+            "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, status varchar(20),"
+            " started_at timestamp DEFAULT '2026-11-21 09:30'"
+        ),
     ],
     ids=["uuid", "bigint"],
 )
-def test_13_tables_of_another_make(postgres: Postgres, definition: str) -> None:
+def test_tables_with_other_types_and_new_columns_are_followed(
+    postgres: Postgres, definition: str
+) -> None:
     with own(postgres, "DROP TABLE runs", f"CREATE TABLE runs ({definition})") as (url, _, fleet):
         execute(url, "INSERT INTO runs (status) VALUES ('queued')")
         ((run_id,),) = execute(url, "SELECT id::text FROM runs")
@@ -183,8 +195,8 @@ def test_13_tables_of_another_make(postgres: Postgres, definition: str) -> None:
             )
 
 
-def test_13_a_key_that_is_dropped(postgres: Postgres) -> None:
-    """The publication makes UPDATEs fail, until the watch has looked."""
+def test_updates_work_again_soon_after_the_key_is_dropped(postgres: Postgres) -> None:
+    """The publication makes UPDATEs fail until Brain takes the table out of it."""
     with own(postgres) as (url, brain, fleet):
         execute(
             url, "INSERT INTO runs (id) VALUES ('13-a'); ALTER TABLE runs DROP CONSTRAINT runs_pkey"
@@ -204,7 +216,7 @@ def test_13_a_key_that_is_dropped(postgres: Postgres) -> None:
         assert "taken out of the publication" in brain.log()
 
 
-def test_13_a_table_that_inherits(postgres: Postgres) -> None:
+def test_a_table_that_others_inherit_from_is_polled(postgres: Postgres) -> None:
     with own(postgres) as (url, brain, fleet):
         execute(url, "CREATE TABLE old () INHERITS (runs); INSERT INTO old (id) VALUES ('13-old')")
         fleet.told('"13-old"')
@@ -213,7 +225,7 @@ def test_13_a_table_that_inherits(postgres: Postgres) -> None:
         fleet.told('"running"')
 
 
-def test_13_a_partition_that_is_attached(postgres: Postgres) -> None:
+def test_rows_of_an_attached_partition_are_pushed(postgres: Postgres) -> None:
     with own(
         postgres,
         "DROP TABLE runs",
@@ -227,12 +239,15 @@ def test_13_a_partition_that_is_attached(postgres: Postgres) -> None:
 
 
 @pytest.mark.cheap
-def test_13_a_name_that_looks_like_a_placeholder(postgres: Postgres) -> None:
+def test_a_table_name_with_percent_signs_works_everywhere(postgres: Postgres) -> None:
     table = '"100%s of %(it)s"'
     made = (
         """CREATE TYPE "%s" AS ENUM ('a', 'b')""",
         f"ALTER TABLE runs RENAME TO {table}",
-        f'ALTER TABLE {table} DROP CONSTRAINT runs_id_check, ALTER id DROP DEFAULT, ALTER id TYPE "%s" USING id::"%s"',
+        (
+            f"ALTER TABLE {table} DROP CONSTRAINT runs_id_check, ALTER id DROP DEFAULT,"
+            ' ALTER id TYPE "%s" USING id::"%s"'
+        ),
     )
     with own(postgres, *made, table="public.100%s of %(it)s") as (url, brain, fleet):
         assert brain.request("POST", "/api/runs", {"id": "a"})[0] == 201
@@ -242,10 +257,11 @@ def test_13_a_name_that_looks_like_a_placeholder(postgres: Postgres) -> None:
         assert brain.get("/api/runs/a")[1]["status"] == "failed"
         assert brain.request("PATCH", "/api/runs/a", {"status": "running"})[0] == 409
         assert [run["id"] for run in brain.get("/api/runs")[1]["runs"]] == ["a"]
-        # And by a poll, which is what begins anew.
+        # A new stream begins with a poll.
         execute(
             url,
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()",
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            " WHERE database = current_database()",
         )
         execute(url, "INSERT INTO \"100%s of %(it)s\" (id) VALUES ('b')")
         fleet.told('"b"')
@@ -253,7 +269,9 @@ def test_13_a_name_that_looks_like_a_placeholder(postgres: Postgres) -> None:
 
 
 @pytest.mark.cheap
-def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
+def test_values_that_the_contract_cannot_express_are_corrected_or_rejected(
+    postgres: Postgres,
+) -> None:
     texts = ["😀", "\u2028", "</script>", '"\\', "\x01\x7f", "", "null"]
     made = (
         "ALTER TABLE runs DROP CONSTRAINT runs_progress_check, DROP CONSTRAINT runs_status_check",
@@ -271,7 +289,8 @@ def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
         )
         execute(
             url,
-            "INSERT INTO runs (id, progress) VALUES ('14-nan', 'NaN'), ('14-inf', 'Infinity'), ('14-less', -5)",
+            "INSERT INTO runs (id, progress)"
+            " VALUES ('14-nan', 'NaN'), ('14-inf', 'Infinity'), ('14-less', -5)",
         )
         execute(url, "INSERT INTO runs (id, status) VALUES ('14-last', 'paused')")
         fleet.told('"14-last"')
@@ -293,7 +312,7 @@ def test_14_values_without_a_place_in_the_contract(postgres: Postgres) -> None:
 
 
 @pytest.mark.cheap
-def test_15_a_role_with_settings_of_its_own(postgres: Postgres) -> None:
+def test_settings_of_the_role_do_not_change_what_is_pushed(postgres: Postgres) -> None:
     odd = {
         "client_encoding": "LATIN1",
         "datestyle": "SQL, DMY",
@@ -309,7 +328,8 @@ def test_15_a_role_with_settings_of_its_own(postgres: Postgres) -> None:
         with followed(url.replace(f"{ROLE}@", f"{role}@")) as (_, fleet):
             execute(
                 url,
-                "INSERT INTO runs VALUES ('15-€', 'running', 33.333333, '日本', '😀', '2026-11-21 06:32:03.000001+00', NULL, '…')",
+                "INSERT INTO runs VALUES ('15-€', 'running', 33.333333, '日本', '😀',"
+                " '2026-11-21 06:32:03.000001+00', NULL, '…')",
             )
             fleet.check(url)
     finally:
@@ -317,8 +337,8 @@ def test_15_a_role_with_settings_of_its_own(postgres: Postgres) -> None:
         execute(postgres.url(), f"DROP ROLE {role}")
 
 
-def test_16_a_hundred_updates_a_second_on_one_row(fleet: Fleet, brain: Brain, url: str) -> None:
-    """For three seconds, and as fast as they come for one more."""
+def test_fast_updates_of_one_row_are_conflated(fleet: Fleet, brain: Brain, url: str) -> None:
+    """A hundred a second for three seconds, then as many as possible for one second."""
     execute(url, "INSERT INTO runs (id, status) VALUES ('16-a', 'running')")
     conflated = brain.metric("brain_changes_conflated_total")
     updates = 0
@@ -334,8 +354,10 @@ def test_16_a_hundred_updates_a_second_on_one_row(fleet: Fleet, brain: Brain, ur
 
 
 @pytest.mark.cheap
-def test_18_a_million_rows_elsewhere(fleet: Fleet, url: str) -> None:
-    """Late by half a second per million, says docs/operations.md. Never wrong."""
+def test_a_large_transaction_in_another_table_delays_but_loses_nothing(
+    fleet: Fleet, url: str
+) -> None:
+    """docs/operations.md gives half a second for a million rows."""
     execute(url, "CREATE TABLE elsewhere (a int, b text)")
     with psycopg.connect(url) as conn:
         conn.execute("INSERT INTO elsewhere SELECT i, 'text' FROM generate_series(1, 300000) i")
@@ -346,11 +368,12 @@ def test_18_a_million_rows_elsewhere(fleet: Fleet, url: str) -> None:
 
 
 @pytest.mark.cheap
-def test_18_two_phase_commit(fleet: Fleet, url: str) -> None:
+def test_a_prepared_transaction_is_pushed_when_it_commits(fleet: Fleet, url: str) -> None:
     for name in ("kept", "left"):
         execute(
             url,
-            f"BEGIN; INSERT INTO runs (id) VALUES ('2pc-{name}'); PREPARE TRANSACTION 'brain {name}'",
+            f"BEGIN; INSERT INTO runs (id) VALUES ('2pc-{name}');"
+            f" PREPARE TRANSACTION 'brain {name}'",
         )
     execute(url, "INSERT INTO runs (id) VALUES ('2pc-now')")
     fleet.told('"2pc-now"')
@@ -362,7 +385,7 @@ def test_18_two_phase_commit(fleet: Fleet, url: str) -> None:
     assert len(own_rows(fleet, "2pc-")) == 2
 
 
-def test_the_poll_alone_keeps_the_promise(
+def test_polling_a_million_rows_pushes_within_a_second(
     postgres: Postgres, record_property: Callable[..., None]
 ) -> None:
     """In a table of a million rows."""

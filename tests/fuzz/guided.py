@@ -1,10 +1,11 @@
-"""The laws under atheris, which looks for bytes that reach code nothing has reached before.
+"""The laws under atheris, which searches for bytes that reach new code.
 
-    python -m tests.fuzz.guided SECONDS              each law for so long, in a process of its own
-    python -m tests.fuzz.guided SECONDS LAW          one of them
+    python -m tests.fuzz.guided SECONDS              each law, in a process of its own
+    python -m tests.fuzz.guided SECONDS LAW          one law
 
-What breaks a law is kept in corpus/, where test_fuzz.py finds it: to be committed with what mends it. What was merely found
-interesting is kept in FUZZ_FOLDER (.fuzz), to go on from. Where atheris cannot be installed it says so, and that is all.
+Bytes that break a law go to corpus/, where test_fuzz.py finds them: commit them with the fix. Bytes
+that reached new code go to FUZZ_FOLDER (.fuzz), where the next run continues. Where atheris cannot
+be installed, this program says so and does nothing.
 """
 
 import os
@@ -61,7 +62,7 @@ def guided(law: str, seconds: int) -> None:
     for number, data in enumerate(seeds(law)):
         (folder / f"seed-{number}").write_bytes(data)
     kept = laws.CORPUS / law
-    kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer wants one
+    kept.mkdir(exist_ok=True)  # git keeps no empty folder, and libFuzzer needs it
     limits = [
         f"-max_total_time={seconds}",
         f"-max_len={MAX_BYTES[law]}",
@@ -79,9 +80,7 @@ def main() -> None:
     try:
         import atheris  # noqa: F401
     except ImportError:
-        print(
-            "atheris is not to be had for this Python: hypothesis and schemathesis did what they could"
-        )
+        print("atheris is not available for this Python: only hypothesis and schemathesis have run")
         return
     broken = [
         law

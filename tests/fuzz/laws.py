@@ -1,7 +1,9 @@
-"""What must hold for any bytes: they are parsed, or refused as the docs say; nothing else, in bounded time and memory.
+"""What must hold for any bytes: they are parsed, or refused as documented, in bounded time and
+memory.
 
-Each law takes bytes and raises AssertionError, or whatever else came out that is not documented. tests/test_fuzz.py applies them to
-what hypothesis makes up and to corpus/, tests/fuzz/guided.py to what atheris finds by coverage.
+Each law takes bytes and raises AssertionError, or the exception that is not documented.
+test_fuzz.py applies the laws to corpus/ and to what hypothesis generates, guided.py to what
+atheris finds by coverage.
 """
 
 import asyncio
@@ -19,20 +21,20 @@ from structlog.testing import capture_logs
 from websockets.frames import EXTERNAL_CLOSE_CODES
 
 from brain.access.policy import Policy
-from brain.config import UNSAID, Settings, SettingsError
+from brain.config import SECRETS, Settings, SettingsError
 from brain.contract.messages import STATUSES
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import PgoutputError, parse
 from brain.postgres.table import init_sql
 from brain.server.http import HTTPProtocol
-from brain.server.websocket import MAX_BYTES, STRIDE, Connection
+from brain.server.websocket import STRIDE, Connection
 from tests.support.in_process_server import InProcessServer, in_process_server
 from tests.support.wire import CLOSE, Frame, Peer, parsed, request
 
 Law: TypeAlias = Callable[[bytes], None]
 
 CORPUS = Path(__file__).parent / "corpus"
-"""What once broke a law, by the name of the law. It never may again."""
+"""Bytes that once broke a law, by the name of the law: regression tests."""
 
 SLOW = 2.0
 """Seconds of a processor that nothing here may take."""
@@ -61,13 +63,13 @@ def pgoutput(data: bytes) -> None:
 # On one server, in this process, for as many examples as there are
 
 HTTP = {101, 204, 400, 403, 404, 405, 408, 413, 414, 421, 426, 429, 431, 503, 505}
-"""Of docs/protocol.md, and 204, which is all that the application here says. 500 is not among them."""
+"""Those of docs/protocol.md, and 204, the one answer of the application here. Not 500."""
 
 CODES = EXTERNAL_CLOSE_CODES | set(range(3000, 5000))
-"""The client's own, echoed, are among them. That 1011 is not Brain's own shows in its log."""
+"""With those of the client, which Brain echoes. A 1011 of Brain's own shows in its log."""
 
 
-class Complaints(logging.Handler):
+class Errors(logging.Handler):
     def __init__(self, found: list[Any]) -> None:
         super().__init__(logging.ERROR)
         self._found = found
@@ -77,14 +79,14 @@ class Complaints(logging.Handler):
 
 
 class Host:
-    """The server, and what it complained of."""
+    """The server, and the errors that it logged."""
 
     def __init__(self) -> None:
         self.loop = uvloop.new_event_loop()
-        self.complaints: list[Any] = []
-        self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
+        self.errors: list[Any] = []
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
         for name in ("uvicorn.error", "asyncio"):
-            logging.getLogger(name).addHandler(Complaints(self.complaints))
+            logging.getLogger(name).addHandler(Errors(self.errors))
         self._stack = contextlib.AsyncExitStack()
         self.it: InProcessServer = self.loop.run_until_complete(
             self._stack.enter_async_context(in_process_server())
@@ -94,22 +96,24 @@ class Host:
         self.loop.run_until_complete(self._stack.aclose())
         self.loop.close()
 
-    def said(self, first: bytes, parts: Iterable[bytes]) -> bytes:
-        """All that it says to this client, which then ends its stream. `first` comes by the network; each part is handed to
-        the protocol as the transport would, so that it is cut where it is cut here.
+    def answer(self, first: bytes, parts: Iterable[bytes]) -> bytes:
+        """All bytes that the server sends to a client that sends these and ends its stream.
+
+        `first` comes by the network. Each part is handed to the protocol as the transport would, so
+        that it arrives as one piece.
         """
         with in_time(), capture_logs() as logs:
-            answer = self.loop.run_until_complete(self._said(first, parts))
-        assert not self.complaints, self.complaints
+            answer = self.loop.run_until_complete(self._answer(first, parts))
+        assert not self.errors, self.errors
         assert not [line for line in logs if line["log_level"] in ("error", "critical")], logs
         return answer
 
-    async def _said(self, first: bytes, parts: Iterable[bytes]) -> bytes:
+    async def _answer(self, first: bytes, parts: Iterable[bytes]) -> bytes:
         it = self.it
         async with await Peer.open(it.port) as peer:
-            while not (seams := list(it.server.server_state.connections)):
+            while not (protocols := list(it.server.server_state.connections)):
                 await asyncio.sleep(0)
-            http = seams[0]
+            http = protocols[0]
             assert isinstance(http, HTTPProtocol)
             transport = http.transport
             if first:
@@ -131,7 +135,7 @@ class Host:
             answer = await peer.rest()
         while it.limiter.connections or it.connections or it.state.connections.closing:
             await asyncio.sleep(0)
-        assert not it.state.waiting, "something is owed by a connection that is gone"
+        assert not it.state.waiting, "a closed connection still has a deadline"
         assert not it.server.server_state.connections
         assert not it.server.server_state.tasks
         return answer
@@ -139,9 +143,10 @@ class Host:
 
 def bounded(connection: Connection) -> None:
     held = len(connection._message.data) if connection._message else 0
-    assert held <= MAX_BYTES
+    max_message = connection._all.limits.max_message
+    assert held <= max_message
     if connection._protocol is not None:
-        assert len(connection._protocol.reader.buffer) <= MAX_BYTES + STRIDE
+        assert len(connection._protocol.reader.buffer) <= max_message + STRIDE
 
 
 _hosts: list[Host] = []
@@ -159,12 +164,12 @@ def close_host() -> None:
 
 
 def answers(data: bytes) -> tuple[list[int], bytes]:
-    """The statuses of these answers, and what stands behind a 101: frames."""
+    """The statuses of these answers, and the frames after a 101."""
     statuses = []
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 "), head[:80]
-        assert end, "a head that breaks off"
+        assert end, "an incomplete head"
         statuses.append(int(head[9:12]))
         if statuses[-1] == 101:
             break
@@ -180,14 +185,14 @@ def frames(data: bytes) -> list[Frame]:
     found, at = [], 0
     while at < len(data):
         next_ = parsed(data, at)
-        assert next_ is not None, "a frame that breaks off"
+        assert next_ is not None, "an incomplete frame"
         each, at = next_
         found.append(each)
     assert CLOSE not in [each.opcode for each in found[:-1]], "a close frame is the last frame"
     return found
 
 
-def heard(data: bytes) -> list[int]:
+def checked(data: bytes) -> list[int]:
     statuses, rest = answers(data)
     assert set(statuses) <= HTTP, statuses
     frames(rest)
@@ -199,20 +204,21 @@ def each_byte(data: bytes) -> Iterator[bytes]:
 
 
 def upgrade(data: bytes) -> None:
-    """Anything in place of a request: whole, and byte by byte, which makes no difference to the first answer.
+    """Any bytes as a request, whole and byte by byte: the first answer is the same.
 
-    Or there is none: what is no HTTP ends the connection, be it right behind a request that is not answered yet.
+    Or there is no answer: bytes that are not HTTP end the connection, even right after a request
+    that is not answered yet.
     """
-    whole = heard(host().said(b"", [data]))
-    cut = heard(host().said(b"", each_byte(data)))
+    whole = checked(host().answer(b"", [data]))
+    cut = checked(host().answer(b"", each_byte(data)))
     assert not whole or not cut or whole[0] == cut[0], (whole, cut)
 
 
 def client(data: bytes) -> None:
-    """Anything in place of a client's frames: whole, and byte by byte."""
+    """Any bytes as a client's frames, whole and byte by byte."""
     opening = request("/ws?run_id=nobody")
     whole, cut = (
-        frames(answers(host().said(opening, parts))[1]) for parts in ([data], each_byte(data))
+        frames(answers(host().answer(opening, parts))[1]) for parts in ([data], each_byte(data))
     )
     ends = {
         end.code
@@ -221,8 +227,8 @@ def client(data: bytes) -> None:
         if end.opcode == CLOSE and end.payload
     }
     assert ends <= CODES
-    # Where invalid UTF-8 and something else came in the same bytes, what is said first is the parser's choice; and how much
-    # is too much depends on the time between.
+    # 1007: of two errors in the same bytes, the parser chooses which it reports. 1008: the bound
+    # of the rate depends on time.
     if not ends & {1007, 1008}:
         assert sorted(whole) == sorted(cut)
 
@@ -247,13 +253,15 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def settings(data: bytes) -> None:
-    """NAME=value, NAME=value, with a NUL between: what no variable holds. What is accepted is of use to those who take it."""
+    """NAME=value pairs, separated by NUL, which no variable can hold.
+
+    The parts that take the settings accept all that Settings accepts.
+    """
     text = data.decode("utf-8", "surrogateescape")
     pairs = (pair.partition("=") for pair in text.split("\0"))
     values = {f"BRAIN_{name}": value for name, equals, value in pairs if equals}
-    said = any(
-        PASSWORD in value for name, value in values.items() if name not in UNSAID
-    )  # a host of that name is no secret
+    # A host of that name is not a secret.
+    shown = any(PASSWORD in value for name, value in values.items() if name not in SECRETS)
     with in_time(), capture_logs(), environment(values):
         refusal, found = "", None
         try:
@@ -262,7 +270,7 @@ def settings(data: bytes) -> None:
             refusal = str(error)
         if found is None:
             assert refusal
-            assert said or PASSWORD not in refusal
+            assert shown or PASSWORD not in refusal
             assert refusal.replace("\n", "").isprintable(), refusal
             return
         Policy(
@@ -273,7 +281,7 @@ def settings(data: bytes) -> None:
         )
         "".join(Decoder(found.status_map, found.max_text).words(*STATUSES)).encode()
         init_sql(found.table).encode()
-        assert said or PASSWORD not in repr(found)
+        assert shown or PASSWORD not in repr(found)
 
 
 LAWS: dict[str, Law] = {

@@ -1,7 +1,7 @@
-"""The laws of tests/fuzz/laws.py, for what hypothesis makes up: the same few each time, in seconds. `make fuzz` takes minutes.
+"""The laws of laws.py, for what hypothesis generates: few examples, always the same, in seconds.
 
-What is made up is near what is right (a message of a real server with a byte changed, a request with a header twice), for what is far
-from it is refused at its first byte.
+`make fuzz` takes minutes. Examples are close to valid input (a message of a real server with a byte
+changed, a request with a header twice), because other bytes are refused at the first of them.
 """
 
 import os
@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from brain.config import UNSAID, variables
+from brain.config import SECRETS, variables
 from tests.fuzz import laws
 from tests.support.wire import CLOSE, KEY, PING, PONG, TEXT, frame
 from tests.unit.postgres.test_pgoutput import GOLDEN
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-"""Of each law; unset: few, and always the same."""
+"""Of each law. Unset: few, and always the same."""
 
 
 def examples(few: int) -> settings:
@@ -42,12 +42,12 @@ def _host() -> Iterator[None]:
 @pytest.mark.parametrize(
     "path", sorted(laws.CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}-{path.name}"
 )
-def test_what_once_broke_a_law(path: Path) -> None:
+def test_bytes_that_broke_a_law_no_longer_do(path: Path) -> None:
     laws.LAWS[path.parent.name](path.read_bytes())
 
 
 def bent(draw: st.DrawFn, data: bytes) -> bytes:
-    """With some bytes changed, left out, put in or doubled."""
+    """With some bytes changed, removed, inserted or repeated."""
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(data)))
         cut = draw(st.integers(0, 4))
@@ -69,27 +69,32 @@ def messages(draw: st.DrawFn) -> bytes:
 
 @examples(300)
 @given(messages() | st.binary(max_size=200))
-def test_pgoutput(data: bytes) -> None:
+def test_pgoutput_is_parsed_or_refused(data: bytes) -> None:
     laws.pgoutput(data)
 
 
 # The upgrade request
 
 NAMES = [
-    "Host", "Upgrade", "Connection", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol",
-    "Sec-WebSocket-Extensions", "Origin", "Content-Length", "Transfer-Encoding", "X-Forwarded-For", "Authorization",
-    "Expect", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Cookie", "Trailer",
+    "Host", "Upgrade", "Connection", "Sec-WebSocket-Key", "Sec-WebSocket-Version",
+    "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Origin", "Content-Length",
+    "Transfer-Encoding", "X-Forwarded-For", "Authorization", "Expect", "Sec-Fetch-Site",
+    "Sec-Fetch-Mode", "Cookie", "Trailer",
 ]  # fmt: skip
 WORDS = [
-    "localhost", "127.0.0.1:5221", "[::1]", "[::1%25lo]:80", "evil.example", "a.localhost", "0", "websocket", "WebSocket", "h2c",
-    "Upgrade", "keep-alive, Upgrade", "close", KEY, KEY[:-1], "13", "8, 13", "http://localhost", "https://[::1]:443", "null",
-    "chunked", "5", "-1", "99999999999999999999", "100-continue", "10.0.0.1, [fd00::1]:9, unknown", "Bearer a.b.c", "cross-site",
-    "permessage-deflate; client_max_window_bits", "brain, bearer.x", "", " ", "\t", "\x7f", "\xe9", "a" * 500,
+    "localhost", "127.0.0.1:5221", "[::1]", "[::1%25lo]:80", "evil.example", "a.localhost", "0",
+    "websocket", "WebSocket", "h2c", "Upgrade", "keep-alive, Upgrade", "close", KEY, KEY[:-1],
+    "13", "8, 13", "http://localhost", "https://[::1]:443", "null", "chunked", "5", "-1",
+    "99999999999999999999", "100-continue", "10.0.0.1, [fd00::1]:9, unknown", "Bearer a.b.c",
+    "cross-site", "permessage-deflate; client_max_window_bits", "brain, bearer.x", "", " ", "\t",
+    "\x7f", "\xe9", "a" * 500,
 ]  # fmt: skip
 TARGETS = [
-    "/ws", "/ws?", "/ws?snapshot=true", "/ws?since=2026-01-01T00:00:00Z", "/ws?since=", "/ws?run_id=a&run_id=b", "/ws?status=running",
-    "/ws?status=x", "/ws?x=1", "/%77s", "//ws", "/ws/", "/ws#a", "/ws?a=%ff", "/ws?run_id=%00", "/ws?run_id=" + "a" * 2000, "*",
-    "http://localhost/ws", "http://evil.example/ws", "ws://localhost/ws", "localhost:80", "/" + "a" * 9000, "/api/runs", "",
+    "/ws", "/ws?", "/ws?snapshot=true", "/ws?since=2026-01-01T00:00:00Z", "/ws?since=",
+    "/ws?run_id=a&run_id=b", "/ws?status=running", "/ws?status=x", "/ws?x=1", "/%77s", "//ws",
+    "/ws/", "/ws#a", "/ws?a=%ff", "/ws?run_id=%00", "/ws?run_id=" + "a" * 2000, "*",
+    "http://localhost/ws", "http://evil.example/ws", "ws://localhost/ws", "localhost:80",
+    "/" + "a" * 9000, "/api/runs", "",
 ]  # fmt: skip
 
 
@@ -130,7 +135,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @examples(250)
 @given(requests() | requests() | requests() | st.binary(max_size=100))
-def test_the_upgrade_request(data: bytes) -> None:
+def test_an_upgrade_request_is_answered_or_refused(data: bytes) -> None:
     laws.upgrade(data)
 
 
@@ -180,21 +185,24 @@ def streams(draw: st.DrawFn) -> bytes:
 
 @examples(200)
 @given(streams())
-def test_a_clients_frames(data: bytes) -> None:
+def test_frames_of_a_client_are_answered_or_refused(data: bytes) -> None:
     laws.client(data)
 
 
 # Settings
 
 VALUES = [
-    "", "0", "1", "-1", "65536", "1e400", "nan", "inf", "1_000", "٣", "true", "yes", "*", "null", "file://", "localhost", "::1", "[::1]",
-    "10.0.0.0/8", "10.0.0.1/8", "::/0", "fe80::1%eth0", "public.runs", 'a."b', "a.b.c", "pending=queued", "a=b=c,=queued", "http://a:0",
-    "a" * 5000, "1" * 5000, "," * 5000, "é", "\udcff",
-    "\n", "\x1b[31m", "auto", "INFO", "~", "~nobody/x", "/", "0x10", " 5 ", "5.", "1e3",
+    "", "0", "1", "-1", "65536", "1e400", "nan", "inf", "1_000", "٣", "true", "yes", "*", "null",
+    "file://", "localhost", "::1", "[::1]", "10.0.0.0/8", "10.0.0.1/8", "::/0", "fe80::1%eth0",
+    "public.runs", 'a."b', "a.b.c", "pending=queued", "a=b=c,=queued", "http://a:0", "a" * 5000,
+    "1" * 5000, "," * 5000, "é", "\udcff", "\n", "\x1b[31m", "auto", "INFO", "~", "~nobody/x", "/",
+    "0x10", " 5 ", "5.", "1e3",
 ]  # fmt: skip
 URLS = [
-    f"postgresql://u:{laws.PASSWORD}@h/d", f"postgresql://u:{laws.PASSWORD}@@h:x/d", f"postgres://{laws.PASSWORD}", f"x://:{laws.PASSWORD}@",
-    f"host=h password={laws.PASSWORD} port=x", f"postgresql://u:%zz{laws.PASSWORD}@h", f"postgresql://h/d?password={laws.PASSWORD}&x=y",
+    f"postgresql://u:{laws.PASSWORD}@h/d", f"postgresql://u:{laws.PASSWORD}@@h:x/d",
+    f"postgres://{laws.PASSWORD}", f"x://:{laws.PASSWORD}@",
+    f"host=h password={laws.PASSWORD} port=x", f"postgresql://u:%zz{laws.PASSWORD}@h",
+    f"postgresql://h/d?password={laws.PASSWORD}&x=y",
 ]  # fmt: skip
 SETTINGS = sorted(name.removeprefix("BRAIN_") for name in variables())
 
@@ -204,7 +212,7 @@ def environments(draw: st.DrawFn) -> bytes:
     pairs = []
     for name in draw(st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=4, unique=True)):
         value = draw(
-            st.sampled_from(URLS if f"BRAIN_{name}" in UNSAID and draw(st.booleans()) else VALUES)
+            st.sampled_from(URLS if f"BRAIN_{name}" in SECRETS and draw(st.booleans()) else VALUES)
         )
         if draw(st.booleans()):
             value += draw(st.sampled_from(["", ",", ".", ":", "/", "="])) + draw(
@@ -220,5 +228,5 @@ def environments(draw: st.DrawFn) -> bytes:
 
 @examples(300)
 @given(environments())
-def test_settings(data: bytes) -> None:
+def test_settings_are_accepted_or_refused(data: bytes) -> None:
     laws.settings(data)

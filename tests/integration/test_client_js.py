@@ -1,4 +1,4 @@
-"""The browser's client of docs/client.md, as it stands there: in Node, and in a real browser where there is one."""
+"""The JavaScript client, as printed in docs/client.md: in Node, and in a browser if installed."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ const runs = new Map(), tokens = TOKENS, minted = new Map();
 const bytes = text => new TextEncoder().encode(text);
 const base64 = text => btoa(text).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
 const mint = async seconds => {
-  const body = [{ alg: 'HS256' }, { scope: 'read', exp: Date.now() / 1000 + seconds }].map(each => base64(JSON.stringify(each))).join('.');
-  const key = await crypto.subtle.importKey('raw', bytes('SECRET'), { name: 'HMAC', hash: 'SHA-256' }, false, ['sign']);
+  const claims = { scope: 'read', exp: Date.now() / 1000 + seconds };
+  const body = [{ alg: 'HS256' }, claims].map(each => base64(JSON.stringify(each))).join('.');
+  const algorithm = { name: 'HMAC', hash: 'SHA-256' };
+  const key = await crypto.subtle.importKey('raw', bytes('SECRET'), algorithm, false, ['sign']);
   const signed = await crypto.subtle.sign('HMAC', key, bytes(body));
   return `${body}.${base64(String.fromCharCode(...new Uint8Array(signed)))}`;
 };
@@ -47,12 +49,13 @@ const given = async token => {
   if (!minted.has(token)) minted.set(token, await mint(token));
   return minted.get(token);
 };
-const say = (kind, more) => tell({ kind, ...more, runs: [...runs.values()].map(run => [run.id, run.status]) });
+const held = () => [...runs.values()].map(run => [run.id, run.status]);
+const say = (kind, more) => tell({ kind, ...more, runs: held() });
 watch(URL_OF_BRAIN, {
   message: message => { runs.set(message.data.id, message.data); say('message', { message }); },
-  connected: anew => { if (anew) runs.clear(); say('connected', { anew }); },
+  connected: reset => { if (reset) runs.clear(); say('connected', { reset }); },
   away: () => say('away', {}),
-  ended: (code, why) => say('ended', { code, why }),
+  ended: (code, reason) => say('ended', { code, reason }),
   token: tokens.length ? () => given(tokens.length > 1 ? tokens.shift() : tokens[0]) : undefined,
 }, DEADLINE);
 """
@@ -60,7 +63,7 @@ watch(URL_OF_BRAIN, {
 
 @cache
 def node() -> list[str] | None:
-    """The command, with what makes it a browser in Node 20; None if there is none that can be."""
+    """The command, with the option that gives Node 20 a WebSocket; None without Node 20."""
     found = shutil.which("node")
     if found is None:
         return None
@@ -101,13 +104,13 @@ def brain(database: str) -> Iterator[Brain]:
 
 @pytest.fixture(scope="module")
 def guarded(database: str) -> Iterator[Brain]:
-    """It asks for tokens."""
+    """It requires tokens."""
     with served(database_url=database, jwt_secret=SECRET) as brain:
         yield brain
 
 
 class Page:
-    """What a page that watches has said so far."""
+    """The events that a watching page has reported so far."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -126,15 +129,18 @@ class Page:
         return [event for event in self.events if event["kind"] == kind]
 
     def connections(self) -> list[bool]:
-        """For each, whether it was anew."""
-        return [event["anew"] for event in self.of("connected")]
+        """For each, whether it was a reset."""
+        return [event["reset"] for event in self.of("connected")]
 
 
 @contextlib.asynccontextmanager
 async def in_node(
     folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
 ) -> AsyncIterator[Page]:
-    """The last of the tokens is given for ever. A number is for one that is good for so many seconds from when it is asked for."""
+    """The page sends each token once, and the last one again and again.
+
+    A number stands for a token that is valid for this many seconds from its request.
+    """
     page = Page()
     (folder / "client.mjs").write_text(code())
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
@@ -153,7 +159,7 @@ async def in_node(
     listening = asyncio.create_task(listen())
     try:
         yield page
-        assert process.returncode is None or page.of("ended"), "it has died"
+        assert process.returncode is None or page.of("ended"), "the page died"
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -170,9 +176,9 @@ def filled(url: str, deadline: int, tokens: Sequence[str | float]) -> str:
 def in_browser(
     folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
 ) -> Iterator[Page]:
-    """A page of a server of its own, as that of a front end's developer."""
+    """A page from a server of its own, like the one of a front-end developer."""
     page = Page()
-    # One after the other, or they overtake each other.
+    # One request after the other keeps the events in order.
     tell = (
         "let told = Promise.resolve();\n"
         "const tell = (event, body = JSON.stringify(event)) => "
@@ -200,8 +206,9 @@ def in_browser(
 
     assert BROWSER
     quiet = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --disable-dev-shm-usage"
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--disable-dev-shm-usage"
     )
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         serving = threading.Thread(target=server.serve_forever)
@@ -226,12 +233,16 @@ def in_browser(
             serving.join()
 
 
-def test_it_is_as_short_as_is_said() -> None:
+def shows(page: Page, run_id: str, status: str) -> bool:
+    return [run_id, status] in page.events[-1]["runs"]
+
+
+def test_the_client_has_at_most_40_lines() -> None:
     assert len(code().splitlines()) <= 40
 
 
 @needs_node
-async def test_it_shows_what_is_and_what_changed_while_it_was_away(
+async def test_shows_the_current_state_and_what_changed_during_an_outage(
     brain: Brain, database: str, tmp_path: Path
 ) -> None:
     execute(database, "INSERT INTO runs (id, agent) VALUES ('one', 'js'), ('other', 'python')")
@@ -247,15 +258,13 @@ async def test_it_shows_what_is_and_what_changed_while_it_was_away(
             execute(database, f"UPDATE runs SET status = '{status}' WHERE id = 'one'")
             execute(database, f"INSERT INTO runs (id, agent) VALUES ('{status}', 'js')")
             proxy.target = brain.port
-            await page.until(lambda status=status: ["one", status] in page.events[-1]["runs"])  # type: ignore[misc]
+            await page.until(partial(shows, page, "one", status))
         await page.holds(one="failed", running="queued", failed="queued")
-        assert page.connections() == [True, False, False], "nothing was void"
+        assert page.connections() == [True, False, False], "no reset"
 
 
 @needs_node
-async def test_it_leaves_a_connection_that_says_nothing_any_more(
-    brain: Brain, database: str, tmp_path: Path
-) -> None:
+async def test_gives_up_a_silent_connection(brain: Brain, database: str, tmp_path: Path) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('stall')")
     async with (
         Proxy(brain.port) as proxy,
@@ -263,7 +272,7 @@ async def test_it_leaves_a_connection_that_says_nothing_any_more(
     ):
         await page.holds(stall="queued")
         await asyncio.sleep(3.2)
-        assert not page.of("away"), "it is quiet, and answers pings"
+        assert not page.of("away"), "it is silent and answers pings"
         proxy.stalled = True
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'stall'")
         await page.until(lambda: page.of("away"))
@@ -274,9 +283,7 @@ async def test_it_leaves_a_connection_that_says_nothing_any_more(
 
 
 @needs_node
-async def test_it_begins_anew_where_the_server_does_not_remember(
-    postgres: Postgres, tmp_path: Path
-) -> None:
+async def test_resets_when_the_server_does_not_remember(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     brain = Brain(database_url=url)
     try:
@@ -300,7 +307,7 @@ async def test_it_begins_anew_where_the_server_does_not_remember(
 
 
 @needs_node
-async def test_without_a_message_to_resume_from_it_begins_anew(
+async def test_without_a_message_to_resume_from_it_resets(
     brain: Brain, database: str, tmp_path: Path
 ) -> None:
     async with Proxy(brain.port) as proxy, in_node(tmp_path, f"{proxy.url}?run_id=unheard") as page:
@@ -315,14 +322,14 @@ async def test_without_a_message_to_resume_from_it_begins_anew(
 
 
 @needs_node
-async def test_codes_at_which_it_ends_and_others(tmp_path: Path) -> None:
+async def test_ends_after_a_permanent_close_code_and_retries_after_others(tmp_path: Path) -> None:
     async with (
         closing(1012, 1013, 1001, 4000, 4410, 4401) as (url, came),
         in_node(tmp_path, url) as page,
     ):
         await page.until(lambda: page.of("ended"))
         assert page.of("ended")[0]["code"] == 4401
-        assert page.of("ended")[0]["why"] == "said by the test"
+        assert page.of("ended")[0]["reason"] == "said by the test"
         assert len(came) == 6
         assert len(page.of("away")) == 5
     async with closing(1008) as (url, came), in_node(tmp_path, url) as page:
@@ -331,19 +338,20 @@ async def test_codes_at_which_it_ends_and_others(tmp_path: Path) -> None:
 
 
 @needs_node
-async def test_a_server_that_refuses_is_not_hammered(brain: Brain, tmp_path: Path) -> None:
+async def test_a_server_that_refuses_is_not_flooded(brain: Brain, tmp_path: Path) -> None:
     async with Proxy(brain.port) as proxy:
         proxy.answers += 100 * [answer(503)]
         async with in_node(tmp_path, proxy.url) as page:
             await page.until(lambda: proxy.came)
             await asyncio.sleep(1.5)
-            assert 2 <= len(proxy.came) <= 15
+            await page.until(lambda: len(proxy.came) >= 2)
+            assert len(proxy.came) <= 15
             proxy.answers.clear()
             await page.until(page.connections)
 
 
 @needs_node
-async def test_it_sends_a_token_first_and_another_when_that_has_expired(
+async def test_sends_a_token_first_and_a_new_one_after_expiry(
     guarded: Brain, database: str, tmp_path: Path
 ) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('bearer')")
@@ -354,9 +362,9 @@ async def test_it_sends_a_token_first_and_another_when_that_has_expired(
         await page.until(lambda: page.of("away"))
         execute(database, "UPDATE runs SET status = 'running' WHERE id = 'bearer'")
         await page.holds(bearer="running")
-        assert page.connections() == [True, False], "nothing was void"
+        assert page.connections() == [True, False], "no reset"
     async with in_node(tmp_path, guarded.url("?run_id=nobody"), tokens=[late]) as page:
-        # A token is followed by ping, which is answered when it has been found good.
+        # The client sends a ping after the token, and Brain answers it once the token is valid.
         await page.until(page.connections)
     for wrong, code in (
         (token(exp=time.time() - 1), 4401),
@@ -384,7 +392,7 @@ async def test_in_a_real_browser_with_a_token(
 
 @needs_browser
 async def test_in_a_real_browser(brain: Brain, database: str, tmp_path: Path) -> None:
-    """The page's origin is another than Brain's, and no setting is needed for it."""
+    """The page has another origin than Brain, and needs no setting."""
     execute(database, "INSERT INTO runs (id, agent) VALUES ('shown', 'browser')")
     async with Proxy(brain.port) as proxy:
         with in_browser(tmp_path, f"{proxy.url}?snapshot=true&agent=browser", 1500) as page:

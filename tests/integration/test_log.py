@@ -1,4 +1,4 @@
-"""A log that nobody reads, or that cannot be written, holds nobody up and takes nothing down."""
+"""A log that nobody reads, or that cannot be written, delays and breaks nothing."""
 
 import asyncio
 import fcntl
@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from brain.log import MAX_REQUESTS, Log
-from tests.support.crowd import lasting_port
+from brain.log import MAX_LINES, Log
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.served import served
 from tests.support.wire import Control, Peer
 
 SMALL = 4096
-"""Bytes of the smallest pipe."""
+"""Bytes: the smallest size of a pipe."""
 
 
 def small_pipe() -> tuple[int, int]:
@@ -33,23 +33,23 @@ def held(read: int) -> int:
     return found
 
 
-def test_lines_come_in_order_and_what_is_lost_is_counted() -> None:
+def test_lines_keep_their_order_and_lost_ones_are_counted() -> None:
     read, write = small_pipe()
     log = Log(write)
-    long = "x" * 10_000  # more than the pipe takes, so the thread hangs
+    long = "x" * 10_000  # more than the pipe holds, so the thread blocks
     log.write(f"{long}\n")
     until = time.monotonic() + PATIENCE
     while held(read) < SMALL:
         assert time.monotonic() < until
-    for number in range(MAX_REQUESTS + 70):
+    for number in range(MAX_LINES + 70):
         log.write(f"{number}\n")
     with os.fdopen(read) as lines:
         assert lines.readline() == f"{long}\n"
-        assert [lines.readline() for _ in range(MAX_REQUESTS)] == [
-            f"{number}\n" for number in range(MAX_REQUESTS)
+        assert [lines.readline() for _ in range(MAX_LINES)] == [
+            f"{number}\n" for number in range(MAX_LINES)
         ]
         log.write("after\n")
-        assert lines.readline() == 'level=warning event="lines of the log were lost" lines=70\n'
+        assert lines.readline() == 'level=warning event="log lines lost" lines=70\n'
         assert lines.readline() == "after\n"
         log.write("the last, ünd half a character: \ud800\n")
         log.close()
@@ -57,7 +57,7 @@ def test_lines_come_in_order_and_what_is_lost_is_counted() -> None:
         assert lines.read() == "the last, ünd half a character: ?\n"
 
 
-async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None:
+async def test_no_client_waits_for_a_log_that_nobody_reads(database: str) -> None:
     read, write = small_pipe()
     with served(database_url=database, errors=write) as brain:
         os.close(write)
@@ -65,7 +65,9 @@ async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None
         with control.undisturbed():
             until = time.monotonic() + PATIENCE
             while held(read) < SMALL - 200:
-                async with await Peer.upgraded(brain.port):  # "client came", "client left"
+                async with await Peer.upgraded(
+                    brain.port
+                ):  # "client connected", "client disconnected"
                     assert time.monotonic() < until
             for _ in range(50):
                 async with await Peer.upgraded(brain.port):
@@ -79,15 +81,16 @@ async def test_nobody_waits_for_who_does_not_read_the_log(database: str) -> None
     "streams",
     ["2>/dev/full", "2>&1 >/dev/full", "closed pipe", ">&-", "2>&-", "<&-", "<&- >&- 2>&-"],
 )
-async def test_a_stream_that_cannot_be_written_takes_nothing_down(
-    database: str, streams: str
-) -> None:
-    """A full disk, a reader that has gone, and none at all: a socket that took the number of one would be written to."""
+async def test_an_unwritable_output_stream_breaks_nothing(database: str, streams: str) -> None:
+    """A full disk, a reader that has exited, and a closed descriptor.
+
+    A socket must not get the number of a closed one: the log would be written to it.
+    """
     read, write = os.pipe()
     shell, errors = (
         ("", write) if streams == "closed pipe" else (f'exec "$@" {streams}', subprocess.STDOUT)
     )
-    port = lasting_port()
+    port = free_port()
     with served(wait=False, database_url=database, port=port, shell=shell, errors=errors) as brain:
         os.close(write)
         os.close(read)

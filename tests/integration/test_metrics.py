@@ -1,4 +1,4 @@
-"""What /metrics says, against what was done, and against docs/metrics.md."""
+"""/metrics compared with what was done, and with docs/metrics.md."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ def brain(shared: str) -> Iterator[Brain]:
 
 
 def table(text: str) -> str:
-    """All metrics, as a table in Markdown."""
+    """All metrics as a table in Markdown."""
     lines = ["| metric | type | labels | what |", "|---|---|---|---|"]
     for family in text_string_to_metric_families(text):
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -35,14 +35,14 @@ def table(text: str) -> str:
             for label, value in sample.labels.items():
                 labels.setdefault(label, []).append(value)
         labels.pop("le", None)
-        said = "; ".join(
+        described = "; ".join(
             f"{label}: {', '.join(f'`{v}`' for v in values)}" for label, values in labels.items()
         )
-        lines.append(f"| `{name}` | {family.type} | {said} | {family.documentation} |")
+        lines.append(f"| `{name}` | {family.type} | {described} | {family.documentation} |")
     return "\n".join(lines) + "\n"
 
 
-def test_every_metric_is_explained_where_it_is_and_in_the_docs(brain: Brain) -> None:
+def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> None:
     status, text = brain.get("/metrics")
     assert status == 200
     families = list(text_string_to_metric_families(text))
@@ -52,17 +52,19 @@ def test_every_metric_is_explained_where_it_is_and_in_the_docs(brain: Brain) -> 
         assert family.documentation.endswith("."), family.name
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
-            assert sample.labels.keys() <= {"le", "source", "code"}, "no label without a bound"
+            assert sample.labels.keys() <= {"le", "source", "code"}, (
+                "each label has a bounded set of values"
+            )
     assert table(text) in DOCUMENT.read_text(), table(text)
 
 
-async def test_the_counts_are_of_what_was_done(brain: Brain, shared: str) -> None:
+async def test_each_metric_counts_what_was_done(brain: Brain, shared: str) -> None:
     names = ("changes", "flushes", "deliveries", "changes_conflated", "catch_up_writes", "gaps")
     before = {name: brain.metric(f"brain_{name}_total") for name in names}
     observed = brain.metric("brain_commit_to_socket_seconds_count")
     async with brain.connect() as one, brain.connect("?status=running") as other:
         assert brain.metric("brain_clients") == 2
-        assert brain.metric("brain_connections") == 3, "and the one that asks"
+        assert brain.metric("brain_connections") == 3, "with the one of this request"
         execute(shared, "INSERT INTO runs (id) SELECT 'metric-' || i FROM generate_series(1, 10) i")
         await messages(one, 10)
         execute(shared, "UPDATE runs SET status = 'running' WHERE id = 'metric-1'")
@@ -110,20 +112,20 @@ async def test_the_counts_are_of_what_was_done(brain: Brain, shared: str) -> Non
         ("forwarded", b"\r\n\r\n", b"\r\nX-Forwarded-For: nobody\r\n\r\n", "127.0.0.5"),
     ],
 )
-async def test_each_refusal_is_counted_once_under_its_rule(
+async def test_each_rejection_is_counted_once_under_its_code(
     brain: Brain, *, ask: bytes, rule: str, old: bytes, new: bytes, local: str
 ) -> None:
-    before = _refused(brain)
+    before = _rejected(brain)
     async with await Peer.open(brain.port, local=local) as peer:
         peer.send(ask.replace(old, new, 1) if old else ask)
         assert (await peer.answer()).status in (400, 403, 421)
-    after = _refused(brain)
+    after = _rejected(brain)
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
         rule: 1
     }
 
 
-def _refused(brain: Brain) -> dict[str, float]:
+def _rejected(brain: Brain) -> dict[str, float]:
     found = re.findall(
         r'^brain_rejections_total\{code="(\w+)"\} (\S+)$', brain.get("/metrics")[1], re.MULTILINE
     )
@@ -131,7 +133,7 @@ def _refused(brain: Brain) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-def test_a_probe_may_ask_for_the_head_alone(brain: Brain, path: str) -> None:
+def test_a_probe_may_send_head(brain: Brain, path: str) -> None:
     asked = urllib.request.Request(f"http://127.0.0.1:{brain.port}{path}", method="HEAD")
     with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         assert (answer.status, answer.read()) == (200, b"")

@@ -1,14 +1,16 @@
-"""An oracle over the join of poll and stream, and a proof that it can see.
+"""An oracle over the join of poll and stream, and a proof that it finds faults.
 
-Each row carries a version that grows by exactly one with every change of that row, so the stream of changes of a row must
-read v, v + 1, v + 2, … from each join on: a missing step is a gap, a repeated one an overlap, a smaller one a run that goes
-backwards. Between two streams a Snapshot may skip versions (it is state, not history), but never go back. Writers of many
-habits write all the while, and connections are killed at random.
+Each row carries a version that grows by exactly one with every change of that row. So the stream's
+changes of a row must read v, v + 1, v + 2, … from each join on: a missing step is a gap, a repeated
+one an overlap, a smaller one a run that goes backwards. Between two streams a Snapshot may skip
+versions (it is state, not history), but never go back. Writers of many habits write all the time,
+and connections are killed at random.
 
-Seen on 2 cores: 2900 reconnects and 174 000 steps on PostgreSQL 18, 16 and 15 without one fault; each of the broken rules
-below within half a second and five reconnects.
+Seen on 2 cores: 2900 reconnects and 174 000 steps on PostgreSQL 18, 16 and 15 without one fault;
+each of the broken rules below within half a second and five reconnects.
 
-More of it:   BRAIN_ORACLE_RECONNECTS=1000 BRAIN_ORACLE_VERSIONS=18,16,15 pytest -s tests/test_join_oracle.py
+To run longer:   BRAIN_ORACLE_RECONNECTS=1000 BRAIN_ORACLE_VERSIONS=18,16,15 pytest -s
+tests/oracle/test_join.py
 """
 
 import asyncio
@@ -28,14 +30,14 @@ from psycopg.rows import TupleRow
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, TASK_ID
 from brain.delivery.board import RUN, Board
-from brain.postgres import follow, replication
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
-from brain.postgres.poll import Poll
+from brain.postgres.poll import Poll, Query
 from brain.postgres.replication import Stream
 from brain.postgres.snapshots import PgSnapshot
-from tests.support.following import RUNS
+from brain.postgres.timing import StreamTiming, Timing
+from tests.support.following import RUNS, WithoutJitter
 from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -43,13 +45,21 @@ from tests.support.template import ROLE, TEMPLATE, with_template
 RECONNECTS = int(os.environ.get("BRAIN_ORACLE_RECONNECTS", "20"))
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_ORACLE_VERSIONS", "18").split(",")]
 SEED = int(os.environ.get("BRAIN_ORACLE_SEED", str(random.randrange(1_000_000))))
+TIMING = Timing(
+    stream=StreamTiming(idle=0.02),
+    back_off=WithoutJitter(first=0.025, longest=0.025),
+    promote_every=0.01,
+    rejoin_within=0,
+    watch_every=0.03,
+    compare_every=0.2,
+)
 ROWS = 300
 BUMP = "UPDATE runs SET task_id = (task_id::int + 1)::text, status = 'running' WHERE id = ANY (%s)"
 
 
 @dataclass
 class Oracle:
-    """What is known of each row, and every step that broke the rule."""
+    """The version of each row, and every step that broke the rule."""
 
     seen: dict[str, int] = field(default_factory=dict)
     pushed: dict[str, int] = field(default_factory=dict)
@@ -65,7 +75,7 @@ class Oracle:
                         self.faults.append(f"backwards: {run[ID]} {self.seen[run[ID]]} → {version}")
                     self.seen[run[ID]] = version
             case Snapshot():
-                pass  # a comparison: the board knows which of its rows the stream has overtaken, and counts the others
+                pass  # a comparison: the board skips what the stream has overtaken
             case Changes(rows=changes):
                 for _, run in changes:
                     version, before = int(run[TASK_ID] or 0), self.seen[run[ID]]
@@ -88,7 +98,7 @@ class Oracle:
 
 
 class Hammer:
-    """Writers, a killer, and a Follow in their midst."""
+    """Writers, a killer, and a Follow."""
 
     def __init__(self, url: str, seed: int) -> None:
         self.url = url
@@ -103,20 +113,22 @@ class Hammer:
             mode="auto",
             interval=0.02,
             application="brain",
+            timing=TIMING,
         )
         self._stop = False
 
     def ids(self, most: int) -> list[str]:
-        """In one order, or writers would deadlock."""
+        """Sorted, or writers would deadlock."""
         return sorted(
             f"{i:03}" for i in self.random.sample(range(ROWS), self.random.randint(1, most))
         )
 
     async def run(self, reconnects: int, seconds: float, *, until_fault: bool = False) -> None:
-        """Hammer until the stream has begun so often."""
+        """Hammer until Brain has joined a stream this often."""
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
             await conn.execute(
-                "INSERT INTO runs (id, status, task_id) SELECT lpad(i::text, 3, '0'), 'running', '1' FROM generate_series(0, %s) i",
+                "INSERT INTO runs (id, status, task_id)"
+                " SELECT lpad(i::text, 3, '0'), 'running', '1' FROM generate_series(0, %s) i",
                 [ROWS - 1],
             )
         following = asyncio.create_task(self._follow())
@@ -177,7 +189,7 @@ class Hammer:
         assert self.oracle.seen == table
 
     async def _kill(self) -> None:
-        """The walsender mostly, and now and then every connection of Brain's."""
+        """Kill the walsender mostly, and sometimes every connection of Brain's."""
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
             while True:
                 begun = self.follow.state.streams
@@ -185,10 +197,11 @@ class Hammer:
                     await asyncio.sleep(0.005)
                 await asyncio.sleep(self.random.uniform(0, 0.15))
                 which = "true" if self.random.random() < 0.2 else "backend_type = 'walsender'"
-                await conn.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    f" WHERE datname = current_database() AND application_name = 'brain' AND {which}".encode()
+                query = (
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE"
+                    f" datname = current_database() AND application_name = 'brain' AND {which}"
                 )
+                await conn.execute(query.encode())
 
     # Habits.
 
@@ -229,7 +242,7 @@ class Hammer:
         await conn.execute(f"{how} PREPARED '{name}'".encode())
 
     async def _long(self, conn: AsyncConnection[TupleRow]) -> None:
-        """Begins before a join, commits behind it."""
+        """Begins before a join, commits after it."""
         async with conn.transaction():
             for run_id in self.ids(2):
                 async with conn.transaction():
@@ -239,19 +252,12 @@ class Hammer:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.03)
-    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.2)
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.01)
-    monkeypatch.setattr(follow, "MAX_BACK_OFF", 0.05)
-    monkeypatch.setattr(replication, "IDLE", 0.02)
-    # A stream that is lost is asked for again at once.
-    monkeypatch.setattr("brain.postgres.follow.random.uniform", lambda low, _: low)
+def _seed() -> None:
     print(f"seed: BRAIN_ORACLE_SEED={SEED}")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_step_of_every_row(version: int, request: pytest.FixtureRequest) -> None:
+async def test_joins_without_gap_or_overlap(version: int, request: pytest.FixtureRequest) -> None:
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
     with contextlib.ExitStack() as stack:
@@ -274,11 +280,11 @@ async def test_every_step_of_every_row(version: int, request: pytest.FixtureRequ
         assert hammer.board.corrections == 0
 
 
-# The rules, broken one by one. Each is a reading of postgres.md that looks right.
+# Mutants: the rules, broken one by one. Each is a misreading of them that looks right.
 
 
 def poll_before_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is committed while the slot is being made is in neither."""
+    """What is committed while the slot is being created is in neither."""
     making = False
     opened, read = Stream.open, Poll.read
 
@@ -304,34 +310,35 @@ def poll_before_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drop_by_position_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is committed between the poll's snapshot and the position read behind it is dropped unseen.
+    """What is committed between the poll's snapshot and the position that is read after it is lost.
 
-    (By visibility alone is as exact: what a snapshot sees was committed before that position, which only ends the test.)
+    (To drop by visibility alone is exact: what a snapshot sees was committed before that position,
+    which only ends the test.)
     """
     monkeypatch.setattr(PgSnapshot, "sees", lambda _, __: True)
 
 
 def drop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the slot and the poll have both seen comes twice."""
+    """What both the slot and the poll have seen arrives twice."""
     monkeypatch.setattr(PgSnapshot, "sees", lambda _, __: False)
 
 
 def horizon_at_xmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was open at the last good moment is never read."""
+    """What was open at the checkpoint is never read."""
     since = Poll._since
 
-    def later(self: Poll, moment: Checkpoint) -> tuple[sql.Composed, list[object]]:
-        xmax = moment.visible.xmax
-        return since(self, replace(moment, visible=PgSnapshot(xmax, xmax, frozenset())))
+    def later(self: Poll, checkpoint: Checkpoint) -> Query:
+        xmax = checkpoint.visible.xmax
+        return since(self, replace(checkpoint, visible=PgSnapshot(xmax, xmax, frozenset())))
 
     monkeypatch.setattr(Poll, "_since", later)
 
 
 def horizon_by_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot lists top-level transactions, and a row may bear the id of a subtransaction."""
+    """A snapshot lists top-level transactions; a row may carry the id of a subtransaction."""
 
-    def since(self: Poll, moment: Checkpoint) -> tuple[sql.Composed, list[object]]:
-        visible = moment.visible
+    def since(self: Poll, checkpoint: Checkpoint) -> Query:
+        visible = checkpoint.visible
         running = ",".join(map(str, sorted(visible.running)))
         condition = sql.SQL("NOT pg_visible_in_snapshot(r.xmin::text::xid8, %s::text::pg_snapshot)")
         return self._query(sql.SQL("r.xmin"), condition), [
@@ -352,7 +359,7 @@ def horizon_by_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda mutant: mutant.__name__,
 )
-async def test_the_oracle_sees(
+async def test_the_oracle_finds_each_mutant(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
     mutant(monkeypatch)

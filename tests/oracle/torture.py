@@ -34,8 +34,8 @@ from brain.contract.messages import FIELDS
 from tests.oracle.witness import KINDS
 from tests.oracle.writers import EXTRA, Writers
 from tests.support import ROOT
-from tests.support.crowd import lasting_port
 from tests.support.patience import LIFETIME, PATIENCE
+from tests.support.ports import free_port
 from tests.support.postgres import VERSIONS, Postgres, execute, running
 from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -136,7 +136,7 @@ class InProcessServer:
         self.lost: Counter[str] = Counter()
         """What clients who were killed take with them."""
         self._dice = random.Random(f"{seed}/brain")
-        self.port = lasting_port()
+        self.port = free_port()
         self.brain = Brain(
             database_url=self.database, folder=self.folder, port=self.port, **self._settings()
         )

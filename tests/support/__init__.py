@@ -1,6 +1,6 @@
-"""What tests and benchmarks share: servers, clients and proxies, all of them real."""
+"""Real servers, clients and proxies that tests and benchmarks share."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-"""The repository."""
+"""The root of the repository."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import random
 import resource
 import select
 import socket
@@ -29,17 +28,6 @@ def room(count: int, spare: int = 500) -> int:
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return min(count, hard - spare)
-
-
-def lasting_port() -> int:
-    """A free port below those that the kernel gives to clients. Of the others, a client that knocks while the server is
-    away may be given the very one, and is then connected to itself.
-    """
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("0.0.0.0", port))
-            return port
 
 
 class Member:

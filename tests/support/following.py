@@ -1,4 +1,4 @@
-"""A Follow at work on a Board: what it says, what is pushed, and whether that equals the table."""
+"""A Follow and its Board: what it yields, what is pushed, and whether that equals the table."""
 
 import asyncio
 import contextlib
@@ -11,20 +11,39 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
+from brain.contract.back_off import BackOff
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
 from brain.delivery.board import RUN, Board
 from brain.postgres.decoder import Decoder
-from brain.postgres.follow import Follow, Mode
+from brain.postgres.follow import Follow
+from brain.postgres.polling import Mode
 from brain.postgres.table import Table
+from brain.postgres.timing import PollTiming, StreamTiming, Timing
 from tests.support.patience import PATIENCE
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]
 
 
+class WithoutJitter(BackOff):
+    def delay(self, failures: int) -> float:
+        return min(self.longest, self.first * 2.0 ** (failures - 1))
+
+
+QUICK = Timing(
+    poll=PollTiming(share=1),
+    stream=StreamTiming(idle=0.02),
+    back_off=WithoutJitter(first=0.1, longest=0.75),
+    promote_every=0.05,
+    rejoin_within=0,
+    watch_every=0.05,
+)
+"""What takes ten seconds in production."""
+
+
 class Following:
-    """Follows `url` from `async with` on, and writes to it over a connection of its own, `writer`."""
+    """Follows `url` inside `async with`. Writes to `writer`, or `url`, over its own connection."""
 
     def __init__(
         self,
@@ -37,6 +56,7 @@ class Following:
         max_text: int = 2_000_000,
         application: str = "brain",
         interval: float = 0.01,
+        timing: Timing = QUICK,
     ) -> None:
         self.board = Board(1 << 30)
         self.table = table
@@ -49,6 +69,7 @@ class Following:
             mode=mode,
             interval=interval,
             application=application,
+            timing=timing,
         )
         self.mode = mode
         self.events: list[Event] = []
@@ -91,7 +112,7 @@ class Following:
         return await cursor.fetchall() if cursor.description else []
 
     async def hang_up(self) -> None:
-        """The next `sql` connects anew."""
+        """The next `sql` opens a new connection."""
         if self._sql:
             await self._sql.close()
 
@@ -114,7 +135,10 @@ class Following:
         await self.until(lambda: any(p[ID] == run_id and p[STATUS] == status for p in self.pushes))
 
     async def settled(self) -> None:
-        """Wait until the board says what SELECT says. What a poll cannot see is a finished run's end, and its past."""
+        """Wait until the board equals SELECT.
+
+        A poll sees neither that a finished run was deleted, nor those that had finished before.
+        """
         deadline = time.monotonic() + PATIENCE
         while True:
             wanted, seen = await self.select(), self.view()
@@ -128,7 +152,7 @@ class Following:
                 assert seen == wanted
             await asyncio.sleep(0.01)
 
-    # What is, twice.
+    # The state, seen from both ends.
 
     async def select(self) -> dict[str, Plain]:
         """The table, as any client reads it."""
@@ -158,7 +182,7 @@ class Following:
         }
 
     def view(self) -> dict[str, Plain]:
-        """The board, as Python's own values."""
+        """The board, as Python values."""
         return {run_id: plain(entry[RUN]) for run_id, entry in self.board._runs.items()}
 
     def run(self, run_id: str) -> Run:
@@ -166,12 +190,12 @@ class Following:
         assert entry is not None, run_id
         return entry[RUN]
 
-    def told(self) -> list[tuple[str, str]]:
+    def pushed_statuses(self) -> list[tuple[str, str]]:
         """What was pushed, as (id, status)."""
         return [(run[ID], run[STATUS]) for run in self.pushes]
 
     def changes(self) -> list[tuple[str, str]]:
-        """What the stream said, as (operation, id)."""
+        """What the stream has delivered, as (operation, id)."""
         return [
             (op, run[ID])
             for event in self.events
@@ -207,7 +231,7 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection[TupleRow]]:
 
 
 async def slots_gone(url: str) -> None:
-    """A walsender takes a moment to notice that it was left, and a database with a slot cannot be dropped."""
+    """A walsender notices late that its client has left. A slot keeps its database from a drop."""
     mine = "SELECT FROM pg_replication_slots WHERE database = current_database()"
     async with (
         asyncio.timeout(PATIENCE),

@@ -1,4 +1,4 @@
-"""A server in this process, on real sockets, without a database."""
+"""Brain's server in this process, on real sockets, without a database."""
 
 import asyncio
 import contextlib
@@ -10,21 +10,25 @@ from brain.access.policy import Policy
 from brain.contract.events import Changes, Snapshot
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
-from brain.server.http import ServerState
+from brain.server.limits import Limits
 from brain.server.listener import Server, listen
+from brain.server.state import ServerState
 from brain.server.websocket import Connection, Connections
 
 
 class InProcessServer:
-    """A server without a database."""
+    """What it pushes comes from `change`."""
 
-    def __init__(self, app: Any, timeout: float, ping_interval: float) -> None:
+    def __init__(
+        self, app: Any, timeout: float, ping_interval: float, limits: Limits | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.board = Board(1 << 24)
         self.hub = Hub(self.board, interval=0.005, clock=loop.time, call_later=loop.call_later)
         policy = Policy()
         self.limiter = ConnectionLimiter(policy, max_connections=0, max_connections_per_ip=0)
-        self.state = ServerState(policy, self.limiter, Connections(self.hub, loop, timeout))
+        connections = Connections(self.hub, loop, timeout, limits or Limits())
+        self.state = ServerState(policy, self.limiter, connections)
         self.sockets = listen(["127.0.0.1"], 0)
         self.port: int = self.sockets[0].getsockname()[1]
         self.server = Server(app, self.state, timeout=75, ping_interval=ping_interval)
@@ -50,20 +54,24 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def in_process_server(
-    *, app: Any = _app, patience: float = 60, ping_interval: float = 60
+    *,
+    app: Any = _app,
+    patience: float = 60,
+    ping_interval: float = 60,
+    limits: Limits | None = None,
 ) -> AsyncIterator[InProcessServer]:
-    it = InProcessServer(app, patience, ping_interval)
+    it = InProcessServer(app, patience, ping_interval, limits)
     serving = asyncio.create_task(it.server.serve(it.sockets))
     while not it.server.started:
         await asyncio.sleep(0.001)
     try:
         yield it
-        assert not serving.done(), "nothing that a client does ends the server"
+        assert not serving.done(), "a client has ended the server"
     finally:
         it.server.stop()
         try:
             await serving
-        finally:  # or the loop could not be closed
+        finally:  # without this, the loop cannot be closed
             for listener in it.server.servers:
                 listener.close()
             for each in it.sockets:

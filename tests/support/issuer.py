@@ -1,4 +1,4 @@
-"""Who issues tokens: a secret, or keys of its own and a host that hands out their public halves."""
+"""An issuer of tokens: a secret, or key pairs and a host that serves their public keys."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ SECRET = "a secret of the tests, which is long enough"
 def token(
     secret: Any = SECRET, *, algorithm: str = "HS256", kid: str | None = None, **claims: Any
 ) -> str:
-    """Valid for an hour and for reading, unless the claims say otherwise; a claim of None is left out."""
+    """By default valid for an hour, and for reading. A claim of None is left out."""
     given = {"exp": time.time() + 3600, "scope": "read"} | claims
     return jwt.encode(
         {name: value for name, value in given.items() if value is not None},
@@ -29,7 +29,7 @@ def token(
 
 
 class Key:
-    """A key pair, and how its public half stands in a key set (RFC 7517)."""
+    """A key pair, and its public key as a key set has it (RFC 7517)."""
 
     def __init__(self, kid: str, algorithm: str = "ES256", bits: int = 2048) -> None:
         self.kid, self.algorithm = kid, algorithm
@@ -53,7 +53,7 @@ def jwks(*keys: Key) -> bytes:
 
 
 class Host:
-    """Hands out `body`, as long as `speaks` is set; `asked` counts."""
+    """Serves `body` while `speaks` is set. `asked` counts the requests."""
 
     def __init__(self, body: bytes) -> None:
         self.body, self.status, self.asked = body, 200, 0

@@ -1,4 +1,4 @@
-"""PgBouncer, where it is installed, between Brain and a PostgreSQL of the tests."""
+"""PgBouncer, if it is installed, between Brain and a PostgreSQL of the tests."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 MISSING = "pgbouncer is not installed: apt install pgbouncer"
@@ -33,21 +34,19 @@ logfile = {folder}/log
 
 @contextmanager
 def pooled(url: str, mode: str = "transaction") -> Iterator[str]:
-    """The same database by way of a pooler. Its roles need no password."""
+    """The URL of the same database through a pooler. Its roles need no password."""
     assert PROGRAM is not None, MISSING
     parts = urlsplit(url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="brain-pooler-") as name:
         folder = Path(name)
-        folder.chmod(0o777)  # run by root, it is nobody's
+        folder.chmod(0o777)  # under root, it runs as `nobody`
         (folder / "users").write_text(f'"{parts.username}" ""\n')
         text = CONFIGURATION.format(target=parts.port, port=port, folder=folder, mode=mode)
         (folder / "ini").write_text(text)
-        as_whom = ["-u", "nobody"] if os.geteuid() == 0 else []
+        credentials = ["-u", "nobody"] if os.geteuid() == 0 else []
         process = subprocess.Popen(
-            [PROGRAM, "-q", *as_whom, folder / "ini"],
+            [PROGRAM, "-q", *credentials, folder / "ini"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -1,4 +1,4 @@
-"""What may stand between two programs, and what it may do to them: pass on, be slow, fall silent, cut, reset, refuse."""
+"""A TCP proxy that can forward, slow down, fall silent, cut, reset and refuse connections."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,9 @@ NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Between whoever connects to `port` on loopback and the server at `target`, in a thread of its own: it goes on while a
-    test blocks, and a test may wait for it.
+    """Forwards connections to `port` on loopback to the server at `target`.
+
+    It runs in its own thread, so it forwards also while a test blocks.
     """
 
     def __init__(self, target: int | str) -> None:
@@ -31,7 +32,7 @@ class Proxy:
         self._sockets: set[asyncio.StreamWriter] = set()
         self._forgotten: set[asyncio.StreamWriter] = set()
         self.connections = 0
-        """Made since the beginning, by whoever came."""
+        """Accepted since the start."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
         self._thread.start()
         listening = asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -40,7 +41,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The target's, by way of here."""
+        """The target's URL, through this proxy."""
         parts = urlsplit(self._url)
         who = f"{parts.username}@" if parts.username else ""
         return urlunsplit(parts._replace(netloc=f"{who}127.0.0.1:{self.port}"))
@@ -54,14 +55,14 @@ class Proxy:
         self._thread.join(PATIENCE)
         self._loop.close()
 
-    # What it may do.
+    # What it does to connections.
 
     def fall_silent(self) -> None:
-        """Who connects is let in, and what arrives is taken and kept: neither end is told of anything."""
+        """Accept connections and keep all bytes: neither end notices anything."""
         self._do(self._passing.clear)
 
     def forget(self) -> None:
-        """As fall_silent, of the connections that there are: those that are made from now on are served."""
+        """Like fall_silent, but only for the present connections; new ones work."""
 
         def forget() -> None:
             self._forgotten |= self._sockets
@@ -69,15 +70,15 @@ class Proxy:
         self._do(forget)
 
     def speak(self) -> None:
-        """Pass on again, and what was kept first."""
+        """Forward the kept bytes, and all others, again."""
         self._do(self._passing.set)
 
     def slow(self, seconds: float) -> None:
-        """Pause so long behind every piece of 64 KiB or less. 0: not at all."""
+        """Pause after each piece of up to 64 KiB. 0: no pause."""
         self._pause = seconds
 
     def cut(self) -> None:
-        """End every connection in good order (FIN), whatever its ends are saying."""
+        """End every connection by FIN, in the middle of whatever they send."""
         self._do(self._cut)
 
     def reset(self) -> None:
@@ -85,7 +86,7 @@ class Proxy:
         self._do(self._reset)
 
     def refuse(self, refusing: bool = True) -> None:
-        """Reset every connection there is, and each new one at once."""
+        """Reset every present connection, and each new one at once."""
         self._refusing = refusing
         if refusing:
             self.reset()
@@ -114,7 +115,7 @@ class Proxy:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
-    # How it passes on.
+    # How it forwards.
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -146,6 +147,6 @@ class Proxy:
                     await asyncio.sleep(self._pause)
         except OSError:
             pass
-        if sink not in self._forgotten:  # else it is not told of an end either
+        if sink not in self._forgotten:  # a forgotten end does not notice the close either
             sink.close()
             self._sockets.discard(sink)

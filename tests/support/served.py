@@ -1,4 +1,4 @@
-"""A running Brain, as its own process, and what a test wants of it."""
+"""A running Brain, as its own process, and what tests ask it."""
 
 import asyncio
 import json
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support.patience import LIFETIME, PATIENCE
+from tests.support.ports import free_port
 
 Message: TypeAlias = dict[str, Any]
 
@@ -26,8 +27,10 @@ BRAIN = [sys.executable, "-m", "brain"]
 
 
 class Brain:
-    """`brain serve` with these settings. When the constructor returns it follows the database by the source named, or, if
-    that is "", by any; unless `wait` is false. `shell` is a command that starts it as "$@".
+    """`brain serve` with these settings.
+
+    Unless `wait` is false, the constructor returns once Brain follows the database by the source
+    that `follows` names, or by any if that is "". `shell` is a command that starts it as "$@".
     """
 
     def __init__(
@@ -41,13 +44,13 @@ class Brain:
         **settings: object,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
-        self.folder.chmod(0o755)  # run by root, the embedded PostgreSQL is nobody's
+        self.folder.chmod(0o755)  # under root, the embedded PostgreSQL runs as `nobody`
         self.log_file = self.folder / "log"
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
         }
         environment.pop("DATABASE_URL", None)
-        environment |= {"BRAIN_PORT": "0", "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
+        environment |= {"BRAIN_PORT": str(free_port()), "BRAIN_MAX_CONNECTIONS_PER_IP": "0"}
         environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
         within = ["/bin/sh", "-c", shell, "sh"] if shell else []
         with self.log_file.open("ab") as log:
@@ -69,10 +72,10 @@ class Brain:
         return self.log_file.read_text(errors="replace")
 
     def wait_for(self, pattern: str) -> None:
-        """Until the log says so, as long as the process lives."""
+        """Until the log matches, for as long as the process lives."""
         deadline = time.monotonic() + LIFETIME
         while True:
-            ended = self.process.poll() is not None  # what it said last may be what is waited for
+            ended = self.process.poll() is not None  # before the last look at the log
             if re.search(pattern, self.log()):
                 return
             if ended:
@@ -84,7 +87,7 @@ class Brain:
             time.sleep(0.02)
 
     def wait_ready(self, source: str = "", seconds: float = LIFETIME) -> None:
-        """Until /readyz says so, of this source if one is named, as long as the process lives."""
+        """Until /readyz says so, and names this source if one is given."""
         deadline = time.monotonic() + seconds
         while True:
             status, document = self.get("/readyz")
@@ -95,7 +98,7 @@ class Brain:
             time.sleep(0.02)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it, and return its exit status."""
+        """Send the signal, and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(PATIENCE)
@@ -140,7 +143,7 @@ def _decoded(answer: Any) -> Any:
 
 @contextmanager
 def served(**settings: Any) -> Iterator[Brain]:
-    """A Brain that is stopped at the end, and must have ended well."""
+    """A Brain that is stopped at the end, and must exit with 0 and without a traceback."""
     brain = Brain(**settings)
     try:
         yield brain
@@ -164,7 +167,7 @@ async def message(client: ClientConnection) -> Message:
 
 
 async def silent(client: ClientConnection, seconds: float = 0.3) -> bool:
-    """Whether nothing comes for so long."""
+    """Whether no message arrives in this time."""
     try:
         await asyncio.wait_for(client.recv(), seconds)
     except TimeoutError:
@@ -173,7 +176,7 @@ async def silent(client: ClientConnection, seconds: float = 0.3) -> bool:
 
 
 async def until(client: ClientConnection, run_id: str, status: str) -> list[Message]:
-    """Messages up to the one that says that this run has this status."""
+    """Messages up to the first in which this run has this status."""
     seen: list[Message] = []
     async with asyncio.timeout(PATIENCE):
         async for text in client:

@@ -1,4 +1,4 @@
-"""A role, and a template database with an empty table `runs`, which each test copies."""
+"""A role, and a template database with an empty table `runs` that each test copies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from tests.support.postgres import Postgres, execute
 TEMPLATE = "brain_template"
 
 ROLE = "cecelia"
-"""An ordinary role with REPLICATION, which owns the database and its table. Not a superuser: no user of Brain's is one."""
+"""A role with REPLICATION that owns the database and its table. It is no superuser."""
 
 
 def with_template(server: Postgres) -> Postgres:
-    """Give a server the role, and the template that `create_database(TEMPLATE, ROLE)` copies."""
+    """Create the role, and the template that `create_database(TEMPLATE, ROLE)` copies."""
     execute(server.url(), f"CREATE ROLE {ROLE} LOGIN REPLICATION")
     execute(server.url(), f"CREATE DATABASE {TEMPLATE} OWNER {ROLE}")
     execute(server.url(TEMPLATE, ROLE), init_sql(Table("public", "runs")))

@@ -1,4 +1,4 @@
-"""A client of raw bytes: what no well-behaved library would send; and a control client, whom none of it may disturb."""
+"""A client of raw bytes, which no library would send, and a control client that must not notice."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def frame(
     masked: bool = True,
     length: int | None = None,
 ) -> bytes:
-    """A client's frame (RFC 6455, section 5.2). `length` is what the header says, if it is to lie."""
+    """A client's frame (RFC 6455, section 5.2). `length` is a false length for the header."""
     size = len(payload) if length is None else length
     head = bytes([fin << 7 | rsv << 4 | opcode])
     bit = masked << 7
@@ -106,7 +106,7 @@ class Frame(NamedTuple):
 
 
 def parsed(data: bytes, at: int = 0) -> tuple[Frame, int] | None:
-    """A server's frame that begins there, and where it ends; None if it is not all there."""
+    """The server's frame at this offset, and where it ends. None if it is incomplete."""
     if len(data) < at + 2:
         return None
     assert data[at] & 0x70 == 0, "no extension was agreed on"
@@ -199,14 +199,14 @@ class Peer:
         return each
 
     async def message(self) -> dict[str, Any]:
-        """The server's next message. Its pings are passed over."""
+        """The server's next message, after any pings."""
         while (found := await self.frame()).opcode == PING:
             assert found.payload == b""
         assert found.opcode == TEXT, found
         return _decoded(found.payload)
 
     async def frames(self) -> list[Frame]:
-        """All that the server still says, up to the end of its stream."""
+        """All frames up to the end of the server's stream."""
         found: list[Frame] = []
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -232,7 +232,7 @@ class Peer:
         return found
 
     def stall(self) -> None:
-        """Read nothing more: neither we nor, soon, the kernel."""
+        """Stop reading. Soon the kernel's buffer is full, too."""
         self.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def wake(self) -> None:
@@ -242,7 +242,7 @@ class Peer:
         self.writer.close()
         with contextlib.suppress(ConnectionError, TimeoutError):
             await asyncio.wait_for(self.writer.wait_closed(), 1)
-        self.writer.transport.abort()  # what the other side would not read is not waited for
+        self.writer.transport.abort()  # do not wait for bytes that the other side does not read
         await asyncio.sleep(0)
 
     def reset(self) -> None:
@@ -254,15 +254,16 @@ class Peer:
 
 @lru_cache(100_000)
 def _decoded(payload: bytes) -> dict[str, Any]:
-    """Clients are sent the same bytes, so it is the test that would be slow."""
+    """Cached: clients receive the same bytes, and decoding them again makes tests slow."""
     document: dict[str, Any] = json.loads(payload)
     return document
 
 
 class Control:
-    """A client that stays, in a thread of its own: it inserts a run, and waits to be told of that very run, again and again.
+    """A client in its own thread that inserts a run and waits for its message, again and again.
 
-    Whatever is done to others, it misses none, and all come in order. `query` may spare it what others change: its runs are queued.
+    Whatever a test does to others, it misses no message, and all arrive in order. `query` may
+    filter out the changes of others: its own runs are queued.
     """
 
     def __init__(self, brain: Brain, database: str, query: str = "") -> None:
@@ -271,7 +272,7 @@ class Control:
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self.told = 0
-        """Inserts of its own that it was told of."""
+        """Its own inserts whose messages have arrived."""
         self._thread = threading.Thread(target=self._work, name="control")
         self._thread.start()
         while not self.told and self._error is None:
@@ -291,7 +292,7 @@ class Control:
                     self._expect(client, run_id)
                     self.told += 1
                     self._stop.wait(0.005)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the test looks
+        except BaseException as error:  # noqa: BLE001 - check() raises it
             self._error = error
 
     @staticmethod
@@ -313,7 +314,7 @@ class Control:
         self.check()
 
     def farewell(self) -> int:
-        """Wait until its connection is ended. Returns the code of the close frame."""
+        """Wait until the server closes its connection. Returns the code of the close frame."""
         self._thread.join(PATIENCE)
         assert isinstance(self._error, ConnectionClosed), self._error
         assert self._error.rcvd is not None, "it was cut off"
@@ -321,18 +322,18 @@ class Control:
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Whatever happens in the block, it is connected all the time, and told of each of its runs, in their order."""
+        """During the block it stays connected, and receives each of its runs, in order."""
         first = self.told
         yield
         until = time.monotonic() + PATIENCE
         while self.told < first + 2 and self._error is None and time.monotonic() < until:
             time.sleep(0.005)
         self.check()
-        assert self.told >= first + 2, "it hears of nothing any more"
+        assert self.told >= first + 2, "it receives nothing any more"
 
 
 class Baseline(NamedTuple):
-    """What a Brain holds while only the clients are connected that stay."""
+    """What a Brain holds while only the permanent clients are connected."""
 
     clients: int
     connections: float
@@ -346,7 +347,7 @@ def baseline(brain: Brain) -> Baseline:
 
 
 POOL = 8
-"""Connections to the database that the API may make, and then keeps for a while."""
+"""Connections to the database that the API may open, and then keeps for some time."""
 
 
 def descriptors(brain: Brain) -> int:
@@ -359,11 +360,11 @@ def descriptors(brain: Brain) -> int:
 
 
 def settled(brain: Brain, before: Baseline) -> None:
-    """Nothing is left of what was done, and the log shows no traceback."""
+    """Wait until Brain holds no more than `before`. The log must show no traceback."""
     until = time.monotonic() + PATIENCE
     while True:
         now = baseline(brain)
-        # The baseline is that of the whole module: what leaks one at a time adds up.
+        # The baseline is that of the whole module, so small leaks add up.
         if now[:2] == before[:2] and now.descriptors <= before.descriptors + POOL:
             break
         if time.monotonic() > until:

@@ -76,13 +76,38 @@ READ = [
     ("BRAIN_TABLE", "jobs", "table", Table("public", "jobs")),
     ("BRAIN_TABLE", "work.Jobs", "table", Table("work", "Jobs")),
     ("BRAIN_SOURCE", "poll", "source", "poll"),
-    ("BRAIN_STATUS_MAP", "pending=queued, done=completed,", "status_map", {"pending": "queued", "done": "completed"}),
+    (
+        "BRAIN_STATUS_MAP",
+        "pending=queued, done=completed,",
+        "status_map",
+        {"pending": "queued", "done": "completed"},
+    ),
     ("BRAIN_PUSH_UNCHANGED", "false", "push_unchanged", False),
     ("BRAIN_FLUSH_INTERVAL", "0", "flush_interval", 0.0),
-    ("BRAIN_ALLOWED_NETWORKS", "10.1.0.0/16, 192.168.1.7", "allowed_networks", (ip_network("10.1.0.0/16"), ip_network("192.168.1.7/32"))),
-    ("BRAIN_ALLOWED_ORIGINS", "https://a.example/,NULL,file://,*", "allowed_origins", ("https://a.example", "null", "file://", "*")),
-    ("BRAIN_ALLOWED_HOSTS", "brain.example,b.example:8080,[fd00::1],*", "allowed_hosts", ("brain.example", "b.example:8080", "[fd00::1]", "*")),
-    ("BRAIN_TRUSTED_PROXIES", "127.0.0.1,::1", "trusted_proxies", (ip_network("127.0.0.1/32"), ip_network("::1/128"))),
+    (
+        "BRAIN_ALLOWED_NETWORKS",
+        "10.1.0.0/16, 192.168.1.7",
+        "allowed_networks",
+        (ip_network("10.1.0.0/16"), ip_network("192.168.1.7/32")),
+    ),
+    (
+        "BRAIN_ALLOWED_ORIGINS",
+        "https://a.example/,NULL,file://,*",
+        "allowed_origins",
+        ("https://a.example", "null", "file://", "*"),
+    ),
+    (
+        "BRAIN_ALLOWED_HOSTS",
+        "brain.example,b.example:8080,[fd00::1],*",
+        "allowed_hosts",
+        ("brain.example", "b.example:8080", "[fd00::1]", "*"),
+    ),
+    (
+        "BRAIN_TRUSTED_PROXIES",
+        "127.0.0.1,::1",
+        "trusted_proxies",
+        (ip_network("127.0.0.1/32"), ip_network("::1/128")),
+    ),
     ("BRAIN_MAX_CONNECTIONS", "0", "max_connections", 0),
     ("BRAIN_MAX_CONNECTIONS_PER_IP", "0", "max_connections_per_ip", 0),
     ("BRAIN_MAX_TEXT", "64", "max_text", 64),
@@ -94,7 +119,7 @@ READ = [
     ("BRAIN_PORT", "", "port", 5221),
     ("BRAIN_ALLOWED_NETWORKS", "", "allowed_networks", NETWORKS),
     ("DATABASE_URL", "", "database_url", None),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("variable", "text", "field", "value"), READ)
@@ -115,49 +140,57 @@ REFUSED = [
     ("BRAIN_TABLE", "a.b.c", "is not the name of a table"),
     ("BRAIN_TABLE", ".", "is not the name of a table"),
     ("BRAIN_SOURCE", "trigger", "a source is auto, replication or poll"),
-    ("BRAIN_STATUS_MAP", "pending", "is not word=status with a status of queued, running, completed, failed"),
+    (
+        "BRAIN_STATUS_MAP",
+        "pending",
+        "is not word=status with a status of queued, running, completed, failed",
+    ),
     ("BRAIN_STATUS_MAP", "pending=waiting", "'pending=waiting' is not word=status"),
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
     ("BRAIN_PUSH_UNCHANGED", "maybe", "it is true or false"),
-    ("BRAIN_FLUSH_INTERVAL", "10.1", "an interval is a number of seconds, 0 to 10"),
-    ("BRAIN_FLUSH_INTERVAL", "nan", "an interval is a number of seconds, 0 to 10"),
+    ("BRAIN_FLUSH_INTERVAL", "10.1", "a flush interval is 0 to 10 seconds"),
+    ("BRAIN_FLUSH_INTERVAL", "nan", "a flush interval is 0 to 10 seconds"),
     ("BRAIN_ALLOWED_NETWORKS", "10.0.0.1/8", "did you mean 10.0.0.0/8?"),
     ("BRAIN_ALLOWED_NETWORKS", "127.0.0.0/8,lan", "'lan' is not a network, such as 192.168.0.0/16"),
-    ("BRAIN_ALLOWED_NETWORKS", ",", "nobody could connect"),
+    ("BRAIN_ALLOWED_NETWORKS", ",", "no client can connect"),
     ("BRAIN_ALLOWED_ORIGINS", "app.example", "is not an origin, such as"),
     ("BRAIN_ALLOWED_ORIGINS", "https://app.example/path", "is not an origin, such as"),
     ("BRAIN_ALLOWED_HOSTS", "https://app.example", "is not a host, such as"),
     ("BRAIN_TRUSTED_PROXIES", "nginx", "is not a network"),
-    ("BRAIN_MAX_CONNECTIONS", "-1", "a limit is 1 or more, or 0 for none"),
-    ("BRAIN_MAX_CONNECTIONS_PER_IP", "1.5", "a limit is 1 or more, or 0 for none"),
+    ("BRAIN_MAX_CONNECTIONS", "-1", "a limit is 1 or more, or 0 for no limit"),
+    ("BRAIN_MAX_CONNECTIONS_PER_IP", "1.5", "a limit is 1 or more, or 0 for no limit"),
     ("BRAIN_JWT_JWKS", "ftp://idp.example/keys", "a key set is a file, or a URL of http or https"),
     ("BRAIN_JWT_JWKS", "https://user:secret@idp.example/keys", "without a password"),
-    ("BRAIN_JWT_AUDIENCE", "brain", "no tokens are asked for: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too"),
-    ("BRAIN_JWT_ISSUER", "https://idp.example", "no tokens are asked for"),
+    (
+        "BRAIN_JWT_AUDIENCE",
+        "brain",
+        "no token is required: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too",
+    ),
+    ("BRAIN_JWT_ISSUER", "https://idp.example", "no token is required"),
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
-    ("BRAIN_BOARD_MEMORY", "128MB", "the board takes a number of bytes, 1048576 or more"),
-    ("BRAIN_PING_INTERVAL", "0", "an interval of pings is a number of seconds, 1 to 3600"),
-    ("BRAIN_PING_TIMEOUT", "59", "a timeout of pings is a number of seconds, 60 to 7200"),
-    ("BRAIN_POLL_INTERVAL", "0", "an interval of polls is a number of seconds, 0.01 to 60"),
+    ("BRAIN_BOARD_MEMORY", "128MB", "the board memory is 1048576 bytes or more"),
+    ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
+    ("BRAIN_PING_TIMEOUT", "59", "a ping timeout is 60 to 7200 seconds"),
+    ("BRAIN_POLL_INTERVAL", "0", "a poll interval is 0.01 to 60 seconds"),
     ("BRAIN_LOG_LEVEL", "loud", "a level is debug, info, warning or error"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("variable", "text", "rule"), REFUSED)
 def test_an_error_names_the_variable_the_value_and_the_rule(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, rule: str
 ) -> None:
-    said = refused(monkeypatch, **{variable: text})
-    assert said.startswith(f"{variable}={text!r}: ")
-    assert rule in said
-    assert "\n" not in said
+    message = refused(monkeypatch, **{variable: text})
+    assert message.startswith(f"{variable}={text!r}: ")
+    assert rule in message
+    assert "\n" not in message
 
 
-def test_every_field_with_a_bound_has_a_rule_that_says_it() -> None:
+def test_every_setting_has_a_rule() -> None:
     tried = {variable for variable, _, _ in REFUSED}
     assert tried == set(config.variables()) - {
-        "BRAIN_DATA_DIR",  # any text is a folder
+        "BRAIN_DATA_DIR",  # any text is a path
         "BRAIN_DATABASE_URL",
         "BRAIN_JWT_SECRET",
         "BRAIN_TOKEN",
@@ -165,29 +198,29 @@ def test_every_field_with_a_bound_has_a_rule_that_says_it() -> None:
 
 
 def test_an_error_has_a_line_for_each_faulty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused(monkeypatch, BRAIN_PORT="99999", BRAIN_SOURCE="x", BRAIN_MAX_TEXT="9" * 1000)
-    assert [line.partition("=")[0] for line in said.splitlines()] == [
+    message = refused(monkeypatch, BRAIN_PORT="99999", BRAIN_SOURCE="x", BRAIN_MAX_TEXT="9" * 1000)
+    assert [line.partition("=")[0] for line in message.splitlines()] == [
         "BRAIN_PORT",
         "BRAIN_SOURCE",
         "BRAIN_MAX_TEXT",
     ]
-    assert said.splitlines()[0] == "BRAIN_PORT='99999': a port is 0 to 65535"
-    assert len(said.splitlines()[2]) < 300
+    assert message.splitlines()[0] == "BRAIN_PORT='99999': a port is 0 to 65535"
+    assert len(message.splitlines()[2]) < 300
 
 
-def test_the_ping_timeout_is_beyond_the_interval_even_by_default(
+def test_the_ping_timeout_is_longer_than_the_interval_even_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = refused(monkeypatch, BRAIN_PING_INTERVAL="100")
-    assert said.startswith(
-        "BRAIN_PING_TIMEOUT=75: it is more than BRAIN_PING_INTERVAL, 100 seconds"
+    message = refused(monkeypatch, BRAIN_PING_INTERVAL="100")
+    assert message.startswith(
+        "BRAIN_PING_TIMEOUT=75: it must be longer than BRAIN_PING_INTERVAL, 100 seconds"
     )
     assert (
         load(monkeypatch, BRAIN_PING_INTERVAL="100", BRAIN_PING_TIMEOUT="101").ping_timeout == 101
     )
 
 
-def test_keywords_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keywords_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRAIN_PORT", "1")
     monkeypatch.setenv("BRAIN_DATABASE_URL", "postgresql://env/x")
     settings = Settings.load(port=2, database_url="postgresql://option/x", source=None)
@@ -216,7 +249,7 @@ def url(settings: Settings) -> str | None:
     return None if settings.database_url is None else settings.database_url.get_secret_value()
 
 
-def test_brains_own_variable_goes_before_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brains_own_variable_overrides_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     assert url(load(monkeypatch, DATABASE_URL="postgres://one/x")) == "postgresql://one/x"
     assert (
         url(load(monkeypatch, BRAIN_DATABASE_URL="postgresql+asyncpg://two/x\n"))
@@ -238,23 +271,23 @@ BROKEN_URLS = [
 
 @pytest.mark.parametrize("broken", BROKEN_URLS)
 @pytest.mark.parametrize("variable", ["BRAIN_DATABASE_URL", "DATABASE_URL"])
-def test_a_broken_url_is_refused_and_never_said(
+def test_an_invalid_url_is_refused_and_never_printed(
     monkeypatch: pytest.MonkeyPatch, variable: str, broken: str
 ) -> None:
     monkeypatch.setenv(variable, broken)
     with pytest.raises(SettingsError) as caught:
         Settings.load()
-    said = str(caught.value)
-    assert said.startswith(f"{variable}: a database URL is postgresql://")
+    message = str(caught.value)
+    assert message.startswith(f"{variable}: a database URL is postgresql://")
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__context__ is None
 
 
-def test_a_secret_for_tokens_is_long_and_is_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused(monkeypatch, BRAIN_JWT_SECRET="hunter2")
-    assert (
-        said
-        == "BRAIN_JWT_SECRET: a secret has 32 bytes or more (RFC 7518, 3.2): openssl rand -base64 32 makes one"
+def test_a_jwt_secret_is_long_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(monkeypatch, BRAIN_JWT_SECRET="hunter2")
+    assert message == (
+        "BRAIN_JWT_SECRET: a secret has 32 bytes or more (RFC 7518, 3.2): "
+        "openssl rand -base64 32 makes one"
     )
     settings = load(monkeypatch, BRAIN_JWT_SECRET="hunter2" * 5, BRAIN_JWT_AUDIENCE="brain")
     assert (
@@ -262,12 +295,12 @@ def test_a_secret_for_tokens_is_long_and_is_never_said(monkeypatch: pytest.Monke
         not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     )
     both = refused(monkeypatch, BRAIN_JWT_JWKS="keys.json")
-    assert "leave one of them unset" in both
+    assert "set one of them" in both
     assert "hunter2" not in both
 
 
 @pytest.mark.parametrize("broken", ["two hunter2", "hunter2\r\nHost: there", "hunter2é"])
-def test_a_token_is_one_word_and_is_never_said(
+def test_a_token_is_one_word_and_never_printed(
     monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     assert refused(monkeypatch, BRAIN_TOKEN=broken) == "BRAIN_TOKEN: a token is one word of ASCII"
@@ -290,10 +323,10 @@ def test_a_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PASSWORD not in refused(monkeypatch, BRAIN_PORT="x")
 
 
-# Variables that are no settings
+# Unknown variables
 
 
-def test_unknown_variables_are_named_with_the_nearest_known() -> None:
+def test_an_unknown_variable_is_named_with_the_most_similar_setting() -> None:
     environ = [
         "BRAIN_PROT",
         "brain_allowed_origin",
@@ -310,20 +343,25 @@ def test_unknown_variables_are_named_with_the_nearest_known() -> None:
     }
 
 
-def test_unknown_variables_are_warned_of_without_their_value(
+def test_an_unknown_variable_is_logged_without_its_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with capture_logs() as logs:
         load(monkeypatch, BRAIN_DATABASE_ULR=PASSWORD)
     assert logs == [
-        {"event": "unknown setting is ignored", "log_level": "warning", "variable": "BRAIN_DATABASE_ULR", "nearest": "BRAIN_DATABASE_URL"}
-    ]  # fmt: skip
+        {
+            "event": "unknown setting ignored",
+            "log_level": "warning",
+            "variable": "BRAIN_DATABASE_ULR",
+            "nearest": "BRAIN_DATABASE_URL",
+        }
+    ]
 
 
-# The rest of Brain
+# Other modules and the docs
 
 
-def test_what_settings_accept_the_guard_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_accepts_what_the_settings_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         BRAIN_ALLOWED_ORIGINS="https://A.example/,NULL,file://,*",
@@ -346,7 +384,7 @@ def test_the_docs_table_equals_the_code() -> None:
     page = "".join(
         line for line in PAGE.read_text().splitlines(keepends=True) if line.startswith("|")
     )
-    assert page == printed, "python -m brain.config prints the table of docs/settings.md"
+    assert page == printed, "paste the output of python -m brain.config into docs/settings.md"
 
 
 def test_every_field_has_a_sentence_and_a_unit() -> None:

@@ -5,14 +5,21 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, TypeAlias
 
+from brain.contract.errors import BrainError
+
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 
-def address(text: str) -> Address | None:
-    """None if it is no IP address in its usual form: `2130706433` and `0177.0.0.1` are names.
+class AddressError(BrainError, ValueError):
+    """Not a network, a host or an origin. The text quotes it, and says what one looks like."""
 
-    IPv4 in IPv6 (`::ffff:127.0.0.1`) is IPv4. A zone (`%eth0`) says by which way a packet came, not from whom: it is dropped.
+
+def address(text: str) -> Address | None:
+    """None if it is not an IP address in its usual form: `2130706433` and `0177.0.0.1` are names.
+
+    IPv4 in IPv6 (`::ffff:127.0.0.1`) is IPv4. A zone (`%eth0`) gives an interface of this machine,
+    not the sender: it is dropped.
     """
     try:
         found = ip_address(text)
@@ -24,7 +31,7 @@ def address(text: str) -> Address | None:
 
 
 def parse_network(text: str) -> Network:
-    """`192.168.0.0/16`, or a single address. Raises ValueError."""
+    """`192.168.0.0/16`, or a single address. Raises AddressError."""
     try:
         return ip_network(text)
     except ValueError:
@@ -33,7 +40,7 @@ def parse_network(text: str) -> Network:
         hint = f": did you mean {ip_network(text, strict=False)}?"
     except ValueError:
         hint = ", such as 192.168.0.0/16"
-    raise ValueError(f"{quoted(text)} is not a network{hint}")
+    raise AddressError(f"{quoted(text)} is not a network{hint}")
 
 
 NETWORKS: Final = tuple(
@@ -51,15 +58,18 @@ NETWORKS: Final = tuple(
         ),
     )
 )
-"""Loopback, private, link-local. Written out, because `is_private` holds for 0.0.0.0 and 240.0.0.0/4 too."""
+"""Loopback, private, link-local. Written out, because `is_private` holds for 0.0.0.0 and
+240.0.0.0/4 too."""
 
 _AUTHORITY: Final = re.compile(
-    r"(?:([a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?)|\[([0-9a-f:.]+)(?:%(?:25)?[a-z0-9._~-]+)?\])(?::([0-9]{0,5}))?"
+    r"(?:([a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?)|\[([0-9a-f:.]+)(?:%(?:25)?[a-z0-9._~-]+)?\])"
+    r"(?::([0-9]{0,5}))?"
 )
 _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)")
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_AUTHORITY: Final = 400
-"""Bytes of a Host or an Origin (a name has at most 253): beyond it nothing is parsed, and nothing kept."""
+"""Bytes of a Host or an Origin (a name has at most 253). A longer one is neither parsed nor
+cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,7 @@ class Authority:
 
     @classmethod
     def parse(cls, text: str) -> "Authority":
-        """Raises ValueError."""
+        """Raises AddressError."""
         match = (
             _AUTHORITY.fullmatch(text.lower())
             if len(text) <= MAX_AUTHORITY and text.isascii()
@@ -83,7 +93,7 @@ class Authority:
             port = int(digits) if digits else None
             if (port or 0) <= 65535 and (name or found):
                 return cls(found or name, port)
-        raise ValueError(
+        raise AddressError(
             f"{quoted(text)} is not a host, such as localhost:5221 or 192.168.1.20 or [fd00::1]"
         )
 
@@ -105,7 +115,7 @@ class Origin:
 
     @classmethod
     def parse(cls, text: str) -> "Origin":
-        """Raises ValueError."""
+        """Raises AddressError."""
         match = (
             _ORIGIN.fullmatch(text.lower())
             if len(text) <= MAX_AUTHORITY and text.isascii()
@@ -114,9 +124,9 @@ class Origin:
         try:
             if match:
                 return cls(match[1], Authority.parse(match[2]).on(match[1]))
-        except ValueError:
+        except AddressError:
             pass
-        raise ValueError(
+        raise AddressError(
             f"{quoted(text)} is not an origin, such as http://app.example:3000"
         ) from None
 

@@ -1,4 +1,9 @@
-"""The keys that sign tokens: one secret, or a key set (RFC 7517) in a file or behind a URL."""
+"""The keys that sign tokens: one secret, or a key set (RFC 7517) in a file or at a URL.
+
+A thread loads a key set, within a time and a size, so a slow host delays only clients that wait for
+a key. It is loaded again when it is old, and when a token names an unknown key, but not for each
+such token.
+"""
 
 import asyncio
 import contextlib
@@ -11,10 +16,13 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import jwt
 import structlog
+
+from brain.access.tokens import TokenError
+from brain.contract.errors import BrainError
 
 log = structlog.get_logger()
 
@@ -22,35 +30,26 @@ SHORTEST_SECRET = 32
 """Bytes (RFC 7518, section 3.2)."""
 
 ALGORITHMS: Final = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
-"""Of a key set. No HS256: it would take a public key, which everybody has, for a secret."""
+"""Of a key set. Not HS256: it would use a public key, which everybody has, as a secret."""
 
 MAX_JWKS = 256 * 1024
 """Bytes of a key set."""
 
-LOAD_WITHIN = 3.0
-"""Seconds, names looked up and all."""
+LOAD_TIMEOUT = 3.0
+"""Seconds to load a key set, with looking up its host."""
 
 FRESH = 600.0
-"""Seconds after which a key set is loaded again: a key that was withdrawn lives on for so long, at the most while its host answers."""
+"""Seconds after which a key set is loaded again. A withdrawn key stays valid for this long, and for
+as long as its host does not answer."""
 
 RELOAD = 30.0
-"""Seconds between two loads, whatever tokens come: a token with a made-up key must not make us ask for each."""
+"""Seconds between two loads, so that tokens with invented keys do not cause a load each."""
 
 RELOAD_FIRST = 3.0
-"""Likewise, as long as there is no key at all."""
+"""Seconds between two loads while there is no key at all."""
 
 
-class TokenError(Exception):
-    """A token that is not enough. 401: get another. 403: it does not permit this. 503: it cannot be judged now."""
-
-    def __init__(self, status: Literal[401, 403, 503], text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.code: Literal["token", "scope"] = "scope" if status == 403 else "token"
-        self.retry_after = 1 if status == 503 else None
-
-
-class KeysError(Exception):
+class KeySetError(BrainError):
     """A key set that cannot be used. The text says why."""
 
 
@@ -69,11 +68,18 @@ class Secret:
 
 
 class KeySet:
-    """`source` is a file or a URL of http or https."""
+    """`source` is a file, or a URL of http or https. `timeout` is the longest load, in seconds."""
 
-    def __init__(self, source: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        source: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        timeout: float = LOAD_TIMEOUT,
+    ) -> None:
         self._source = source
         self._clock = clock
+        self._timeout = timeout
         self._keys: dict[str | None, tuple[Any, str]] = {}
         self._tried = self._loaded = float("-inf")
         self._loading: asyncio.Task[None] | None = None
@@ -82,12 +88,12 @@ class KeySet:
         return f"{', '.join(ALGORITHMS)} by BRAIN_JWT_JWKS"
 
     async def begin(self) -> None:
-        """Try to load them: what is wrong with the setting is logged at the start. A host that is away is asked again later."""
+        """Try to load them, so that a wrong setting is logged at the start."""
         with contextlib.suppress(TokenError):
             await self.find(None)
 
     async def find(self, name: str | None) -> tuple[Any, str]:
-        """The key of this name, and the algorithm that it is for. A token that names none takes the only one. Raises TokenError."""
+        """The key of this name (the only key without one) and its algorithm. Raises TokenError."""
         now = self._clock()
         pause = RELOAD if self._keys else RELOAD_FIRST
         if (
@@ -101,11 +107,9 @@ class KeySet:
             await asyncio.shield(self._loading)
         found = self._get(name)
         if found is None and not self._keys:
-            raise TokenError(
-                503, "the keys that tokens are signed with cannot be read now: try again"
-            )
+            raise TokenError("keys", "the keys that sign tokens cannot be read now: try again")
         if found is None:
-            raise TokenError(401, "the token is signed with a key that is not known")
+            raise TokenError("token", "the token is signed with an unknown key")
         return found
 
     def _get(self, name: str | None) -> tuple[Any, str] | None:
@@ -115,12 +119,12 @@ class KeySet:
 
     async def _load(self) -> None:
         try:
-            async with asyncio.timeout(LOAD_WITHIN):
-                self._keys = parse_jwks(await _in_thread(lambda: read(self._source)))
+            async with asyncio.timeout(self._timeout):
+                self._keys = parse_jwks(await _in_thread(lambda: read(self._source, self._timeout)))
             self._loaded = self._clock()
             log.info("keys read", keys=len(self._keys))
-        except (OSError, HTTPException, ValueError, KeysError, TimeoutError) as error:
-            detail = str(error) if isinstance(error, KeysError) else type(error).__name__
+        except (OSError, HTTPException, ValueError, KeySetError, TimeoutError) as error:
+            detail = str(error) if isinstance(error, KeySetError) else type(error).__name__
             log.warning(
                 "keys cannot be read", setting="BRAIN_JWT_JWKS", detail=detail, held=len(self._keys)
             )
@@ -129,12 +133,12 @@ class KeySet:
 
 
 def parse_jwks(data: bytes) -> dict[str | None, tuple[Any, str]]:
-    """The keys that can verify a token, by name. Raises KeysError."""
+    """The keys that can verify a token, by name. Raises KeySetError."""
     try:
         keys = json.loads(data)["keys"]
         given = [key for key in keys if isinstance(key, dict) and key.get("kty") != "oct"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise KeysError('a key set is JSON: {"keys": [...]} (RFC 7517, section 5)') from None
+        raise KeySetError('a key set is JSON: {"keys": [...]} (RFC 7517, section 5)') from None
     found: dict[str | None, tuple[Any, str]] = {}
     for each in given:
         if each.get("use", "sig") != "sig":
@@ -142,48 +146,48 @@ def parse_jwks(data: bytes) -> dict[str | None, tuple[Any, str]]:
         try:
             key = jwt.PyJWK(each)
         except (jwt.PyJWTError, ValueError, TypeError):
-            continue  # another's kind of key stands beside ours
+            continue  # a key set may have keys of other kinds
         if key.algorithm_name in ALGORITHMS and getattr(key.key, "key_size", 2048) >= _SHORTEST.get(
             key.key_type or "", 0
         ):
             name = each.get("kid")
             found[name if isinstance(name, str) else None] = (key.key, key.algorithm_name)
     if not found:
-        raise KeysError(f"the key set holds no key for {', '.join(ALGORITHMS)}, RSA from 2048 bits")
+        raise KeySetError(f"the key set has no key for {', '.join(ALGORITHMS)}, RSA from 2048 bits")
     return found
 
 
 _SHORTEST = {"RSA": 2048}
 
 
-class _Straight(urllib.request.HTTPRedirectHandler):
-    """Keys come from the host that is configured, and from no other that it names."""
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Keys come only from the configured host."""
 
     def redirect_request(self, *_: object) -> None:
         return None
 
 
-def read(source: str) -> bytes:
-    """What a file or a URL holds. Blocks. Raises OSError, HTTPException, KeysError."""
-    until = time.monotonic() + LOAD_WITHIN
-    with _open(source) as opened:
+def read(source: str, timeout: float) -> bytes:
+    """The content of a file or a URL. Blocks. Raises OSError, HTTPException, KeySetError."""
+    until = time.monotonic() + timeout
+    with _open(source, timeout) as opened:
         data = b""
         while part := opened.read1(65536):
             data += part
             if len(data) > MAX_JWKS:
-                raise KeysError(f"a key set has at most {MAX_JWKS} bytes")
+                raise KeySetError(f"a key set has at most {MAX_JWKS} bytes")
             if time.monotonic() > until:
-                raise KeysError(f"it did not come within {LOAD_WITHIN:.0f} s")
+                raise KeySetError(f"it did not arrive within {timeout:.0f} s")
         return data
 
 
-def _open(source: str) -> Any:
+def _open(source: str, timeout: float) -> Any:
     if is_url(source):
         try:
-            return urllib.request.build_opener(_Straight).open(source, timeout=LOAD_WITHIN)
+            return urllib.request.build_opener(_NoRedirect).open(source, timeout=timeout)
         except urllib.error.HTTPError as error:
             error.close()
-            raise KeysError(f"its host answers {error.code}") from None
+            raise KeySetError(f"its host answers {error.code}") from None
     return Path(source).open("rb")
 
 
@@ -192,7 +196,9 @@ def is_url(source: str) -> bool:
 
 
 def _in_thread(work: Callable[[], bytes]) -> "asyncio.Future[bytes]":
-    """A daemon: the loop's own threads would be waited for at the end, a look-up of a name for minutes."""
+    """In a daemon thread: shutdown waits for the threads of the loop, for minutes if a name
+    resolves slowly.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[bytes] = loop.create_future()
 
@@ -205,7 +211,7 @@ def _in_thread(work: Callable[[], bytes]) -> "asyncio.Future[bytes]":
     def run() -> None:
         try:
             result: bytes | Exception = work()
-        except Exception as error:  # noqa: BLE001 - it is raised where it is awaited
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
             result = error
         if not loop.is_closed():
             loop.call_soon_threadsafe(done, result)

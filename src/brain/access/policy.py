@@ -1,16 +1,20 @@
-"""Who may come in: (peer, headers, target) → welcome, or a Refusal.
+"""Access rules: (peer, headers, target) → the client's address, or a Rejection.
 
-Pure, and the same for HTTP and WebSocket, before the upgrade. Four rules, each against an intruder of its own:
+Pure, and the same for HTTP and WebSocket, before the upgrade. Each rule stops one attack:
 
-    network     the client's address is in an allowed network          a stranger's machine
-    Host        is a name of this server, wherever a request says it   DNS rebinding: a page whose name has become 127.0.0.1
-    Origin      is absent, or no page on the internet can have it      a page on the internet, in a browser on this network
-    cross-site  no request without an Origin that a browser says       an image or a script in such a page: it cannot read the
-                another site caused, but for opening a page            answer, but it can make work, and measure time
+    network     The client's address is in an allowed network.
+                Stops the machine of a stranger.
+    Host        It is a name of this server, everywhere in a request.
+                Stops DNS rebinding: a page whose own name resolves to 127.0.0.1.
+    Origin      It is absent, or one that no page on the internet can have.
+                Stops a page on the internet, in a browser on this network.
+    cross-site  No other site caused a request without an Origin, except to open a page.
+                Stops an image or a script in such a page: it cannot read the answer, but it can
+                make work, and measure time.
 
-The Origin rule holds for every method: only browsers send an Origin, and a page that may not write may not read either.
-A form, or anything else that a page may send without asking, carries an Origin or says that it is cross-site; and the API takes
-JSON alone, which a page cannot send without asking.
+The Origin rule holds for every method: only browsers send an Origin, and a page that may not write
+may not read either. A form, or anything else that a page may send without a preflight, carries an
+Origin or is marked as cross-site; and the API takes only JSON, which needs a preflight.
 """
 
 import re
@@ -23,6 +27,7 @@ from brain.access.addresses import (
     MAX_AUTHORITY,
     NETWORKS,
     Address,
+    AddressError,
     Authority,
     Network,
     Origin,
@@ -40,10 +45,11 @@ _OPAQUE: Final = frozenset({"null", "file://"})
 
 
 class Policy:
-    """Made once from the settings. `origins` and `hosts` are welcome beyond the defaults, and `*` in them is all; `origins` may
-    hold `null` and `file://`, the origins of pages without a host. `machine` is this machine's own host name.
+    """`origins` and `hosts` are allowed beyond the defaults; `*` in them means all. `origins` may
+    contain `null` and `file://`, the origins of pages without a host. `machine` is this host's
+    name.
 
-    Raises ValueError for an origin or a host that is none.
+    Raises AddressError for an invalid origin or host.
     """
 
     def __init__(
@@ -65,32 +71,39 @@ class Policy:
         self._hosts = frozenset(Authority.parse(text) for text in hosts if text != "*")
         own = machine.lower()
         self._names = frozenset({"localhost", own, f"{own}.local"} if own else {"localhost"})
-        # Clients repeat themselves: a request costs a few look-ups, not the parsing of an address, a Host and an Origin.
+        # Clients repeat themselves: a request costs look-ups, not parsing an address, a Host and an
+        # Origin.
         self.identify = lru_cache(4096)(self._identify)
         self._network_rule = lru_cache(4096)(self._check_network)
         self._host_rule = lru_cache(1024)(self._check_host)
         self._origin_rule = lru_cache(1024)(self._check_origin)
 
-    def check(self, peer: str, headers: Headers, target: bytes) -> Rejection | None:
-        """None is welcome. `target` is the request target as it was sent: an absolute one names a host of its own, of which an
-        ASGI scope says nothing.
+    def check(self, peer: str, headers: Headers, target: bytes) -> Address | Rejection:
+        """The client's address, if the request is permitted.
+
+        `target` is the request target as it was sent: an absolute one names a host of its own,
+        which an ASGI scope does not contain.
         """
         client = self.client_address(peer, headers)
-        rejection = self._network_rule(client) if client is not None else _no_address(peer, headers)
-        if rejection is not None:
-            return rejection
+        if client is None:
+            return _no_address(peer, headers)
+        rejection = self._network_rule(client) or self._check_page(headers, target)
+        return client if rejection is None else rejection
+
+    def _check_page(self, headers: Headers, target: bytes) -> Rejection | None:
+        """The rules against pages of other sites: Host, Origin, cross-site."""
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
             return Rejection(
-                400, f"a request has one Host header, and this one has {len(hosts)}", "host"
+                "host_header", f"a request has one Host header, and this one has {len(hosts)}"
             )
         if not target.startswith(b"/") and target != b"*":
-            # The target's host overrules the header's (RFC 9112, 3.2.2). Both must be ours: what reads only one is not misled.
+            # The target's host overrules the header's (RFC 9112, 3.2.2). Both must be names of this
+            # server, so that a program that reads only one of them is not misled.
             absolute = _ABSOLUTE.match(target)
             if absolute is None:
-                return Rejection(
-                    400, "a request target is a path or an http:// URL", "host"
-                )  # it may hold a secret
+                # The target is not quoted: it may hold a secret.
+                return Rejection("host_header", "a request target is a path or an http:// URL")
             hosts.append(absolute[1])
         for host in hosts:
             rejection = (self._host_rule if len(host) <= MAX_AUTHORITY else self._check_host)(host)
@@ -103,7 +116,7 @@ class Policy:
             return _CROSS_SITE if _is_cross_site(headers) else None
         if len(origins) > 1:
             return Rejection(
-                403, f"a request has one Origin header, and this one has {len(origins)}", "origin"
+                "origin", f"a request has one Origin header, and this one has {len(origins)}"
             )
         origin = origins[0]
         return (self._origin_rule if len(origin) <= MAX_AUTHORITY else self._check_origin)(
@@ -111,10 +124,11 @@ class Policy:
         )
 
     def client_address(self, peer: str, headers: Headers) -> Address | None:
-        """The peer's, or, behind a trusted proxy, that of the rightmost hop of X-Forwarded-For that is not one itself.
+        """The peer's address or, behind a trusted proxy, the rightmost hop of X-Forwarded-For that
+        is not itself a trusted proxy.
 
-        None if that hop is no address, and then `check` refuses: to take the proxy's own address, which is allowed, would let in
-        whomever the proxy cannot name.
+        None if that hop is not an address; then `check` rejects. The proxy's own address, which is
+        allowed, would let in every client that the proxy cannot name.
         """
         found, is_proxy = self.identify(peer)
         if not is_proxy:
@@ -139,23 +153,27 @@ class Policy:
     def _check_network(self, client: Address) -> Rejection | None:
         if any(client in network for network in self._networks):
             return None
-        detail = f"{client} is in none of the networks that may connect: BRAIN_ALLOWED_NETWORKS names them"
-        return Rejection(403, detail, "network")
+        detail = (
+            f"{client} is in none of the networks that may connect: "
+            "BRAIN_ALLOWED_NETWORKS names them"
+        )
+        return Rejection("network", detail)
 
     def _check_host(self, value: bytes) -> Rejection | None:
         try:
             host = Authority.parse(header_text(value))
-        except ValueError as error:
-            return Rejection(400, f"Host: {error}", "host")
-        # Without a port it is that of http or https: behind a proxy that ends TLS, there is no telling which.
+        except AddressError as error:
+            return Rejection("host_header", f"Host: {error}")
+        # Without a port it is that of http or https: behind a proxy that ends TLS, either is
+        # possible.
         forms = (host, Authority(host.host, None), host.on("http"), host.on("https"))
         if self._any_host or self._is_own(host.host) or not self._hosts.isdisjoint(forms):
             return None
         detail = (
-            f"{quoted(value)} is not a name of this server: if it is one (a DNS name, a service of docker compose), "
-            f"start Brain with it in BRAIN_ALLOWED_HOSTS={host.host}"
+            f"{quoted(value)} is not a name of this server: if it is one (a DNS name, "
+            f"a service of docker compose), start Brain with it in BRAIN_ALLOWED_HOSTS={host.host}"
         )
-        return Rejection(421, detail, "host")
+        return Rejection("host", detail)
 
     def _check_origin(self, value: bytes, host: bytes) -> Rejection | None:
         text = header_text(value)
@@ -163,22 +181,25 @@ class Policy:
             return None
         try:
             origin = Origin.parse(text)
-        except ValueError as error:
-            detail = f"Origin: {error}; BRAIN_ALLOWED_ORIGINS can let in null and file://"
-            return Rejection(403, detail, "origin")
+        except AddressError as error:
+            detail = f"Origin: {error}; BRAIN_ALLOWED_ORIGINS can allow null and file://"
+            return Rejection("origin", detail)
         if origin in self._origins:
             return None
-        # On any port: front ends are served by dev servers of their own.
+        # On any port: a front end often has its own dev server.
         if origin.scheme in DEFAULT_PORTS and (
             self._is_own(origin.authority.host)
             or origin.authority == Authority.parse(header_text(host)).on(origin.scheme)
         ):
             return None
-        detail = f"pages of {quoted(value)} may not connect: if they may, add that to BRAIN_ALLOWED_ORIGINS"
-        return Rejection(403, detail, "origin")
+        detail = (
+            f"pages of {quoted(value)} may not connect: to allow them, "
+            "add that to BRAIN_ALLOWED_ORIGINS"
+        )
+        return Rejection("origin", detail)
 
     def allowed(self) -> dict[str, str]:
-        """What is allowed to whom, for a log line."""
+        """The rules, for a log line."""
         origins = [
             *sorted(self._opaque),
             *(f"{each.scheme}://{each.authority}" for each in self._origins),
@@ -197,33 +218,40 @@ class Policy:
         }
 
     def _is_own(self, host: str | Address) -> bool:
-        """Whether it is a name that nobody on the internet can have: an address cannot be rebound, .localhost not be bought."""
+        """Whether nobody on the internet can have this name: an address cannot be rebound, and
+        nobody can buy .localhost.
+        """
         if isinstance(host, str):
             return host in self._names or host.endswith(".localhost")
         return host.is_loopback or any(host in network for network in self._networks)
 
 
 _CROSS_SITE: Final = Rejection(
-    403,
-    "another site's page caused this request: if it may, add its origin to BRAIN_ALLOWED_ORIGINS and fetch with CORS",
     "cross_site",
+    "another site's page caused this request: to allow it, add its origin to "
+    "BRAIN_ALLOWED_ORIGINS and fetch with CORS",
 )
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """By the word of the browser, which no page can change (Fetch Metadata). To follow a link or to type a URL is no page's doing."""
-    said = {name: value for name, value in headers if name.startswith(b"sec-fetch-")}
-    # But to open it inside the page is: /docs in an invisible frame, and the visitor's clicks would be its own.
+    """As the browser says, which no page can change (Fetch Metadata). A page does not cause a
+    request when the user follows a link or types a URL.
+    """
+    metadata = {name: value for name, value in headers if name.startswith(b"sec-fetch-")}
+    # Inside the page it does: the user would click on /docs in an invisible frame.
     opens = (
-        said.get(b"sec-fetch-mode") == b"navigate"
-        and said.get(b"sec-fetch-dest", b"document") == b"document"
+        metadata.get(b"sec-fetch-mode") == b"navigate"
+        and metadata.get(b"sec-fetch-dest", b"document") == b"document"
     )
-    return said.get(b"sec-fetch-site") == b"cross-site" and not opens
+    return metadata.get(b"sec-fetch-site") == b"cross-site" and not opens
 
 
 def _no_address(peer: str, headers: Headers) -> Rejection:
     if address(peer) is None:
-        return Rejection(403, f"the peer {quoted(peer)} has no IP address", "network")
+        return Rejection("network", f"the peer {quoted(peer)} has no IP address")
     hops = b",".join(value for name, value in headers if name == b"x-forwarded-for")
-    detail = f"X-Forwarded-For, from the proxy {quoted(peer)}, names the client by no address: {quoted(hops[-80:])}"
-    return Rejection(400, detail, "forwarded")
+    detail = (
+        f"X-Forwarded-For, from the proxy {quoted(peer)}, does not give the client's address: "
+        f"{quoted(hops[-80:])}"
+    )
+    return Rejection("forwarded", detail)

@@ -1,7 +1,7 @@
-"""A pace: so many at once, so many a second in the long run. It bounds frames, handshakes and log lines.
+"""Rate limits of frames, handshakes and log lines: a burst at once, and a rate in the long run.
 
-It is a token bucket of which one number is kept, the moment when it will be full again (the generic cell rate algorithm of
-ITU-T I.371, annex A): nothing is refilled, and who is long gone needs no more memory.
+Each is a token bucket of which one number is stored: when it will be full again (the generic cell
+rate algorithm of ITU-T I.371, annex A). Nothing is refilled, and a full bucket needs no memory.
 """
 
 import time
@@ -16,24 +16,27 @@ class RateLimit:
     rate: float
     """Per second."""
 
-    def after(self, full: float, now: float) -> float:
-        """When the bucket will be full again if one more is taken now; `full` is when it would have been."""
-        return max(full, now) + 1 / self.rate
+    def after(self, full: float, now: float, cost: float = 1) -> float:
+        """When the bucket will be full again after taking `cost`; `full` is when it would have
+        been.
+        """
+        return max(full, now) + cost / self.rate
 
     def wait(self, full: float, now: float) -> float:
-        """Seconds from now to the turn of the one whose taking gave `full`. 0: it is at once."""
+        """Seconds until what was taken by the `after` that returned `full` is allowed; 0: now."""
         wait = full - now - self.burst / self.rate
         return wait if wait > 1e-9 else 0.0  # sums of fractions are not exact
 
 
 LINES = RateLimit(burst=200, rate=20)
-"""Log lines of one kind. A crowd that comes back, or a flood, is a few lines and a number."""
+"""Log lines of one kind. A flood, or a crowd that reconnects, becomes a few lines and a number."""
 
 
 class RateLimitedLogger:
-    """A log of which nobody outside can make more lines than LINES: what is left out is counted, and said in `left_out`.
+    """Logs at most LINES of each event and code. The next line gives the number dropped as
+    `left_out`.
 
-    `kinds` are the program's own words, so they are few.
+    Events and codes are constants of Brain, never text from outside, so their number is bounded.
     """
 
     def __init__(self, log: Any, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +59,7 @@ class RateLimitedLogger:
         self._log.info(event, **fields)
 
     def settle(self) -> None:
-        """To be called now and then: no line may follow that could say how many were left out before it."""
+        """Log the numbers that no later line has given. Call it regularly."""
         for event, code in list(self._left_out):
             now = self._clock()
             if not LINES.wait(LINES.after(self._full[event, code], now), now):

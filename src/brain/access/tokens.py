@@ -1,37 +1,62 @@
-"""Tokens: a JWT (RFC 7519) in, what its bearer may do out. Off unless a secret or a key set is configured.
+"""Tokens: a JWT (RFC 7519) in, what its bearer may do out. Off unless a secret or a key set is set.
 
-Algorithms are pinned by the key, never taken from the token (RFC 8725, section 3.1): HS256 for the secret, and for a key of a
-key set the one that it names or, without a name, the usual one of its type. No text here holds a token or a part of one.
-
-A key set (RFC 7517) is loaded by a thread, within a deadline and a bound, so that a slow host holds up who waits for it and
-nobody else. It is loaded again when it has aged, and when a token names a key that it lacks, though not for every such token.
+The key determines the algorithm, never the token (RFC 8725, section 3.1): HS256 for the secret, and
+for a key of a key set the one that it names or, without a name, the usual one of its type. No text
+here contains a token or a part of one.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import jwt
-import structlog
 
-from brain.access.jwks import KeySet, Secret, TokenError
+from brain.access.rejections import Rejection
+from brain.contract.errors import BrainError
 from brain.contract.messages import storable
 from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES
-
-log = structlog.get_logger()
 
 Scope = Literal["read", "write"]
 
 BOUNDS = ("agent", "task_id")
-"""Claims that bound what a token is for, as the fields of a run that they are about."""
+"""Claims that limit a token to some runs; each is named like the field of a run that it limits."""
 
 MAX_TOKEN = 4096
-"""Characters: what fits into a client's message, and into a head beside the rest."""
+"""Characters: it must fit into a message of a client, and into a head with everything else."""
 
 SKEW = 10
-"""Seconds by which the clock of who issues tokens may be ahead of ours."""
+"""Seconds that the issuer's clock may be ahead of this one."""
+
+
+class TokenError(BrainError):
+    """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified
+    now.
+    """
+
+    def __init__(self, code: Literal["token", "scope", "keys"], detail: str) -> None:
+        super().__init__(detail)
+        self.code: Literal["token", "scope", "keys"] = code
+
+    @property
+    def rejection(self) -> Rejection:
+        return Rejection(self.code, str(self))
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        return self.rejection.status
+
+
+class Keys(Protocol):
+    """The keys that sign tokens."""
+
+    async def begin(self) -> None:
+        """Read them, if they are not given. Never raises: a problem is logged."""
+
+    async def find(self, name: str | None) -> tuple[Any, str]:
+        """The key of this name, and its algorithm. Raises TokenError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +67,36 @@ class Grant:
     """Seconds since 1970."""
     scopes: frozenset[str] = frozenset({"read", "write"})
     within: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
-    """Field of a run (agent, task_id) → the values that its runs have. A field that is not here is free."""
+    """Field of a run (agent, task_id) → the values that it permits. Other fields are not
+    limited."""
 
     def require(self, scope: Scope) -> None:
         """Raises TokenError."""
         if scope not in self.scopes:
-            raise TokenError(403, f"the token's scope does not hold {scope!r}")
+            raise TokenError("scope", f"the token's scope does not contain {scope!r}")
 
     def narrowed(self, name: str, wanted: Iterable[str]) -> frozenset[str]:
-        """What is wanted of a field, or, where that is nothing in particular, what is permitted. Raises TokenError beyond it."""
+        """The wanted values of a field; if there are none, all that the token permits.
+
+        Raises TokenError if the token does not permit all of them.
+        """
         asked, permitted = frozenset(wanted), self.within.get(name)
         if permitted is None:
             return asked
         if not asked <= permitted:
-            raise TokenError(403, f"the token is for other values of {name} than are asked for")
+            raise TokenError("scope", f"the token does not permit these values of {name}")
         return asked or permitted
 
 
 OPEN = Grant()
-"""Where no tokens are asked for."""
+"""Where no tokens are required."""
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The token of a request (RFC 6750, section 2.1), or of the subprotocols `bearer, <token>`, which is what a browser can send.
+    """The token of a request (RFC 6750, section 2.1), or of the subprotocols `bearer, <token>`,
+    which a browser can send.
 
-    Never the URL's: URLs are logged and remembered everywhere. Raises TokenError if there are two.
+    Never from the URL: URLs end up in logs and histories. Raises TokenError if there are two.
     """
     found = []
     for name, value in headers:
@@ -81,7 +111,7 @@ def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         ):
             found.append(offered[1])
     if len(found) > 1:
-        raise TokenError(401, "a request has one token")
+        raise TokenError("token", "a request has one token")
     return found[0] if found else None
 
 
@@ -89,7 +119,7 @@ SUBPROTOCOL = "bearer"
 
 
 def offers_bearer(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """A browser ends the connection if none of the subprotocols that it offered is answered."""
+    """A browser closes the connection if the server selects none of its subprotocols."""
     return any(
         name == b"sec-websocket-protocol" and _offered(value)[0] == SUBPROTOCOL
         for name, value in headers
@@ -103,7 +133,7 @@ def _offered(value: bytes) -> list[str]:
 class Tokens:
     def __init__(
         self,
-        keys: Secret | KeySet,
+        keys: Keys,
         *,
         audience: str | None = None,
         issuer: str | None = None,
@@ -117,16 +147,16 @@ class Tokens:
     async def check(self, token: str | None) -> Grant:
         """Raises TokenError."""
         if not token:
-            raise TokenError(401, "a token is asked for: send it as Authorization: Bearer")
+            raise TokenError("token", "a token is required: send it as Authorization: Bearer")
         if len(token) > MAX_TOKEN or not token.isascii():
-            raise TokenError(401, f"a token is a JWT of at most {MAX_TOKEN} characters")
+            raise TokenError("token", f"a token is a JWT of at most {MAX_TOKEN} characters")
         try:
             header = jwt.get_unverified_header(token)
             name = header.get("kid")
             key, algorithm = await self.keys.find(name if isinstance(name, str) else None)
             if header.get("alg") != algorithm:
                 raise TokenError(
-                    401, f"the token is not signed by {algorithm}, which is what its key is for"
+                    "token", f"the token is not signed with {algorithm}, the algorithm of its key"
                 )
             claims = jwt.decode(
                 token,
@@ -139,11 +169,11 @@ class Tokens:
             )
             expires = float(claims["exp"])
         except jwt.PyJWTError as error:
-            raise TokenError(401, _SAID.get(type(error), "the token is not valid")) from None
+            raise TokenError("token", _DETAILS.get(type(error), "the token is not valid")) from None
         except (ValueError, TypeError, OverflowError, RecursionError):
-            raise TokenError(401, "the token is no JWT") from None
+            raise TokenError("token", "the token is not a JWT") from None
         if not expires > self.now():
-            raise TokenError(401, _SAID[jwt.ExpiredSignatureError])
+            raise TokenError("token", _DETAILS[jwt.ExpiredSignatureError])
         scope = claims.get("scope", "read")
         within = {name: _values(name, claims[name]) for name in BOUNDS if name in claims}
         return Grant(
@@ -153,19 +183,21 @@ class Tokens:
         )
 
 
-_SAID: Mapping[type[Exception], str] = {
+_DETAILS: Mapping[type[Exception], str] = {
     jwt.ExpiredSignatureError: "the token has expired",
     jwt.ImmatureSignatureError: "the token is not valid yet",
-    jwt.InvalidSignatureError: "the token's signature is not that of its key",
+    jwt.InvalidSignatureError: "the token's signature is not valid",
     jwt.InvalidAudienceError: "the token is for another audience than BRAIN_JWT_AUDIENCE",
-    jwt.InvalidIssuerError: "the token is not of BRAIN_JWT_ISSUER",
-    jwt.MissingRequiredClaimError: "the token lacks a claim: exp, and aud and iss if they are configured",
+    jwt.InvalidIssuerError: "the token's issuer is not BRAIN_JWT_ISSUER",
+    jwt.MissingRequiredClaimError: (
+        "the token lacks a claim: exp, and aud and iss if they are configured"
+    ),
 }
 
 
 def _texts(name: str, value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise TokenError(401, f"the token's claim {name} is a text or a list of texts")
+        raise TokenError("token", f"the token's claim {name} is a text or a list of texts")
     return value
 
 
@@ -175,10 +207,11 @@ def _values(name: str, value: object) -> frozenset[str]:
         0 < len(each) <= MAX_CHARACTERS for each in values
     ):
         raise TokenError(
-            401,
-            f"the token's claim {name} holds 1 to {MAX_VALUES} texts of 1 to {MAX_CHARACTERS} characters",
+            "token",
+            f"the token's claim {name} has 1 to {MAX_VALUES} texts "
+            f"of 1 to {MAX_CHARACTERS} characters",
         )
     try:
         return frozenset(map(storable, values))
     except ValueError as error:
-        raise TokenError(401, f"the token's claim {name} {error}") from error
+        raise TokenError("token", f"the token's claim {name} {error}") from error

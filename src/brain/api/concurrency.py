@@ -1,59 +1,64 @@
-"""The API's few connections to the database, shared out by address: none can have them all.
+"""The API's few connections to the database, shared out by address: no address can take them all.
 
-Without it, 95 connections of one address that asked for long pages made everybody's request wait for 1.5 s, and eight requests that
-waited for a locked row made everybody's fail.
+Without it, 95 connections of one address that asked for long pages made every other request wait
+1.5 s, and eight requests that waited for a locked row made every other one fail.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from brain.access.rejections import RejectionCounter
-from brain.api.problems import Problem
-from brain.api.repository import CONNECTIONS
+from brain.access.rejections import Rejection, RejectionCounter
+from brain.api.errors import TooManyRequests
+from brain.api.pool import CONNECTIONS
 
 MAX_REQUESTS = CONNECTIONS // 2
 """Requests of an address that may be at the database at a time."""
 
 MAX_WAIT = 5.0
-"""Seconds that a request waits for those of its own address."""
+"""Seconds that a request waits for others of its own address."""
 
 
 @dataclass(slots=True)
 class _Address:
-    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_REQUESTS))
+    places: asyncio.Semaphore
     requests: int = 0
     """At the database, or waiting."""
 
 
 class ConcurrencyLimiter:
-    def __init__(self, rejections: RejectionCounter) -> None:
+    def __init__(
+        self,
+        rejections: RejectionCounter,
+        *,
+        max_requests: int = MAX_REQUESTS,
+        max_wait: float = MAX_WAIT,
+    ) -> None:
         self._rejections = rejections
+        self._max_requests = max_requests
+        self._max_wait = max_wait
         self.addresses: dict[Hashable, _Address] = {}
-        """Those who ask just now."""
+        """Those that have requests now."""
 
     @asynccontextmanager
     async def take(self, address: Hashable) -> AsyncIterator[None]:
-        """Raises Problem, 429, when the turn does not come within MAX_WAIT."""
-        mine = self.addresses.setdefault(address, _Address())
-        mine.requests += 1
+        """Hold one of the address's places for the block. Raises TooManyRequests."""
+        own = self.addresses.setdefault(address, _Address(asyncio.Semaphore(self._max_requests)))
+        own.requests += 1
         try:
             try:
-                async with asyncio.timeout(MAX_WAIT):
-                    await mine.places.acquire()
+                async with asyncio.timeout(self._max_wait):
+                    await own.places.acquire()
             except TimeoutError:
-                detail = (
-                    f"{MAX_REQUESTS} requests of {address} are at the database, and this one has waited for {MAX_WAIT:.0f} s: "
-                    "send fewer at a time"
-                )
-                self._rejections.note("turns", peer=str(address), status=429, detail=detail)
-                raise Problem(429, detail) from None
+                error = TooManyRequests(address, self._max_requests, self._max_wait)
+                self._rejections.note(Rejection("turns", str(error)), peer=str(address))
+                raise error from None
             try:
                 yield
             finally:
-                mine.places.release()
+                own.places.release()
         finally:
-            mine.requests -= 1
-            if not mine.requests:
+            own.requests -= 1
+            if not own.requests:
                 del self.addresses[address]

@@ -1,290 +1,213 @@
-"""The table's rows, read and written for the HTTP API in the words of the contract.
+"""The table's rows, read and written in the words of the contract.
 
-A value goes to PostgreSQL as text without a type, and PostgreSQL takes it for its column's: a table's columns may be
-of any type. What the board knows and a query does not see yet is answered from the board.
+A value goes to PostgreSQL as text without a type, and PostgreSQL converts it to its column's: a
+column may be of any type.
 """
 
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from dataclasses import field as default
-from functools import partial
-from http import HTTPStatus
 from typing import cast
 
 import psycopg
 from psycopg import errors
-from psycopg_pool import AsyncConnectionPool
 
-from brain.api.problems import Problem, said
-from brain.api.queries import (
-    EVERYWHERE,
-    TIMES,
-    ByFields,
-    Statement,
-    insert,
-    select_one,
-    select_page,
-    update,
+from brain.api.errors import (
+    ColumnNotWritable,
+    ConcurrentChange,
+    CursorInvalid,
+    IdRequired,
+    RowNotInContract,
+    RowRejected,
+    RunExists,
+    RunNotFound,
+    TransitionNotAllowed,
+    UnknownStatus,
+    postgres_message,
 )
-from brain.contract.messages import (
-    AGENT,
-    ID,
-    STATUS,
-    TASK_ID,
-    TRANSITIONS,
-    Micros,
-    Run,
-    Status,
-    body,
-)
-from brain.delivery.board import RUN, SEQ, TIME, XID, Board, Entry
-from brain.postgres.connection import Conn, Session, configure, deadline, parameters
+from brain.api.overlay import Overlay
+from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
+from brain.api.pool import Pool, fetch, open_pool
+from brain.api.queries import TIMES, UNRESTRICTED, ByFields, insert, select_one, select_page, update
+from brain.contract.messages import ID, STATUS, TRANSITIONS, Run, Status
+from brain.delivery.board import Board
+from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
-from brain.postgres.snapshots import PgSnapshot, Xid
+from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe
 
-CONNECTIONS = 8
-"""To the database, for all requests of the API. `turns` shares them out."""
-
-STALE = 10.0
+DESCRIPTION_TTL = 10.0
 """Seconds after which the table's columns are looked up again."""
 
-
-PIECE = 100
-"""Rows that are asked for at a time: a page that is cut at its bytes must not have been in memory whole."""
-
-MAX_PAGE = 1024 * 1024
-"""Bytes of a page: a thousand runs with long texts would be 8 MB, held for as long as the client does not read."""
+MAX_TRIES = 3
+"""Of an UPDATE that changed no row although the status allows it."""
 
 
-@dataclass(slots=True)
 class RunRepository:
-    """The table's rows, as the contract words them. Raises Problem, TableError, psycopg.Error.
+    """Raises RunError, TableError and psycopg.Error.
 
-    `within` is where a token ends: field → the values that its runs have. A run beyond it is as if there were none.
+    `within` is where a token ends: field → the values that its runs have. A run beyond it counts
+    as absent.
     """
 
-    pool: AsyncConnectionPool[Conn]
-    table: Table
-    decoder: Decoder
-    board: Board
-    _described: Description | None = default(default=None, init=False)
-    _until: float = default(default=0.0, init=False)
-    _visible: int = default(default=0, init=False)
-    """A seq of the board: whatever is asked from now on sees all changes up to it, for what one query saw each later one sees. So
-    few entries have to be looked at, unless a synchronous standby does not answer.
-    """
+    def __init__(self, pool: Pool, table: Table, decoder: Decoder, board: Board) -> None:
+        self._pool = pool
+        self._table = table
+        self._decoder = decoder
+        self._overlay = Overlay(board)
+        self._description: Description | None = None
+        self._described_until = 0.0
 
-    async def get(self, run_id: str, within: ByFields = EVERYWHERE) -> Run:
-        async with self._connection() as (conn, described):
+    async def get(self, run_id: str, within: ByFields = UNRESTRICTED) -> Run:
+        async with self._connection() as (conn, description):
+            seen, *fields = await self._select(conn, description, run_id)
+        run = self._overlay.ahead(run_id, PgSnapshot.parse(str(seen)))
+        if run is None:
+            if fields[ID] is None or not matches(fields, within):
+                raise RunNotFound(run_id)
             try:
-                rows = await _rows(
-                    conn, select_one(self.table, described, self.decoder.max_text, run_id)
-                )
-            except psycopg.DataError:  # not a value of the column's type, so no row has it
-                raise _unknown(run_id) from None
-        seen, *fields = rows[0]
-        entry = self.board.get(run_id)
-        if entry and _unseen(entry, PgSnapshot.parse(str(seen))):
-            run = entry[RUN]
-        elif fields[ID] is None or not _matches(fields, within):
-            raise _unknown(run_id)
-        else:
-            run = self._decoded(fields, HTTPStatus.NOT_FOUND)
-        if not _matches(run, within):
-            raise _unknown(run_id)
+                run = self._decode(fields)
+            except RowNotInContract as error:
+                raise RunNotFound(run_id, str(error)) from error
+        if not matches(run, within):
+            raise RunNotFound(run_id)
         return run
 
-    async def page(
-        self, wanted: ByFields, after: str | None, limit: int
-    ) -> tuple[list[str], str | None, Micros | None]:
-        """Runs in JSON, as many as `limit` and MAX_PAGE let in; the id after which the next page begins; and a moment from which
-        on `/ws?since=` misses nothing.
+    async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
+        """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
+        words = {**wanted, "status": self._decoder.words(*wanted["status"])}
+        async with self._connection() as (conn, description):
 
-        That moment is the board's before the first query, or that of the first change that a query did not see yet.
-        """
-        # Beyond what was evicted, of which the query will see all: or who was sent here by a 4410 would be sent back for ever.
-        moment = max(self.board.time, self.board.floor_time + 1) if self.board.begun else None
-        begun, visible = self.board.seq, self._visible
-        texts = {**wanted, "status": self.decoder.words(*wanted["status"])}
-        found: list[str] = []
-        size, last, left = 0, after, limit
-        async with self._connection() as (conn, described):
-            while True:
-                count, asked = min(left, PIECE), self.board.seq
-                query = select_page(
-                    self.table,
-                    described,
-                    self.decoder.max_text,
-                    wanted=texts,
-                    after=last,
-                    limit=count + 1,
+            async def query(after: str | None, limit: int) -> Rows:
+                statement = select_page(
+                    self._table,
+                    description,
+                    self._decoder.max_text,
+                    wanted=words,
+                    after=after,
+                    limit=limit,
                 )
-                try:
-                    rows = await _rows(conn, query)
-                except psycopg.DataError as error:
-                    if after is None:
-                        raise
-                    raise Problem(
-                        422, "cursor is not one that a page gave", ("cursor", said(error))
-                    ) from error
-                seen = PgSnapshot.parse(str(rows[0][0]))
-                if (
-                    moment is not None and left == limit
-                ):  # later queries see what the first has seen
-                    hidden = self.board.oldest(visible, begun, partial(_unseen, visible=seen))
-                    moment = moment if hidden is None else min(moment, hidden[TIME])
-                    self._visible = max(self._visible, begun if hidden is None else hidden[SEQ] - 1)
-                for _, *fields in rows[:count]:
-                    run = self.decoder(fields) if fields[ID] is not None else None
-                    if run:
-                        entry = self.board.get(run[ID])
-                        if entry is None or not _unseen(entry, seen):
-                            entry = self.board.show(run, asked)
-                        if entry is not None:
-                            run = entry[RUN] if _matches(entry[RUN], wanted) else None
-                    if run:
-                        text = body(run)
-                        size += len(text)
-                        if found and size > MAX_PAGE:
-                            return found, last, moment
-                        found.append(text)
-                    last = fields[ID]
-                left -= count
-                if len(rows) <= count or not left:
-                    return found, last if len(rows) > count else None, moment
+                return await fetch(conn, statement)
+
+            try:
+                return await read_page(
+                    query, self._decoder, self._overlay, wanted=wanted, after=after, limit=limit
+                )
+            except psycopg.DataError as error:
+                if after is None:
+                    raise
+                raise CursorInvalid(encode_cursor(after), postgres_message(error)) from error
 
     async def create(self, status: Status, values: Mapping[str, str]) -> Run:
-        async with self._connection() as (conn, described):
-            self._refuse_missing(described, values)
-            row = {**values, "status": self.decoder.word(status)}
-            made = "id" not in row and not described.columns["id"].default
+        async with self._connection() as (conn, description):
+            self._check_writable(description, values)
+            row = {**values, "status": self._decoder.word(status)}
+            made = "id" not in row and not description.columns["id"].default
             if made:
                 row["id"] = str(uuid.uuid4())
-            query = insert(self.table, described, self.decoder.max_text, row, TIMES.get(status))
+            now = TIMES.get(status)
+            statement = insert(self._table, description, self._decoder.max_text, row, now)
             try:
-                rows = await _rows(conn, query)
+                rows = await fetch(conn, statement)
             except errors.UniqueViolation as error:
                 if "(id)=" in (error.diag.message_detail or ""):
-                    raise Problem(
-                        409,
-                        f"there is a run {row.get('id')!r} already: change it with PATCH /api/runs/{{id}}",
-                    ) from error
+                    raise RunExists(row.get("id", "")) from error
                 raise
             except psycopg.DataError as error:
                 if made:
-                    raise Problem(
-                        422, f"give an id, as the table has none of its own to give: {said(error)}"
-                    ) from error
+                    raise IdRequired(postgres_message(error)) from error
                 raise
         if not rows:
-            raise Problem(
-                409, "the table took no row: a trigger or a rule of its own has refused it"
-            )
-        return self._decoded(rows[0], HTTPStatus.CONFLICT)
+            raise RowRejected
+        return self._decode(rows[0])
 
     async def change(
         self,
         run_id: str,
         status: Status | None,
         values: Mapping[str, str | None],
-        within: ByFields = EVERYWHERE,
+        within: ByFields = UNRESTRICTED,
     ) -> Run:
-        async with self._connection() as (conn, described):
-            self._refuse_missing(described, values)
-            for _ in range(3):
+        async with self._connection() as (conn, description):
+            self._check_writable(description, values)
+            statement = update(
+                self._table,
+                description,
+                self._decoder,
+                run_id=run_id,
+                status=status,
+                values=values,
+                within=within,
+            )
+            for _ in range(MAX_TRIES):
                 try:
-                    rows = await _rows(
-                        conn,
-                        update(
-                            self.table,
-                            described,
-                            self.decoder,
-                            run_id=run_id,
-                            status=status,
-                            values=values,
-                            within=within,
-                        ),
-                    )
+                    rows = await fetch(conn, statement)
                 except psycopg.DataError:
-                    await self._present(conn, described, run_id, within)
+                    await self._word(conn, description, run_id, within)  # RunNotFound goes first
                     raise
                 if rows:
-                    return self._decoded(rows[0], HTTPStatus.CONFLICT)
-                word = await self._present(conn, described, run_id, within)
-                present = self.decoder.status(word)
-                if present is None:
-                    raise Problem(
-                        409,
-                        f"run {run_id!r} has the status {word!r}, which Brain does not know and does not change",
-                    )
-                allowed = TRANSITIONS[cast("Status", present)]
-                if status is None or status in allowed:
-                    continue  # it has changed between the two statements
-                others = " or ".join(sorted(allowed - {present}))
-                raise Problem(
-                    409,
-                    f"run {run_id!r} is {present} and cannot become {status}: "
-                    + (
-                        f"from {present} it can become {others}"
-                        if others
-                        else f"{present} is final"
-                    ),
-                )
-        raise Problem(
-            409, f"run {run_id!r} could not be changed, or is being changed by others: try again"
-        )
+                    return self._decode(rows[0])
+                word = await self._word(conn, description, run_id, within)
+                self._check_transition(run_id, word, status)
+                # It is allowed, so the run changed between the two statements.
+        raise ConcurrentChange(run_id)
 
-    async def _present(
-        self, conn: Conn, described: Description, run_id: str, within: ByFields
+    async def _word(
+        self, conn: Conn, description: Description, run_id: str, within: ByFields
     ) -> str | None:
-        """The table's word for the run's status."""
-        try:
-            rows = await _rows(
-                conn, select_one(self.table, described, self.decoder.max_text, run_id)
-            )
-        except psycopg.DataError:
-            raise _unknown(run_id) from None
-        _, *fields = rows[0]
-        if fields[ID] is None or not _matches(fields, within):
-            raise _unknown(run_id)
+        """What the table has for the run's status."""
+        _, *fields = await self._select(conn, description, run_id)
+        if fields[ID] is None or not matches(fields, within):
+            raise RunNotFound(run_id)
         return fields[STATUS]
+
+    async def _select(
+        self, conn: Conn, description: Description, run_id: str
+    ) -> tuple[str | None, ...]:
+        try:
+            rows = await fetch(
+                conn, select_one(self._table, description, self._decoder.max_text, run_id)
+            )
+        except psycopg.DataError:  # not a value of the column's type, so no row has it
+            raise RunNotFound(run_id) from None
+        return rows[0]
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[Conn, Description]]:
-        async with self.pool.connection() as conn:
-            if self._described is None or time.monotonic() > self._until:
-                self._described = await describe(conn, self.table)
-                self._until = time.monotonic() + STALE
+        async with self._pool.connection() as conn:
+            if self._description is None or time.monotonic() > self._described_until:
+                self._description = await describe(conn, self._table)
+                self._described_until = time.monotonic() + DESCRIPTION_TTL
             try:
-                yield conn, self._described
+                yield conn, self._description
             except psycopg.ProgrammingError:  # the table is not as it was described
-                self._described = None
+                self._description = None
                 raise
 
-    def _refuse_missing(self, described: Description, values: Mapping[str, object]) -> None:
-        wrong = [
-            (name, f"the table {self.table} has no such column")
-            if name not in described.columns
-            else (name, f"the table {self.table} computes this column itself")
-            for name in values
-            if name not in described.columns or described.columns[name].generated
-        ]
+    def _check_writable(self, description: Description, values: Mapping[str, object]) -> None:
+        wrong = []
+        for name in values:
+            column = description.columns.get(name)
+            if column is None:
+                wrong.append((name, f"the table {self._table} has no such column"))
+            elif column.generated:
+                wrong.append((name, f"the table {self._table} computes this column itself"))
         if wrong:
-            raise Problem(422, f"{wrong[0][0]} cannot be set: {wrong[0][1]}", *wrong)
+            raise ColumnNotWritable(wrong)
 
-    def _decoded(self, row: Sequence[str | None], otherwise: HTTPStatus) -> Run:
-        run = self.decoder(row)
+    def _check_transition(self, run_id: str, word: str | None, wanted: Status | None) -> None:
+        status = self._decoder.status(word)
+        if status is None:
+            raise UnknownStatus(run_id, word)
+        present = cast("Status", status)
+        if wanted is not None and wanted not in TRANSITIONS[present]:
+            raise TransitionNotAllowed(run_id, present, wanted)
+
+    def _decode(self, row: Sequence[str | None]) -> Run:
+        run = self._decoder(row)
         if run is None:
-            raise Problem(
-                otherwise,
-                f"the row has the status {row[STATUS]!r} or an id that has no place in the contract: "
-                "map the table's own words with BRAIN_STATUS_MAP",
-            )
+            raise RowNotInContract(row[STATUS])
         return run
 
 
@@ -292,56 +215,6 @@ class RunRepository:
 async def open_repository(
     url: str, table: Table, decoder: Decoder, board: Board
 ) -> AsyncIterator[RunRepository]:
-    """Opens at once, whether or not the database answers, and holds no connection until the first request.
-
-    `url` is one that database.parse_url has returned.
-    """
-    # It warns at every try. What is wrong with the database is said once, by who follows it.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    pool: AsyncConnectionPool[Conn] = AsyncConnectionPool(
-        connection_class=Session,
-        # A writer that holds a row for minutes must not use up the pool.
-        kwargs={
-            **parameters(url, "brain-api", statement_timeout="10s", lock_timeout="3s"),
-            "autocommit": True,
-        },
-        configure=configure,
-        check=_alive,
-        min_size=0,
-        max_size=CONNECTIONS,
-        open=False,
-        timeout=2.0,
-        # Then it gives up, and the next request tries again: with the default, pauses grow to minutes.
-        reconnect_timeout=2.0,
-    )
-    await pool.open()
-    try:
+    """`url` is one that postgres.connection.parse_url returned."""
+    async with open_pool(url) as pool:
         yield RunRepository(pool, table, decoder, board)
-    finally:
-        await pool.close(timeout=1.0)
-
-
-async def _alive(conn: Conn) -> None:
-    """A connection whose packets vanish would keep its request waiting for ever."""
-    async with deadline(1.0):
-        await AsyncConnectionPool.check_connection(conn)
-
-
-async def _rows(conn: Conn, statement: Statement) -> list[tuple[str | None, ...]]:
-    query, values = statement
-    async with deadline(15.0):  # statement_timeout is less
-        return await (await conn.execute(query, values)).fetchall()
-
-
-def _unseen(entry: Entry, visible: PgSnapshot) -> bool:
-    """Committed and on the board, but not yet in what that query saw: a synchronous standby may hold that up for long."""
-    return entry[XID] != 0 and not visible.sees(Xid(entry[XID]))
-
-
-def _matches(run: Sequence[object], wanted: ByFields) -> bool:
-    values = {"status": run[STATUS], "agent": run[AGENT], "task_id": run[TASK_ID]}
-    return all(not texts or values[name] in texts for name, texts in wanted.items())
-
-
-def _unknown(run_id: str) -> Problem:
-    return Problem(404, f"there is no run {run_id!r}")

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: `commands` declares it, the other modules do the work."""

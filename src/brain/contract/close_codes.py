@@ -1,7 +1,7 @@
 """Every close code that a client of `/ws` may see: what it means, and whether to come back.
 
-RFC 6455, section 7.4.1, and Brain's own from 4400 on, which read like HTTP's 400 to 499. The server,
-`brain.client` and the table in docs/protocol.md derive from this one.
+RFC 6455, section 7.4.1, and Brain's own from 4400 on, which read like HTTP's 400 to 499. The
+server, `brain.client` and the table in docs/protocol.md derive from this one.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ class Retry(StrEnum):
     """What a client does after a connection ended."""
 
     BACK_OFF = "yes, with back-off"
-    RESET = "yes, at once, without `since`: discard your local data, Brain cannot say what changed"
+    RESET = (
+        "yes, without `since`, at once (with back-off if this connection had none): "
+        "discard your local data, Brain cannot say what changed"
+    )
     NEW_TOKEN = "no, unless you get a new token first"  # noqa: S105 - a sentence
     NEVER = "no"
 

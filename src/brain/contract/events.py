@@ -1,15 +1,28 @@
 """The port between PostgreSQL and the board: the events of a source, and what it may ask back.
 
-A source yields events of these two kinds, in the order in which the board applies them.
+A source yields Snapshot and Changes in the order in which they must be applied.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from brain.contract.messages import Micros, Run
 
 Op: TypeAlias = Literal["insert", "update", "delete", "truncate"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the consumer did with a comparison. It fills it in while it applies the event."""
+
+    pushed: int = 0
+    """Rows that differed from what the consumer held."""
+    removed: int = 0
+    """Runs that the consumer held and that the table no longer has."""
+    skipped: int = 0
+    """Rows that the consumer does not hold afterwards. It takes their runs for deleted or evicted
+    after the query; it cannot tell those from runs that the stream left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +41,48 @@ class Snapshot:
     complete: bool = True
     """False for each piece of a Snapshot but the last."""
     new: bool = False
-    """The table's history began again (another table, a restored backup, a failover): no `since`
-    from before it is answered."""
+    """A new history (another table, a restored backup, a failover): no `since` from before is
+    answered."""
     unless_after: int | None = None
-    """A row is skipped if its run has changed on the board after this seq: the row is older."""
+    """Set on a comparison. Rows of runs that the board has seen change after this seq are older
+    than the board: it skips them."""
+    outcome: Outcome | None = field(default=None, compare=False)
+    """Set on a comparison. The source reads it when the consumer asks for the next event."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Changes:
     """A slice of one committed transaction.
 
-    The run of a delete has only its id, and that of a truncate has not even an id. A field may be
-    messages.UNCHANGED.
+    The run of a delete has only its id; that of a truncate is empty. Nobody changes a slice that
+    has been yielded; it is not frozen because one is made for each transaction, and a frozen one
+    takes three times as long.
     """
 
     rows: list[tuple[Op, Run]]
     at: Micros
     """The time of the commit. It may decrease: 0.07 % of commits were late, by up to 17 ms."""
     xid: int
-    """The transaction's 64-bit id, by which a reader can tell whether a query has seen it."""
+    """The transaction's 64-bit id, so that a reader can tell whether a query has seen it."""
+    incomplete: bool = False
+    """Some field is messages.UNCHANGED: PostgreSQL did not send it, and the source does not know
+    it."""
 
 
 Event: TypeAlias = Snapshot | Changes
 
 
 class Known(Protocol):
-    """What a source may ask about the events that were applied. The board answers."""
+    """What a source may ask its consumer, which has applied every event that it has taken."""
 
     @property
     def seq(self) -> int:
-        """Grows with every change that is applied."""
+        """Grows with every change that has been applied."""
         ...
 
     @property
     def floor(self) -> int:
-        """The seq of the newest change whose run was evicted to bound memory."""
+        """The seq of the newest change whose run is no longer held, because memory is bounded."""
         ...
 
     def unfinished(self) -> Collection[str]:
@@ -70,7 +90,7 @@ class Known(Protocol):
         ...
 
     def differs(self, run: Run) -> bool:
-        """Whether the run is not held, or held in another state."""
+        """Whether the run is unknown, or held in another state."""
         ...
 
     def __contains__(self, run_id: str) -> bool: ...

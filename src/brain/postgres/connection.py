@@ -1,6 +1,5 @@
-"""Connecting to PostgreSQL: what a URL may say, the session that Brain needs, and its errors in plain words."""
+"""Connecting to PostgreSQL: the URL, the session that Brain needs, and errors as one line."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +10,15 @@ from psycopg import AsyncConnection, conninfo
 from psycopg.adapt import AdaptersMap
 from psycopg.types.string import TextLoader
 
+from brain.contract.errors import BrainError
+from brain.postgres.cancellation import timeout
+
 Text: TypeAlias = tuple[str | None, ...]
 Conn: TypeAlias = AsyncConnection[Text]
 """A connection on which every column arrives as the text that its type prints."""
+
+APPLICATION = "brain"
+"""Brain's application_name, which synchronous_standby_names may contain."""
 
 SESSION = {
     "datestyle": "ISO,MDY",
@@ -25,13 +30,13 @@ SESSION = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-"""The text form of a value is the session's, and a role or a database may have set another (seen: `21/11/2026 06:32:03 IST`
-and `3e+01` for 30). Start-up options win over both."""
+"""These settings decide how values look as text, and a role or a database may have others (seen:
+`21/11/2026 06:32:03 IST`, and `3e+01` for 30). Start-up options override both."""
 
-ANSWER = 10.0
-"""Seconds in which a question that waits for nobody is answered, or the database is gone."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds. A query that waits for no lock is answered within them, or the database is gone."""
 
-_OURS = {
+_FOREIGN_PARAMETERS = {
     "schema",
     "pgbouncer",
     "connection_limit",
@@ -40,17 +45,20 @@ _OURS = {
     "statement_cache_size",
     "prepared_statements",
 }
-"""Parameters of other tools' URLs (Prisma, SQLAlchemy) that libpq would refuse and that say nothing to Brain."""
+"""Parameters of other tools' URLs (Prisma, SQLAlchemy). Brain removes them: libpq refuses them."""
 
 
-class DatabaseURLError(ValueError):
-    """A URL that names no PostgreSQL database. The text names the rule; it never repeats a password."""
+class DatabaseURLError(BrainError, ValueError):
+    """The URL names no PostgreSQL database.
+
+    The text never contains a password. A ValueError too, because pydantic reports only those.
+    """
 
 
 def parse_url(url: str) -> str:
-    """A libpq connection string from what people paste: `postgres://`, `postgresql+asyncpg://`, `?schema=public`.
+    """A libpq connection string from `postgres://`, `postgresql+asyncpg://`, `?schema=public` …
 
-    Nothing is decoded and encoded again on the way: libpq takes a `+` for a plus. Raises DatabaseURLError.
+    Nothing is decoded and encoded again: to libpq a `+` is a plus. Raises DatabaseURLError.
     """
     url = url.strip()
     if match := re.match(r"([a-z][a-z0-9.:-]*)(\+\w+)?://", url, re.IGNORECASE):
@@ -62,43 +70,44 @@ def parse_url(url: str) -> str:
         authority, _, name = head.partition("/")
         if authority.count("@") > 1 or "@" in name or ("@" in query and "@" not in head):
             raise DatabaseURLError(
-                "the database URL has an @, a / or a ? inside its password" + _HINT
+                "the database URL has an @, a / or a ? inside its password" + _URL_HINT
             )
-        kept = [pair for pair in query.split("&") if pair.partition("=")[0] not in _OURS]
+        pairs = query.split("&")
+        kept = [pair for pair in pairs if pair.partition("=")[0] not in _FOREIGN_PARAMETERS]
         url = f"postgresql://{head}{mark if any(kept) else ''}{'&'.join(kept)}"
     try:
         info = conninfo.conninfo_to_dict(url)
     except psycopg.Error as error:
         raise DatabaseURLError(
-            f"the database URL cannot be read ({_safe(error)})" + _HINT
+            f"the database URL cannot be read ({_safe(error)})" + _URL_HINT
         ) from None
     for port in str(info.get("port") or 5432).split(","):
         if port and not (port.isdecimal() and 0 < int(port) < 65536):
             raise DatabaseURLError(
-                "the port in the database URL is not a number from 1 to 65535" + _HINT
+                "the port in the database URL is not a number from 1 to 65535" + _URL_HINT
             )
     return url
 
 
-_HINT = (
-    ": write postgresql://user:password@host:5432/database, and in the password %40 for @, %2F for /, "
-    "%3F for ?, %25 for % and %20 for a space"
+_URL_HINT = (
+    ": write postgresql://user:password@host:5432/database,"
+    " and in the password %40 for @, %2F for /, %3F for ?, %25 for % and %20 for a space"
 )
 
 
 def _safe(error: psycopg.Error) -> str:
-    """What libpq says of a string that it cannot read, without the pieces of it that may be a password's."""
+    """The error about a string that libpq cannot read, without what may be part of a password."""
     text = _first_line(error)
     named = text.startswith(("invalid URI query parameter", "invalid connection option"))
     return text if named else re.sub(r'"[^"]*"?', "…", text)
 
 
 def redact(url: str) -> str:
-    """The URL for a log line: without its password, and without parameters, which may hold one."""
+    """The URL for a log line: without its password and its parameters, which may contain one."""
     info = conninfo.conninfo_to_dict(url)
     hosts = str(info.get("host") or info.get("hostaddr") or "localhost").split(",")
     ports = [port or "5432" for port in str(info.get("port") or "").split(",")]
-    if len(ports) < len(hosts):  # one port for all
+    if len(ports) < len(hosts):  # one port for every host
         ports *= len(hosts)
     places = [
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -111,7 +120,7 @@ def redact(url: str) -> str:
 def parameters(
     url: str, application: str, *, replication: bool = False, **settings: str
 ) -> dict[str, Any]:
-    """Keyword arguments of connect(): the URL's, with Brain's session settings behind whatever options the URL has."""
+    """Keyword arguments of connect(): the URL's, and Brain's session settings after its options."""
     given = conninfo.conninfo_to_dict(url)
     options = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
     return {
@@ -119,7 +128,7 @@ def parameters(
         "keepalives_idle": 10,
         "keepalives_interval": 3,
         "keepalives_count": 3,
-        "tcp_user_timeout": 15_000,  # ms: a database whose packets vanish is noticed within 15 s
+        "tcp_user_timeout": 15_000,  # ms: the time to notice that packets vanish
         "application_name": application,
         **given,
         "client_encoding": "UTF8",
@@ -131,7 +140,7 @@ def parameters(
 async def connect(
     url: str, application: str, *, replication: bool = False, **settings: str
 ) -> Conn:
-    """An autocommit connection with text on every column. Raises psycopg.Error; `why` puts it into words."""
+    """An autocommit connection on which every column is text. Raises psycopg.Error."""
     given = parameters(url, application, replication=replication, **settings)
     conn: Conn = await Session.connect(**given, autocommit=True)
     await configure(conn)
@@ -139,7 +148,7 @@ async def connect(
 
 
 class Session(AsyncConnection[Any]):
-    """A connection that settles for less where what answers is a pooler, which refuses start-up options."""
+    """A connection that does without start-up options where a pooler refuses them."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **given: Any) -> Self:
@@ -149,8 +158,9 @@ class Session(AsyncConnection[Any]):
             if "startup parameter" not in str(error) or given.get("replication"):
                 raise
         conn = await super().connect(conninfo, **{**given, "options": ""})
-        # What a pooler keeps apart for each of its clients (PgBouncer, "track_extra_parameters"). A SET of anything else would
-        # stay behind in a session that is the application's a moment later.
+        # A pooler keeps these two apart for each of its clients (PgBouncer,
+        # "track_extra_parameters"). Any other SET would remain in a session that the application
+        # uses a moment later.
         async with deadline():
             await conn.execute("SET datestyle = 'ISO,MDY'")
             await conn.execute("SET timezone = 'UTC'")
@@ -158,14 +168,15 @@ class Session(AsyncConnection[Any]):
 
 
 @asynccontextmanager
-async def deadline(seconds: float = ANSWER, waiting_for: str = "an answer") -> AsyncIterator[None]:
-    """Gives up on what has not ended after so many seconds. Raises psycopg.OperationalError.
+async def deadline(
+    seconds: float = ANSWER_TIMEOUT, waiting_for: str = "an answer"
+) -> AsyncIterator[None]:
+    """Raise psycopg.OperationalError if the body takes longer than this.
 
-    TCP notices what vanishes on the way, but not a proxy that takes every question and hands none on. The second deadline
-    is for psycopg, which after the first asks the server to cancel, for 10 s if that is silent.
+    TCP notices a peer that vanishes, but not a proxy that accepts every query and forwards none.
     """
     try:
-        async with asyncio.timeout(seconds + 1), asyncio.timeout(seconds):
+        async with timeout(seconds):
             yield
     except TimeoutError as error:
         raise psycopg.OperationalError(
@@ -174,8 +185,8 @@ async def deadline(seconds: float = ANSWER, waiting_for: str = "an answer") -> A
 
 
 async def configure(conn: AsyncConnection[Any]) -> None:
-    """Reads every type as text, so that one decoder serves a query and the stream: two would make equal rows differ."""
-    conn.prepare_threshold = None  # a pooler between may hand each statement to another session
+    """Read every type as text: one decoder for queries and the stream keeps equal rows equal."""
+    conn.prepare_threshold = None  # a pooler may give each statement to another session
     for oid in _oids(conn.adapters):
         conn.adapters.register_loader(oid, TextLoader)
 
@@ -185,7 +196,7 @@ def _oids(adapters: AdaptersMap) -> list[int]:
 
 
 def error_line(error: BaseException) -> str:
-    """One line for a log or a person: what PostgreSQL said, and its SQLSTATE."""
+    """The first line of PostgreSQL's message, with the SQLSTATE."""
     sqlstate = getattr(error, "sqlstate", None)
     text = _first_line(error) or type(error).__name__
     return f"{text} ({sqlstate})" if sqlstate else text
@@ -193,5 +204,5 @@ def error_line(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = next((line for line in str(error).splitlines() if line.strip()), "")
-    # libpq repeats the connection string of a URL that it cannot read, password and all.
+    # libpq repeats a connection string that it cannot read, including the password.
     return re.sub(r"://[^@\s]*@", "://…@", text.removeprefix("ERROR: ")).strip()

@@ -1,4 +1,4 @@
-"""A row in the words of the contract."""
+"""Rows as PostgreSQL prints them, decoded to runs of the contract."""
 
 import math
 import re
@@ -15,15 +15,15 @@ log = structlog.get_logger()
 
 
 CUT = "… [cut]"
-"""Ends a text that was longer than the bound."""
+"""The end of a text that was cut at the bound."""
 
 
 class Decoder:
-    """Rows as PostgreSQL prints them → runs in the words of the contract.
+    """`statuses` maps the table's own words to the statuses of the contract.
 
-    `statuses` maps the table's own words to the contract's. A row that cannot be said in the contract (no id, an unknown
-    status) is refused: counted, and logged once per word. A value that cannot (NaN, a year 10000) is left out of its run, and
-    a progress out of range is brought to the nearer end; both are counted as corrected.
+    A row that the contract cannot express (no id, an unknown status) is rejected: counted, and
+    logged once per word. A value that it cannot express (NaN, the year 10000) is left out of its
+    run, and progress out of range becomes 0 or 100: both are counted as corrected.
     """
 
     def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
@@ -33,7 +33,7 @@ class Decoder:
         }
         self._statuses.update(statuses)
         self.max_text = max_text
-        self.refused = 0
+        self.rejected = 0
         self.corrected = 0
         self._words: Counter[str] = Counter()
 
@@ -43,7 +43,7 @@ class Decoder:
         return self.words(*ACTIVE)
 
     def words(self, *statuses: str) -> list[str]:
-        """Every word of the table that means one of these."""
+        """Every word of the table for one of these statuses."""
         return [
             word
             for word, status in self._statuses.items()
@@ -51,19 +51,19 @@ class Decoder:
         ]
 
     def word(self, status: Status) -> str:
-        """What is written for `status`: the first word that the map gives it, else itself."""
+        """The table's word to write for `status`: the first that the map gives, or itself."""
         return next((word for word, mapped in self._map.items() if mapped == status), status)
 
     def status(self, word: str | None) -> str | None:
-        """None: the word has no place in the contract."""
+        """None if the word stands for no status of the contract."""
         return self._statuses.get(word)
 
     def __call__(self, row: Sequence[str | None]) -> Run | None:
-        """`row` holds the fields of the contract in their order. None: the row was refused."""
+        """`row` has the fields of the contract in their order. None: the row is rejected."""
         run_id, word, progress, task_id, agent, started_at, completed_at, error = row
         status = self._statuses.get(word)
         if status is None or not run_id or len(run_id) > self.max_text:
-            self._refuse(run_id, word)
+            self._reject(run_id, word)
             return None
         return (
             run_id,
@@ -76,8 +76,8 @@ class Decoder:
             error if error is None or len(error) <= self.max_text else self._cut(error),
         )
 
-    def _refuse(self, run_id: str | None, word: str | None) -> None:
-        self.refused += 1
+    def _reject(self, run_id: str | None, word: str | None) -> None:
+        self.rejected += 1
         if not run_id:
             what, hint = "an empty id", "give the run an id"
         elif len(run_id) > self.max_text:
@@ -93,7 +93,7 @@ class Decoder:
         self._words[what] += 1
         if self._words[what] == 1 and len(self._words) <= 100:
             log.warning(
-                "row refused",
+                "row rejected",
                 detail=f"{what} has no place in the contract",
                 id=str(run_id)[:40],
                 hint=hint,
@@ -116,7 +116,7 @@ class Decoder:
         return moment
 
 
-@lru_cache(maxsize=4096)  # there are few different ones among thousands of rows
+@lru_cache(maxsize=4096)  # thousands of rows have few different values
 def _number(text: str) -> float:
     try:
         value = float(text)
@@ -130,9 +130,10 @@ _printed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?\+00", re.ASCI
 
 @lru_cache(maxsize=4096)  # each change of a run repeats its started_at
 def _utc(text: str) -> str | None:
-    """ISO 8601 in UTC, with Z. A timestamp without a zone is taken as UTC: the contract has no other.
+    """ISO 8601 in UTC, with Z. A timestamp without a zone counts as UTC, the contract's only zone.
 
-    None: no time, or none that ISO 8601 and Python hold. A column of any type may stand here, so nothing is trusted.
+    None if it is not a time, or not one that ISO 8601 and Python can express: the column may have
+    any type.
     """
     try:
         moment = datetime.fromisoformat(text)

@@ -1,18 +1,22 @@
-"""What the plugin pgoutput says: bytes → relation, row, commit. Protocol version 1, text format.
+"""The messages of the plugin pgoutput: bytes → relation, row, commit. Protocol version 1, text
+format.
 
-PostgreSQL documentation, "Logical Replication Message Formats". A transaction arrives after it has committed, as
-Begin, then for each row an Insert, Update or Delete, then Commit; a Relation stands before the first row of its table.
+PostgreSQL documentation, "Logical Replication Message Formats". A transaction arrives after it has
+committed: Begin, then an Insert, Update or Delete for each row, then Commit. A Relation precedes
+the first row of its table.
 """
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct
 from typing import NewType, TypeAlias
 
+from brain.contract.errors import BrainError
 from brain.contract.messages import UNCHANGED, Micros
 
 LSN = NewType("LSN", int)
-"""A position in the write-ahead log, in bytes. Printed by PostgreSQL as two hexadecimal halves: 16/B374D848."""
+"""A position in the write-ahead log, in bytes. Printed by PostgreSQL as two hexadecimal halves:
+16/B374D848."""
 
 POSTGRES_EPOCH: Micros = 946_684_800_000_000
 """2000-01-01T00:00:00Z: PostgreSQL counts its microseconds from there."""
@@ -21,16 +25,17 @@ Values: TypeAlias = list[str | None]
 """A row's columns in the order of its relation: text, None for NULL, or UNCHANGED."""
 
 
-class PgoutputError(ValueError):
-    """Bytes that are no pgoutput message of protocol version 1: ours to report, and a reason to reconnect."""
+class PgoutputError(BrainError):
+    """Not a pgoutput message of protocol version 1"""
 
 
-# What comes with every row or transaction is not frozen: to make one that is takes three times as long.
+# The messages of each row and transaction are not frozen: to make a frozen one takes three times as
+# long.
 
 
 @dataclass(slots=True)
 class Begin:
-    """`lsn` is that of the commit, which the whole transaction's rows share."""
+    """`lsn` is that of the commit, which all rows of the transaction share."""
 
     lsn: LSN
     time: Micros
@@ -61,7 +66,7 @@ class Insert:
 
 @dataclass(slots=True)
 class Update:
-    """`old` is None unless the key changed (then the key alone, `full` false) or REPLICA IDENTITY is FULL."""
+    """`old`: the key alone if it changed, the row if REPLICA IDENTITY is FULL, else None."""
 
     oid: int
     new: Values
@@ -84,33 +89,29 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Origin, Type or Message: legal, and nothing of ours."""
+    """Origin, Type or Message: legal, and of no use here."""
 
     kind: str
 
 
 Message: TypeAlias = Begin | Commit | Relation | Insert | Update | Delete | Truncate | Ignored
 
-_begin = Struct(">xQqI").unpack
-_commit = Struct(">xxQQq").unpack
-_column = Struct(">BI").unpack_from
-_u32 = Struct(">I").unpack_from
-_u16 = Struct(">H").unpack_from
+_begin = struct.Struct(">xQqI").unpack
+_commit = struct.Struct(">xxQQq").unpack
+_column = struct.Struct(">BI").unpack_from
+_u32 = struct.Struct(">I").unpack_from
+_u16 = struct.Struct(">H").unpack_from
 
-# Type bytes of a tuple's columns, and the marks in front of a tuple.
+# The type bytes of a tuple's columns, and the marks before a tuple.
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _NEW, _KEY, _OLD = b"NKO"
 
 
 def parse(data: bytes) -> Message:
-    """One message, as CopyData carries it. Raises PgoutputError, and nothing else, for any other bytes."""
+    """One message, as CopyData carries it. Raises nothing but PgoutputError, for any bytes."""
     try:
         return _PARSERS[data[0]](data)
-    except PgoutputError:
-        raise
-    except (KeyError, IndexError, ValueError, ArithmeticError) as error:
-        raise _malformed(data) from error
-    except Exception as error:  # struct.error derives from Exception alone
+    except (LookupError, ValueError, ArithmeticError, struct.error) as error:
         raise _malformed(data) from error
 
 
@@ -125,7 +126,7 @@ def _tuple(data: bytes, at: int) -> tuple[Values, int]:
     at += 2
     values: Values = []
     append = values.append
-    # A kind and a size are read in one go, also where the kind is the last byte.
+    # A kind and a size are read at once, also where the kind is the last byte.
     padded = data + b"\0\0\0\0"
     for _ in range(count):
         kind, size = _column(padded, at)
@@ -145,7 +146,7 @@ def _tuple(data: bytes, at: int) -> tuple[Values, int]:
 
 
 def _whole(data: bytes, at: int) -> None:
-    """A slice past the end is silently short, so a length that lies shows here."""
+    """A slice past the end is silently short, so this finds a wrong length."""
     if at != len(data):
         raise _malformed(data)
 
@@ -170,7 +171,7 @@ def _parse_relation(data: bytes) -> Relation:
     for _ in range(count):
         end = rest.index(b"\0", at + 1)
         columns.append(str(rest[at + 1 : end], "utf-8"))
-        at = end + 9  # its type's OID and modifier follow: the text is all that Brain needs
+        at = end + 9  # past the OID and modifier of its type: Brain reads every type as text
     _whole(rest, at)
     return Relation(oid, str(schema, "utf-8"), str(name, "utf-8"), identity, tuple(columns))
 

@@ -1,8 +1,10 @@
-"""The source that is told: logical replication, plugin pgoutput, over a temporary slot.
+"""The source that gets every change pushed: logical replication, plugin pgoutput, over a temporary
+slot.
 
-PostgreSQL documentation, chapters 47 "Logical Decoding", 53.4 "Streaming Replication Protocol" and 53.5 "Logical Streaming
-Replication Protocol". No trigger, and no writer ever waits: what it committed is read from the write-ahead log, and arrives
-here before its COMMIT has returned.
+PostgreSQL documentation, chapters 47 "Logical Decoding", 53.4 "Streaming Replication Protocol" and
+53.5 "Logical Streaming Replication Protocol". It needs no trigger, and no writer ever waits: the
+server reads what was committed from the write-ahead log, and a change arrives here before its
+COMMIT has returned.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from typing import Any, assert_never
 import psycopg
 from psycopg import generators, pq, sql
 
+from brain.contract.errors import BrainError
 from brain.contract.events import Changes, only_id
 from brain.contract.messages import FIELDS, ID, UNCHANGED, Micros
 from brain.postgres.connection import Conn, connect, deadline, error_line
@@ -39,33 +42,22 @@ from brain.postgres.pgoutput import (
 )
 from brain.postgres.snapshots import PgSnapshot, Xid, widen
 from brain.postgres.table import Description, Table
+from brain.postgres.timing import TIMING, StreamTiming
 
 SLICE = 1000
-"""Rows that are handed on at a time: a transaction of a million never stands in memory whole."""
-
-GULP = 0.005
-"""Seconds between two reads under load: half the CPU of reading at once, and writers keep 0.88 of their rate instead of 0.82."""
-
-IDLE = 1.0
-"""Seconds that a read waits for something to arrive."""
-
-STATUS_EVERY = 1.0
-ASK_EVERY = 5.0
-DEAD_AFTER = 15.0
-SENDER_TIMEOUT = "10s"
-"""The walsender's: it writes when half of this has passed, also while it decodes a large transaction and answers nothing."""
+"""Rows of a slice at most: a transaction of a million rows is never in memory whole."""
 
 _XLOG_DATA, _KEEPALIVE = b"wk"
 _lsn = Struct(">Q").unpack_from
 _status = Struct(">cQQQq?").pack
 
 
-class LostError(Exception):
-    """The stream has ended, or says nothing any more. The text says how it was noticed."""
+class StreamLost(BrainError):  # noqa: N818 - a state of affairs, not a fault
+    """The stream has ended"""
 
 
-class SilentError(LostError):
-    """Nothing comes any more. Then the other connection, which goes the same way, is not to be trusted either."""
+class StreamSilent(StreamLost):
+    """Nothing arrives any more. The ordinary connection takes the same route: it is as dead."""
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
@@ -74,23 +66,30 @@ def _wake(ready: asyncio.Future[None]) -> None:
 
 
 class Stream:
-    """A slot, and what comes through it. `open` makes the slot, `start` begins, `read` yields."""
+    """A slot, and what arrives through it: `open` it, `start` it, `read` it, `close` it."""
 
     def __init__(
-        self, conn: Conn, slot: str, publication: str, description: Description, decoder: Decoder
+        self,
+        conn: Conn,
+        slot: str,
+        publication: str,
+        description: Description,
+        decoder: Decoder,
+        *,
+        timing: StreamTiming = TIMING.stream,
     ) -> None:
         self.slot = slot
         self.position = LSN(0)
-        """All that was committed before has been read."""
-        self.holes = False
-        """The last answer contains a value that PostgreSQL did not send (messages.UNCHANGED)."""
+        """Everything that was committed before it has been read."""
+        self.heard = 0.0
+        """When, by the loop's clock, the database last sent anything."""
         self._conn = conn
         self._pg = conn.pgconn
         self._publication = publication
         self._oid = description.oid
         self._decoder = decoder
+        self._timing = timing
         self._loop = asyncio.get_running_loop()
-        self._relation: Relation | None = None
         self._picks: itemgetter[Any] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
@@ -99,12 +98,12 @@ class Stream:
         self._joining = True
         self._skip = False
         self._more = False
+        """Another slice has arrived already."""
         self._end = ""
+        """Why the stream has ended, once it has."""
         self._gulped = 0.0
-        self.heard = 0.0
-        """When, by the loop's clock, the database last said anything."""
         self._asked = 0.0
-        self._beat: asyncio.TimerHandle | None = None
+        self._heartbeat: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(
@@ -116,37 +115,41 @@ class Stream:
         *,
         application: str,
         patience: float,
+        timing: StreamTiming = TIMING.stream,
     ) -> "Stream":
-        """Connect and make the slot, which waits for every open writing transaction, `patience` seconds at the most.
+        """Connect and create the slot, which waits for every open write transaction, for up to
+        `patience` seconds.
 
-        Nothing else is asked on this connection before: an SQL error there would drop the temporary slot. Cancelling is
-        safe: psycopg cancels the statement first; closing the socket would leave a walsender waiting. Raises psycopg.Error.
+        No other statement runs on this connection: an SQL error would drop the temporary slot. To
+        cancel is safe, because psycopg cancels the statement first; a closed socket would leave a
+        walsender that waits on. Raises psycopg.Error.
         """
         conn = await connect(
             url,
             application,
             replication=True,
-            wal_sender_timeout=SENDER_TIMEOUT,
+            wal_sender_timeout=f"{round(timing.sender_timeout * 1000)}ms",
             lock_timeout=f"{round(patience * 1000)}ms",
         )
         slot = f"brain_{os.getpid()}_{secrets.token_hex(4)}"
         try:
             command = f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT"
-            async with deadline(patience + DEAD_AFTER, "a slot"):
+            async with deadline(patience + timing.dead_after, "a slot"):
                 await conn.execute(command.encode())
         except BaseException:
             await conn.close()
             raise
-        return cls(conn, slot, table.publication, description, decoder)
+        return cls(conn, slot, table.publication, description, decoder, timing=timing)
 
     async def start(self, visible: PgSnapshot, upto: LSN) -> None:
-        """Begin. Left out is what that last poll has seen already: a transaction that it sees and that was committed not
-        after `upto`, the insert position read behind it.
+        """Start streaming, without what the last poll has seen. Raises StreamLost.
+
+        Left out are the transactions that `visible`, the poll's snapshot, sees and that were
+        committed at or before `upto`, the insert position that was read after it.
         """
         self._visible, self._joined_at = visible, upto
-        name = sql.Identifier(self._publication).as_string(
-            self._conn
-        )  # a list of identifiers, in a literal
+        # A list of identifiers, in a literal.
+        name = sql.Identifier(self._publication).as_string(self._conn)
         publication = sql.Literal(name).as_string(self._conn)
         options = f"proto_version '1', publication_names {publication}"
         try:
@@ -158,14 +161,14 @@ class Stream:
             if results[-1].status != pq.ExecStatus.COPY_BOTH:
                 raise psycopg.errors.error_from_result(results[-1])
         except psycopg.Error as error:
-            raise LostError(error_line(error)) from error
+            raise StreamLost(error_line(error)) from error
         self.heard = self._loop.time()
-        self._heartbeat()
+        self._beat()
 
     async def close(self) -> None:
         """The slot goes with the connection."""
-        if self._beat is not None:
-            self._beat.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
             with contextlib.suppress(psycopg.Error):
                 self._send_status(ask=False)
         await self._conn.close()
@@ -173,26 +176,26 @@ class Stream:
     # Reading.
 
     async def read(self) -> list[Changes]:
-        """What has arrived, up to SLICE rows; waits up to IDLE for it. Raises LostError."""
+        """Up to SLICE rows; waits for up to `idle` seconds for the first. Raises StreamLost."""
         try:
             await self._readable()
             return self._take()
         except psycopg.Error as error:
-            raise LostError(error_line(error)) from error
+            raise StreamLost(error_line(error)) from error
         except PgoutputError as error:
-            raise LostError(str(error)) from error
+            raise StreamLost(str(error)) from error
 
     async def _readable(self) -> None:
         if self._more:
             await asyncio.sleep(0)
             return
-        rest = self._gulped + GULP - self._loop.time()
+        rest = self._gulped + self._timing.gulp - self._loop.time()
         if rest > 0:
             await asyncio.sleep(rest)
         ready: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pg.socket, _wake, ready)
         try:
-            async with asyncio.timeout(IDLE):
+            async with asyncio.timeout(self._timing.idle):
                 await ready
         except TimeoutError:
             pass
@@ -204,12 +207,13 @@ class Stream:
         rows = 0
         heard = fresh = False
         if self._end:
-            raise LostError(self._end)
-        self.holes = self._more = False
+            raise StreamLost(self._end)
+        self._more = False
         while rows < SLICE:
             size, data = self._pg.get_copy_data(1)
             if size == 0 and not fresh:
-                # libpq reads some 16 KB at a time: a gulp goes on until the socket is empty, or it would cap the stream there.
+                # libpq reads about 16 KB at a time. Read until the socket is empty, or that would
+                # cap the stream.
                 self._pg.consume_input()
                 fresh = True
                 continue
@@ -227,14 +231,15 @@ class Stream:
             self._more = True
         now = self._loop.time()
         if size < 0:
-            self._end = self._ended()  # what came before it is handed on first
+            self._end = self._ended()  # raised by the next read, after what arrived before it
             self._more = True
         if heard:
             self.heard = now
             if taken:
                 self._gulped = now
-        elif now - self.heard > DEAD_AFTER:
-            raise SilentError(f"nothing was heard from the database for {DEAD_AFTER:.0f} s")
+        elif now - self.heard > self._timing.dead_after:
+            seconds = f"{self._timing.dead_after:.0f} s"
+            raise StreamSilent(f"nothing was heard from the database for {seconds}")
         return taken
 
     def _ended(self) -> str:
@@ -245,7 +250,7 @@ class Stream:
         return message.removeprefix("ERROR:").strip() or "the database has ended the stream"
 
     def _handle(self, message: Message, taken: list[Changes]) -> int:
-        """Take one message in; returns the rows that it adds. Its order is that of their number."""
+        """Returns the number of rows that the message adds. The most frequent cases come first."""
         match message:
             case Update() | Insert() | Delete():
                 if self._skip or message.oid != self._oid:
@@ -266,7 +271,7 @@ class Stream:
                 self._begin = None
             case Relation():
                 if message.oid == self._oid:
-                    # -1, for a column that the table lacks, is the None that _pick puts behind the last.
+                    # -1, for a column that the table lacks, picks the None that _pick appends.
                     places = (
                         message.columns.index(f) if f in message.columns else -1 for f in FIELDS
                     )
@@ -282,7 +287,7 @@ class Stream:
         return 0
 
     def _slice(self, taken: list[Changes]) -> Changes:
-        """The slice of the present transaction: the last one, or a new one."""
+        """The current transaction's slice: the last one, or a new one."""
         if self._begin is None:
             raise PgoutputError("a row outside of a transaction")
         if not taken or taken[-1].xid != self._xid:
@@ -297,7 +302,7 @@ class Stream:
         if isinstance(message, Update) and message.old is not None:
             old = self._pick(message.old)
             if values[ID] == UNCHANGED:
-                values = (old[ID], *values[1:])  # so long that it is stored out of line
+                values = (old[ID], *values[1:])  # an id so long that it is stored out of line
             if old[ID] is not None and old[ID] != values[ID]:
                 changes.rows.append(("delete", only_id(old[ID])))
             if message.full:
@@ -307,7 +312,8 @@ class Stream:
         run = self._decoder(values)
         if run is not None:
             changes.rows.append(("insert" if isinstance(message, Insert) else "update", run))
-            self.holes = self.holes or UNCHANGED in run
+            if UNCHANGED in run:
+                changes.incomplete = True
 
     def _pick(self, values: Values) -> tuple[str | None, ...]:
         """The fields of the contract, in their order."""
@@ -317,20 +323,23 @@ class Stream:
         picked: tuple[str | None, ...] = self._picks(values)
         return picked
 
-    # Answering.
+    # Replying.
 
-    def _heartbeat(self) -> None:
-        """Once a second, whatever the reader does: a server that hears nothing ends the stream, or waits for us when it stops."""
-        self._beat = self._loop.call_later(STATUS_EVERY, self._heartbeat)
+    def _beat(self) -> None:
+        """Send a status update, whatever the reader does.
+
+        A server that hears nothing ends the stream; one that is shut down waits for a reply.
+        """
+        self._heartbeat = self._loop.call_later(self._timing.status_every, self._beat)
         now = self._loop.time()
-        ask = now - max(self._asked, self.heard) >= ASK_EVERY
+        ask = now - max(self._asked, self.heard) >= self._timing.ask_every
         if ask:
             self._asked = now
-        with contextlib.suppress(psycopg.Error):  # the reader will find the same error, and say so
+        with contextlib.suppress(psycopg.Error):  # the next read raises the same error
             self._send_status(ask=ask)
 
     def _send_status(self, *, ask: bool) -> None:
-        """Standby status update: written = flushed = applied = what was read, for a temporary slot has nothing to resume."""
+        """Standby status update. A temporary slot never resumes: what is read is confirmed."""
         now: Micros = time.time_ns() // 1000
         position = self.position
         self._pg.put_copy_data(

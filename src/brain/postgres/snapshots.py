@@ -1,20 +1,21 @@
-"""Transaction ids, and what a query has seen of them (PostgreSQL documentation, 9.27.10 "pg_snapshot")."""
+"""Transaction ids, and which of them a query sees (PostgreSQL documentation, 9.27.10)."""
 
 from dataclasses import dataclass
 from typing import NewType
 
 Xid = NewType("Xid", int)
-"""A transaction id of 64 bits, whose upper half counts the wraparounds of the 32 that rows and the stream carry."""
+"""A transaction id of 64 bits. The upper half counts wraparounds of the lower half, which rows and
+the stream carry."""
 
 
 def widen(xid: int, near: int) -> Xid:
-    """The 64-bit id of a 32-bit one that is less than 2^31 transactions away from `near`."""
+    """The 64-bit id of a 32-bit one, which is less than 2^31 transactions from `near`."""
     return Xid(near + (xid - near + 2**31) % 2**32 - 2**31)
 
 
 @dataclass(frozen=True, slots=True)
 class PgSnapshot:
-    """A value of pg_current_snapshot(): which transactions a query has seen."""
+    """A value of pg_current_snapshot(): which transactions a query sees."""
 
     xmin: int
     xmax: int
@@ -34,5 +35,7 @@ class PgSnapshot:
 
     @property
     def whole(self) -> bool:
-        """A read replica's says that something is running, but not what: equal ones need not mean that nothing was committed."""
+        """False for a read replica's: it says that transactions run, but not which. Two equal ones
+        do not prove that nothing was committed between them.
+        """
         return self.xmin == self.xmax or bool(self.running)

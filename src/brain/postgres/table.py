@@ -1,17 +1,15 @@
-"""The table `runs`: its place, its columns, how its rows are read, and which changes of status are allowed."""
+"""The table that Brain follows: its name, its SQL, and what the catalog says about it."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-import structlog
 from psycopg import sql
 
+from brain.contract.errors import BrainError
 from brain.contract.messages import FIELDS
 from brain.postgres.connection import Conn
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Table:
 
     @property
     def in_query(self) -> sql.SQL:
-        """The name in a query that is sent with values."""
+        """The name, for a query that has parameters."""
         return sql.SQL(escaped(self.sql))
 
     @property
@@ -45,22 +43,27 @@ class Table:
 
     @property
     def publication(self) -> str:
-        """The name of the publication that Brain follows. PostgreSQL cuts names at 63 bytes, so Brain does first."""
+        """The name of its publication, cut at 63 bytes as PostgreSQL would cut it."""
         return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
 
 
 def escaped(part: sql.Composable) -> str:
-    """As it stands in a query that is sent with values, where psycopg would read a % in it as a place for one."""
+    """As SQL for a query that has parameters, in which psycopg takes a % for a placeholder."""
     return part.as_string().replace("%", "%%")
 
 
 def init_sql(table: Table) -> str:
-    """The SQL that makes the table and its publication, where they are missing; `schema.sql` says what it leaves alone."""
+    """SQL that creates the table, its index and its publication, unless the table exists.
+
+    A table that exists, and its publication, are for `publication.initialize`.
+    """
     names = {
         "table": table.sql,
         "table_text": sql.Literal(table.sql.as_string()),
         "schema": sql.Identifier(table.schema),
         "schema_text": sql.Literal(sql.Identifier(table.schema).as_string()),
+        "schema_name": sql.Literal(table.schema),
+        "table_name": sql.Literal(table.name),
         "publication": sql.Identifier(table.publication),
         "publication_text": sql.Literal(table.publication),
     }
@@ -72,14 +75,14 @@ def init_sql(table: Table) -> str:
 class Column:
     name: str
     type: str
-    """The type's name, quoted and with its schema, fit for a cast in a query that is sent with values."""
+    """The type's name, quoted and with its schema, for a cast in a query that has parameters."""
     generated: bool
     default: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the catalog says of the table, as far as following it depends on it."""
+    """What the catalog says about the table, as far as Brain depends on it."""
 
     oid: int
     kind: str
@@ -89,20 +92,22 @@ class Description:
     """pg_class.relreplident: d primary key, f all columns, i an index, n nothing."""
     primary_key: tuple[str, ...]
     identity: tuple[str, ...]
-    """The columns that the stream carries of a row's old version: those of its replica identity."""
+    """The columns of the replica identity: what the stream carries of a row's old version."""
     columns: Mapping[str, Column]
     tree: frozenset[int]
-    """The oids of the tables that a query of this one reads: itself, its partitions or whoever inherits from it, and theirs."""
+    """The OIDs of all tables that a query of this one reads: itself, and, at any depth, its
+    partitions or the tables that inherit from it."""
 
     def select(self, alias: str, max_text: int) -> sql.Composable:
-        """The fields of the contract as a select list; NULL for a column that the table lacks.
+        """The fields of the contract as a select list, with NULL for a column that the table lacks.
 
-        No cast: a type's own output is what the stream carries too, and a cast differs from it (bool, char(n)).
+        No cast: the stream carries the output of the type itself, and for bool and char(n) a cast
+        differs from that.
         """
         return sql.SQL(", ").join(
             sql.SQL("NULL")
             if field not in self.columns
-            # One more than the bound, so that the reader sees that there was more.
+            # One more than the bound, so that the decoder sees that the text is longer.
             else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, field), max_text + 1)
             if field == "error"
             else sql.Identifier(alias, field)
@@ -116,32 +121,40 @@ SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
          WHERE i.indrelid = c.oid AND i.indisprimary),
        (SELECT json_agg(a.attname ORDER BY a.attnum)
-          FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+          FROM pg_attribute a
+          LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-           AND CASE c.relreplident WHEN 'f' THEN true WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END),
+           AND CASE c.relreplident WHEN 'f' THEN true WHEN 'd' THEN i.indisprimary
+               WHEN 'i' THEN i.indisreplident END),
        (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
                                          a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
-          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+          JOIN pg_namespace n ON n.oid = t.typnamespace
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
        (WITH RECURSIVE tree (oid) AS (
-            SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree t ON i.inhparent = t.oid)
+            SELECT c.oid UNION
+            SELECT i.inhrelid FROM pg_inherits i JOIN tree t ON i.inhparent = t.oid)
         SELECT json_agg(t.oid::bigint) FROM tree t)
 FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
 WHERE s.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
 
-class TableError(Exception):
-    """The table cannot be followed as it is. The text says what to do; it is for the database's owner to do."""
+class TableError(BrainError):
+    """Brain cannot follow the table as it is: the database's owner must change something."""
+
+
+class MissingTableError(TableError):
+    """The table does not exist."""
 
 
 async def describe(conn: Conn, table: Table) -> Description:
-    """Raises TableError if there is no such table, or if it lacks `id` or `status`."""
+    """Raises MissingTableError, or TableError if the table has no column `id` or `status`."""
     row = await (await conn.execute(_DESCRIBE, (table.schema, table.name))).fetchone()
     if row is None:
-        raise TableError(
+        raise MissingTableError(
             f"there is no table {table} in database {conn.info.dbname!r}: "
-            "make it with `brain init-db`, or name another with BRAIN_TABLE"
+            "create it with `brain init-db`, or name another table in BRAIN_TABLE"
         )
     oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {

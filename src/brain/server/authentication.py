@@ -1,38 +1,33 @@
-"""A connection that a token is asked of: it is told nothing before it has shown one, and no longer than that is valid."""
+"""A WebSocket that needs a token: without a valid one it gets no message."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from brain.access.jwks import TokenError
-from brain.access.tokens import Grant, Tokens
+from brain.access.rejections import REJECTIONS, Rejection
+from brain.access.tokens import Grant, TokenError, Tokens
 from brain.contract.subscription import Subscription
 from brain.server.websocket import ANSWER, HELLO, Connection, Connections, Message
 
-FIRST_WITHIN = 5.0
-"""Seconds for the token, where it comes as the first message."""
-
-LOOK = 60.0
-"""Seconds between two looks at the clock that tokens go by; it may be set while a timer runs."""
-
-UNAUTHORISED, FORBIDDEN = 4401, 4403
-"""Close codes: get a token, or another; this one does not permit that."""
+MAX_TIMER = 60.0
+"""Seconds until the expiry is checked again: the wall clock may be set while a timer runs."""
 
 
-def permitted(wish: Subscription, grant: Grant) -> Subscription:
-    """The part of a wish that the token is for. Raises TokenError beyond it."""
+def permitted(subscription: Subscription, grant: Grant) -> Subscription:
+    """The subscription within the runs of the token. Raises TokenError if it asks for others."""
     grant.require("read")
     if not grant.within:
-        return wish
-    agent, task_id = (
-        grant.narrowed(name, getattr(wish.filter, name)) for name in ("agent", "task_id")
-    )
+        return subscription
+    filter_ = subscription.filter
+    agent, task_id = (grant.narrowed(name, getattr(filter_, name)) for name in ("agent", "task_id"))
     bounds = frozenset((name, values) for name, values in grant.within.items())
-    return replace(wish, filter=replace(wish.filter, agent=agent, task_id=task_id, bounds=bounds))
+    return replace(
+        subscription, filter=replace(filter_, agent=agent, task_id=task_id, bounds=bounds)
+    )
 
 
 class TokenConnection(Connection):
-    __slots__ = ("_asked", "_grant", "_task", "_timer", "_tokens", "_wish")
+    __slots__ = ("_asked", "_grant", "_subscription", "_task", "_timer", "_tokens")
 
     def __init__(
         self,
@@ -49,23 +44,20 @@ class TokenConnection(Connection):
         self._grant = grant
         self._task: asyncio.Task[None] | None = None
         self._asked = False
-        """It has said "ping" behind its token, and wants to know that it is in."""
+        """The client sent `ping` behind its token: the pong tells it that the token is accepted."""
         self._timer: asyncio.TimerHandle | None = None
-        self._wish = Subscription()
+        self._subscription = Subscription()
 
-    def start(self, wish: Subscription, *, full: bool = False) -> None:
-        self._wish = wish
+    def start(self, subscription: Subscription, *, full: bool = False) -> None:
+        self._subscription = subscription
         if self._grant is not None:
             self._admit(self._grant, full=full)
             return
         self.paused = full
-        self._all.shares[self._share].add(self)  # pinged, and told of a shutdown, like everybody
-        self._timer = self._all.loop.call_later(
-            FIRST_WITHIN,
-            self._refuse,
-            UNAUTHORISED,
-            f"the first message is a token, within {FIRST_WITHIN:.0f} s",
-        )
+        self._all.shares[self._share].add(self)  # for pings, and for the shutdown
+        seconds = self._all.limits.token_deadline
+        rejection = Rejection("token", f"the first message is a token, within {seconds:.0f} s")
+        self._timer = self._all.loop.call_later(seconds, self._refuse, rejection)
 
     def received(self, message: Message) -> None:
         if self._grant is not None:
@@ -79,14 +71,11 @@ class TokenConnection(Connection):
     async def _check(self, token: str) -> None:
         try:
             grant = await self._tokens.check(token)
-            self._wish = permitted(self._wish, grant)
+            self._subscription = permitted(self._subscription, grant)
         except TokenError as error:
-            if error.status == 503:
-                self.end(1013, str(error))
-            else:
-                self._refuse(FORBIDDEN if error.status == 403 else UNAUTHORISED, str(error))
+            self._refuse(error.rejection)
             return
-        except Exception as error:  # noqa: BLE001 - whatever one client sends ends that client alone
+        except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
             self.drop(error)
             return
         self._grant = grant
@@ -96,23 +85,23 @@ class TokenConnection(Connection):
             self.write(ANSWER)
 
     def _admit(self, grant: Grant, *, full: bool) -> None:
-        super().start(self._wish, full=full)
+        super().start(self._subscription, full=full)
         self._watch(grant)
 
     def _watch(self, grant: Grant) -> None:
         if self.cohort is None:
-            return  # the hub has ended it, or something else has
+            return  # the hub, or something else, has ended it
         left = grant.expires - self._tokens.now()
         if left <= 0:
-            self._refuse(UNAUTHORISED, "the token has expired")
+            self._refuse(Rejection("token", "the token has expired"))
         else:
-            self._timer = self._all.loop.call_later(min(left, LOOK), self._watch, grant)
+            self._timer = self._all.loop.call_later(min(left, MAX_TIMER), self._watch, grant)
 
-    def _refuse(self, code: int, reason: str) -> None:
-        self._all.rejections.note(
-            "scope" if code == FORBIDDEN else "token", peer=self.peer, status=code, detail=reason
-        )
-        self.end(code, reason)
+    def _refuse(self, rejection: Rejection) -> None:
+        close_code = REJECTIONS[rejection.code].close_code
+        assert close_code is not None, "a token's rejections have a close code"
+        self._all.rejections.note(rejection, peer=self.peer, close_code=close_code)
+        self.end(close_code.code, rejection.detail)
 
     def _leave(self, code: int, reason: str) -> None:
         super()._leave(code, reason)

@@ -1,4 +1,4 @@
-"""The listener: sockets, uvicorn, the rounds of pings and deadlines, and the shutdown."""
+"""The listener: sockets, uvicorn, the rounds of pings and timeouts, and the shutdown."""
 
 import asyncio
 import contextlib
@@ -14,48 +14,49 @@ from typing import Any
 
 import structlog
 import uvicorn
-from websockets.frames import CloseCode
 
-from brain.server.http import HTTPProtocol, ServerState
+from brain.contract.close_codes import SERVICE_RESTART
+from brain.contract.errors import BrainError
+from brain.server.http import HTTPProtocol
+from brain.server.state import ServerState
 
 log = structlog.get_logger()
 
 SEND_BUFFER = 128 * 1024
-"""SO_SNDBUF. By default a stalled client costs 4 MB of the kernel's memory; so, 333 KB."""
+"""SO_SNDBUF, in bytes. A stalled client costs 333 KB of kernel memory with it, 4 MB by default."""
 
 BACKLOG = 4096
-"""Connections that wait to be accepted, at the most: a crowd that comes back at once (the kernel may allow fewer)."""
+"""Connections that wait to be accepted when a crowd reconnects at once (the kernel may allow
+fewer)."""
 
-CANCEL_WITHIN = 0.5
-"""Seconds for requests that are given up: their queries are cancelled at the database first."""
+CANCEL_TIMEOUT = 0.5
+"""Seconds for requests to end after they are cancelled: each cancels its query at the database
+first."""
 
 DESCRIPTORS = 65_536
-"""File descriptors that are asked for; the hard limit of the process may be lower."""
+"""File descriptors that Brain requests; the hard limit of the process may be lower."""
 
 RESERVED = 64
-"""File descriptors that no client gets: the database's, some 20. A crowd that had them all would keep Brain from coming back to it."""
+"""File descriptors kept free of clients. The connections to the database need some 20 of them:
+without this a crowd could keep Brain from reconnecting to it."""
 
 SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
-"""Seconds of the shutdown: over which the close frames are sent, and after which HTTP requests and WebSockets are cut off."""
+"""Seconds of a shutdown: the close frames are spread over the first; HTTP requests are aborted
+after the second, WebSockets after the third."""
+
+ALL = ("0.0.0.0", "::")  # noqa: S104 - the access rules decide which clients may connect
+
+_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class ListenError(OSError):
+class ListenError(BrainError, OSError):
     """The address cannot be listened on. The text says what to do."""
 
 
-EXPIRE, TIDY = 0.05, 0.5
-"""Seconds between two looks at who owes a request, and at what is left to clear away."""
-
-CROWD = 1000
-"""Connections that have to leave before memory is given back for it."""
-
-ALL = ("0.0.0.0", "::")  # noqa: S104 - the guard decides who may come in
-
-
 def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Sockets on these addresses, or on all interfaces, by IPv4 and IPv6, if none is given. Port 0 takes a free one, for all.
+    """Sockets on these addresses, or on all interfaces (IPv4 and IPv6) without any.
 
-    Raises ListenError.
+    Port 0 takes a free port, the same for all. Raises ListenError.
     """
     sockets: list[socket.socket] = []
     try:
@@ -68,7 +69,8 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 hint = (
                     "stop what uses it, or set BRAIN_PORT to another (0 takes a free one)"
                     if error.errno == errno.EADDRINUSE
-                    else "set BRAIN_HOST to an address of this machine, or BRAIN_PORT to a port that is permitted"
+                    else "set BRAIN_HOST to an address of this machine, "
+                    "or BRAIN_PORT to a permitted port"
                 )
                 raise ListenError(
                     f"port {port} of {name} cannot be listened on ({error.strerror}): {hint}"
@@ -79,9 +81,6 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
             each.close()
         raise
     return sockets
-
-
-_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -95,7 +94,7 @@ def _listener(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
-        # At once: SO_REUSEADDR lets two processes bind, as long as neither listens. Who comes early waits in the backlog.
+        # Not later: SO_REUSEADDR lets two processes bind one port as long as neither listens.
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:
@@ -105,27 +104,39 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def trim_heap() -> None:
-    """What a crowd took and left goes back to the system. glibc keeps it otherwise, for ever, wherever something small lies above: of
-    the 58 MB of 10 000 connections all, with this 24.
+    """Return free heap pages to the OS: after 10 000 closed connections RSS stays up 58 MB without
+    it, 24 MB with it. Only glibc needs, and has, this.
     """
-    with contextlib.suppress(OSError, AttributeError):  # there is another libc
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def raise_descriptors() -> int:
-    """Each connection is a file descriptor, and 1 024, nearly everywhere what a process gets if it does not ask, are soon gone.
-    Returns for how many connections there are enough.
+    """Raise the limit of file descriptors: each connection needs one, and the usual 1 024 are too
+    few.
+
+    Returns the number of connections that there are enough for.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - RESERVED, soft // 2)
 
 
+def set_user_timeout(listener: socket.socket, seconds: float) -> None:
+    """Let accepted connections inherit TCP_USER_TIMEOUT: the kernel then drops a client that took
+    nothing in for this long, acknowledged or not. Only Linux has it; elsewhere the pings find such
+    a client.
+    """
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server with a shutdown of its own. `stop` ends it; a second `stop` hurries."""
+    """uvicorn's server with another shutdown. `stop` ends it; a second `stop` ends it at once."""
 
     def __init__(
         self, app: Any, state: ServerState, *, timeout: float, ping_interval: float
@@ -157,27 +168,28 @@ class Server(uvicorn.Server):
                 *self._state.connections.everyone(),
                 *self._state.connections.closing,
             ):
-                connection.abort("the server was told twice to stop")
+                connection.abort("the server was stopped twice")
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Signals are the caller's: uvicorn raises them again behind serve(), and nothing after it would run."""
+        """Do nothing, the caller handles signals: uvicorn would raise them again after serve(), and
+        no code after that would run.
+        """
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._state.limiter.room = room = raise_descriptors()
-        if room < (self._state.limiter.most or room):
+        limiter = self._state.limiter
+        limiter.room = raise_descriptors()
+        if limiter.room < limiter.max_connections:
             log.warning(
                 "few file descriptors",
-                connections=room,
-                hint=f"for the {self._state.limiter.most} of BRAIN_MAX_CONNECTIONS raise the limit of the process: ulimit -n, or LimitNOFILE= of systemd",
+                connections=limiter.room,
+                hint=f"for the {limiter.max_connections} of BRAIN_MAX_CONNECTIONS raise the limit "
+                "of the process: ulimit -n, or LimitNOFILE= of systemd",
             )
         for each in sockets or []:
-            # Accepted connections inherit it: a client that takes nothing in for so long is gone, acknowledged or not.
-            each.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._timeout * 1000)
-            )
+            set_user_timeout(each, self._timeout)
         await super().startup(sockets)
 
     async def main_loop(self) -> None:
@@ -200,22 +212,24 @@ class Server(uvicorn.Server):
 
     async def _expire(self) -> None:
         while True:
-            await asyncio.sleep(EXPIRE)
+            await asyncio.sleep(self._state.limits.expire_interval)
             self._state.expire()
 
     async def _tidy(self) -> None:
-        most = 0
+        peak = 0
         while True:
-            await asyncio.sleep(TIDY)
+            await asyncio.sleep(self._state.limits.tidy_interval)
             self._state.tidy()
             now = len(self._state.http) + self._state.limiter.websockets
-            most = max(most, now)
-            if now + CROWD < most and now < most / 2:
-                most = now
+            peak = max(peak, now)
+            if now + self._state.limits.crowd < peak and now < peak / 2:
+                peak = now
                 trim_heap()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """docs/operations.md lists the steps: this is 1 to 5, and nothing is left for uvicorn's own to wait for."""
+        """Steps 1 to 5 of docs/operations.md. Nothing is left for uvicorn's own shutdown to wait
+        for.
+        """
         connections, unupgraded, requests = (
             self._state.connections,
             self.server_state.connections,
@@ -228,11 +242,11 @@ class Server(uvicorn.Server):
         everyone = connections.everyone()
         log.info("stopping", clients=len(everyone))
         for protocol in list(unupgraded):
-            protocol.shutdown()  # closes what is idle; what is under way ends with its answer
+            protocol.shutdown()  # closes an idle connection; a request still gets its answer
         for i, connection in enumerate(everyone):
-            connection.end(CloseCode.SERVICE_RESTART, "the server is going down: come back")
+            connection.end(SERVICE_RESTART.code, SERVICE_RESTART.reason)
             if i % 100 == 99:
-                # Spread, so that they do not all come back in the same instant.
+                # Spread, so that they do not all reconnect in the same instant.
                 await asyncio.sleep(
                     began + SPREAD * (i + 1) / len(everyone) - connections.loop.time()
                 )
@@ -246,15 +260,15 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         if connections.closing:
             log.warning(
-                "cut off", clients=len(connections.closing), detail="they did not close in time"
+                "aborted", clients=len(connections.closing), detail="they did not close in time"
             )
             for connection in list(connections.closing):
-                connection.abort("the server went down")
+                connection.abort("the server stopped")
         if requests:
-            log.warning("given up", requests=len(requests), detail="they did not end in time")
-            # uvicorn would print a traceback for each.
+            log.warning("cancelled", requests=len(requests), detail="they did not end in time")
+            # uvicorn would log a traceback for each.
             logging.getLogger("uvicorn.error").disabled = True
             for request in list(requests):
                 request.cancel()
-            await asyncio.wait(requests, timeout=CANCEL_WITHIN)
+            await asyncio.wait(requests, timeout=CANCEL_TIMEOUT)
         await super().shutdown(sockets)

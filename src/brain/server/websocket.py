@@ -1,12 +1,13 @@
-"""One connection, from the moment when it has been upgraded: frames in, a close handshake, and life by pings.
+"""One WebSocket after its upgrade: frames in, the close handshake, and pings.
 
-RFC 6455 comes from the sans-I/O core of `websockets`: made when a client sends its first frame that is not the pong to our
-ping, for most clients never send one. What goes out was framed once, for all, and is handed to the transport by the hub.
-The handshake alone is ours: `ServerProtocol.accept` wants a Request of its own, and took most of the time of an upgrade.
+RFC 6455 comes from the sans-I/O core of `websockets`. A connection creates it when its client sends
+the first frame that is not the pong to Brain's ping, because most clients never send one. What goes
+out is framed once for all clients, and the hub hands it to the transport.
 
-`write` is the one way out of a connection. It is replaced by a no-op before a close frame goes out, at EOF and on loss, so a
-close frame is the last frame, and a sweep that still knows the connection does no harm. Each of these starts the deadline
-after which the connection is aborted: `transport.close()` alone waits for a flush that may never come (seen: 150 s).
+`write` is the only way out of a connection. A no-op replaces it before a close frame goes out, at
+EOF and on loss, so a close frame is the last frame, and a sweep that still holds the connection
+does no harm. Each of these starts the timeout after which the connection is aborted:
+`transport.close()` alone waits for a flush that may never complete (seen: 150 s).
 """
 
 import asyncio
@@ -14,58 +15,45 @@ import codecs
 import gc
 import itertools
 import logging
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import structlog
-from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
-from websockets.utils import accept_key
 
-from brain.access.rejections import RejectionCode, RejectionCounter
+from brain.access.rejections import REJECTIONS, Rejection, RejectionCode, RejectionCounter
+from brain.contract.close_codes import (
+    ABNORMAL_CLOSURE,
+    FLOOD,
+    INTERNAL_ERROR,
+    INVALID_TEXT,
+    CloseCode,
+)
 from brain.contract.messages import text_frame
 from brain.contract.subscription import Subscription
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
+from brain.server.limits import Limits
 
 log = structlog.get_logger()
 
 PING = Frame(Opcode.PING, b"").serialize(mask=False)
 PONG_TO_IT = b"\x8a\x80"
-"""How the pong to our empty ping begins; a mask of four bytes follows, and nothing (RFC 6455, section 5.5.3)."""
+"""How the pong to the empty ping begins; a mask of four bytes follows, and no payload (RFC 6455,
+5.5.3)."""
 
 HELLO, ANSWER = b"ping", text_frame(b"pong")
-"""A browser cannot send a ping of the protocol: it says so in text."""
-
-MAX_BYTES = 4096
-"""Of a client's message. Nothing that a client may say is longer."""
-
-BURST, RATE = 100, 20.0
-"""Frames that a client may send at once, and per second in the long run; one of several KiB counts as so many."""
+"""A browser cannot send a ping of the protocol, so it sends one as text."""
 
 STRIDE = 1024
-"""Bytes that are parsed between two looks at the allowance: a flood of small frames must not hold the event loop."""
-
-MAX_UNHEARD = 64 * 1024
-"""Bytes that are read of a client that is closing, to see it close: its goodbye, and what was under way. Of ten that flooded on, Brain
-read 10 GB in 8 s to throw it away, and new clients waited for 0.1 s.
-"""
-
-LAST_LOOK = 0.25
-"""Seconds that such a client has to read why. A reset may overtake what it was told."""
-
-GRACE = 3.0
-"""Seconds that a closing connection may take to flush and to say goodbye."""
+"""Bytes parsed between two checks of the rate: a flood of small frames must not block the event
+loop."""
 
 SHARES = 100
-"""Parts of the round of pings: 10 000 pings in one go would hold the event loop for 20 ms and more."""
-
-KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
-"""16 bytes in base64 (RFC 6455, section 4.1)."""
-
-SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+"""Parts of a round of pings: 10 000 pings in one go would block the event loop for 20 ms and
+more."""
 
 _quiet = logging.getLogger("brain.server.websocket.protocol")
 _quiet.addHandler(logging.NullHandler())
@@ -78,67 +66,42 @@ def close_frame(code: int, reason: str) -> bytes:
     return Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False)
 
 
-class HandshakeError(ValueError):
-    """A request that does not open a WebSocket; the text says why."""
-
-
-class VersionError(HandshakeError):
-    """It asks for a version of the protocol other than 13: 426 (RFC 6455, section 4.4)."""
-
-
-def handshake(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The answer to an upgrade to `websocket` (RFC 6455, section 4.2), of a GET by HTTP/1.1. Names are in lower case."""
-    keys: list[bytes] = []
-    versions: list[bytes] = []
-    for name, value in headers:
-        if name == b"sec-websocket-key":
-            keys.append(value)
-        elif name == b"sec-websocket-version":
-            versions.append(value)
-    if versions != [b"13"]:
-        raise VersionError("this server speaks WebSocket version 13")
-    if len(keys) != 1 or not KEY.fullmatch(keys[0]):
-        raise HandshakeError("Sec-WebSocket-Key has to be there once, and be 16 bytes in base64")
-    return SWITCHING + accept_key(keys[0].decode()).encode() + b"\r\n\r\n"
-
-
 @dataclass(slots=True)
 class Connections:
-    """All connections of a server, and what they share. `lost` is called once for each, when it is gone."""
+    """All connections of a server, and what they share."""
 
     hub: Hub
     loop: asyncio.AbstractEventLoop
     timeout: float
-    """Seconds without any byte from a client after which it is taken for dead."""
+    """Seconds without a byte from a client after which it counts as dead."""
+    limits: Limits = field(default_factory=Limits)
     shares: list[set["Connection"]] = field(default_factory=lambda: [set() for _ in range(SHARES)])
     closing: set["Connection"] = field(default_factory=set)
-    """Left the hub, and not yet gone."""
+    """Connections that have left the hub and are not closed yet."""
     rejections: RejectionCounter = field(default_factory=lambda: RejectionCounter(log))
     fault: Callable[[str], object] = lambda _: None
-    """Told the address of a client that was cut off for what it sent."""
+    """Called with the address of each client that broke a rule."""
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
 
     def place(self) -> int:
         """The share of the next connection."""
         share = next(self._next)
         if not share:
-            # The collector counts objects made less objects freed. An upgrade frees more than it makes, the parser's, so in
-            # a storm it would come late, and find 50 000 at once: 60 ms.
+            # The collector counts objects created minus objects freed. An upgrade frees more than
+            # it creates (the parser's), so under load it would run late, over 50 000 at once: 60
+            # ms.
             gc.collect(1)
         return share
 
     def sweep(self, share: int) -> None:
-        """Ping one share of the clients, and drop those that have not been heard. To be called SHARES times per interval."""
+        """Ping one share of the clients, and close the silent ones. Call it SHARES times per
+        interval.
+        """
         oldest = self.loop.time() - self.timeout
         for connection in list(self.shares[share]):
             if connection.heard < oldest:
-                detail = f"nothing was heard for {self.timeout:.0f} s"
-                self.rejections.note(
-                    "silence",
-                    peer=connection.peer,
-                    status=CloseCode.ABNORMAL_CLOSURE,
-                    detail=detail,
-                )
+                detail = f"no byte arrived for {self.timeout:.0f} s"
+                self.rejections.note(Rejection("silence", detail), peer=connection.peer)
                 connection.abort(detail)
             elif not connection.paused:
                 try:
@@ -147,7 +110,9 @@ class Connections:
                     connection.drop(error)
 
     def unsent(self) -> list[tuple[float, int, "Connection"]]:
-        """Of those who do not keep up: when they were last heard, and the bytes that wait for them."""
+        """Of each client that does not keep up: when it was last heard, and the bytes queued for
+        it.
+        """
         if not self.hub.lagging and not self.closing:
             return []
         stalled = [each for each in (*self.everyone(), *self.closing) if each.paused]
@@ -158,22 +123,23 @@ class Connections:
 
 
 class Connection(Client, asyncio.Protocol):
-    """Made when the answer to the upgrade has been written; `start` makes it known to the hub."""
+    """Created when the 101 has been written; `start` joins the hub. `lost` is called once, at the
+    end.
+    """
 
     __slots__ = (
         "_all",
-        "_allowance",
         "_code",
         "_deadline",
+        "_discarded",
+        "_full",
         "_lost",
         "_message",
         "_opened",
         "_protocol",
         "_reason",
-        "_refilled",
         "_share",
         "_transport",
-        "_unheard",
         "heard",
         "peer",
     )
@@ -186,19 +152,18 @@ class Connection(Client, asyncio.Protocol):
         self._lost = lost
         self._protocol: Protocol | None = None
         self._message: Message | None = None
-        self._allowance = float(BURST)
-        self._refilled = self._opened = self.heard = all_.loop.time()
-        self._code, self._reason = int(CloseCode.ABNORMAL_CLOSURE), ""
+        self._full = self._opened = self.heard = all_.loop.time()
+        self._code, self._reason = ABNORMAL_CLOSURE.code, ""
         self._deadline: asyncio.TimerHandle | None = None
         self._share = all_.place()
-        self._unheard = 0
+        self._discarded = 0
         self.peer = peer
         self.paused = False
         self.cohort = None
         self.write = transport.write
 
     def start(self, wish: Subscription, *, full: bool = False) -> None:
-        """`full`: the transport is, of the answer to an earlier request, and has said so to who sent that."""
+        """`full`: the write buffer was already over its high-water mark."""
         self._all.shares[self._share].add(self)
         self._all.hub.join(self, wish)
         if full:
@@ -211,27 +176,36 @@ class Connection(Client, asyncio.Protocol):
         if self._protocol is None and len(data) == 6 and data.startswith(PONG_TO_IT):
             return
         if self.write is _nowhere:
-            self._unheard += len(data)
-            if self._unheard > MAX_UNHEARD and not self._transport.is_closing():
-                self._transport.pause_reading()  # nothing matters now but the end, and that is not to come
-                assert self._deadline is not None
-                self._deadline.cancel()
-                self._deadline = self._all.loop.call_later(LAST_LOOK, self._transport.abort)
+            self._discard(len(data))
             return
         try:
             self._parse(data)
-        except Exception as error:  # noqa: BLE001 - whatever one client sends ends that client alone
+        except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
             self.drop(error)
 
+    def _discard(self, size: int) -> None:
+        """A closing client sent more, and only its end of stream matters now. A flood is not read
+        on.
+        """
+        limits = self._all.limits
+        self._discarded += size
+        if self._discarded > limits.max_discarded and not self._transport.is_closing():
+            self._transport.pause_reading()
+            assert self._deadline is not None, "_leave has started it"
+            self._deadline.cancel()
+            self._deadline = self._all.loop.call_later(
+                limits.discard_timeout, self._transport.abort
+            )
+
     def eof_received(self) -> None:
-        """The client will say nothing more. Returning None closes the transport, once it has flushed."""
+        """The client sends nothing more. Returning None closes the transport after its flush."""
         self._leave(self._code, self._reason)
 
     def pause_writing(self) -> None:
         self._all.hub.pause(self)
 
     def resume_writing(self) -> None:
-        self.heard = self._all.loop.time()  # what drained was acknowledged by somebody
+        self.heard = self._all.loop.time()  # the client's kernel acknowledged what drained
         self._all.hub.resume(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -240,14 +214,15 @@ class Connection(Client, asyncio.Protocol):
             self._deadline.cancel()
         self._all.closing.discard(self)
         if self._protocol is not None:
-            # It and its parser, a generator, refer to each other, as do it and the traceback of what has ended that. Some of such
-            # cycles grow old before the collector sees them: 7 500 of 250 000 connections were left.
+            # It and its parser, a generator, refer to each other, and so do it and the traceback of
+            # the parser's error. Some of these cycles reach the oldest generation: 7 500 of 250 000
+            # connections were left.
             self._protocol.parser.close()
             self._protocol.parser_exc = None
             self._protocol = None
         self._lost()
         self._all.rejections.lines.info(
-            "client left",
+            "client disconnected",
             peer=self.peer,
             code=self._code,
             **({"detail": self._reason} if self._reason else {}),
@@ -263,27 +238,28 @@ class Connection(Client, asyncio.Protocol):
         self._leave(code, reason)
         try:
             write(close_frame(code, reason))
-            # A half-close: the client reads the close frame and the end, answers, and closes. To close both ways at once
-            # would answer what it still has under way by a reset, which may overtake the close frame.
+            # A half-close: the client reads the close frame and EOF, answers, and closes. Closing
+            # both ways would answer what it still has in flight with a reset, which may overtake
+            # the frame.
             self._transport.write_eof()
-        except Exception:  # noqa: BLE001 - its transport is broken, and that must not end who ends many
+        except Exception:  # noqa: BLE001 - a broken transport must not stop a caller that ends many
             self._transport.abort()
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait for this client to read."""
+        """Bytes that the client has not read."""
         return self._transport.get_write_buffer_size()
 
     def drop(self, error: Exception) -> None:
         log.error("client failed", peer=self.peer, error=repr(error), exc_info=error)
-        self.end(CloseCode.INTERNAL_ERROR, "an error of the server's")
+        self.end(INTERNAL_ERROR.code, INTERNAL_ERROR.reason)
 
     def abort(self, reason: str) -> None:
-        self._leave(CloseCode.ABNORMAL_CLOSURE, reason)
+        self._leave(ABNORMAL_CLOSURE.code, reason)
         self._transport.abort()
 
     def _leave(self, code: int, reason: str) -> None:
-        """No more is written. What is left is to be gone, within GRACE."""
+        """Write nothing more, and abort at `close_timeout` if the client does not close."""
         if self.write is _nowhere:
             return
         self.write = _nowhere
@@ -291,7 +267,9 @@ class Connection(Client, asyncio.Protocol):
         self._all.hub.leave(self)
         self._all.shares[self._share].discard(self)
         self._all.closing.add(self)
-        self._deadline = self._all.loop.call_later(GRACE, self._transport.abort)
+        self._deadline = self._all.loop.call_later(
+            self._all.limits.close_timeout, self._transport.abort
+        )
 
     # What the client says.
 
@@ -299,49 +277,46 @@ class Connection(Client, asyncio.Protocol):
         protocol = self._protocol
         if protocol is None:
             protocol = self._protocol = Protocol(
-                Side.SERVER, state=State.OPEN, max_size=MAX_BYTES, logger=_quiet
+                Side.SERVER, state=State.OPEN, max_size=self._all.limits.max_message, logger=_quiet
             )
         for at in range(0, len(data), STRIDE):
             protocol.receive_data(data[at : at + STRIDE])
             if protocol.state is State.OPEN:
-                # A pong does not wait for what its client says next to be answered (Autobahn, cases 5.6 and 5.19).
+                # A pong goes out before the answer to what follows its ping (Autobahn, cases 5.6
+                # and 5.19).
                 answer = b"".join(protocol.data_to_send())
                 if answer and not self.paused:
                     self.write(answer)
             for event in protocol.events_received():
                 assert isinstance(event, Frame)
                 if not self._allowed(len(event.data)):
-                    protocol.fail(
-                        CloseCode.POLICY_VIOLATION, f"more than {RATE:.0f} frames or KiB a second"
-                    )
+                    rate = self._all.limits.frames.rate
+                    protocol.fail(FLOOD.code, f"more than {rate:.0f} frames or KiB a second")
                     break
                 try:
                     self._frame(event)
                 except UnicodeDecodeError:
-                    # What came behind it in the same bytes is not looked at (RFC 6455, section 7.1.7).
-                    protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+                    # The frames behind it in the same bytes are ignored (RFC 6455, section 7.1.7).
+                    protocol.fail(INVALID_TEXT.code, "invalid UTF-8")
                     break
             if protocol.state is not State.OPEN:
                 self._finish(protocol, b"".join(protocol.data_to_send()))
                 return
 
-    def _finish(self, protocol: Protocol, farewell: bytes) -> None:
-        """The client has closed, or broken a rule: the close frame that answers it is the last."""
+    def _finish(self, protocol: Protocol, close_bytes: bytes) -> None:
+        """The client has closed, or broken a rule; `close_bytes` is the last that it is sent."""
         write = self.write
         close = protocol.close_rcvd or protocol.close_sent
         if protocol.close_rcvd is None and (fault := protocol.close_sent) and fault.code in _FAULTS:
-            reason = ascii(fault.reason)[1:-1]
-            self._all.rejections.note(
-                _FAULTS[fault.code], peer=self.peer, status=fault.code, detail=reason
-            )
+            rejection = Rejection(_FAULTS[fault.code], ascii(fault.reason)[1:-1])
+            self._all.rejections.note(rejection, peer=self.peer)
             self._all.fault(self.peer)
         if close is not None:
-            self._leave(
-                int(close.code), ascii(close.reason)[1:-1]
-            )  # it may be the client's, and will be logged
+            # In ASCII: the reason may be the client's, and is logged.
+            self._leave(int(close.code), ascii(close.reason)[1:-1])
         else:
-            self._leave(CloseCode.ABNORMAL_CLOSURE, "")
-        write(farewell)
+            self._leave(ABNORMAL_CLOSURE.code, "")
+        write(close_bytes)
         self._transport.write_eof()
 
     def _frame(self, frame: Frame) -> None:
@@ -351,29 +326,26 @@ class Connection(Client, asyncio.Protocol):
         elif frame.opcode is not Opcode.CONT:
             return
         message = self._message
-        assert message is not None, "a continuation without a beginning is refused by the protocol"
+        assert message is not None, "the protocol rejects a continuation of nothing"
         message.add(bytes(frame.data), last=frame.fin)
         if frame.fin:
             self._message = None
             self.received(message)
 
     def received(self, message: "Message") -> None:
-        """A whole message. Brain listens to none but this one."""
+        """A whole message. Brain ignores all but this one."""
         if message.text and message.data == HELLO and not self.paused:
             self.write(ANSWER)
 
     def _allowed(self, size: int) -> bool:
-        """A token bucket: one token a frame, and one a KiB of a larger one."""
-        now = self.heard
-        self._allowance = min(BURST, self._allowance + RATE * (now - self._refilled)) - max(
-            1, size / 1024
-        )
-        self._refilled = now
-        return self._allowance >= 0
+        """One token for a frame, and one for each KiB of a larger one."""
+        frames = self._all.limits.frames
+        self._full = frames.after(self._full, self.heard, max(1.0, size / 1024))
+        return not frames.wait(self._full, self.heard)
 
 
 class Message:
-    """A message as its fragments come in; a text is checked as it comes (RFC 6455, section 8.1)."""
+    """A message as its fragments arrive, a text validated at once (RFC 6455, section 8.1)."""
 
     __slots__ = ("_check", "data", "text")
 
@@ -389,14 +361,16 @@ class Message:
         self.data += data
 
 
-_FAULTS: dict[int, RejectionCode] = {
-    CloseCode.PROTOCOL_ERROR: "frame",
-    CloseCode.INVALID_DATA: "text",
-    CloseCode.POLICY_VIOLATION: "flood",
-    CloseCode.MESSAGE_TOO_BIG: "message_size",
-}
-"""Why Brain closes on a client."""
+def _close_code(code: RejectionCode) -> CloseCode:
+    found = REJECTIONS[code].close_code
+    assert found is not None
+    return found
+
+
+_FRAME_REJECTIONS: tuple[RejectionCode, ...] = ("frame", "text", "flood", "message_size")
+_FAULTS = {_close_code(code).code: code for code in _FRAME_REJECTIONS}
+"""Close codes for what a client sent → the rejection."""
 
 
 def _nowhere(_: bytes) -> None:
-    """The write of a connection that writes nothing more."""
+    """`write` of a connection that writes nothing more."""

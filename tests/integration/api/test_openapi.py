@@ -1,6 +1,6 @@
-"""The HTTP API as its own description has it: schemathesis makes requests of it, right ones and wrong ones, to a real process.
+"""Valid and invalid requests that schemathesis derives from /openapi.json, to a real process.
 
-`make fuzz` makes many more.
+`make fuzz` sends many more.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.support.served import Brain, served
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-"""Of each operation; unset: few, and always the same."""
+"""Requests of each operation. Unset: few, and always the same."""
 
 OPTIONS = [
     "--checks",
@@ -32,7 +32,7 @@ def brain(database: str) -> Iterator[Brain]:
         yield brain
 
 
-def test_no_request_is_answered_with_an_error_of_the_servers(brain: Brain) -> None:
+def test_no_request_causes_a_server_error(brain: Brain) -> None:
     amount = [str(EXAMPLES // 10)] if EXAMPLES else ["8", "--generation-deterministic"]
     schema = f"http://127.0.0.1:{brain.port}/openapi.json"
     run = subprocess.run(

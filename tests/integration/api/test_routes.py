@@ -1,4 +1,4 @@
-"""The HTTP API on a real socket, before a real PostgreSQL."""
+"""The HTTP API on a real socket, with a real PostgreSQL."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ import psycopg
 import pytest
 import uvicorn
 
+from brain.access.limits import MAX_BODY
 from brain.access.rejections import RejectionCounter
 from brain.api import concurrency
-from brain.api.problems import MAX_BODY
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.contract.events import Changes, Op, Snapshot
@@ -40,7 +40,7 @@ async def serving(
     table: str = "public.runs",
     statuses: Mapping[str, Status] | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the API, which listens on a port of its own until the end of the block."""
+    """A client of an API that listens on a free port during the block."""
     decoder = Decoder(statuses or {}, 10_000)
     async with open_repository(
         parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
@@ -49,13 +49,11 @@ async def serving(
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
-        with socket.socket(
-            proto=socket.IPPROTO_TCP
-        ) as listener:  # else asyncio leaves Nagle on: 40 ms an answer
+        # With the protocol named, asyncio turns Nagle off; with it on, an answer takes 40 ms.
+        with socket.socket(proto=socket.IPPROTO_TCP) as listener:
             listener.bind(("127.0.0.1", 0))
-            await server.startup(
-                [listener]
-            )  # and not serve(), which takes the signals and a tenth of a second
+            # Not serve(), which installs signal handlers and takes a tenth of a second.
+            await server.startup([listener])
             base = f"http://127.0.0.1:{listener.getsockname()[1]}"
             async with httpx.AsyncClient(
                 base_url=base, timeout=PATIENCE, trust_env=False
@@ -73,7 +71,7 @@ async def api(database: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """What every error must be, whatever else it says."""
+    """What every error must be; returns its document."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = json.loads(answer.content)
@@ -95,7 +93,9 @@ def fields(document: dict[str, Any]) -> list[str]:
 # Creating
 
 
-async def test_creates_a_run_with_what_it_is_given(api: httpx.AsyncClient, database: str) -> None:
+async def test_a_new_run_has_the_fields_of_the_request(
+    api: httpx.AsyncClient, database: str
+) -> None:
     given = {
         "id": "run/1 ü?",
         "status": "running",
@@ -123,7 +123,7 @@ async def test_creates_a_run_with_what_it_is_given(api: httpx.AsyncClient, datab
         ("failed", {"completed_at"}),
     ],
 )
-async def test_a_new_run_is_given_its_time(
+async def test_a_new_run_gets_the_time_of_its_status(
     api: httpx.AsyncClient, status: str, times: set[str]
 ) -> None:
     run = (await api.post("/api/runs", json={"status": status})).json()
@@ -137,14 +137,14 @@ async def test_a_new_run_is_given_its_time(
     )
 
 
-async def test_queued_is_what_a_run_begins_as(api: httpx.AsyncClient) -> None:
+async def test_a_new_run_is_queued_by_default(api: httpx.AsyncClient) -> None:
     assert (await api.post("/api/runs", json={"id": "a", "agent": None})).json() == {
         "id": "a",
         "status": "queued",
     }
 
 
-async def test_an_id_is_taken_once(api: httpx.AsyncClient) -> None:
+async def test_a_second_run_with_the_same_id_is_a_409(api: httpx.AsyncClient) -> None:
     await api.post("/api/runs", json={"id": "a", "status": "running"})
     document = problem(await api.post("/api/runs", json={"id": "a"}), 409)
     assert "'a'" in document["detail"]
@@ -157,7 +157,9 @@ MOVES = [(old, new) for old in STATUSES for new in STATUSES]
 
 
 @pytest.mark.parametrize(("old", "new"), MOVES)
-async def test_transitions(api: httpx.AsyncClient, old: Status, new: Status) -> None:
+async def test_only_allowed_transitions_change_a_run(
+    api: httpx.AsyncClient, old: Status, new: Status
+) -> None:
     before = (await api.post("/api/runs", json={"id": "a", "status": old})).json()
     answer = await api.patch("/api/runs/a", json={"status": new, "agent": "me"})
     if new in TRANSITIONS[old]:
@@ -181,19 +183,19 @@ async def test_transitions(api: httpx.AsyncClient, old: Status, new: Status) -> 
         assert (await api.get("/api/runs/a")).json() == before
 
 
-async def test_a_start_that_is_known_stays(api: httpx.AsyncClient) -> None:
+async def test_a_run_that_starts_keeps_the_started_at_it_has(api: httpx.AsyncClient) -> None:
     await api.post("/api/runs", json={"id": "a", "started_at": "2026-01-01T00:00:00Z"})
     run = (await api.patch("/api/runs/a", json={"status": "running"})).json()
     assert run["started_at"] == "2026-01-01T00:00:00Z"
 
 
-async def test_an_end_that_is_repeated_keeps_its_time(api: httpx.AsyncClient) -> None:
+async def test_a_repeated_end_keeps_the_completed_at_of_the_first(api: httpx.AsyncClient) -> None:
     first = (await api.post("/api/runs", json={"id": "a", "status": "failed"})).json()
     again = (await api.patch("/api/runs/a", json={"status": "failed", "error": "x"})).json()
     assert again == first | {"error": "x"}
 
 
-async def test_fields_change_alone_and_null_empties_them(api: httpx.AsyncClient) -> None:
+async def test_a_patch_changes_only_its_fields_and_null_empties_one(api: httpx.AsyncClient) -> None:
     await api.post(
         "/api/runs", json={"id": "a", "progress": 5, "agent": "x", "task_id": "t", "error": "e"}
     )
@@ -210,7 +212,7 @@ async def test_fields_change_alone_and_null_empties_them(api: httpx.AsyncClient)
     assert (await api.patch("/api/runs/a", json=nothing)).json() == {"id": "a", "status": "queued"}
 
 
-async def test_of_two_ends_one_wins(api: httpx.AsyncClient) -> None:
+async def test_one_of_two_concurrent_ends_wins(api: httpx.AsyncClient) -> None:
     for number in range(10):
         path = f"/api/runs/{number}"
         await api.post("/api/runs", json={"id": str(number), "status": "running"})
@@ -225,7 +227,7 @@ async def test_of_two_ends_one_wins(api: httpx.AsyncClient) -> None:
                 problem(answer, 409)
 
 
-async def test_a_change_waits_for_one_under_way_and_sees_it(
+async def test_a_change_waits_for_a_concurrent_one_and_sees_it(
     api: httpx.AsyncClient, database: str
 ) -> None:
     await api.post("/api/runs", json={"id": "a", "status": "running"})
@@ -238,7 +240,7 @@ async def test_a_change_waits_for_one_under_way_and_sees_it(
     assert "is failed" in problem(await change, 409)["detail"]
 
 
-async def test_runs_that_are_not_there(api: httpx.AsyncClient) -> None:
+async def test_a_missing_run_is_a_404(api: httpx.AsyncClient) -> None:
     for path in ("/api/runs/nobody", "/api/runs/x%2Fy", "/api/runs/%FF"):
         problem(await api.get(path), 404)
         problem(await api.patch(path, json={"progress": 1}), 404)
@@ -259,7 +261,7 @@ async def pages(api: httpx.AsyncClient, **query: Any) -> list[dict[str, Any]]:
         cursor = {"cursor": page["next_cursor"]}
 
 
-async def test_pages_miss_nothing_while_rows_come_and_go(
+async def test_pages_miss_no_row_while_others_are_inserted_and_deleted(
     api: httpx.AsyncClient, database: str
 ) -> None:
     execute(database, "INSERT INTO runs (id) SELECT 'ü ' || i FROM generate_series(1, 500) i")
@@ -280,7 +282,7 @@ async def test_pages_miss_nothing_while_rows_come_and_go(
     assert {f"ü {i}" for i in range(1, 501)} <= set(ids)
 
 
-async def test_limits(api: httpx.AsyncClient, database: str) -> None:
+async def test_limit_bounds_the_rows_of_a_page(api: httpx.AsyncClient, database: str) -> None:
     execute(database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 1001) i")
     assert len((await api.get("/api/runs")).json()["runs"]) == 100
     page = (await api.get("/api/runs?limit=1000")).json()
@@ -289,10 +291,13 @@ async def test_limits(api: httpx.AsyncClient, database: str) -> None:
     assert (len(rest["runs"]), rest["next_cursor"]) == (1, None)
 
 
-async def test_filters(api: httpx.AsyncClient, database: str) -> None:
+async def test_values_of_a_field_are_alternatives_and_fields_narrow(
+    api: httpx.AsyncClient, database: str
+) -> None:
     execute(
         database,
-        "INSERT INTO runs (id, status, agent, task_id) VALUES ('1', 'queued', 'a', 't'), ('2', 'running', 'a', 'u'), "
+        "INSERT INTO runs (id, status, agent, task_id) VALUES "
+        "('1', 'queued', 'a', 't'), ('2', 'running', 'a', 'u'), "
         "('3', 'running', 'b', 't'), ('4', 'failed', NULL, NULL), ('5', 'completed', '', 't,u')",
     )
     expected = {
@@ -337,7 +342,9 @@ async def test_timestamp_is_null_until_the_board_has_begun(database: str) -> Non
         assert page == {"runs": [], "next_cursor": None, "timestamp": "2023-11-14T22:13:20.123456Z"}
 
 
-async def test_the_same_json_as_the_stream(api: httpx.AsyncClient, database: str) -> None:
+async def test_a_run_has_the_same_json_as_in_a_message(
+    api: httpx.AsyncClient, database: str
+) -> None:
     texts = [
         "a",
         "failed",
@@ -354,11 +361,11 @@ async def test_the_same_json_as_the_stream(api: httpx.AsyncClient, database: str
     assert (await api.get("/api/runs/a")).text == body(expected)
 
 
-# The later of board and table
+# The later of the board and the table
 
 
-async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
-    """A synchronous standby does not answer: the change is committed and on the stream, and no query sees it."""
+async def test_a_change_that_a_query_cannot_see_yet_is_taken_from_the_board() -> None:
+    """A synchronous standby does not answer: the commit is in the stream, but no query sees it."""
     with running(synchronous_standby_names="nobody", synchronous_commit="local") as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -385,16 +392,15 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
                 board.apply(Changes([("update", run("b", "running"))], at=3000, xid=1))
                 assert (await api.get("/api/runs/a")).json()["status"] == "running"
                 assert (await api.get("/api/runs/c")).json() == {"id": "c", "status": "queued"}
-                assert (await api.get("/api/runs/b")).json()[
-                    "status"
-                ] == "queued"  # seen: the table is right
+                # The query sees that transaction, so the table is right.
+                assert (await api.get("/api/runs/b")).json()["status"] == "queued"
 
                 page = (await api.get("/api/runs")).json()
                 assert [each["status"] for each in page["runs"]] == ["running", "queued"]
-                assert page["timestamp"] == iso(2000)  # from here on /ws tells of c
+                assert page["timestamp"] == iso(2000)  # since then, /ws sends c
                 page = (await api.get("/api/runs?status=queued")).json()
                 assert [each["id"] for each in page["runs"]] == ["b"]
-                # Others do not wait for the standby (synchronous_commit is a session's own): never mind how many.
+                # Sessions with another synchronous_commit do not wait for the standby.
                 many: list[tuple[Op, Run]] = [
                     ("insert", run(f"x{i}", "queued")) for i in range(10_000)
                 ]
@@ -411,14 +417,15 @@ async def test_what_the_board_knows_and_a_query_cannot_see_yet() -> None:
             assert (await api.get("/api/runs/a")).json()["status"] == "failed"
 
 
-async def test_a_query_that_was_asked_before_a_change_and_answered_behind_a_later_one(
+async def test_a_slow_query_shows_a_change_that_a_later_query_saw(
     database: str,
 ) -> None:
-    """The first takes a second for its answer. Meanwhile a run changes, and a second query sees that."""
+    """While the first query takes a second, a run changes, and a second query sees that."""
     execute(database, "CREATE TABLE naps AS SELECT 1.0 AS seconds")
     execute(
         database,
-        "CREATE VIEW slow AS SELECT r.* FROM runs r, (SELECT pg_sleep(seconds) FROM naps OFFSET 0) n",
+        "CREATE VIEW slow AS "
+        "SELECT r.* FROM runs r, (SELECT pg_sleep(seconds) FROM naps OFFSET 0) n",
     )
     execute(database, "INSERT INTO runs (id) VALUES ('a')")
     board = Board(1 << 20)
@@ -458,10 +465,10 @@ def run(run_id: str, status: str) -> Run:
     return (run_id, status, None, None, None, None, None, None)
 
 
-# Tables of other people
+# Tables that Brain did not create
 
 
-async def test_words_of_the_table(database: str) -> None:
+async def test_the_status_map_translates_in_both_directions(database: str) -> None:
     execute(database, "ALTER TABLE runs DROP CONSTRAINT runs_status_check")
     statuses: dict[str, Status] = {"done": "completed", "ok": "completed", "new": "queued"}
     async with serving(database, statuses=statuses) as api:
@@ -495,14 +502,15 @@ async def test_words_of_the_table(database: str) -> None:
         assert [each["id"] for each in await pages(api, limit=1)] == ["a", "b", "c"]
 
 
-async def test_columns_of_other_types(database: str) -> None:
+async def test_columns_may_have_other_types(database: str) -> None:
     execute(
         database,
         """
         CREATE TYPE state AS ENUM ('queued', 'running', 'completed', 'failed');
         CREATE TABLE jobs (
-            error varchar(20), id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, status state NOT NULL,
-            progress int, task_id uuid, agent char(5), started_at timestamp, completed_at text, extra jsonb
+            error varchar(20), id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+            status state NOT NULL, progress int, task_id uuid, agent char(5), started_at timestamp,
+            completed_at text, extra jsonb
         )""",
     )
     async with serving(database, table="jobs") as api:
@@ -519,7 +527,10 @@ async def test_columns_of_other_types(database: str) -> None:
         ended = (await api.patch("/api/runs/1", json={"status": "completed", "agent": "x"})).json()
         assert ended["completed_at"].endswith("Z")
         assert ended["agent"] == "x    "
-        for agent, count in (("x    ", 1), ("x", 0)):  # as it is told, so that /ws finds the same
+        for agent, count in (
+            ("x    ", 1),
+            ("x", 0),
+        ):  # as clients see it, so that /ws matches the same runs
             assert (
                 len((await api.get("/api/runs", params={"agent": agent})).json()["runs"]) == count
             )
@@ -552,7 +563,7 @@ async def test_columns_of_other_types(database: str) -> None:
         ]
 
 
-async def test_a_table_of_two_columns(database: str) -> None:
+async def test_id_and_status_are_all_the_columns_a_table_needs(database: str) -> None:
     execute(
         database,
         'CREATE SCHEMA "My"; CREATE TABLE "My"."Ru""ns; {x}" (id uuid PRIMARY KEY, status text)',
@@ -573,7 +584,7 @@ async def test_a_table_of_two_columns(database: str) -> None:
         problem(await api.get("/api/runs/not-a-uuid"), 404)
 
 
-async def test_a_table_without_ids_of_its_own(database: str) -> None:
+async def test_a_new_run_needs_an_id_where_the_table_has_no_fitting_default(database: str) -> None:
     execute(
         database,
         """CREATE TABLE jobs (id int, status text, progress float GENERATED ALWAYS AS (5) STORED);
@@ -594,7 +605,7 @@ async def test_a_table_without_ids_of_its_own(database: str) -> None:
         problem(await api.post("/api/runs", json={"id": "7"}), 422)
 
 
-async def test_rules_of_the_table(database: str) -> None:
+async def test_constraints_and_triggers_of_the_table_answer_409_or_422(database: str) -> None:
     execute(
         database,
         """
@@ -602,7 +613,11 @@ async def test_rules_of_the_table(database: str) -> None:
         ALTER TABLE runs ADD FOREIGN KEY (task_id) REFERENCES tasks, ADD UNIQUE (agent);
         INSERT INTO runs (id, agent) VALUES ('a', 'taken'), ('b', NULL);
         CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS
-            'BEGIN IF NEW.error = ''skip'' THEN RETURN NULL; END IF; IF NEW.error = ''odd'' THEN RAISE ''not today''; END IF; RETURN NEW; END';
+            'BEGIN
+                IF NEW.error = ''skip'' THEN RETURN NULL; END IF;
+                IF NEW.error = ''odd'' THEN RAISE ''not today''; END IF;
+                RETURN NEW;
+            END';
         CREATE TRIGGER no BEFORE INSERT OR UPDATE ON runs FOR EACH ROW EXECUTE FUNCTION no()""",
     )
     async with serving(database) as api:
@@ -625,7 +640,8 @@ async def test_rules_of_the_table(database: str) -> None:
         problem(await api.post("/api/runs", json={"error": "skip"}), 409)
         execute(
             database,
-            "ALTER TABLE runs ADD needed text NOT NULL DEFAULT ''; ALTER TABLE runs ALTER needed DROP DEFAULT",
+            "ALTER TABLE runs ADD needed text NOT NULL DEFAULT ''; "
+            "ALTER TABLE runs ALTER needed DROP DEFAULT",
         )
         assert fields(problem(await api.post("/api/runs", json={}), 422)) == ["needed"]
         execute(database, "ALTER TABLE runs ADD CHECK (progress < 50)")
@@ -634,14 +650,16 @@ async def test_rules_of_the_table(database: str) -> None:
         )
 
 
-async def test_a_column_that_comes_and_goes(api: httpx.AsyncClient, database: str) -> None:
+async def test_a_dropped_column_fails_one_request(api: httpx.AsyncClient, database: str) -> None:
     await api.post("/api/runs", json={"id": "a", "agent": "x"})
     execute(database, "ALTER TABLE runs DROP COLUMN agent")
     problem(await api.get("/api/runs/a"), 503)
     assert (await api.get("/api/runs/a")).json() == {"id": "a", "status": "queued"}
 
 
-async def test_tables_that_the_operator_must_mend(database: str, superuser_url: str) -> None:
+async def test_a_table_that_only_its_owner_can_fix_is_a_503(
+    database: str, superuser_url: str
+) -> None:
     async with serving(database, table="missing") as api:
         assert "public.missing" in problem(await api.get("/api/runs"), 503)["detail"]
         execute(database, "CREATE TABLE missing (id text)")
@@ -658,7 +676,7 @@ async def test_tables_that_the_operator_must_mend(database: str, superuser_url: 
         )
 
 
-async def test_a_role_with_settings_of_its_own(database: str, superuser_url: str) -> None:
+async def test_settings_of_the_role_change_no_value(database: str, superuser_url: str) -> None:
     name = superuser_url.rpartition("/")[2]
     execute(
         superuser_url,
@@ -678,7 +696,7 @@ async def test_a_role_with_settings_of_its_own(database: str, superuser_url: str
         assert (await api.get("/api/runs/€")).json() == new
 
 
-# Requests that are refused
+# Invalid requests
 
 BAD_VALUES: list[tuple[str, str]] = [
     ('{"progress": NaN}', "progress"),
@@ -703,7 +721,7 @@ BAD_VALUES: list[tuple[str, str]] = [
 ]
 
 
-async def test_bad_values(api: httpx.AsyncClient) -> None:
+async def test_a_bad_value_is_a_422_that_names_its_field(api: httpx.AsyncClient) -> None:
     await api.post("/api/runs", json={"id": "a"})
     headers = {"content-type": "application/json"}
     for text, name in BAD_VALUES:
@@ -729,12 +747,16 @@ BAD_RUNS: list[dict[str, object]] = [
 ]
 
 
-async def test_bad_values_of_a_new_run(api: httpx.AsyncClient) -> None:
+async def test_a_bad_value_of_a_new_run_is_a_422_that_names_its_field(
+    api: httpx.AsyncClient,
+) -> None:
     for new in BAD_RUNS:
         assert fields(problem(await api.post("/api/runs", json=new), 422)) == list(new)
 
 
-async def test_long_texts(api: httpx.AsyncClient, database: str) -> None:
+async def test_a_long_text_is_stored_whole_and_shown_cut(
+    api: httpx.AsyncClient, database: str
+) -> None:
     new = {"id": "🙂" * 200, "error": "x" * 500_000}
     answer = await api.post("/api/runs", json=new)
     assert answer.json()["error"] == "x" * 10_000 + "… [cut]"
@@ -747,14 +769,14 @@ async def chunks() -> AsyncIterator[bytes]:
         yield b" " * 65536
 
 
-async def test_bodies_that_are_too_large(api: httpx.AsyncClient) -> None:
+async def test_a_body_above_the_limit_is_a_413(api: httpx.AsyncClient) -> None:
     headers = {"content-type": "application/json"}
     for content in (b" " * 2_000_000, chunks()):
         problem(await api.post("/api/runs", content=content, headers=headers), 413)
     assert (await api.post("/api/runs", json={"id": "a"})).status_code == 201
 
 
-async def test_bodies_that_hurt_a_parser(api: httpx.AsyncClient) -> None:
+async def test_a_body_that_no_parser_can_read_is_a_422(api: httpx.AsyncClient) -> None:
     headers = {"content-type": "application/json"}
     for content in (
         b"[" * 100_000,
@@ -766,7 +788,7 @@ async def test_bodies_that_hurt_a_parser(api: httpx.AsyncClient) -> None:
         problem(answer, answer.status_code if answer.status_code in (400, 422) else 422)
 
 
-async def test_a_page_of_another_site_cannot_write(api: httpx.AsyncClient, database: str) -> None:
+async def test_only_the_content_type_json_can_write(api: httpx.AsyncClient, database: str) -> None:
     new = b'{"id": "a"}'
     for kind in (
         "text/plain",
@@ -804,20 +826,20 @@ BAD_QUERIES: list[tuple[str, str]] = [
 ]
 
 
-async def test_bad_queries(api: httpx.AsyncClient) -> None:
+async def test_a_bad_query_is_a_422_that_names_its_parameter(api: httpx.AsyncClient) -> None:
     for query, name in BAD_QUERIES:
         document = problem(await api.get(f"/api/runs?{query}"), 422)
         assert fields(document) == [name], query
         assert document["instance"] == "/api/runs"
 
 
-async def test_bad_ids(api: httpx.AsyncClient) -> None:
+async def test_a_bad_id_in_the_path_is_a_422(api: httpx.AsyncClient) -> None:
     for path in ("/api/runs/", f"/api/runs/{'x' * 1025}", "/api/runs/a%00b"):
         assert fields(problem(await api.get(path), 422)) == ["run_id"]
         assert fields(problem(await api.patch(path, json={"progress": 1}), 422)) == ["run_id"]
 
 
-async def test_paths_and_methods_that_are_not_there(api: httpx.AsyncClient) -> None:
+async def test_an_unknown_path_is_a_404_and_an_unknown_method_a_405(api: httpx.AsyncClient) -> None:
     for path in ("/", "/api", "/api/run", "/%F0%9F%99%82?secret=1"):
         problem(await api.get(path), 404)
     for answer in (
@@ -830,7 +852,7 @@ async def test_paths_and_methods_that_are_not_there(api: httpx.AsyncClient) -> N
     assert (await api.options("/api/runs/a")).headers["allow"] == "GET, PATCH"
 
 
-async def test_a_body_that_is_no_text(api: httpx.AsyncClient) -> None:
+async def test_a_body_that_is_not_utf_8_is_a_422(api: httpx.AsyncClient) -> None:
     answer = await api.post(
         "/api/runs", content=b'{"id": "\xff"}', headers={"Content-Type": "application/json"}
     )
@@ -838,10 +860,10 @@ async def test_a_body_that_is_no_text(api: httpx.AsyncClient) -> None:
     assert answer.json()["errors"] == [{"field": "body", "message": "is not UTF-8"}]
 
 
-# The database goes away
+# Without the database
 
 
-async def test_the_database_goes_away_and_comes_back() -> None:
+async def test_requests_are_503_while_the_database_is_down_and_succeed_after_it() -> None:
     with running() as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -863,7 +885,7 @@ async def test_the_database_goes_away_and_comes_back() -> None:
             assert (await api.get("/api/runs/a")).status_code == 200
 
 
-async def test_the_database_is_away_at_the_start(postgres: Postgres) -> None:
+async def test_the_api_starts_without_a_database(postgres: Postgres) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         gone = f"postgresql://cecelia@127.0.0.1:{nobody.getsockname()[1]}/x"
@@ -872,7 +894,7 @@ async def test_the_database_is_away_at_the_start(postgres: Postgres) -> None:
                 problem(answer, 503)
 
 
-async def test_a_request_does_not_wait_for_a_lock_for_ever(database: str) -> None:
+async def test_a_request_that_waits_for_a_lock_ends_with_503(database: str) -> None:
     async with (
         serving(database) as api,
         await psycopg.AsyncConnection.connect(database) as other,
@@ -883,10 +905,10 @@ async def test_a_request_does_not_wait_for_a_lock_for_ever(database: str) -> Non
         assert "lock timeout" in problem(answer, 503)["detail"]
 
 
-async def test_the_requests_of_one_address_leave_the_others_their_turn(
+async def test_blocked_requests_of_one_address_leave_connections_to_others(
     api: httpx.AsyncClient, database: str
 ) -> None:
-    """Twelve changes of a row that somebody has locked: four wait at the database, and the rest for these."""
+    """Of twelve changes of a locked row, four wait at the database, the others for these four."""
     await api.post("/api/runs", json={"id": "a"})
     async with (
         await psycopg.AsyncConnection.connect(database) as other,
@@ -902,7 +924,10 @@ async def test_the_requests_of_one_address_leave_the_others_their_turn(
         changes = [
             asyncio.create_task(bad.patch("/api/runs/a", json={"agent": "x"})) for _ in range(12)
         ]
-        locks = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
+        locks = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE application_name = 'brain-api' AND wait_event_type = 'Lock'"
+        )
         await eventually(lambda: execute(database, locks) == [(concurrency.MAX_REQUESTS,)])
         assert (await api.get("/api/runs/a")).status_code == 200
         assert not any(change.done() for change in changes), "while they all wait"
@@ -914,7 +939,8 @@ async def test_the_requests_of_one_address_leave_the_others_their_turn(
             answers = [change.result() for change in changes if change.done()]
             return [answer for answer in answers if answer.status_code == 429]
 
-        # A row's waiters wait one behind the other, each for up to lock_timeout, so a turn may come late.
+        # Those that wait for a row wait in a queue, each for up to lock_timeout, so a place may be
+        # late.
         await eventually(lambda: len(refused()) >= 4)
         assert len(refused()) <= 8
         assert "4 requests of 127.0.0.2 are at the database" in problem(refused()[0], 429)["detail"]
@@ -924,7 +950,7 @@ async def test_the_requests_of_one_address_leave_the_others_their_turn(
         assert (await bad.patch("/api/runs/a", json={"agent": "y"})).status_code == 200
 
 
-async def test_who_gives_up_waiting_leaves_their_turn() -> None:
+async def test_a_cancelled_request_gives_back_its_place() -> None:
     found = concurrency.ConcurrencyLimiter(RejectionCounter())
     async with asyncio.timeout(PATIENCE), contextlib.AsyncExitStack() as taken:
         for _ in range(concurrency.MAX_REQUESTS):
@@ -941,7 +967,7 @@ async def test_who_gives_up_waiting_leaves_their_turn() -> None:
     assert not found.addresses
 
 
-async def test_a_connection_that_dies_under_a_change(
+async def test_a_change_whose_connection_dies_is_a_503(
     api: httpx.AsyncClient, database: str, superuser_url: str
 ) -> None:
     await api.post("/api/runs", json={"id": "a"})
@@ -951,16 +977,17 @@ async def test_a_connection_that_dies_under_a_change(
         await asyncio.sleep(0.1)
         execute(
             superuser_url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'brain-api'",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'brain-api'",
         )
         problem(await change, 503)
     assert (await api.patch("/api/runs/a", json={"agent": "x"})).status_code == 200
 
 
-# What is written down
+# The description
 
 
-async def test_openapi(api: httpx.AsyncClient) -> None:
+async def test_openapi_describes_each_operation_and_its_answers(api: httpx.AsyncClient) -> None:
     schema = (await api.get("/openapi.json")).json()
     assert set(schema["paths"]) == {"/api/runs", "/api/runs/{run_id}"}
     for path in schema["paths"].values():
@@ -993,8 +1020,8 @@ async def test_openapi(api: httpx.AsyncClient) -> None:
     jsonschema.validate(refused, {**whole, "$ref": "#/components/schemas/ProblemDocument"})
 
 
-async def test_a_page_of_another_port_may_read_and_write(api: httpx.AsyncClient) -> None:
-    """CORS (the fetch standard, section 3.2): the guard decides who comes as far as this."""
+async def test_a_page_of_another_origin_may_read_and_write(api: httpx.AsyncClient) -> None:
+    """CORS (the Fetch standard, section 3.2): the access rules have already let the page in."""
     page = {"Origin": "http://localhost:3000"}
     asked = {
         "Access-Control-Request-Method": "PATCH",
@@ -1013,7 +1040,7 @@ async def test_a_page_of_another_port_may_read_and_write(api: httpx.AsyncClient)
     assert "access-control-allow-credentials" not in made.headers
 
 
-async def test_a_table_without_some_columns_is_listed_too(database: str) -> None:
+async def test_a_filter_on_a_missing_column_matches_no_run(database: str) -> None:
     execute(database, "CREATE TABLE few (id text PRIMARY KEY, status text)")
     execute(database, "INSERT INTO few VALUES ('a', 'queued')")
     async with serving(database, table="public.few") as client:

@@ -1,4 +1,4 @@
-"""The command line, as a person has it: real processes, and what they print."""
+"""The command line as a person uses it: real processes, and what they print."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from brain import __version__
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -22,7 +23,7 @@ from tests.support.template import ROLE, TEMPLATE
 
 
 def run(*arguments: str, code: int = 0, **settings: object) -> str:
-    """What a command prints, all of it; it must exit with this status."""
+    """All that a command prints. Its exit status must be `code`."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
     }
@@ -35,18 +36,18 @@ def run(*arguments: str, code: int = 0, **settings: object) -> str:
         timeout=PATIENCE,
         check=False,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    assert "Traceback" not in said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    return output
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C, as a person ends it. Returns what it had to say on standard error."""
+    """Press Ctrl-C. Returns the output on standard error."""
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, said
-    return said or ""
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    return output or ""
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,11 @@ def embedded() -> Iterator[Brain]:
         ("stopping", signal.SIGTERM),
     ],
 )
-def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
-    """While it is imported, while PostgreSQL is made, started, and stopped: it ends well, and no PostgreSQL is left."""
+def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) -> None:
+    """While modules are imported and while PostgreSQL is created, started and stopped.
+
+    The exit status is 0, and no PostgreSQL stays behind.
+    """
     brain = Brain(wait=False)
     try:
         if moment == "importing":
@@ -88,16 +92,15 @@ def test_it_can_be_stopped_at_any_moment(moment: str, number: signal.Signals) ->
         brain.process.kill()
         brain.process.wait()
     assert "Traceback" not in brain.log()
-    until = (
-        time.monotonic() + PATIENCE
-    )  # told twice, it does not wait for PostgreSQL, which ends at once
+    # A second signal does not wait for PostgreSQL, which ends at once.
+    until = time.monotonic() + PATIENCE
     while left := [line for line in _processes() if str(brain.folder) in line]:
         assert time.monotonic() < until, (left, brain.log())
         time.sleep(0.01)
 
 
 def _processes() -> list[str]:
-    """The command lines of all that runs."""
+    """The command lines of all processes."""
     found = []
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -105,8 +108,8 @@ def _processes() -> list[str]:
     return found
 
 
-def test_the_welcome_is_true(embedded: Brain) -> None:
-    """The three commands that are printed do what they say, with the ports in use."""
+def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
+    """Each of the three printed commands does what it says, with the ports in use."""
     welcome = embedded.log()
     watch, create, change = (
         found[1]
@@ -130,14 +133,14 @@ def test_the_welcome_is_true(embedded: Brain) -> None:
     assert [m["data"]["status"] for m in seen] == ["queued", "running"]
 
 
-def test_psql_is_bundled(embedded: Brain) -> None:
-    said = run(
+def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
+    output = run(
         "psql",
         "-XAtc",
         "SELECT current_user, current_database()",
         data_dir=embedded.folder / ".brain",
     )
-    assert said.strip() == "cecelia|cecelia"
+    assert output.strip() == "cecelia|cecelia"
 
 
 def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
@@ -146,18 +149,19 @@ def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
     )
 
 
-def test_version() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("version"))
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_the_version_is_printed(argument: str) -> None:
+    assert run(argument) == f"{__version__}\n"
 
 
 def test_help_names_every_command() -> None:
-    said = run("--help")
+    output = run("--help")
     for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
-        assert re.search(rf"\b{command}\b", said)
+        assert re.search(rf"\b{command}\b", output)
 
 
-def test_init_db_prints_what_it_runs(postgres: Postgres) -> None:
-    """Printed, it can be fed to psql; run twice, it changes nothing."""
+def test_init_db_prints_the_sql_that_it_runs(postgres: Postgres) -> None:
+    """Psql accepts what it prints, and a second run changes nothing."""
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     printed = run("init-db", "--sql", database_url=url)
     execute(url, printed)
@@ -168,7 +172,7 @@ def test_init_db_prints_what_it_runs(postgres: Postgres) -> None:
     assert execute(url, "SELECT pubname FROM pg_publication") == [("brain_public_runs",)]
 
 
-def test_init_db_makes_another_table(postgres: Postgres) -> None:
+def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     run("init-db", database_url=url, table='public.my "runs"')
     with served(database_url=url, table='public.my "runs"') as brain:
@@ -183,7 +187,7 @@ def test_init_db_makes_another_table(postgres: Postgres) -> None:
         ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
         (
             {"flush_interval": "soon"},
-            "BRAIN_FLUSH_INTERVAL='soon': an interval is a number of seconds, 0 to 10",
+            "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
         ),
         ({"host": "203.0.113.7"}, "port 5221 of 203.0.113.7 cannot be listened on"),
     ],
@@ -191,19 +195,21 @@ def test_init_db_makes_another_table(postgres: Postgres) -> None:
 def test_a_wrong_setting_is_one_clear_error(
     settings: dict[str, str], says: str, tmp_path: Path
 ) -> None:
-    said = run("serve", code=2, **{"data_dir": tmp_path, **settings})
-    assert says in said
-    assert "secret" not in said
-    assert len(said.strip().splitlines()) == 1
+    output = run("serve", code=2, **{"data_dir": tmp_path, **settings})
+    assert says in output
+    assert "secret" not in output
+    assert len(output.strip().splitlines()) == 1
 
 
 def test_a_port_that_is_taken_is_one_clear_error(embedded: Brain, tmp_path: Path) -> None:
-    said = run("serve", code=2, port=embedded.port, data_dir=tmp_path)
-    assert f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in said
+    output = run("serve", code=2, port=embedded.port, data_dir=tmp_path)
+    assert (
+        f"port {embedded.port} of 0.0.0.0 cannot be listened on (Address already in use)" in output
+    )
 
 
-def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
-    """Brain stays: the table may come. Readiness says what is missing, and what to do."""
+def test_serve_reports_a_missing_table_and_waits_for_it(postgres: Postgres) -> None:
+    """Brain keeps running: somebody may create the table later. /readyz says how."""
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     brain = Brain(database_url=url, wait=False)
     try:
@@ -212,7 +218,7 @@ def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
         brain.port = int(re.findall(r"on port (\d+)\. Paste", brain.log())[-1])
         status, ready = brain.get("/readyz")
         assert (status, ready["ready"]) == (503, False)
-        assert "make it with `brain init-db`" in ready["detail"]
+        assert "create it with `brain init-db`" in ready["detail"]
         assert brain.get("/healthz")[0] == 200
         run("init-db", database_url=url)
         brain.wait_ready("replication")
@@ -226,7 +232,7 @@ def test_a_missing_table_is_said_and_waited_for(postgres: Postgres) -> None:
     assert "Traceback" not in brain.log()
 
 
-def test_missing_rights_are_said(postgres: Postgres, database: str) -> None:
+def test_serve_reports_missing_privileges(postgres: Postgres, database: str) -> None:
     execute(postgres.url(), "DROP ROLE IF EXISTS stranger")
     execute(postgres.url(), "CREATE ROLE stranger LOGIN")
     url = database.replace("cecelia@", "stranger@")
@@ -240,7 +246,7 @@ def test_missing_rights_are_said(postgres: Postgres, database: str) -> None:
     assert "Traceback" not in brain.log()
 
 
-def test_a_database_that_is_away_is_waited_for() -> None:
+def test_serve_waits_for_an_unreachable_database() -> None:
     brain = Brain(database_url="postgresql://cecelia@127.0.0.1:1/cecelia", wait=False)
     try:
         brain.wait_for("source now=none|now=none")
@@ -253,13 +259,13 @@ def test_a_database_that_is_away_is_waited_for() -> None:
 
 
 def test_init_db_without_a_database_is_one_clear_error(tmp_path: Path) -> None:
-    said = run("init-db", code=2, database_url="postgresql://cecelia@127.0.0.1:1/cecelia")
-    assert "connection failed" in said
+    output = run("init-db", code=2, database_url="postgresql://cecelia@127.0.0.1:1/cecelia")
+    assert "connection failed" in output
     assert "no embedded PostgreSQL runs in" in run("init-db", code=2, data_dir=tmp_path)
 
 
-def test_watch_comes_back(database: str) -> None:
-    """The server restarts; watch prints what changed meanwhile, and says once that it was away."""
+def test_watch_reconnects(database: str) -> None:
+    """The server restarts. `watch` prints what changed, and reports the outage once."""
     with served(database_url=database) as first:
         port = first.port
         watching = subprocess.Popen(
@@ -273,49 +279,49 @@ def test_watch_comes_back(database: str) -> None:
             time.sleep(0.05)
         execute(database, "INSERT INTO runs (id) VALUES ('before')")
         assert json.loads(watching.stdout.readline())["data"]["id"] == "before"
-    execute(database, "INSERT INTO runs (id) VALUES ('meanwhile')")
+    execute(database, "INSERT INTO runs (id) VALUES ('during')")
     with served(database_url=database, port=port):
         try:
             seen = {json.loads(watching.stdout.readline())["data"]["id"] for _ in range(2)}
-            assert seen == {"before", "meanwhile"}, (
-                "a Brain that has just started cannot answer since: a snapshot, then"
+            assert seen == {"before", "during"}, (
+                "a Brain that has just started cannot answer `since`, so a snapshot follows"
             )
         finally:
-            said = interrupt(watching)
-    assert said.count("is away; trying again") == 1
-    assert said.count("and back") == 1
+            output = interrupt(watching)
+    assert output.count("; trying again") == 1
+    assert output.count("connected again") == 1
 
 
-def test_watch_shows_the_token_of_the_environment(database: str) -> None:
+def test_watch_sends_the_token_of_the_environment(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
         url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
-        assert "ended with 4401" in run("watch", url, code=2)
-        assert "refuses with 401: the token is not valid" in run(
+        assert "closed with 4401" in run("watch", url, code=2)
+        assert "refused with 401: the token is not valid" in run(
             "watch", url, code=2, token="hunter2"
         )
         for lasts in (3, 15, 60):  # a busy machine may not even have begun while a short one lasts
-            said = run("watch", url, code=2, token=token(exp=time.time() + lasts))
-            if "refuses with 401: the token has expired" not in said:
+            output = run("watch", url, code=2, token=token(exp=time.time() + lasts))
+            if "refused with 401: the token has expired" not in output:
                 break
-        assert json.loads(said.splitlines()[0])["data"]["id"] == "for-bearers"
-        assert "ended with 4401: the token has expired" in said
+        assert json.loads(output.splitlines()[0])["data"]["id"] == "for-bearers"
+        assert "closed with 4401: the token has expired" in output
 
 
-def test_watch_says_why_it_is_refused(embedded: Brain) -> None:
-    said = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
-    assert "refuses with 400" in said
-    assert "unknown parameter 'nonsense'" in said
+def test_watch_prints_the_detail_of_a_refusal(embedded: Brain) -> None:
+    output = run("watch", f"ws://127.0.0.1:{embedded.port}/ws?nonsense=1", code=2)
+    assert "refused with 400" in output
+    assert "unknown parameter 'nonsense'" in output
 
 
-def test_doctor_finds_nothing_amiss_in_what_brain_has_made(embedded: Brain) -> None:
-    said = run("doctor", data_dir=embedded.folder / ".brain")
-    assert said.splitlines()[2:] == ["Brain streams public.runs."]
+def test_doctor_finds_no_fault_in_what_brain_created(embedded: Brain) -> None:
+    output = run("doctor", data_dir=embedded.folder / ".brain")
+    assert output.splitlines()[2:] == ["Brain streams public.runs."]
     assert "no embedded PostgreSQL runs in" in run("doctor", code=2, data_dir=embedded.folder)
 
 
-def test_demo_plays(embedded: Brain) -> None:
-    """Runs begin, progress and end."""
+def test_demo_plays_runs(embedded: Brain) -> None:
+    """They begin, progress and end."""
     data_dir = embedded.folder / ".brain"
     playing = subprocess.Popen(
         [*BRAIN, "demo", "--runs", "3", "--seconds", "0.5"],
@@ -332,8 +338,8 @@ def test_demo_plays(embedded: Brain) -> None:
         interrupt(playing)
 
 
-def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Postgres) -> None:
-    """And ends what it has begun."""
+def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -> None:
+    """And it ends the runs that it began."""
     name = postgres.create_database(TEMPLATE, ROLE)
     url = postgres.url(name, ROLE)
     execute(url, "ALTER TABLE runs ALTER id DROP DEFAULT")
@@ -358,32 +364,33 @@ def test_demo_plays_by_a_table_of_two_columns_and_through_an_outage(postgres: Po
         ended(3)
         execute(
             postgres.url(name),
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'brain-api'",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'brain-api'",
         )
         ended(execute(url, "SELECT count(*) FROM runs")[0][0] + 3)
     finally:
-        said = interrupt(playing)
-    assert "Traceback" not in said
+        output = interrupt(playing)
+    assert "Traceback" not in output
     assert execute(url, "SELECT count(*) FROM runs WHERE status IN ('queued', 'running')") == [(0,)]
     postgres.drop_database(name)
 
 
-def test_demo_says_what_it_cannot_do(database: str) -> None:
-    said = run("demo", code=2, database_url=database, table="nosuch")
-    assert "nosuch" in said
+def test_demo_reports_errors_of_the_database(database: str) -> None:
+    output = run("demo", code=2, database_url=database, table="nosuch")
+    assert "nosuch" in output
     execute(database, "ALTER TABLE runs ADD CONSTRAINT mine CHECK (agent = 'mine')")
     assert "mine" in run("demo", code=2, database_url=database)
 
 
-def test_serve_does_not_say_that_it_follows_what_it_does_not(database: str) -> None:
+def test_the_welcome_says_when_the_table_is_not_followed(database: str) -> None:
     with served(follows="none", wait=False, database_url=database, table="jobs") as brain:
         brain.wait_for("Paste")
         assert "does not follow public.jobs of" in brain.log()
-        assert "doctor` says what to do" in brain.log()
-        assert "Brain 0.1.0 follows" not in brain.log()
+        assert "doctor` to see what to do" in brain.log()
+        assert f"Brain {__version__} follows" not in brain.log()
 
 
-def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None:
+def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         commands = [
             line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)
@@ -392,7 +399,7 @@ def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None
         environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
         assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
         command = commands[1].split("one", 1)[1]
-        said = subprocess.run(
+        output = subprocess.run(
             command,
             shell=True,
             env=environment,
@@ -401,12 +408,12 @@ def test_where_tokens_are_asked_for_the_welcome_shows_one(database: str) -> None
             timeout=PATIENCE,
             check=True,
         ).stdout
-        assert json.loads(said)["id"] == "test-run-1"
+        assert json.loads(output)["id"] == "test-run-1"
 
 
-def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
+def test_a_closed_pipe_is_not_an_error(database: str) -> None:
     program = " ".join(map(shlex.quote, BRAIN))
-    said = subprocess.run(
+    output = subprocess.run(
         f"{program} doctor | true",
         shell=True,
         env=os.environ | {"BRAIN_DATABASE_URL": database},
@@ -415,20 +422,21 @@ def test_whoever_reads_no_further_is_not_told_of_a_pipe(database: str) -> None:
         timeout=PATIENCE,
         check=False,
     )
-    assert said.stderr == ""
+    assert output.stderr == ""
 
 
-def test_what_libraries_log_is_a_line_like_ours() -> None:
-    """Psycopg warns when a connection ends under a query that is being given up."""
+def test_library_warnings_have_the_form_of_brains_log() -> None:
+    """Psycopg warns when a connection ends during a query that is being cancelled."""
     program = (
-        "import logging, sys; from brain.cli import commands; commands._settings(); logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
+        "import logging; from brain.cli.console import load_settings; load_settings(); "
+        "logging.getLogger('psycopg').warning('one\\ntwo %s', 3); "
         "logging.getLogger('psycopg').info('nothing')"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=True,
     ).stderr
-    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', said), said
+    assert re.fullmatch(r'timestamp=\S+Z level=warning event="one\\ntwo 3"\n', output), output

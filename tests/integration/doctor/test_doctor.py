@@ -1,4 +1,4 @@
-"""brain doctor: each finding made for real, and gone when what it prints has been run."""
+"""brain doctor: each finding is produced for real, and is gone after its hint has been run."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,24 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import psycopg
 import pytest
 from psycopg import conninfo
 
 from brain.doctor import checks as doctor
-from brain.doctor.checks import Finding, Report, examine
+from brain.doctor.checks import examine
+from brain.doctor.context import Context, Thresholds
+from brain.doctor.report import CheckCode, Finding, Report
+from brain.doctor.stream import slot
 from brain.postgres.decoder import Decoder
-from brain.postgres.publication import UnavailableCode
 from brain.postgres.table import Table, init_sql
+from brain.postgres.unavailable import UnavailableCode
 from tests.support import ROOT
 from tests.support.patience import PATIENCE
-from tests.support.postgres import Postgres, _free_port, _readable, execute, running
+from tests.support.ports import free_port
+from tests.support.postgres import Postgres, _readable, execute, running
 from tests.support.served import BRAIN, served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
 
@@ -31,8 +34,17 @@ RUNS = Table("public", "runs")
 OPERATIONS = ROOT / "docs" / "operations.md"
 
 
-async def look(url: str, *, table: Table = RUNS, stream: bool = True) -> Report:
-    return await examine(url, table, Decoder({}, 8192), stream=stream)
+IMPATIENT = Thresholds(slot_wait=0.3)
+
+
+async def look(
+    url: str,
+    *,
+    table: Table = RUNS,
+    stream: bool = True,
+    thresholds: Thresholds | None = None,
+) -> Report:
+    return await examine(url, table, Decoder({}, 8192), stream=stream, thresholds=thresholds)
 
 
 def checks(report: Report) -> list[str]:
@@ -46,22 +58,22 @@ def the(report: Report, check: str) -> Finding:
     return found
 
 
-def run(cure: str, url: str) -> None:
-    """Paste it into psql, and go on: a statement without a semicolon would swallow the next."""
+def run(hint: str, url: str) -> None:
+    """Paste it into psql. The SELECT after it fails if the hint lacks a final semicolon."""
     done = subprocess.run(
         [_readable(18) / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url],
-        input=f"{cure}\nSELECT 1;\n",
+        input=f"{hint}\nSELECT 1;\n",
         env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    assert done.returncode == 0, f"{cure}\n{done.stderr}"
+    assert done.returncode == 0, f"{hint}\n{done.stderr}"
 
 
-async def cured(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = ()) -> Finding:
-    """The finding, which goes when its cure is run; `stays` are others that do not."""
+async def resolved(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = ()) -> Finding:
+    """The finding. Running its hint resolves it; the findings `stays` remain."""
     found = the(await look(url), check)
     run(found.hint, by or url)
     after = await look(url)
@@ -71,7 +83,7 @@ async def cured(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = 
 
 @pytest.fixture
 def stranger(postgres: Postgres, database: str, superuser_url: str) -> Iterator[str]:
-    """The same database, for a role that may do nothing."""
+    """The same database, for a role without any rights."""
     execute(postgres.url(), "DROP ROLE IF EXISTS doctors_stranger")
     execute(postgres.url(), "CREATE ROLE doctors_stranger LOGIN")
     yield database.replace(f"{ROLE}@", "doctors_stranger@")
@@ -79,11 +91,11 @@ def stranger(postgres: Postgres, database: str, superuser_url: str) -> Iterator[
     execute(postgres.url(), "DROP ROLE doctors_stranger")
 
 
-# Well.
+# Nothing is wrong.
 
 
-async def test_nothing_to_mend(any_database: str) -> None:
-    # So few rows that to scan them is what the planner would choose.
+async def test_what_brain_creates_has_no_findings(any_database: str) -> None:
+    # With so few rows the planner prefers a scan.
     execute(any_database, "INSERT INTO runs (id) VALUES ('a'), ('b')")
     execute(any_database, "ANALYZE runs")
     report = await look(any_database)
@@ -98,30 +110,30 @@ async def test_nothing_to_mend(any_database: str) -> None:
     )
 
 
-async def test_what_brain_will_make_itself_is_no_finding_and_not_made(any_database: str) -> None:
+async def test_a_missing_publication_is_no_finding_and_is_not_created(any_database: str) -> None:
     execute(any_database, "DROP PUBLICATION brain_public_runs")
     report = await look(any_database)
     assert (report.findings, report.source) == ([], "replication")
     assert execute(any_database, "SELECT pubname FROM pg_publication") == []
 
 
-async def test_a_brain_that_runs_is_not_disturbed(database: str) -> None:
+async def test_a_running_brain_is_not_disturbed(database: str) -> None:
     with served(database_url=database) as brain:
         assert (await look(database)).findings == []
         assert brain.metric("brain_streams_total") == 1
         assert brain.metric("brain_streams_lost_total") == 0
 
 
-async def test_polling_by_choice(database: str) -> None:
+async def test_polling_by_setting_is_a_note(database: str) -> None:
     report = await look(database, stream=False)
     assert checks(report) == ["chosen"]
     assert (report.status, report.source) == (0, "poll")
 
 
-# Not at all.
+# The table cannot be followed.
 
 
-async def test_a_database_that_is_away() -> None:
+async def test_an_unreachable_database_is_broken_and_no_password_is_shown() -> None:
     report = await look("postgresql://u:secret@127.0.0.1:1/d")
     found = the(report, "away")
     assert (report.status, report.source, found.level) == (2, "none", "broken")
@@ -129,16 +141,17 @@ async def test_a_database_that_is_away() -> None:
     assert "secret" not in report.text() + report.json()
 
 
-async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
+async def test_each_connection_error_has_its_hint() -> None:
     with own() as (server, url):
         lines = ("host all lost 127.0.0.1/32 reject", "host all secret 127.0.0.1/32 scram-sha-256")
         configuration = server.data / "pg_hba.conf"
         configuration.write_text("\n".join([*lines, configuration.read_text()]))
         execute(
             server.url(),
-            "CREATE ROLE lost LOGIN; CREATE ROLE secret LOGIN PASSWORD 'x'; CREATE ROLE idle; SELECT pg_reload_conf()",
+            "CREATE ROLE lost LOGIN; CREATE ROLE secret LOGIN PASSWORD 'x'; CREATE ROLE idle;"
+            " SELECT pg_reload_conf()",
         )
-        for wrong, cure in (
+        for wrong, hint in (
             (url.replace(f"{ROLE}@", "secret:wrong@"), "set the right role and password"),
             (url.replace(f"{ROLE}@", "secret@"), "set the right role and password"),
             (
@@ -146,10 +159,10 @@ async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
                 "give the role a line for this database in pg_hba.conf",
             ),
             (url.replace(f":{server.port}/", ":1/"), "start PostgreSQL there"),
-            (url.replace("127.0.0.1", "nowhere.invalid"), "no such host is known here"),
+            (url.replace("127.0.0.1", "nowhere.invalid"), "the host name does not resolve"),
         ):
             found = the(await look(wrong), "away")
-            assert found.hint.startswith(cure), found
+            assert found.hint.startswith(hint), found
             assert found.detail.endswith("keeps trying; until then clients receive no changes")
         for wrong in (
             server.url('ano"ther', ROLE),
@@ -160,7 +173,7 @@ async def test_who_is_not_let_in_is_told_what_to_mend() -> None:
             assert "away" not in checks(await look(wrong))
 
 
-async def test_a_table_that_is_missing(postgres: Postgres) -> None:
+async def test_a_missing_table_or_column_is_broken(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     report = await look(url)
     assert report.status == 2
@@ -171,7 +184,7 @@ async def test_a_table_that_is_missing(postgres: Postgres) -> None:
     assert "no column status" in the(await look(url), "table").what
 
 
-async def test_a_table_that_is_locked(database: str) -> None:
+async def test_a_locked_table_interrupts_the_examination(database: str) -> None:
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE runs")
         found = the(await look(database), "away")
@@ -182,12 +195,15 @@ async def test_a_table_that_is_locked(database: str) -> None:
 # Rights.
 
 
-async def test_rights_one_after_the_other(any_postgres: Postgres, any_database: str) -> None:
-    """A role that may do nothing is brought to where it lacks nothing, by what is printed alone."""
+async def test_the_hints_give_a_role_every_right_that_it_needs(
+    any_postgres: Postgres, any_database: str
+) -> None:
+    """A role without any rights, after running nothing but the hints."""
     admin = any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
     execute(
         admin,
-        "DROP ROLE IF EXISTS nobodys; CREATE ROLE nobodys LOGIN; REVOKE USAGE ON SCHEMA public FROM PUBLIC",
+        "DROP ROLE IF EXISTS nobodys; CREATE ROLE nobodys LOGIN;"
+        " REVOKE USAGE ON SCHEMA public FROM PUBLIC",
     )
     url = any_database.replace(f"{ROLE}@", "nobodys@")
     seen = []
@@ -208,29 +224,31 @@ async def test_rights_one_after_the_other(any_postgres: Postgres, any_database: 
         execute(admin, "DROP OWNED BY nobodys; DROP ROLE nobodys")
 
 
-async def test_a_publication_that_the_role_may_not_make(
+async def test_a_publication_that_the_role_may_not_create(
     database: str, stranger: str, superuser_url: str
 ) -> None:
     execute(database, "DROP PUBLICATION brain_public_runs")
     execute(database, "GRANT SELECT, INSERT, UPDATE ON runs TO doctors_stranger")
     execute(superuser_url, "ALTER ROLE doctors_stranger REPLICATION")
-    found = await cured(stranger, "publication", by=superuser_url)
+    found = await resolved(stranger, "publication", by=superuser_url)
     assert found.what.startswith("the publication brain_public_runs is missing: permission denied")
     assert found.hint.startswith("CREATE PUBLICATION")
 
 
-async def test_row_security(database: str, stranger: str, superuser_url: str) -> None:
+async def test_row_security_that_hides_rows(
+    database: str, stranger: str, superuser_url: str
+) -> None:
     execute(database, "GRANT SELECT, INSERT, UPDATE ON runs TO doctors_stranger")
     execute(superuser_url, "ALTER ROLE doctors_stranger REPLICATION")
     execute(database, "ALTER TABLE runs ENABLE ROW LEVEL SECURITY")
-    await cured(stranger, "row_security", by=superuser_url)
+    await resolved(stranger, "row_security", by=superuser_url)
 
 
 # The table.
 
 
 @pytest.mark.parametrize(
-    ("harm", "check", "says"),
+    ("harm", "check", "hint"),
     [
         ("ALTER TABLE runs SET UNLOGGED", "unlogged", "SET LOGGED"),
         (
@@ -239,28 +257,36 @@ async def test_row_security(database: str, stranger: str, superuser_url: str) ->
             "REPLICA IDENTITY DEFAULT",
         ),
         (
-            "DROP PUBLICATION brain_public_runs; CREATE PUBLICATION brain_public_runs FOR TABLE runs WITH (publish = 'insert')",
+            (
+                "DROP PUBLICATION brain_public_runs;"
+                " CREATE PUBLICATION brain_public_runs FOR TABLE runs WITH (publish = 'insert')"
+            ),
             "publication",
             "DROP PUBLICATION",
         ),
         (
-            "DROP PUBLICATION brain_public_runs; CREATE PUBLICATION brain_public_runs FOR TABLE runs WHERE (id <> 'x')",
+            (
+                "DROP PUBLICATION brain_public_runs;"
+                " CREATE PUBLICATION brain_public_runs FOR TABLE runs WHERE (id <> 'x')"
+            ),
             "publication",
             "DROP PUBLICATION",
         ),
     ],
 )
-async def test_what_rules_out_a_stream(any_database: str, harm: str, check: str, says: str) -> None:
+async def test_each_table_blocker_is_found_and_its_hint_resolves_it(
+    any_database: str, harm: str, check: str, hint: str
+) -> None:
     if check != "publication":
         execute(any_database, "DROP PUBLICATION brain_public_runs")
     execute(any_database, harm)
     report = await look(any_database)
     assert (report.status, report.source) == (1, "poll")
-    assert says in (await cured(any_database, check)).hint
+    assert hint in (await resolved(any_database, check)).hint
     assert (await look(any_database)).source == "replication"
 
 
-async def test_a_table_from_which_others_inherit(any_database: str) -> None:
+async def test_inheritance_and_the_publication_that_it_makes_harmful(any_database: str) -> None:
     execute(any_database, "CREATE TABLE a () INHERITS (runs)")
     found = the(await look(any_database), "inheritance")
     assert "UPDATEs fail" not in found.what  # the publication has the parent alone
@@ -273,8 +299,8 @@ async def test_a_table_from_which_others_inherit(any_database: str) -> None:
     )
 
 
-async def test_a_table_without_a_key(any_database: str) -> None:
-    """One finding, though ids cannot be looked up either: what cures one cures the other."""
+async def test_a_table_without_a_key_has_one_finding(any_database: str) -> None:
+    """Ids cannot be looked up either, but the same hint resolves both."""
     execute(
         any_database,
         "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
@@ -285,10 +311,10 @@ async def test_a_table_without_a_key(any_database: str) -> None:
     report = await look(any_database)
     assert checks(report) == ["replica_identity"]
     assert "UPDATEs fail" in the(report, "replica_identity").what
-    await cured(any_database, "replica_identity")
+    await resolved(any_database, "replica_identity")
 
 
-async def test_ids_that_rule_out_a_key(any_database: str) -> None:
+async def test_duplicate_ids_come_before_the_key(any_database: str) -> None:
     execute(
         any_database,
         "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey",
@@ -302,7 +328,7 @@ async def test_ids_that_rule_out_a_key(any_database: str) -> None:
     assert found.what == "2 values in 2 rows do not fit the contract: started_at (text)"
     assert "IN ('a');" in found.hint
     found = the(report, "replica_identity")
-    assert found.what.endswith("ids that are NULL or stand there more than once rule out a key")
+    assert found.what.endswith("duplicate or NULL ids rule out a key")
     query, key = found.hint.splitlines()
     assert execute(any_database, query) == [("a", 2)]
     run(found.hint, any_database)
@@ -311,10 +337,11 @@ async def test_ids_that_rule_out_a_key(any_database: str) -> None:
     assert (await look(any_database)).findings == []
 
 
-async def test_cures_are_pasted_one_after_the_other(any_database: str) -> None:
+async def test_hints_can_be_pasted_one_after_the_other(any_database: str) -> None:
     execute(
         any_database,
-        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey; ALTER TABLE runs SET UNLOGGED",
+        "DROP PUBLICATION brain_public_runs; ALTER TABLE runs DROP CONSTRAINT runs_pkey;"
+        " ALTER TABLE runs SET UNLOGGED",
     )
     report = await look(any_database)
     assert checks(report) == ["replica_identity", "unlogged"]
@@ -322,40 +349,43 @@ async def test_cures_are_pasted_one_after_the_other(any_database: str) -> None:
     assert (await look(any_database)).findings == []
 
 
-async def test_a_view(any_database: str) -> None:
+async def test_a_view_is_polled(any_database: str) -> None:
     execute(any_database, "CREATE VIEW seen AS SELECT * FROM runs")
     report = await look(any_database, table=Table("public", "seen"))
     assert checks(report) == ["view"]
     assert (report.status, report.source) == (1, "poll")
 
 
-async def test_generated_columns(any_postgres: Postgres, any_database: str) -> None:
+async def test_generated_and_virtual_columns(any_postgres: Postgres, any_database: str) -> None:
     execute(any_database, "DROP PUBLICATION brain_public_runs")
     execute(
         any_database,
-        "ALTER TABLE runs DROP COLUMN agent; ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(task_id)) STORED",
+        "ALTER TABLE runs DROP COLUMN agent;"
+        " ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(task_id)) STORED",
     )
     report = await look(any_database)
     assert checks(report) == ([] if any_postgres.version >= 18 else ["generated"])
     if any_postgres.version >= 18:
         execute(
             any_database,
-            "ALTER TABLE runs DROP COLUMN agent; ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(task_id)) VIRTUAL",
+            "ALTER TABLE runs DROP COLUMN agent;"
+            " ALTER TABLE runs ADD agent text GENERATED ALWAYS AS (upper(task_id)) VIRTUAL",
         )
         assert checks(await look(any_database)) == ["virtual"]
 
 
-async def test_columns_that_are_missing_are_in_order(database: str) -> None:
+async def test_missing_columns_are_a_note(database: str) -> None:
     execute(database, "ALTER TABLE runs DROP COLUMN task_id; ALTER TABLE runs DROP COLUMN progress")
     report = await look(database)
     assert "progress, task_id" in the(report, "columns").what
     assert (report.status, report.source) == (0, "replication")
 
 
-async def test_words_of_status_that_the_contract_does_not_have(database: str) -> None:
+async def test_unknown_statuses_are_found_and_a_map_resolves_them(database: str) -> None:
     execute(
         database,
-        "ALTER TABLE runs DROP CONSTRAINT runs_status_check; ALTER TABLE runs ALTER status DROP NOT NULL",
+        "ALTER TABLE runs DROP CONSTRAINT runs_status_check;"
+        " ALTER TABLE runs ALTER status DROP NOT NULL",
     )
     execute(
         database,
@@ -373,10 +403,11 @@ async def test_words_of_status_that_the_contract_does_not_have(database: str) ->
     assert "Brain streams public.runs." in said
 
 
-async def test_a_status_that_is_padded(database: str) -> None:
+async def test_a_padded_status_is_found(database: str) -> None:
     execute(
         database,
-        "ALTER TABLE runs DROP CONSTRAINT runs_status_check; DROP INDEX runs_id_idx; ALTER TABLE runs ALTER status DROP DEFAULT;"
+        "ALTER TABLE runs DROP CONSTRAINT runs_status_check; DROP INDEX runs_id_idx;"
+        " ALTER TABLE runs ALTER status DROP DEFAULT;"
         " ALTER TABLE runs ALTER status TYPE char(12)",
     )
     execute(database, "INSERT INTO runs (id, status) VALUES ('a', 'running')")
@@ -386,8 +417,8 @@ async def test_a_status_that_is_padded(database: str) -> None:
     assert "status" not in checks(await look(database))
 
 
-async def test_values_that_the_contract_cannot_carry(any_database: str) -> None:
-    """Brain does with them what it can, and what they should be is not for it to say: the rows are shown."""
+async def test_values_that_the_contract_cannot_express_are_listed(any_database: str) -> None:
+    """Brain cannot know the right values. So the hint shows the rows, and changes nothing."""
     execute(
         any_database,
         "ALTER TABLE runs DROP COLUMN started_at; ALTER TABLE runs ADD started_at bigint;"
@@ -421,7 +452,7 @@ async def test_values_that_the_contract_cannot_carry(any_database: str) -> None:
     assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").hint
 
 
-async def test_indexes(any_database: str) -> None:
+async def test_missing_indexes_matter_in_a_large_table(any_database: str) -> None:
     fill = "INSERT INTO runs (id, status) SELECT i, 'completed' FROM generate_series({}, {}) i"
     execute(any_database, "DROP INDEX runs_id_idx")
     execute(any_database, fill.format(1, 9999))
@@ -431,7 +462,7 @@ async def test_indexes(any_database: str) -> None:
         "no statistics"
     )
     execute(any_database, "ANALYZE runs")
-    found = await cured(any_database, "status_index")
+    found = await resolved(any_database, "status_index")
     assert found.level == "better"
     assert "about 10000 rows" in found.detail
     execute(
@@ -442,18 +473,19 @@ async def test_indexes(any_database: str) -> None:
     execute(any_database, "INSERT INTO runs (id) VALUES ('1')")
     assert the(await look(any_database), "id_index").hint.startswith("SELECT id, count(*) FROM")
     execute(any_database, "DELETE FROM runs WHERE other > 10000")
-    found = await cured(any_database, "id_index")
+    found = await resolved(any_database, "id_index")
     assert found.level == "better"
     assert found.hint == 'CREATE UNIQUE INDEX ON "public"."runs" (id);'
 
 
 @pytest.mark.parametrize("type_", ["word", "domain"])
-async def test_no_index_serves_an_enum(any_database: str, type_: str) -> None:
-    """That PostgreSQL refuses the one that would is why there is no cure."""
+async def test_no_index_can_serve_an_enum(any_database: str, type_: str) -> None:
+    """PostgreSQL refuses the index that would serve. So there is no hint."""
     execute(
         any_database,
         "DROP INDEX runs_id_idx; ALTER TABLE runs DROP COLUMN status;"
-        " CREATE TYPE word AS ENUM ('queued', 'running', 'completed', 'failed'); CREATE DOMAIN domain AS word",
+        " CREATE TYPE word AS ENUM ('queued', 'running', 'completed', 'failed');"
+        " CREATE DOMAIN domain AS word",
     )
     execute(any_database, f"ALTER TABLE runs ADD status {type_} NOT NULL DEFAULT 'completed'")
     execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
@@ -468,7 +500,7 @@ async def test_no_index_serves_an_enum(any_database: str, type_: str) -> None:
         )
 
 
-async def test_a_partitioned_table(any_database: str) -> None:
+async def test_indexes_of_a_partitioned_table(any_database: str) -> None:
     execute(any_database, "DROP TABLE runs")
     execute(
         any_database,
@@ -478,14 +510,14 @@ async def test_a_partitioned_table(any_database: str) -> None:
     )
     execute(any_database, "DROP PUBLICATION brain_public_runs")
     execute(any_database, "INSERT INTO runs SELECT i, 'failed' FROM generate_series(1, 10000) i")
-    await cured(any_database, "status_index", stays=("columns",))
+    await resolved(any_database, "status_index", stays=("columns",))
 
 
 # The server.
 
 
-async def test_wal_level_and_the_role_at_once() -> None:
-    """One refuses before the other is asked; both are said."""
+async def test_wal_level_and_the_role_are_reported_together() -> None:
+    """PostgreSQL reports only the first of them; the doctor reports both."""
     with own(wal_level="replica") as (server, url):
         execute(server.url(), f"ALTER ROLE {ROLE} NOREPLICATION")
         report = await look(url)
@@ -500,7 +532,7 @@ async def test_wal_level_and_the_role_at_once() -> None:
         assert (report.findings, report.source) == ([], "replication")
 
 
-async def test_no_slot_is_free() -> None:
+async def test_no_replication_slot_is_free() -> None:
     with own(max_replication_slots="1") as (server, url):
         execute(
             server.url(),
@@ -513,7 +545,7 @@ async def test_no_slot_is_free() -> None:
         assert (await look(url)).findings == []
         with served(database_url=url) as brain:
             report = await look(url)
-            assert the(report, "slots").level == "note", "it is Brain's own"
+            assert the(report, "slots").level == "note", "a running Brain uses it"
             assert the(report, "slots").hint == raised
             assert (report.status, report.source) == (0, "replication")
             assert brain.metric("brain_streams_lost_total") == 0
@@ -526,11 +558,12 @@ async def test_no_slot_is_free() -> None:
         ]
 
 
-async def test_pg_hba_refuses_a_stream_to_a_brain_that_is_in() -> None:
-    """A stream needs the line that any connection to the database needs, and none for `replication`."""
+async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
+    """A stream needs the same line as any connection to the database, not one for `replication`."""
     with own() as (server, url):
         configuration = server.data / "pg_hba.conf"
-        allowed = f"host all postgres 127.0.0.1/32 trust\nhost {url.rpartition('/')[2]} {ROLE} 127.0.0.1/32 trust\n"
+        name = url.rpartition("/")[2]
+        allowed = f"host all postgres 127.0.0.1/32 trust\nhost {name} {ROLE} 127.0.0.1/32 trust\n"
         refused = f"host replication all 127.0.0.1/32 trust\n{allowed.splitlines()[0]}\n"
         configuration.write_text(f"host replication all 127.0.0.1/32 reject\n{allowed}")
         execute(server.url(), "SELECT pg_reload_conf()")
@@ -568,9 +601,9 @@ async def test_no_walsender_is_free() -> None:
         taken.close()
 
 
-async def test_synchronous_standbys_and_little_log_for_slots() -> None:
+async def test_synchronous_standbys_and_a_small_wal_limit_for_slots() -> None:
     with own(max_slot_wal_keep_size="10MB") as (server, url):
-        await cured(url, "slot_log", by=server.url())
+        await resolved(url, "slot_log", by=server.url())
         execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'Brain'")
         execute(server.url(), "SELECT pg_reload_conf()")
         until = time.monotonic() + PATIENCE
@@ -582,10 +615,7 @@ async def test_synchronous_standbys_and_little_log_for_slots() -> None:
 
 
 @pytest.mark.parametrize("kind", ["open", "prepared"])
-async def test_a_transaction_that_a_slot_waits_for(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+async def test_a_transaction_that_blocks_the_slot(kind: str) -> None:
     with running() as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -593,7 +623,7 @@ async def test_a_transaction_that_a_slot_waits_for(
             writer.execute("INSERT INTO runs (id) VALUES ('open')")
             if kind == "prepared":
                 writer.execute("PREPARE TRANSACTION 'it''s'")
-            report = await look(url)
+            report = await look(url, thresholds=IMPATIENT)
             assert (report.status, report.source) == (1, "poll")
             found = the(report, "slot_waits")
             assert (str(writer.info.backend_pid) if kind == "open" else "'it''s'") in found.hint
@@ -602,14 +632,13 @@ async def test_a_transaction_that_a_slot_waits_for(
             writer.close()
 
 
-async def test_a_transaction_of_a_role_that_shows_little_of_it(
-    database: str, superuser_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_transaction_of_unknown_age_is_reported_if_it_blocks_the_slot(
+    database: str, superuser_url: str
 ) -> None:
-    """What another role's session is and how old, is kept from an ordinary role."""
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+    """PostgreSQL hides the kind and age of another role's session from an ordinary role."""
     with psycopg.connect(superuser_url) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
-        report = await look(database)
+        report = await look(database, thresholds=IMPATIENT)
         assert (report.status, report.source) == (1, "poll")
         found = the(report, "slot_waits")
         assert (
@@ -621,40 +650,35 @@ async def test_a_transaction_of_a_role_that_shows_little_of_it(
         writer.close()
 
 
-async def test_a_poll_is_never_without_a_reason(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A transaction for which the slot has waited, and which is gone when one looks for it."""
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+async def test_polling_always_has_a_finding(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction blocks the slot, and ends before the doctor looks for open transactions."""
     with psycopg.connect(database) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
-        looked_for = doctor._transactions
 
-        async def late(*given: Any, **options: Any) -> None:
+        async def end_transaction(_: Context) -> list[Finding]:
             writer.rollback()
-            await looked_for(*given, **options)
+            return []
 
-        monkeypatch.setattr(doctor, "_transactions", late)
-        report = await look(database)
+        in_order = list(doctor.STREAM_CHECKS)
+        in_order.insert(in_order.index(slot) + 1, end_transaction)
+        monkeypatch.setattr(doctor, "STREAM_CHECKS", tuple(in_order))
+        report = await look(database, thresholds=IMPATIENT)
     assert (report.status, report.source) == (1, "poll")
     assert "which has ended since" in the(report, "slot_waits").what
 
 
-async def test_an_old_transaction_is_said_where_no_slot_is_tried(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "LONG", 0)
+async def test_a_long_transaction_is_reported_where_no_slot_is_tried(database: str) -> None:
     execute(
         database, "DROP PUBLICATION brain_public_runs; ALTER TABLE runs REPLICA IDENTITY NOTHING"
     )
     with psycopg.connect(database) as writer:
         writer.execute("INSERT INTO runs (id) VALUES ('open')")
-        report = await look(database)
+        report = await look(database, thresholds=Thresholds(long_transaction=0))
         assert checks(report) == ["replica_identity", "slot_waits"]
         assert re.search(r"is open for \d+ s", the(report, "slot_waits").what)
 
 
-async def test_a_standby() -> None:
+async def test_a_standby_is_polled() -> None:
     with own() as (server, url), contextlib.ExitStack() as stack:
         standby = server.standby()
         stack.callback(standby.remove)
@@ -666,13 +690,15 @@ async def test_a_standby() -> None:
 
 @contextlib.contextmanager
 def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
-    """The URL, with PgBouncer between."""
-    port = _free_port()
+    """The URL of a PgBouncer in front of the server."""
+    port = free_port()
     ini = server.folder / f"pgbouncer-{port}.ini"
     ini.with_suffix(".users").write_text(f'"{ROLE}" ""\n')
     ini.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-        f"auth_type = trust\nauth_file = {ini.with_suffix('.users')}\npool_mode = transaction\nunix_socket_dir =\n{options}"
+        f"[databases]\n* = host=127.0.0.1 port={server.port}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        f"auth_type = trust\nauth_file = {ini.with_suffix('.users')}\n"
+        f"pool_mode = transaction\nunix_socket_dir =\n{options}"
     )
     bouncer = subprocess.Popen(
         ["pgbouncer", "-q", ini],
@@ -700,7 +726,7 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
     shutil.which("pgbouncer") is None, reason="pgbouncer is not installed: apt install pgbouncer"
 )
 @pytest.mark.parametrize("options", ["", "ignore_startup_parameters = options\n"])
-async def test_a_pooler(postgres: Postgres, database: str, options: str) -> None:
+async def test_a_pooler_is_found(postgres: Postgres, database: str, options: str) -> None:
     with pooled(postgres, database, options) as url:
         report = await look(url)
         assert (report.status, report.source) == (1, "poll"), report.text()
@@ -729,7 +755,7 @@ def brain(*arguments: str, code: int, **settings: object) -> str:
     return done.stdout
 
 
-def test_the_exit_status_and_json(database: str) -> None:
+def test_the_exit_status_the_text_and_the_json(database: str) -> None:
     assert (
         brain("doctor", code=0, database_url=database).splitlines()[-1]
         == "Brain streams public.runs."
@@ -741,8 +767,8 @@ def test_the_exit_status_and_json(database: str) -> None:
     )
     execute(database, "ANALYZE runs")
     said = brain("doctor", code=1, database_url=database)
-    assert "could be better: no index finds what is queued and running\n  why   " in said
-    assert "\n  hint  CREATE INDEX ON" in said
+    assert "could be better: no index finds the queued and running rows\n  detail  " in said
+    assert "\n  hint    CREATE INDEX ON" in said
     document = json.loads(brain("doctor", "--json", code=1, database_url=database))
     assert document["status"] == 1
     assert document["source"] == "replication"
@@ -755,24 +781,20 @@ def test_the_exit_status_and_json(database: str) -> None:
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
 
 
-def test_remove(database: str) -> None:
+def test_remove_drops_the_publication(database: str) -> None:
     for _ in range(2):
-        assert "the publication brain_public_runs is gone" in brain(
+        assert "the publication brain_public_runs is removed" in brain(
             "doctor", "--remove", code=0, database_url=database
         )
     assert execute(database, "SELECT pubname FROM pg_publication") == []
 
 
 def test_every_check_is_in_the_docs() -> None:
-    """The table of docs/operations.md, against the code."""
+    """docs/operations.md lists exactly the codes that the code has."""
     rows = re.findall(r"^\| ((?:`\w+` )+)\|", OPERATIONS.read_text(), re.MULTILINE)
     written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {
         "replication",
         "poll",
         "none",
     }
-    added = set(re.findall(r'\.add\(\s*"(\w+)"', Path(doctor.__file__).read_text())) | {
-        "pooler",
-        "away",
-    }
-    assert added | set(get_args(UnavailableCode)) == written
+    assert written == {*get_args(CheckCode), *get_args(UnavailableCode)}

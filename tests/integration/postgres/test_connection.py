@@ -1,125 +1,22 @@
-"""URLs as people paste them, and the session that Brain asks for whatever a role or a database has set."""
+"""The session has Brain's settings, whatever a role or a database has set."""
 
 import asyncio
 
 import pytest
-from psycopg import AsyncConnection, OperationalError, conninfo, errors
+from psycopg import AsyncConnection, OperationalError, errors
 
 from brain.postgres.connection import (
     SESSION,
-    DatabaseURLError,
     configure,
     connect,
     deadline,
     error_line,
     parameters,
     parse_url,
-    redact,
 )
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
-
-PLAIN = "postgresql://u:secret@h:5433/d"
-
-PASTED = {
-    PLAIN: {"user": "u", "password": "secret", "host": "h", "port": "5433", "dbname": "d"},
-    "postgres://u:secret@h/d": {"user": "u", "password": "secret", "host": "h", "dbname": "d"},
-    "postgresql+asyncpg://u:secret@h/d": {
-        "user": "u",
-        "password": "secret",
-        "host": "h",
-        "dbname": "d",
-    },
-    "PostgreSQL+psycopg2://h/d": {"host": "h", "dbname": "d"},
-    f" {PLAIN}\n": {"user": "u", "password": "secret", "host": "h", "port": "5433", "dbname": "d"},
-    "postgresql://h/d?schema=public&sslmode=require&pgbouncer=true": {
-        "host": "h",
-        "dbname": "d",
-        "sslmode": "require",
-    },
-    "postgres://h/d?schema=public": {"host": "h", "dbname": "d"},
-    "postgres://u:s%40%2F%3F%20+#&=:@h/d": {
-        "user": "u",
-        "password": "s@/? +#&=:",
-        "host": "h",
-        "dbname": "d",
-    },
-    "postgres:///d?host=/run/postgresql": {"host": "/run/postgresql", "dbname": "d"},
-    "postgres://[::1]:5/d": {"host": "::1", "port": "5", "dbname": "d"},
-    "postgres://a:1,b:2/d?target_session_attrs=read-write": {
-        "host": "a,b",
-        "port": "1,2",
-        "dbname": "d",
-        "target_session_attrs": "read-write",
-    },
-    "postgres://h/d?options=-c%20search_path%3Da,b": {
-        "host": "h",
-        "dbname": "d",
-        "options": "-c search_path=a,b",
-    },
-    "postgres://h/d?application_name=a+b": {"host": "h", "dbname": "d", "application_name": "a+b"},
-    "host=h user=u password='se cret' dbname=d": {
-        "host": "h",
-        "user": "u",
-        "password": "se cret",
-        "dbname": "d",
-    },
-}
-
-
-@pytest.mark.parametrize("url", PASTED)
-def test_urls_that_people_paste(url: str) -> None:
-    assert conninfo.conninfo_to_dict(parse_url(url)) == PASTED[url]
-    assert parse_url(parse_url(url)) == parse_url(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "named"),
-    [
-        ("mysql://u:secret@h/d", "mysql://"),
-        ("jdbc:postgresql://h/d?password=secret", "jdbc:postgresql://"),
-        ("postgresql://u:sec@ret@h/d", "%40"),
-        ("postgresql://u:sec/ret@h/d", "%2F"),
-        ("postgresql://u:sec?ret@h/d", "%3F"),
-        ("postgresql://u:sec?ret=1@h/d", "%3F"),
-        ("postgresql://u:secr%et@h/d", "%25"),
-        ("postgresql://u:sec ret@h/d", "%20"),
-        ("postgresql://u:secret@h:port/d", "port"),
-        ("postgresql://u:secret@h:0/d", "port"),
-        ("postgresql://u:secret@h:65536/d", "port"),
-        ("postgresql://u:secret@[::1/d", "IPv6"),
-        ("postgresql://u:secret@h/d?colour=red", "colour"),
-        ('"postgresql://u:secret@h/d"', "postgresql://user"),
-        ("host=h password=sec ret", "postgresql://user"),
-        ("host=h password='sec ret", "postgresql://user"),
-        ("secret", "postgresql://user"),
-    ],
-)
-def test_urls_that_name_no_database(url: str, named: str) -> None:
-    with pytest.raises(DatabaseURLError) as refused:
-        parse_url(url)
-    text = str(refused.value)
-    assert named in text
-    assert "sec" not in text
-    assert "ret" not in text
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        (PLAIN, "postgresql://u@h:5433/d"),
-        ("postgresql://h/d?user=u&password=secret&sslpassword=secret", "postgresql://u@h:5432/d"),
-        ("host=h user=u password=secret", "postgresql://u@h:5432/"),
-        ("postgresql:///d", "postgresql://localhost:5432/d"),
-        ("postgresql://u:secret@[::1]:5/d", "postgresql://u@[::1]:5/d"),
-        ("postgresql://u:secret@a:1,b:2/d", "postgresql://u@a:1,b:2/d"),
-        ("postgresql://u:secret@a,b/d", "postgresql://u@a:5432,b:5432/d"),
-    ],
-)
-def test_a_password_is_never_shown(url: str, shown: str) -> None:
-    assert redact(parse_url(url)) == shown
 
 
 async def test_an_error_shows_no_password() -> None:
@@ -134,7 +31,7 @@ async def test_an_error_shows_no_password() -> None:
     )
 
 
-async def test_why_names_the_sqlstate(database: str) -> None:
+async def test_the_error_line_has_the_sqlstate(database: str) -> None:
     conn = await connect(database, "test")
     async with conn:
         with pytest.raises(errors.UndefinedTable) as refused:
@@ -150,7 +47,7 @@ async def settings(url: str, *names: str, statement_timeout: str = "0") -> list[
         ]
 
 
-async def test_the_session_wins_over_a_role_and_a_database(
+async def test_the_session_overrides_a_role_and_a_database(
     database: str, superuser_url: str
 ) -> None:
     name = superuser_url.rpartition("/")[2]
@@ -178,7 +75,10 @@ async def test_the_session_wins_over_a_role_and_a_database(
 
     conn = await connect(database, "test")
     async with conn:
-        query = "SELECT timestamptz '2026-11-21 06:32:03.5+05:30', 33.3::float8, 30::float8, '€', true, 'x'::char(3), ARRAY[1, 2]"
+        query = (
+            "SELECT timestamptz '2026-11-21 06:32:03.5+05:30', 33.3::float8, 30::float8, '€', true,"
+            " 'x'::char(3), ARRAY[1, 2]"
+        )
         row = await (await conn.execute(query)).fetchone()
     assert row == ("2026-11-21 01:02:03.5+00", "33.3", "30", "€", "t", "x  ", "{1,2}")
 
@@ -201,12 +101,14 @@ async def test_options_of_the_url_are_kept(database: str) -> None:
 async def test_every_type_arrives_as_text(database: str) -> None:
     execute(
         database,
-        "CREATE TYPE state AS ENUM ('a'); CREATE DOMAIN low AS int; CREATE TYPE pair AS (a int, b text)",
+        "CREATE TYPE state AS ENUM ('a'); CREATE DOMAIN low AS int;"
+        " CREATE TYPE pair AS (a int, b text)",
     )
     async with await AsyncConnection.connect(**parameters(database, "test")) as conn:
         await configure(conn)
-        query = """SELECT 1::int2, 2::int8, 3.50::numeric, gen_random_uuid(), '{"a":1}'::jsonb, '\\x00'::bytea, now(), now()::date,
-            interval '1 day', int4range(1, 2), inet '::1', 'a'::state, 5::low, (1, 'x')::pair, ARRAY['a'::state], NULL, 'x'::name, 7::oid"""
+        query = """SELECT 1::int2, 2::int8, 3.50::numeric, gen_random_uuid(), '{"a":1}'::jsonb,
+            '\\x00'::bytea, now(), now()::date, interval '1 day', int4range(1, 2), inet '::1',
+            'a'::state, 5::low, (1, 'x')::pair, ARRAY['a'::state], NULL, 'x'::name, 7::oid"""
         row = await (await conn.execute(query)).fetchone()
     assert row is not None
     assert all(isinstance(value, str) for value in row if value is not None)
@@ -214,8 +116,8 @@ async def test_every_type_arrives_as_text(database: str) -> None:
     assert row[4:6] == ('{"a": 1}', "\\x00")
 
 
-async def test_who_never_answers_is_given_up(database: str) -> None:
-    """Even by psycopg, which would first ask the server to cancel, and then wait for that."""
+async def test_a_deadline_ends_a_query_that_is_never_answered(database: str) -> None:
+    """Psycopg first asks the server to cancel: the deadline ends that too."""
     with Proxy(database) as proxy:
         conn = await connect(proxy.url, "test")
         proxy.fall_silent()

@@ -1,8 +1,9 @@
-"""The loop around the sources: what it says of itself, how it comes back, and what it finds that the stream did not say."""
+"""Follow: what it reports, how it reconnects, and how it finds what the stream did not deliver."""
 
 import asyncio
 import itertools
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,55 +12,24 @@ from structlog.testing import capture_logs
 
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, STATUS
-from brain.postgres import follow, poll, replication
+from brain.postgres import replication
 from brain.postgres.decoder import Decoder
-from brain.postgres.follow import State
 from brain.postgres.poll import Poll
 from brain.postgres.table import TableError
-from tests.support.following import Following, connected
+from tests.support.following import QUICK, Following, WithoutJitter, connected
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.05)
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.1)
-    monkeypatch.setattr(replication, "IDLE", 0.02)
-    monkeypatch.setattr(poll, "SHARE", 1)
 
 
 def sources(logs: Any) -> list[tuple[str, str]]:
     return [(line["now"], line.get("detail", "")) for line in logs if line["event"] == "source"]
 
 
-# What it says of itself.
+# Reporting and reconnecting.
 
 
-def test_a_state_is_said_once() -> None:
-    state = State()
-    with capture_logs() as logs:
-        for _ in range(3):
-            state.change("none", "away", "connection refused")
-        for _ in range(3):
-            state.change("poll", "wal_level", "why", "cure")
-        state.change("poll", "lost", "another reason")
-        state.change("poll", "wal_level", "why", "cure")
-        state.change("replication")
-        state.change("poll", "lost", "another reason")
-    assert [
-        (line["log_level"], line["now"], line.get("detail"), line.get("hint")) for line in logs
-    ] == [
-        ("warning", "none", "connection refused", None),
-        ("info", "poll", "why", "cure"),
-        ("info", "poll", "another reason", None),
-        ("info", "replication", None, None),
-        ("info", "poll", "another reason", None),
-    ]
-
-
-async def test_one_line_per_change_of_state_and_none_per_try() -> None:
+async def test_logs_one_line_per_change_of_state_and_none_per_try() -> None:
     with running() as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -67,27 +37,27 @@ async def test_one_line_per_change_of_state_and_none_per_try() -> None:
             async with Following(url, "auto") as f:
                 await f.source("replication")
                 before = f.follow.state.heard
-                await asyncio.to_thread(server.stop)  # it waits for an answer of ours
+                await asyncio.to_thread(server.stop)  # it waits for Brain's reply
                 await f.source("none")
+                heard = f.follow.state.heard
                 await asyncio.sleep(0.8)
-                assert f.follow.state.heard - before < 0.6
+                assert f.follow.state.heard == heard
                 server.start()
                 await f.source("replication")
-        said = sources(logs)
-        assert [now for now, _ in said[:2]] == ["poll", "replication"]
-        assert said[-1] == ("replication", "")
-        gone = [detail for now, detail in said if now == "none"]
-        # Going down, it may refuse for several reasons; each is said once.
+        changes = sources(logs)
+        assert [now for now, _ in changes[:2]] == ["poll", "replication"]
+        assert changes[-1] == ("replication", "")
+        gone = [detail for now, detail in changes if now == "none"]
+        # A server that shuts down may refuse for several reasons; each is logged once.
         assert 1 <= len(gone) == len(set(gone)) <= 4
-        assert "poll" in [now for now, _ in said[2:]]
+        assert "poll" in [now for now, _ in changes[2:]]
         assert f.follow.state.losses <= 1
         assert f.follow.state.heard > before
 
 
-async def test_tries_come_slower_and_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against who takes a connection and hangs up."""
-    monkeypatch.setattr(follow, "BACK_OFF_FIRST", 0.01)
-    monkeypatch.setattr(follow, "MAX_BACK_OFF", 0.2)
+async def test_backs_off_from_a_server_that_accepts_connections_and_hangs_up() -> None:
+    timing = replace(QUICK, back_off=WithoutJitter(first=0.01, longest=0.1))
+    url = "postgresql://u@127.0.0.1:{}/d?sslmode=disable&gssencmode=disable"
     times: list[float] = []
 
     def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,17 +66,16 @@ async def test_tries_come_slower_and_slower(monkeypatch: pytest.MonkeyPatch) -> 
 
     refusing = await asyncio.start_server(take, "127.0.0.1", 0)
     port = refusing.sockets[0].getsockname()[1]
-    async with (
-        refusing,
-        Following(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable") as f,
-    ):
+    async with refusing, Following(url.format(port), timing=timing) as f:
         await f.until(lambda: len(times) >= 8)
     gaps = [b - a for a, b in itertools.pairwise(times[:8])]
     assert all(gap > 0.09 for gap in gaps[-2:])
     assert f.follow.state.connects == 0
 
 
-async def test_a_fault_of_ours_is_survived(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_starts_again_after_a_fault_in_brain(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Following(database, "auto") as f:
         await f.source("replication")
         decode = Decoder.__call__
@@ -126,40 +95,35 @@ async def test_a_fault_of_ours_is_survived(database: str, monkeypatch: pytest.Mo
         await f.settled()
 
 
-async def test_a_slow_scan_is_said_once_and_when_it_is_over(database: str) -> None:
-    f = Following(database, "poll").follow
-    with capture_logs() as logs:
-        for pause in (0.1, 0.6, 2.0, 0.4, 0.0):
-            f._warn_if_slow(pause)
-            assert f.state.slow == (pause > 0.5)
-    assert [(line["slow"], line["seconds_between_scans"]) for line in logs] == [
-        (True, 0.6),
-        (False, 0.4),
-    ]
+# Promotion.
 
 
-# Climbing.
-
-
-async def test_a_table_that_goes_while_a_stream_is_asked_for(database: str) -> None:
-    """The next poll finds the same; until then, this is said."""
+async def test_reports_a_table_that_is_dropped_during_a_promotion(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next poll finds the same; until then, this is reported."""
     f = Following(database, "auto").follow
+    promotion = f._promotion
 
-    async def promotion() -> Any:
+    async def promote() -> Any:
         raise TableError("there is no table")
 
-    task = asyncio.create_task(promotion())
-    await asyncio.wait([task])
-    assert f._promoted(task) is None
+    monkeypatch.setattr(promotion, "_promote", promote)
+    promotion.start()
+    await promotion.sleep(PATIENCE)
+    before = asyncio.get_running_loop().time()
+    assert promotion.collect() is None
     assert (f.state.source, f.state.detail) == ("poll", "there is no table")
-    assert f._next_promotion > 0
+    assert promotion.due >= before + QUICK.promote_every
 
 
-async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
+async def test_leaves_no_slot_behind_when_cancelled_during_a_promotion(database: str) -> None:
     for wait in (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15):
         async with Following(database, "auto") as f:
             await asyncio.sleep(wait)
-        assert [task for task in asyncio.all_tasks() if task.get_name() in ("climb", "watch")] == []
+        assert [
+            task for task in asyncio.all_tasks() if task.get_name() in ("promotion", "watch")
+        ] == []
     async with asyncio.timeout(PATIENCE):
         while execute(
             database, "SELECT FROM pg_replication_slots WHERE database = current_database()"
@@ -168,10 +132,10 @@ async def test_leaving_while_a_stream_is_being_made(database: str) -> None:
     assert f.follow.state.losses == 0
 
 
-async def test_patience_grows_with_every_try(
+async def test_waits_longer_for_a_slot_with_every_try(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.05, 0.1, 0.3))
+    timing = replace(QUICK, slot_timeouts=(0.05, 0.1, 0.3))
     open_stream = replication.Stream.open
     waits: list[float] = []
 
@@ -182,28 +146,35 @@ async def test_patience_grows_with_every_try(
     monkeypatch.setattr(replication.Stream, "open", note)
     async with connected(database) as conn:
         await conn.execute("INSERT INTO runs (id) VALUES ('open')")
-        async with Following(database, "auto") as f:
-            await f.until(lambda: f.follow._slot_tries >= 4)
+        async with Following(database, "auto", timing=timing) as f:
+            await f.until(lambda: f.follow._promotion.slot_tries >= 4)
             assert waits[:5] == [0.05, 0.1, 0.3, 0.3, 0.3][: len(waits)]
             await conn.commit()
             await f.source("replication")
-            assert f.follow._slot_tries == 0
+            assert f.follow._promotion.slot_tries == 0
 
 
-async def test_a_key_that_goes_while_a_slot_waits(database: str) -> None:
-    """A climb that has found all well waits for as long as somebody else writes; the application's UPDATEs must not."""
+async def test_withdraws_the_publication_if_the_key_is_dropped_while_a_slot_waits(
+    database: str,
+) -> None:
+    """The promotion has checked the table, and now waits as long as some transaction writes. The
+    application's UPDATEs must not fail in the meantime.
+    """
     await asyncio.to_thread(execute, database, "CREATE TABLE other ()")
     async with connected(database) as conn:
         await conn.execute("INSERT INTO other DEFAULT VALUES")
         async with Following(database, "auto") as f:
             await f.source("poll")
-            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database() AND wait_event_type = 'Lock'"
+            query = (
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender'"
+                " AND datname = current_database() AND wait_event_type = 'Lock'"
+            )
             await f.until(lambda: bool(execute(database, query)))
             await f.sql(
                 "INSERT INTO runs (id) VALUES ('a')", "ALTER TABLE runs DROP CONSTRAINT runs_pkey"
             )
             await f.until(lambda: f.follow.state.code == "replica_identity")
-            assert f.follow._slot_tries == 0
+            assert f.follow._promotion.slot_tries == 0
             await f.sql("UPDATE runs SET status = 'running'")
             await f.pushed("a", "running")
             await f.sql("ALTER TABLE runs ADD PRIMARY KEY (id)")
@@ -214,13 +185,13 @@ async def test_a_key_that_goes_while_a_slot_waits(database: str) -> None:
 # Watching.
 
 
-async def test_log_that_our_slot_holds_back(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An open transaction pins it, whatever we confirm."""
-    async with Following(database, "auto") as f, connected(database) as conn:
+async def test_drops_a_slot_that_retains_too_much_log(database: str) -> None:
+    """An open transaction pins it, whatever Brain confirms."""
+    timing = replace(QUICK, max_wal=1 << 20)
+    async with Following(database, "auto", timing=timing) as f, connected(database) as conn:
         await f.source("replication")
         await conn.execute("INSERT INTO runs (id) VALUES ('open')")
         await f.sql("CREATE TABLE other AS SELECT repeat('x', 1000) FROM generate_series(1, 2000)")
-        monkeypatch.setattr(follow, "MAX_WAL", 1 << 20)
         await f.source("poll")
         await f.until(lambda: "hold back" in f.follow.state.detail)
         assert f.follow.state.hint.startswith("end the oldest transaction")
@@ -229,28 +200,14 @@ async def test_log_that_our_slot_holds_back(database: str, monkeypatch: pytest.M
         await f.settled()
 
 
-async def lose(f: Following, *statements: str) -> None:
-    """Run them so that the stream does not tell of them, and that no watch can see why."""
-    name = "brain_public_runs"
-    await f.sql("BEGIN", f"ALTER PUBLICATION {name} SET (publish = '')", "COMMIT")
-    await f.sql(
-        "BEGIN",
-        *statements,
-        f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate')",
-        "COMMIT",
-    )
-
-
-async def test_what_the_stream_did_not_say_is_found(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the comparison with the table, though many watches have looked since and found nothing amiss."""
-    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.5)
-    async with Following(database, "replication") as f:
+async def test_a_comparison_finds_what_the_stream_did_not_deliver(database: str) -> None:
+    """Although many looks in between have found nothing."""
+    timing = replace(QUICK, compare_every=0.5)
+    async with Following(database, "replication", timing=timing) as f:
         await f.source("replication")
         await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'running'), ('c', 'running')")
         await f.settled()
-        moment = f.follow._moment
+        checkpoint = f.follow._progress.checkpoint
         # As if the stream had left out an update, a delete and an insert.
         f.board._runs["a"] = (
             *f.board._runs["a"][:2],
@@ -262,21 +219,23 @@ async def test_what_the_stream_did_not_say_is_found(
         f.board._forget(f.board.get("b"))
         f.board._put(("ghost", "running", *[None] * 6), 0, None, ())  # type: ignore[arg-type]
         with capture_logs() as logs:
-            await f.until(lambda: f.follow._moment != moment)
+            await f.until(lambda: f.follow._progress.checkpoint != checkpoint)
             await f.settled()
         assert [line["event"] for line in logs] == ["stream differed from the table"]
         assert f.board.corrections == 2
-        assert f.told()[-2:] == [("a", "running"), ("b", "running")]
+        assert f.pushed_statuses()[-2:] == [("a", "running"), ("b", "running")]
         assert f.follow.state.streams == 1
-        # And no more of it once they agree.
+        # Once they agree, nothing is logged.
         with capture_logs() as logs:
             await f.sql("UPDATE runs SET status = 'failed'")
             await asyncio.sleep(0.7)
         assert logs == []
 
 
-async def test_partitions_come_and_go(database: str) -> None:
-    """What is under way in one that is attached is told, what was told goes with one that is detached, and an empty one is no news."""
+async def test_follows_partitions_that_are_attached_and_detached(database: str) -> None:
+    """Runs under way in one that is attached are pushed; those of one that is detached are
+    forgotten; an empty one changes nothing.
+    """
     async with Following(database, "replication") as f:
         await f.sql(
             "DROP TABLE runs",
@@ -300,7 +259,7 @@ async def test_partitions_come_and_go(database: str) -> None:
         await rejoined("CREATE TABLE c PARTITION OF runs FOR VALUES FROM ('c') TO ('d')")
         assert len(f.pushes) == pushes
         await rejoined("ALTER TABLE runs ATTACH PARTITION b FOR VALUES FROM ('b') TO ('c')")
-        assert f.told()[pushes:] == [("b1", "queued"), ("b2", "running")]
+        assert f.pushed_statuses()[pushes:] == [("b1", "queued"), ("b2", "running")]
         await rejoined("ALTER TABLE runs DETACH PARTITION b")
         await f.settled()
         assert len(f.pushes) == pushes + 2
@@ -308,7 +267,7 @@ async def test_partitions_come_and_go(database: str) -> None:
 
 
 def leave_out(f: Following, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the stream tells of this run, the board forgets at once: as if it had not been told."""
+    """The board forgets this run at each event, as if the stream had not delivered it."""
     apply = f.board.apply
 
     def forgetful(event: Event) -> Any:
@@ -320,21 +279,21 @@ def leave_out(f: Following, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(f.board, "apply", forgetful)
 
 
-async def test_what_a_comparison_could_not_tell_comes_up_again(
+async def test_the_next_comparison_returns_what_the_board_has_skipped(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The board takes a run that it does not hold for one that was deleted since. It need not be."""
-    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.1)
-    async with Following(database, "replication") as f:
+    """The board takes a run that it does not hold for deleted since the query. It may be wrong."""
+    timing = replace(QUICK, compare_every=0.1)
+    async with Following(database, "replication", timing=timing) as f:
         await f.source("replication")
         leave_out(f, "untold", monkeypatch)
         f.board._deleted_floor = 1 << 60
         await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
         await f.pushed("untold", "running")
-        moment = f.follow._moment
+        progress = f.follow._progress
         for _ in range(3):
-            await f.until(lambda before=moment: f.follow._moment != before)  # type: ignore[misc]
-            moment = f.follow._moment
+            before = progress.checkpoint
+            await f.until(lambda before=before: progress.checkpoint != before)  # type: ignore[misc]
             await f.sql("CREATE TABLE IF NOT EXISTS other ()", "INSERT INTO other DEFAULT VALUES")
         await asyncio.sleep(0.3)
         assert "untold" not in f.board
@@ -343,12 +302,12 @@ async def test_what_a_comparison_could_not_tell_comes_up_again(
         assert f.follow.state.streams == 1
 
 
-async def test_what_was_evicted_is_not_taken_for_untold(
+async def test_a_comparison_does_not_push_evicted_runs_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or each minute would push again all that finished in it, on a board that is too small for a minute."""
-    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.1)
-    async with Following(database, "replication") as f:
+    """Else a board that is too small would push all that finished in a minute, every minute."""
+    timing = replace(QUICK, compare_every=0.1)
+    async with Following(database, "replication", timing=timing) as f:
         await f.source("replication")
         f.board._memory = 0
         await f.sql("INSERT INTO runs SELECT i, 'completed' FROM generate_series(1, 100) i")
@@ -358,16 +317,16 @@ async def test_what_was_evicted_is_not_taken_for_untold(
         assert len(f.pushes) == 100
         assert f.board.corrections == 0
         assert logs == []
-        # What is under way is never evicted, so it is still missed.
+        # What is under way is never evicted, so a comparison still finds it.
         leave_out(f, "untold", monkeypatch)
         await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
         await f.until(lambda: "untold" in f.board)
 
 
-async def test_a_publication_that_changes_while_a_watch_looks(
+async def test_finds_a_publication_that_changes_during_a_look(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two of its questions: what the snapshot has seen must have been published."""
+    """Between two of its queries: what the snapshot has seen must have been published."""
     visible = Poll.visible
     armed = False
 
@@ -387,12 +346,9 @@ async def test_a_publication_that_changes_while_a_watch_looks(
         await f.source("replication")
 
 
-async def test_a_comparison_is_not_mistaken_by_what_is_on_its_way(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.01)
-    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.01)
-    async with Following(database, "replication") as f:
+async def test_a_comparison_ignores_what_the_stream_is_about_to_deliver(database: str) -> None:
+    timing = replace(QUICK, watch_every=0.01, compare_every=0.01)
+    async with Following(database, "replication", timing=timing) as f:
         await f.source("replication")
         await f.sql("INSERT INTO runs (id) SELECT i FROM generate_series(1, 50) i")
         with capture_logs() as logs:
@@ -407,11 +363,9 @@ async def test_a_comparison_is_not_mistaken_by_what_is_on_its_way(
 
 
 @pytest.mark.parametrize("then", ["compared", "lost", "lost for good"])
-async def test_a_change_that_is_committed_and_not_yet_visible(
-    then: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A synchronous standby that does not answer: the stream has the commit, and no query sees it."""
-    monkeypatch.setattr(follow, "COMPARE_EVERY", 0.1 if then == "compared" else 60)
+async def test_a_commit_that_is_not_yet_visible_does_not_take_runs_back(then: str) -> None:
+    """A synchronous standby does not answer: the stream has the commit, and no query sees it."""
+    timing = replace(QUICK, compare_every=0.1 if then == "compared" else 60)
     with running() as server:
         execute(server.url(), "ALTER ROLE postgres SET synchronous_commit = local")
         with_template(server)
@@ -420,14 +374,17 @@ async def test_a_change_that_is_committed_and_not_yet_visible(
         execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
         execute(server.url(), "SELECT pg_reload_conf()")
         async with (
-            Following(url, "replication") as f,
+            Following(url, "replication", timing=timing) as f,
             await AsyncConnection.connect(url, autocommit=True) as conn,
         ):
             await f.source("replication")
             await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'running')")
             await f.settled()
             await conn.execute("SET synchronous_commit = on")
-            query = "WITH gone AS (DELETE FROM runs WHERE id = 'b') UPDATE runs SET status = 'failed' WHERE id = 'a'"
+            query = (
+                "WITH gone AS (DELETE FROM runs WHERE id = 'b')"
+                " UPDATE runs SET status = 'failed' WHERE id = 'a'"
+            )
             waiting = asyncio.gather(conn.execute(query), insert(url))
             try:
                 await f.pushed("a", "failed")
@@ -441,14 +398,14 @@ async def test_a_change_that_is_committed_and_not_yet_visible(
                     await f.source("poll")
                 for _ in range(4):
                     await asyncio.sleep(0.15)
-                    # A query knows less than the board.
-                    assert ("a", "running") not in f.told()[before:]
+                    # A query sees less than the board holds.
+                    assert ("a", "running") not in f.pushed_statuses()[before:]
                     assert f.run("a")[STATUS] == "failed"
                     assert "b" not in f.board
                     assert "c" in f.board
                 assert f.board.corrections == 0
                 if then == "lost for good":
-                    await f.until(lambda: ("a", "running") in f.told()[before:])
+                    await f.until(lambda: ("a", "running") in f.pushed_statuses()[before:])
                     await f.settled()
             finally:
                 execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = ''")
@@ -456,7 +413,7 @@ async def test_a_change_that_is_committed_and_not_yet_visible(
                 await waiting
             await f.source("replication")
             await f.settled()
-            assert (("a", "running") in f.told()[before:]) == (then == "lost for good")
+            assert (("a", "running") in f.pushed_statuses()[before:]) == (then == "lost for good")
 
 
 async def insert(url: str) -> None:
@@ -468,12 +425,13 @@ async def insert(url: str) -> None:
 # Values that were not sent.
 
 
-async def test_values_that_were_not_sent_are_asked_for(database: str) -> None:
-    """Of runs that the board does not hold; what has gone meanwhile is left as it is."""
+async def test_fetches_unsent_values_of_runs_that_the_board_does_not_hold(database: str) -> None:
+    """A run that has been deleted since stays incomplete."""
     async with Following(database, "poll") as f:
         await f.sql(
             "ALTER TABLE runs ALTER error SET STORAGE EXTERNAL",
-            "INSERT INTO runs (id, status, error) SELECT i, 'completed', repeat('x', 5000) FROM generate_series(1, 3) i",
+            "INSERT INTO runs (id, status, error)"
+            " SELECT i, 'completed', repeat('x', 5000) FROM generate_series(1, 3) i",
         )
     async with Following(database, "replication") as f:
         await f.source("replication")

@@ -1,29 +1,29 @@
-"""What one query finds: everything that changed since the last good moment, once, whatever is open meanwhile."""
+"""One poll finds everything that changed since the checkpoint, once, whatever transactions are
+open.
+"""
 
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from brain.contract.messages import ID, STATUS, Run, Status
 from brain.delivery.board import RUN, Board
-from brain.postgres import poll as module
-from brain.postgres.checkpoints import Checkpoint
+from brain.postgres.checkpoints import Checkpoint, Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
-from brain.postgres.snapshots import PgSnapshot, Xid, widen
+from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import TableError
+from brain.postgres.timing import PollTiming
 from tests.support.following import RUNS, connected
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE
@@ -35,7 +35,7 @@ Writer = AsyncConnection[TupleRow]
 
 
 class Reader:
-    """A poll that fills a board, and remembers which pieces it was given."""
+    """A poll that fills a board, and keeps the pieces of its last answer."""
 
     def __init__(self, poll: Poll, board: Board) -> None:
         self.poll = poll
@@ -55,13 +55,26 @@ class Reader:
 
 @asynccontextmanager
 async def reading(
-    url: str, board: Board | None = None, moment: Checkpoint | None = None
+    url: str,
+    board: Board | None = None,
+    checkpoint: Checkpoint | None = None,
+    *,
+    timing: PollTiming | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> AsyncIterator[Reader]:
     conn = await connect(url, "brain")
     async with conn:
         board = board or Board(1 << 30)
-        poll = Poll(conn, RUNS, Decoder({}, 1000), board, moment)
-        await poll.look()
+        poll = Poll(
+            conn,
+            RUNS,
+            Decoder({}, 1000),
+            board,
+            Progress(checkpoint),
+            timing=timing or PollTiming(),
+            clock=clock,
+        )
+        await poll.read_catalog()
         yield Reader(poll, board)
 
 
@@ -71,47 +84,14 @@ async def writing(url: str) -> AsyncIterator[Writer]:
         yield conn
 
 
-# Numbers.
-
-
-@given(near=st.integers(2**31, 2**63), offset=st.integers(-(2**31), 2**31 - 1))
-def test_an_id_is_widened_to_the_nearest(near: int, offset: int) -> None:
-    assert widen((near + offset) % 2**32, near) == near + offset
-
-
-def test_an_id_is_widened_across_a_wraparound() -> None:
-    assert widen(3, 2**32 - 2) == 2**32 + 3
-    assert widen(2**32 - 2, 2**32 + 3) == 2**32 - 2
-    assert widen(700, 750) == 700
-
-
-@given(
-    xmin=st.integers(3, 2**64),
-    running=st.sets(st.integers(0, 50), max_size=5),
-    more=st.integers(0, 10),
-    xid=st.integers(-5, 70),
-)
-def test_what_a_snapshot_sees(xmin: int, running: set[int], more: int, xid: int) -> None:
-    xids = sorted(xmin + offset for offset in running | ({0} if running else set()))
-    xmax = (xids[-1] + 1 if xids else xmin) + more
-    visible = PgSnapshot.parse(f"{xmin}:{xmax}:{','.join(map(str, xids))}")
-    assert visible == PgSnapshot(xmin, xmax, frozenset(xids))
-    assert visible.sees(Xid(xmin + xid)) == (xmin + xid < xmax and xmin + xid not in xids)
-
-
-def test_a_replicas_snapshot_hides_who_is_running() -> None:
-    assert PgSnapshot.parse("750:750:").whole
-    assert PgSnapshot.parse("748:760:748,752").whole
-    assert not PgSnapshot.parse("748:760:").whole
-
-
 # The horizon.
 
 
-async def test_the_first_answer_is_what_is_under_way(database: str) -> None:
+async def test_the_first_poll_finds_what_is_queued_or_running(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute(
-            "INSERT INTO runs VALUES ('a', 'queued'), ('b', 'running'), ('c', 'completed'), ('d', 'failed')"
+            "INSERT INTO runs VALUES"
+            " ('a', 'queued'), ('b', 'running'), ('c', 'completed'), ('d', 'failed')"
         )
         assert await reader.ids() == ["a", "b"]
         assert await reader.read() == []
@@ -119,7 +99,7 @@ async def test_the_first_answer_is_what_is_under_way(database: str) -> None:
         assert await reader.ids() == ["a", "d"]
 
 
-async def test_a_word_of_status_may_be_any(database: str) -> None:
+async def test_a_word_of_status_may_contain_any_character(database: str) -> None:
     async with writing(database) as writer:
         await writer.execute("ALTER TABLE runs DROP CONSTRAINT runs_status_check")
         await writer.execute(
@@ -127,8 +107,8 @@ async def test_a_word_of_status_may_be_any(database: str) -> None:
         )
         words: dict[str, Status] = {"50%s": "running", "%": "queued", "it's \\": "running"}
         async with await connect(database, "brain-test") as conn:
-            poll = Poll(conn, RUNS, Decoder(words, 1000), Board(1 << 20), None)
-            await poll.look()
+            poll = Poll(conn, RUNS, Decoder(words, 1000), Board(1 << 20), Progress())
+            await poll.read_catalog()
             rows = [run async for piece in poll.read() for run in piece.rows]
             assert sorted(run[:2] for run in rows) == [
                 ("a", "running"),
@@ -137,7 +117,7 @@ async def test_a_word_of_status_may_be_any(database: str) -> None:
             ]
 
 
-async def test_the_first_answer_tells_what_became_of_runs_that_are_known(database: str) -> None:
+async def test_the_first_poll_finds_what_became_of_runs_that_the_board_holds(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute(
             "INSERT INTO runs VALUES ('a', 'queued'), ('b', 'running'), ('c', 'running')"
@@ -150,7 +130,9 @@ async def test_the_first_answer_tells_what_became_of_runs_that_are_known(databas
             assert again.pieces[-1].gone == ["c"]
 
 
-async def test_an_open_transaction_holds_the_horizon_and_nothing_comes_twice(database: str) -> None:
+async def test_returns_nothing_twice_while_an_open_transaction_holds_the_horizon(
+    database: str,
+) -> None:
     async with (
         writing(database) as writer,
         reading(database) as reader,
@@ -167,20 +149,20 @@ async def test_an_open_transaction_holds_the_horizon_and_nothing_comes_twice(dat
                 await writer.execute("UPDATE runs SET progress = 2 WHERE id = %s", [str(i)])
             assert await reader.ids() == [str(i)]
         assert await reader.read() == []
-        # Again, a new version of one of them.
+        # A new version of one of them.
         await writer.execute("UPDATE runs SET progress = 3 WHERE id = '5'")
         assert [run[:3] for run in await reader.read()] == [("5", "queued", 3)]
-        assert reader.poll.moment is not None
-        assert len(reader.poll.moment.versions) == 10
+        assert reader.poll.progress.checkpoint is not None
+        assert len(reader.poll.progress.checkpoint.versions) == 10
         await holder.commit()
         assert await reader.ids() == ["1"]
         await writer.execute("UPDATE runs SET progress = 4 WHERE id = '2'")
         assert await reader.ids() == ["2"]
-        assert len(reader.poll.moment.versions) == 0
+        assert len(reader.poll.progress.checkpoint.versions) == 0
 
 
-async def test_what_was_open_at_the_last_moment_is_read_when_it_is_committed(database: str) -> None:
-    """Also a subtransaction's row, and one of a prepared transaction; and by another connection, which is handed the moment."""
+async def test_reads_what_was_open_at_the_checkpoint_once_it_is_committed(database: str) -> None:
+    """Rows of subtransactions and of prepared transactions too; also over another connection."""
     async with AsyncExitStack() as stack:
         writer = await stack.enter_async_context(writing(database))
         reader = await stack.enter_async_context(reading(database))
@@ -197,7 +179,9 @@ async def test_what_was_open_at_the_last_moment_is_read_when_it_is_committed(dat
             await writer.execute("INSERT INTO runs (id) VALUES ('later')")
             assert await reader.ids() == ["later"]
         await writer.execute("COMMIT PREPARED 'brain poll'")
-        again = await stack.enter_async_context(reading(database, reader.board, reader.poll.moment))
+        again = await stack.enter_async_context(
+            reading(database, reader.board, reader.poll.progress.checkpoint)
+        )
         assert await again.ids() == ["a", "b", "c"]
 
 
@@ -205,7 +189,7 @@ async def test_what_was_open_at_the_last_moment_is_read_when_it_is_committed(dat
     "BRAIN_WRAPAROUND" not in os.environ, reason="takes ten seconds: BRAIN_WRAPAROUND=1 pytest"
 )
 async def test_no_row_is_lost_across_a_real_wraparound() -> None:
-    """`xmin` starts again at 3 behind 4 294 967 295, and a comparison of the numbers would end there."""
+    """After 4 294 967 295 `xmin` starts again at 3. A comparison of numbers would fail there."""
     with running() as server:
         execute(server.url(), "CREATE TABLE runs (id text PRIMARY KEY, status text)")
         for xid in (1_500_000_000, 3_000_000_000, 2**32 - 64):
@@ -264,21 +248,21 @@ async def test_rows_come_in_pieces(database: str) -> None:
         assert before - 1 < reader.pieces[0].at / 1e6 < time.time() + 1
 
 
-async def test_an_answer_that_is_not_taken_to_its_end_does_not_move_the_moment(
+async def test_the_checkpoint_moves_only_when_every_piece_has_been_taken(
     database: str,
 ) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await reader.read()
-        before = reader.poll.moment
+        before = reader.poll.progress.checkpoint
         await writer.execute("INSERT INTO runs (id) SELECT i FROM generate_series(1, 2500) i")
         pieces = reader.poll.read()
         await anext(pieces)
         await pieces.aclose()
-        assert reader.poll.moment is before
+        assert reader.poll.progress.checkpoint is before
         assert len(await reader.read()) == 2500
 
 
-async def test_the_unfinished_that_are_gone_are_named(database: str) -> None:
+async def test_names_unfinished_runs_that_were_deleted(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'queued'), ('b', 'running')")
         await reader.read()
@@ -288,10 +272,10 @@ async def test_the_unfinished_that_are_gone_are_named(database: str) -> None:
         assert list(reader.board._runs) == ["b"]
 
 
-# Its cost.
+# The cost of polling.
 
 
-async def test_nothing_is_scanned_where_nothing_was_committed(database: str) -> None:
+async def test_scans_nothing_if_nothing_was_committed(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         conn = reader.poll.conn
         await writer.execute(
@@ -303,7 +287,8 @@ async def test_nothing_is_scanned_where_nothing_was_committed(database: str) -> 
             await conn.execute("SELECT pg_stat_force_next_flush()")
             row = await (
                 await conn.execute(
-                    "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'runs'"
+                    "SELECT seq_scan + coalesce(idx_scan, 0)"
+                    " FROM pg_stat_user_tables WHERE relname = 'runs'"
                 )
             ).fetchone()
             return int(str(row and row[0]))
@@ -319,9 +304,7 @@ async def test_nothing_is_scanned_where_nothing_was_committed(database: str) -> 
         assert await scans() == after
 
 
-async def test_a_costly_scan_is_followed_by_a_pause(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_costly_scan_is_followed_by_a_pause(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         for _ in range(3):
             await writer.execute(
@@ -330,14 +313,17 @@ async def test_a_costly_scan_is_followed_by_a_pause(
             await reader.read()
         usual = reader.poll.pause
         assert 0 < usual < 5
-        monkeypatch.setattr(module, "SHARE", 20_000)
-        for _ in range(2):
-            await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
-            await reader.read()
-        assert reader.poll.pause > usual
+        costly = PollTiming(share=20_000)
+        async with reading(
+            database, reader.board, reader.poll.progress.checkpoint, timing=costly
+        ) as again:
+            for _ in range(2):
+                await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
+                await again.read()
+            assert again.poll.pause > usual
 
 
-async def test_what_is_done_with_a_piece_is_no_cost_of_the_scan(database: str) -> None:
+async def test_the_consumers_work_is_no_cost_of_the_scan(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         for _ in range(3):
             await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
@@ -346,13 +332,10 @@ async def test_what_is_done_with_a_piece_is_no_cost_of_the_scan(database: str) -
         assert reader.poll.pause < 5
 
 
-async def test_waiting_for_a_lock_is_no_cost_of_the_scan(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PAGE", 1e9)  # whatever the clock says is believed
+async def test_waiting_for_a_lock_is_no_cost_of_the_scan(database: str) -> None:
     async with (
         writing(database) as writer,
-        reading(database) as reader,
+        reading(database, timing=PollTiming(page=1e9)) as reader,  # the clock alone counts
         connected(database) as conn,
     ):
         for _ in range(2):
@@ -364,34 +347,40 @@ async def test_waiting_for_a_lock_is_no_cost_of_the_scan(
             await conn.commit()
             await read
         assert reader.poll.pause < 5
-        # Nor is it waited for without end, in silence.
-        monkeypatch.setattr(module, "LOCKED", 0.2)
+
+
+async def test_a_lock_that_lasts_is_reported(database: str) -> None:
+    async with (
+        reading(database, timing=PollTiming(locked=0.2)) as reader,
+        connected(database) as conn,
+    ):
         await conn.execute("LOCK runs")
-        await writer.execute("CREATE TABLE another ()")
         with pytest.raises(psycopg.OperationalError, match=r"a lock on the table public\.runs"):
             await reader.read()
 
 
-async def test_a_busy_machine_does_not_make_a_small_table_a_large_one(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = time.perf_counter
-    monkeypatch.setattr(time, "perf_counter", lambda: clock() * 1000)
-    async with writing(database) as writer, reading(database) as reader:
+async def test_a_busy_machine_does_not_make_a_small_table_a_large_one(database: str) -> None:
+    def slow() -> float:
+        return time.perf_counter() * 1000
+
+    async with writing(database) as writer, reading(database, clock=slow) as reader:
         for _ in range(3):
             await writer.execute(
                 "INSERT INTO runs (id) SELECT gen_random_uuid() FROM generate_series(1, 5000)"
             )
             await reader.read()
         assert 0 < reader.poll.pause < 0.1
-        monkeypatch.setattr(module, "PAGE", 1e9)
-        for _ in range(2):
-            await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
-            await reader.read()
-        assert 1 < reader.poll.pause <= module.MAX_PAUSE
+        timing = PollTiming(page=1e9)
+        async with reading(
+            database, reader.board, reader.poll.progress.checkpoint, timing=timing, clock=slow
+        ) as again:
+            for _ in range(2):
+                await writer.execute("INSERT INTO runs (id) VALUES (gen_random_uuid())")
+                await again.read()
+            assert 1 < again.poll.pause <= timing.max_pause
 
 
-# Which tables it reads.
+# Partitions and inheritance.
 
 
 PARTITIONED = (
@@ -423,34 +412,34 @@ INHERITED = (
     ],
     ids=["partition", "inheritance"],
 )
-async def test_what_is_under_way_in_a_table_that_is_attached(
+async def test_finds_what_is_under_way_in_a_table_that_is_attached(
     database: str, before: tuple[str, ...], attach: str, detach: str
 ) -> None:
-    """Its rows are older than any horizon. Those of it that have ended are not told."""
+    """Its rows are older than any horizon. Its finished runs are not found."""
     for statement in before:
         execute(database, statement)
     async with writing(database) as writer, reading(database) as reader:
         assert await reader.ids() == ["a1"]
         await writer.execute(attach.encode())
-        await reader.ids()  # before the look: the horizon passes what has been attached
-        await reader.poll.look()
+        await reader.ids()  # before the catalog is read: the horizon passes what was attached
+        await reader.poll.read_catalog()
         assert [run_id for run_id in await reader.ids() if run_id != "a1"] == ["b1", "b2"]
         assert not any(piece.new for piece in reader.pieces)
-        # Told once: from now on only what has changed.
+        # From now on, only what has changed.
         await writer.execute("UPDATE runs SET status = 'running' WHERE id = 'b1'")
-        await reader.poll.look()
+        await reader.poll.read_catalog()
         assert await reader.ids() == ["b1"]
         await writer.execute(detach.encode())
-        await reader.poll.look()
+        await reader.poll.read_catalog()
         await reader.read()
         assert sorted(reader.pieces[-1].gone) == ["b1", "b2"]
         assert list(reader.board._runs) == ["a1"]
 
 
-# A new beginning.
+# A new history.
 
 
-async def test_the_database_is_dropped_and_made_again(postgres: Postgres) -> None:
+async def test_a_database_that_is_created_again_is_a_new_history(postgres: Postgres) -> None:
     name = postgres.create_database(TEMPLATE, ROLE)
     url = postgres.url(name, ROLE)
     async with writing(url) as writer, reading(url) as reader:
@@ -461,7 +450,10 @@ async def test_the_database_is_dropped_and_made_again(postgres: Postgres) -> Non
         assert not any(piece.new for piece in reader.pieces)
     postgres.drop_database(name)
     execute(postgres.url(), f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} OWNER {ROLE}")
-    async with writing(url) as writer, reading(url, reader.board, reader.poll.moment) as again:
+    async with (
+        writing(url) as writer,
+        reading(url, reader.board, reader.poll.progress.checkpoint) as again,
+    ):
         await writer.execute("INSERT INTO runs VALUES ('c', 'running'), ('d', 'completed')")
         assert await again.ids() == ["c"]
         assert [piece.new for piece in again.pieces] == [True]
@@ -472,39 +464,40 @@ async def test_the_database_is_dropped_and_made_again(postgres: Postgres) -> Non
     postgres.drop_database(name)
 
 
-async def test_another_server_whose_snapshot_reads_the_same(database: str) -> None:
+async def test_another_server_with_an_equal_snapshot_is_a_new_history(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'running')")
-        moment = Checkpoint(("elsewhere",), await reader.poll.visible())
-        async with reading(database, reader.board, moment) as again:
+        checkpoint = Checkpoint(("elsewhere",), await reader.poll.visible())
+        async with reading(database, reader.board, checkpoint) as again:
             assert await again.ids() == ["a"]
             assert again.pieces[0].new
 
 
 @pytest.mark.parametrize("lead", [1, 1_000_000, -(2**31)])
-async def test_an_older_state_was_put_back_or_one_beyond_reckoning(
+async def test_a_restored_or_unreachable_checkpoint_is_a_new_history(
     database: str, lead: int
 ) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs SELECT i, 'running' FROM generate_series(1, 1500) i")
         await reader.read()
-        moment = reader.poll.moment
-        assert moment is not None
-        there = PgSnapshot(moment.visible.xmin + lead, moment.visible.xmax + lead, frozenset())
-        async with reading(database, reader.board, replace(moment, visible=there)) as again:
+        checkpoint = reader.poll.progress.checkpoint
+        assert checkpoint is not None
+        seen = checkpoint.visible
+        there = PgSnapshot(seen.xmin + lead, seen.xmax + lead, frozenset())
+        async with reading(database, reader.board, replace(checkpoint, visible=there)) as again:
             assert len(await again.read()) == 1500
             assert [piece.new for piece in again.pieces] == [True, False]
 
 
-async def test_ids_of_another_type(database: str) -> None:
-    """What is held as 'a' is asked for, and no bigint can be that."""
+async def test_a_table_with_ids_of_another_type_is_a_new_history(database: str) -> None:
+    """The board holds 'a', which no bigint can be."""
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'running'), ('1', 'running')")
         await reader.read()
         await writer.execute("DROP TABLE runs")
         await writer.execute("CREATE TABLE runs (id bigint PRIMARY KEY, status text)")
         await writer.execute("INSERT INTO runs VALUES (1, 'completed'), (2, 'queued')")
-        await reader.poll.look()
+        await reader.poll.read_catalog()
         assert await reader.ids() == ["1", "2"]
         assert reader.pieces[0].new
         assert {run_id: entry[RUN][STATUS] for run_id, entry in reader.board._runs.items()} == {
@@ -513,7 +506,7 @@ async def test_ids_of_another_type(database: str) -> None:
         }
 
 
-async def test_the_same_table_with_another_type_of_id(database: str) -> None:
+async def test_a_changed_type_of_id_is_a_new_history(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'running')")
         await reader.read()
@@ -521,25 +514,27 @@ async def test_the_same_table_with_another_type_of_id(database: str) -> None:
             "ALTER TABLE runs ALTER id DROP DEFAULT, DROP CONSTRAINT runs_id_check"
         )
         await writer.execute("ALTER TABLE runs ALTER id TYPE uuid USING gen_random_uuid()")
-        await reader.poll.look()
+        await reader.poll.read_catalog()
         assert len(await reader.read()) == 1
         assert reader.pieces[0].new
         assert reader.pieces[0].gone == ["a"]
 
 
-async def test_who_may_not_ask_for_the_identity(database: str, superuser_url: str) -> None:
+async def test_polls_without_permission_to_read_the_identity(
+    database: str, superuser_url: str
+) -> None:
     with psycopg.connect(superuser_url, autocommit=True) as admin:
         admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
     async with writing(database) as writer, reading(database) as reader:
         await reader.read()
         await writer.execute("INSERT INTO runs (id) VALUES ('a')")
         assert await reader.ids() == ["a"]
-        assert reader.poll.moment is not None
-        assert reader.poll.moment.identity[:3] == (None, None, None)
+        assert reader.poll.progress.checkpoint is not None
+        assert reader.poll.progress.checkpoint.identity[:3] == (None, None, None)
         assert not reader.pieces[-1].new
 
 
-async def test_who_may_not_read(database: str, superuser_url: str) -> None:
+async def test_a_missing_privilege_is_raised(database: str, superuser_url: str) -> None:
     with psycopg.connect(superuser_url, autocommit=True) as admin:
         admin.execute("REVOKE ALL ON runs FROM PUBLIC, cecelia")
     async with reading(database) as reader:
@@ -547,7 +542,7 @@ async def test_who_may_not_read(database: str, superuser_url: str) -> None:
             await reader.read()
 
 
-async def test_rows_without_an_id_and_tables_without_one(database: str) -> None:
+async def test_skips_rows_without_an_id(database: str) -> None:
     async with writing(database) as writer:
         await writer.execute("ALTER TABLE runs RENAME TO base")
         await writer.execute("CREATE VIEW runs AS SELECT nullif(id, 'no') AS id, status FROM base")
@@ -558,10 +553,10 @@ async def test_rows_without_an_id_and_tables_without_one(database: str) -> None:
             assert [run[STATUS] for run in await reader.read()] == ["completed"]
             await writer.execute("DROP VIEW runs")
             with pytest.raises(TableError, match="there is no table"):
-                await reader.poll.look()
+                await reader.poll.read_catalog()
 
 
-async def test_rows_are_fetched_as_they_are_now(database: str) -> None:
+async def test_fetches_rows_as_they_are_now(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'failed', 5), ('b', 'queued', 6)")
         assert await reader.poll.fetch(["a", "none"]) == {"a": ("a", "failed", 5, *[None] * 5)}

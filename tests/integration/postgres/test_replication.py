@@ -1,10 +1,11 @@
-"""The slot, what comes through it, and what is answered: over real connections, some through a proxy that falls silent."""
+"""The slot, what arrives through it, and the replies: over real connections, some by a proxy."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -15,28 +16,41 @@ from brain.contract.events import Changes
 from brain.contract.messages import ID
 from brain.delivery.board import Board
 from brain.postgres import pgoutput, replication
+from brain.postgres.checkpoints import Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
 from brain.postgres.poll import Poll
-from brain.postgres.replication import SLICE, LostError, Stream
+from brain.postgres.replication import SLICE, Stream, StreamLost
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import describe
-from tests.support.following import RUNS, Following, connected, slots_gone
+from brain.postgres.timing import StreamTiming
+from tests.support.following import QUICK, RUNS, Following, connected, slots_gone
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
 from tests.support.proxy import Proxy
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+ALERT = StreamTiming(status_every=0.05, ask_every=0.1, dead_after=0.5, idle=0.05)
+"""Notices within half a second that nothing arrives."""
+
 
 @asynccontextmanager
-async def opened(url: str, patience: float = 5) -> AsyncIterator[Stream]:
-    """A slot that has been made, and that has not begun."""
+async def opened(
+    url: str, *, patience: float = 5, timing: StreamTiming | None = None
+) -> AsyncIterator[Stream]:
+    """A slot that exists and has not started."""
     conn = await connect(url, "brain")
     async with conn:
         description = await describe(conn, RUNS)
     stream = await Stream.open(
-        url, RUNS, description, Decoder({}, 1000), application="brain", patience=patience
+        url,
+        RUNS,
+        description,
+        Decoder({}, 1000),
+        application="brain",
+        patience=patience,
+        timing=timing or StreamTiming(),
     )
     try:
         yield stream
@@ -47,17 +61,17 @@ async def opened(url: str, patience: float = 5) -> AsyncIterator[Stream]:
 
 
 @asynccontextmanager
-async def streaming(url: str) -> AsyncIterator[Stream]:
-    async with opened(url) as stream:
+async def streaming(url: str, timing: StreamTiming | None = None) -> AsyncIterator[Stream]:
+    async with opened(url, timing=timing) as stream:
         conn = await connect(url, "brain")
         async with conn:
-            poll = Poll(conn, RUNS, Decoder({}, 1000), Board(1 << 20), None)
+            poll = Poll(conn, RUNS, Decoder({}, 1000), Board(1 << 20), Progress())
             await stream.start(await poll.visible(), await poll.insert_lsn())
         yield stream
 
 
 async def until(stream: Stream, run_id: str) -> list[Changes]:
-    """Read until this run has come."""
+    """Read until this run has arrived."""
     taken: list[Changes] = []
     async with asyncio.timeout(PATIENCE):
         while not taken or taken[-1].rows[-1][1][ID] != run_id:
@@ -68,7 +82,7 @@ async def until(stream: Stream, run_id: str) -> list[Changes]:
 # Reading.
 
 
-async def test_slices_of_a_large_transaction_in_bounded_memory(database: str) -> None:
+async def test_reads_a_large_transaction_in_slices_and_bounded_memory(database: str) -> None:
     rows = 60_000
     async with streaming(database) as stream:
         process = psutil.Process()
@@ -77,7 +91,8 @@ async def test_slices_of_a_large_transaction_in_bounded_memory(database: str) ->
             asyncio.to_thread(
                 execute,
                 database,
-                f"INSERT INTO runs (id, error) SELECT i, repeat('x', 100) FROM generate_series(1, {rows}) i",
+                "INSERT INTO runs (id, error)"
+                f" SELECT i, repeat('x', 100) FROM generate_series(1, {rows}) i",
             )
         )
         seen, xids, longest = 0, set(), 0
@@ -94,7 +109,7 @@ async def test_slices_of_a_large_transaction_in_bounded_memory(database: str) ->
         assert most - before < 30 << 20
 
 
-async def test_what_is_not_ours_is_passed_over(database: str) -> None:
+async def test_ignores_other_tables(database: str) -> None:
     execute(database, "CREATE TABLE other (id text PRIMARY KEY, m text)")
     execute(database, "ALTER PUBLICATION brain_public_runs ADD TABLE other")
     execute(database, "CREATE TYPE mood AS ENUM ('fine')")
@@ -114,13 +129,13 @@ async def test_what_is_not_ours_is_passed_over(database: str) -> None:
         ]
 
 
-async def test_a_transaction_that_the_last_poll_has_seen_is_left_out(database: str) -> None:
+async def test_leaves_out_a_transaction_that_the_last_poll_has_seen(database: str) -> None:
     async with opened(database) as stream, connected(database) as held:
         await held.execute("INSERT INTO runs (id) VALUES ('held')")
         execute(database, "INSERT INTO runs (id) VALUES ('seen')")
         conn = await connect(database, "brain")
         async with conn:
-            poll = Poll(conn, RUNS, Decoder({}, 1000), Board(1 << 20), None)
+            poll = Poll(conn, RUNS, Decoder({}, 1000), Board(1 << 20), Progress())
             visible = await poll.visible()
             execute(database, "INSERT INTO runs (id) VALUES ('between')")
             await held.commit()
@@ -137,7 +152,7 @@ async def test_a_transaction_that_the_last_poll_has_seen_is_left_out(database: s
 @pytest.mark.parametrize(
     "message", [Insert(1, ["a", "queued"]), Relation(1, "public", "runs", "d", ("id", "status"))]
 )
-async def test_messages_out_of_their_order(database: str, message: pgoutput.Message) -> None:
+async def test_refuses_messages_out_of_order(database: str, message: pgoutput.Message) -> None:
     async with opened(database) as stream:
         stream._oid = 1
         if isinstance(message, Relation):
@@ -150,44 +165,42 @@ async def test_messages_out_of_their_order(database: str, message: pgoutput.Mess
                 stream._handle(message, [])
 
 
-async def test_bytes_that_are_no_message_end_the_stream(
+async def test_loses_the_stream_at_bytes_that_are_no_message(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with streaming(database) as stream:
         monkeypatch.setattr(replication, "parse", lambda data: pgoutput.parse(b"S" + data))
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
-        with pytest.raises(LostError, match="not a pgoutput message"):
+        with pytest.raises(StreamLost, match="not a pgoutput message"):
             await until(stream, "a")
 
 
-# Answering.
+# Replying.
 
 
-async def test_other_tables_log_is_let_go(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
-    monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
-    monkeypatch.setattr(replication, "IDLE", 0.02)
-    behind = "SELECT pg_wal_lsn_diff('{}', confirmed_flush_lsn) <= 0 FROM pg_replication_slots WHERE database = current_database()"
+async def test_confirms_the_log_of_other_tables(database: str) -> None:
+    timing = StreamTiming(status_every=0.05, ask_every=0.1, idle=0.02)
+    confirmed = (
+        "SELECT pg_wal_lsn_diff('{}', confirmed_flush_lsn) <= 0"
+        " FROM pg_replication_slots WHERE database = current_database()"
+    )
     execute(database, "CREATE TABLE other (t text)")
-    async with streaming(database) as stream:
+    async with streaming(database, timing) as stream:
         for _ in range(3):
             execute(
-                database, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)"
+                database,
+                "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)",
             )
             ((lsn,),) = execute(database, "SELECT pg_current_wal_insert_lsn()")
             async with asyncio.timeout(PATIENCE):
-                while execute(database, behind.format(lsn)) != [(True,)]:
+                while execute(database, confirmed.format(lsn)) != [(True,)]:
                     assert await stream.read() == []
 
 
-async def test_a_server_that_asks_is_answered(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is sent unasked here, and the walsender ends a connection that owes it an answer."""
-    monkeypatch.setattr(replication, "SENDER_TIMEOUT", "500ms")
-    monkeypatch.setattr(replication, "IDLE", 0.02)
-    monkeypatch.setattr(replication, "STATUS_EVERY", 60)
-    async with streaming(database) as stream:
+async def test_replies_to_a_server_that_asks(database: str) -> None:
+    """Here Brain sends nothing unasked. The walsender ends a connection that does not reply."""
+    timing = StreamTiming(sender_timeout=0.5, idle=0.02, status_every=60)
+    async with streaming(database, timing) as stream:
         begun = time.monotonic()
         while time.monotonic() - begun < 0.8:
             await stream.read()
@@ -195,19 +208,16 @@ async def test_a_server_that_asks_is_answered(
         await until(stream, "a")
 
 
-async def test_a_reader_that_is_busy_keeps_the_stream(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(replication, "SENDER_TIMEOUT", "500ms")
-    monkeypatch.setattr(replication, "STATUS_EVERY", 0.1)
-    async with streaming(database) as stream:
+async def test_a_busy_reader_keeps_the_stream(database: str) -> None:
+    timing = StreamTiming(sender_timeout=0.5, status_every=0.1)
+    async with streaming(database, timing) as stream:
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
         await asyncio.sleep(0.8)
         await until(stream, "a")
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_a_server_that_stops_does_not_wait_for_brain(busy: bool) -> None:
+async def test_a_server_shuts_down_without_waiting_for_brain(busy: bool) -> None:
     with running() as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -215,105 +225,99 @@ async def test_a_server_that_stops_does_not_wait_for_brain(busy: bool) -> None:
             execute(url, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 5000) i")
             reading = asyncio.create_task(until(stream, "never"))
             await asyncio.sleep(0.2)
-            if busy:  # for a second: it answers meanwhile, and then reads on
+            if busy:  # for a second, in which it replies; then it reads on
                 reading.cancel()
                 await asyncio.sleep(1)
                 reading = asyncio.create_task(until(stream, "never"))
             await asyncio.to_thread(server.stop, "fast")
-            with contextlib.suppress(asyncio.CancelledError, LostError):
+            with contextlib.suppress(asyncio.CancelledError, StreamLost):
                 await reading
 
 
 # Ending.
 
 
-async def test_a_server_says_why_it_ends_the_stream(database: str) -> None:
+async def test_reports_why_the_server_ends_the_stream(database: str) -> None:
     async with streaming(database) as stream:
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
         execute(
             database,
-            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = current_database()",
+            "SELECT pg_terminate_backend(active_pid, 5000)"
+            " FROM pg_replication_slots WHERE database = current_database()",
         )
         assert (await stream.read())[0].rows[0][1][ID] == "a"
-        with pytest.raises(LostError, match="terminating connection due to administrator command"):
+        with pytest.raises(StreamLost, match="terminating connection due to administrator command"):
             await stream.read()
 
 
-async def test_an_error_of_the_plugin_is_passed_on() -> None:
-    """A publication that is missing is one before PostgreSQL 18."""
+async def test_reports_an_error_of_the_plugin() -> None:
+    """Before PostgreSQL 18, a missing publication is one."""
     with running(16) as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
         async with streaming(url) as stream:
             execute(url, "DROP PUBLICATION brain_public_runs")
             execute(url, "INSERT INTO runs (id) VALUES ('a')")
-            with pytest.raises(LostError, match='publication "brain_public_runs" does not exist'):
+            with pytest.raises(StreamLost, match='publication "brain_public_runs" does not exist'):
                 await until(stream, "a")
 
 
-async def test_a_stream_that_cannot_begin_is_lost(database: str) -> None:
+async def test_a_stream_that_cannot_start_is_lost(database: str) -> None:
     async with opened(database) as stream:
         stream.slot = "another"
-        with pytest.raises(LostError, match="does not exist"):
+        with pytest.raises(StreamLost, match="does not exist"):
             await stream.start(PgSnapshot(3, 3, frozenset()), LSN(1))
 
 
-async def test_silence_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
-    monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
-    monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)
-    monkeypatch.setattr(replication, "IDLE", 0.05)
+async def test_a_silent_stream_is_lost(database: str) -> None:
     with Proxy(database) as proxy:
-        await _noticed(proxy, database)
+        await _lost(proxy, database)
 
 
-async def _noticed(proxy: Proxy, database: str) -> None:
-    async with streaming(proxy.url) as stream:
-        # What is merely idle is not dead: it is asked, and answers.
+async def _lost(proxy: Proxy, database: str) -> None:
+    async with streaming(proxy.url, ALERT) as stream:
+        # A server that is merely idle is not dead: Brain asks, and it replies.
         begun = time.monotonic()
         while time.monotonic() - begun < 0.7:
             await stream.read()
         proxy.fall_silent()
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
-        with pytest.raises(LostError, match="nothing was heard"):
+        with pytest.raises(StreamLost, match="nothing was heard"):
             await until(stream, "a")
         proxy.speak()
 
 
-async def test_who_falls_silent_is_followed_again(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(replication, "STATUS_EVERY", 0.05)
-    monkeypatch.setattr(replication, "ASK_EVERY", 0.1)
-    monkeypatch.setattr(replication, "DEAD_AFTER", 0.5)
-    monkeypatch.setattr(replication, "IDLE", 0.05)
+async def test_follows_a_server_that_was_silent(database: str) -> None:
     with Proxy(database) as proxy:
         await _followed_again(proxy, database)
 
 
 async def _followed_again(proxy: Proxy, database: str) -> None:
-    async with Following(proxy.url, "auto", writer=database) as f:
+    timing = replace(QUICK, stream=ALERT)
+    async with Following(proxy.url, "auto", writer=database, timing=timing) as f:
         await f.source("replication")
         proxy.fall_silent()
         await f.sql("INSERT INTO runs (id) VALUES ('a')")
-        await f.source("none")  # the other connection goes the same way
+        await f.source("none")  # the ordinary connection takes the same route
         assert "nothing was heard" in f.follow.state.detail
         proxy.speak()
         await f.pushed("a", "queued")
         await f.source("replication")
-        assert f.told() == [("a", "queued")]
+        assert f.pushed_statuses() == [("a", "queued")]
 
 
 async def left(url: str) -> list[tuple[Any, ...]]:
     return await asyncio.to_thread(
         execute,
         url,
-        "SELECT pid, state, query FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()"
-        " UNION ALL SELECT 0, slot_name, '' FROM pg_replication_slots WHERE database = current_database()",
+        "SELECT pid, state, query FROM pg_stat_activity"
+        " WHERE backend_type = 'walsender' AND datname = current_database()"
+        " UNION ALL SELECT 0, slot_name, ''"
+        " FROM pg_replication_slots WHERE database = current_database()",
     )
 
 
-async def test_a_slot_that_is_given_up_leaves_nothing_behind(database: str) -> None:
+async def test_a_cancelled_slot_leaves_nothing_behind(database: str) -> None:
     async with connected(database) as conn:
         await conn.execute("INSERT INTO runs (id) VALUES ('open')")
 
@@ -330,8 +334,8 @@ async def test_a_slot_that_is_given_up_leaves_nothing_behind(database: str) -> N
         async with asyncio.timeout(PATIENCE):
             while await left(database):
                 await asyncio.sleep(0.02)
-        await conn.execute("SELECT")  # all the time the transaction that it waited for was open
-        # Patience that runs out ends as cleanly.
+        await conn.execute("SELECT")  # the transaction that it waited for is still open
+        # A slot that has waited for too long ends as cleanly.
         with pytest.raises(psycopg.errors.LockNotAvailable):
             async with opened(database, patience=0.1):
                 raise AssertionError
@@ -340,5 +344,5 @@ async def test_a_slot_that_is_given_up_leaves_nothing_behind(database: str) -> N
                 await asyncio.sleep(0.02)
 
 
-async def test_the_postgres_that_tests_share_is_left_as_it_was(postgres: Postgres) -> None:
+async def test_these_tests_leave_no_slot_on_the_shared_server(postgres: Postgres) -> None:
     assert execute(postgres.url(), "SELECT slot_name FROM pg_replication_slots") == []

@@ -1,10 +1,11 @@
-"""One contract for both sources: whatever is done to the table, the board ends up as SELECT has it."""
+"""One contract for both sources: whatever happens to the table, the board equals SELECT."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import psycopg
@@ -13,10 +14,9 @@ from psycopg import conninfo
 from structlog.testing import capture_logs
 
 from brain.contract.messages import ID, STATUS
-from brain.postgres import follow, poll, replication
 from brain.postgres.decoder import CUT
-from brain.postgres.follow import Mode
-from tests.support.following import Following, connected
+from brain.postgres.polling import Mode
+from tests.support.following import QUICK, Following, connected
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -30,21 +30,11 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return chosen
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes ten seconds in life."""
-    monkeypatch.setattr(follow, "WATCH_EVERY", 0.05)
-    monkeypatch.setattr(follow, "PROMOTE_EVERY", 0.05)
-    monkeypatch.setattr("brain.postgres.follow.random.uniform", lambda low, _: low)
-    monkeypatch.setattr(replication, "IDLE", 0.02)
-    monkeypatch.setattr(poll, "SHARE", 1)
-
-
 @contextlib.asynccontextmanager
 async def following(
     url: str, mode: Mode, source: str = "", **more: Any
 ) -> AsyncIterator[Following]:
-    """A Following that has begun, and that equals the table when the block ends."""
+    """A Following that has begun. Its board equals the table when the block ends."""
     async with Following(url, mode, **more) as f:
         await f.source(source)
         yield f
@@ -55,19 +45,21 @@ def name_of(url: str) -> str:
     return str(conninfo.conninfo_to_dict(url)["dbname"])
 
 
-# What is written.
+# Writes.
 
 
-async def test_insert_update_delete(database: str, mode: Mode) -> None:
+async def test_pushes_inserts_updates_and_deletes(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
         await f.sql("INSERT INTO runs (id) VALUES ('a')")
         await f.pushed("a", "queued")
         await f.sql(
-            "UPDATE runs SET status = 'running', progress = 12.5, started_at = now(), agent = 'x' WHERE id = 'a'"
+            "UPDATE runs SET status = 'running', progress = 12.5, started_at = now(), agent = 'x'"
+            " WHERE id = 'a'"
         )
         await f.pushed("a", "running")
         await f.sql(
-            "UPDATE runs SET status = 'completed', progress = 100, completed_at = now() WHERE id = 'a'"
+            "UPDATE runs SET status = 'completed', progress = 100, completed_at = now()"
+            " WHERE id = 'a'"
         )
         await f.pushed("a", "completed")
         await f.sql("INSERT INTO runs VALUES ('b', 'running')")
@@ -75,12 +67,18 @@ async def test_insert_update_delete(database: str, mode: Mode) -> None:
         await f.settled()
         await f.sql("DELETE FROM runs")
         await f.until(lambda: "b" not in f.board)
-        assert f.told() == [("a", "queued"), ("a", "running"), ("a", "completed"), ("b", "running")]
-        # A query cannot see that a finished run has gone: the board keeps it until it is evicted.
+        assert f.pushed_statuses() == [
+            ("a", "queued"),
+            ("a", "running"),
+            ("a", "completed"),
+            ("b", "running"),
+        ]
+        # A query cannot see that a finished run was deleted: the board keeps it until it is
+        # evicted.
         assert ("a" in f.board) == (mode == "poll")
 
 
-async def test_an_update_that_changes_nothing_is_pushed_by_who_can_see_it(
+async def test_only_the_stream_pushes_an_update_that_changes_nothing(
     database: str, mode: Mode
 ) -> None:
     async with following(database, mode) as f:
@@ -91,10 +89,10 @@ async def test_an_update_that_changes_nothing_is_pushed_by_who_can_see_it(
             "INSERT INTO runs (id) VALUES ('z')",
         )
         await f.pushed("z", "queued")
-        assert f.told().count(("a", "running")) == (1 if mode == "poll" else 2)
+        assert f.pushed_statuses().count(("a", "running")) == (1 if mode == "poll" else 2)
 
 
-async def test_truncate(database: str, mode: Mode) -> None:
+async def test_a_truncate_forgets_every_run(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
         await f.sql("INSERT INTO runs (id) VALUES ('a'), ('b')")
         await f.settled()
@@ -103,7 +101,7 @@ async def test_truncate(database: str, mode: Mode) -> None:
         assert list(f.board._runs) == ["c"]
 
 
-async def test_what_is_not_committed_is_not_pushed(database: str, mode: Mode) -> None:
+async def test_pushes_only_what_is_committed(database: str, mode: Mode) -> None:
     deferred = "ALTER TABLE runs ADD CONSTRAINT later UNIQUE (agent) DEFERRABLE INITIALLY DEFERRED"
     async with following(database, mode) as f, connected(database) as conn:
         await f.sql(deferred, "INSERT INTO runs (id, agent) VALUES ('kept', 'one')")
@@ -120,11 +118,11 @@ async def test_what_is_not_committed_is_not_pushed(database: str, mode: Mode) ->
         await conn.execute("UPDATE runs SET status = 'running' WHERE id = 'kept'")
         await conn.commit()
         await f.settled()
-        assert {run_id for run_id, _ in f.told()} == {"kept", "yes"}
-        assert "failed" not in {status for _, status in f.told()}
+        assert {run_id for run_id, _ in f.pushed_statuses()} == {"kept", "yes"}
+        assert "failed" not in {status for _, status in f.pushed_statuses()}
 
 
-async def test_subtransactions(database: str, mode: Mode) -> None:
+async def test_pushes_the_rows_of_subtransactions(database: str, mode: Mode) -> None:
     nested = """DO $$ BEGIN
         FOR i IN 1..100 LOOP
             BEGIN
@@ -140,19 +138,21 @@ async def test_subtransactions(database: str, mode: Mode) -> None:
         assert len(f.pushes) == len(f.board) == 50
 
 
-async def test_two_phase_commit(database: str, mode: Mode) -> None:
+async def test_pushes_a_prepared_transaction_when_it_is_committed(
+    database: str, mode: Mode
+) -> None:
     async with following(database, mode) as f:
         await f.sql("BEGIN", "INSERT INTO runs (id) VALUES ('a')", "PREPARE TRANSACTION 'brain a'")
         await f.sql("BEGIN", "INSERT INTO runs (id) VALUES ('no')", "PREPARE TRANSACTION 'brain b'")
         await f.sql("INSERT INTO runs (id) VALUES ('now')")
         await f.pushed("now", "queued")
-        assert f.told() == [("now", "queued")]
+        assert f.pushed_statuses() == [("now", "queued")]
         await f.sql("ROLLBACK PREPARED 'brain b'", "COMMIT PREPARED 'brain a'")
         await f.pushed("a", "queued")
-        assert f.told() == [("now", "queued"), ("a", "queued")]
+        assert f.pushed_statuses() == [("now", "queued"), ("a", "queued")]
 
 
-async def test_ten_thousand_rows_in_one_transaction(database: str, mode: Mode) -> None:
+async def test_delivers_a_large_transaction_in_slices(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
         await f.sql(
             "INSERT INTO runs (id, progress) SELECT i, i % 100 FROM generate_series(1, 10000) i"
@@ -162,7 +162,7 @@ async def test_ten_thousand_rows_in_one_transaction(database: str, mode: Mode) -
         assert max(len(event.rows) for event in f.events) == 1000
 
 
-async def test_a_change_of_the_key(database: str, mode: Mode) -> None:
+async def test_a_changed_id_replaces_the_old_one(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
         await f.sql("INSERT INTO runs VALUES ('a', 'running')")
         await f.pushed("a", "running")
@@ -172,7 +172,7 @@ async def test_a_change_of_the_key(database: str, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
-async def test_a_value_that_is_not_sent_is_not_lost(
+async def test_keeps_a_value_that_the_stream_leaves_out(
     database: str, mode: Mode, identity: str
 ) -> None:
     """PostgreSQL leaves an unchanged large value out of the stream (TOAST)."""
@@ -180,12 +180,14 @@ async def test_a_value_that_is_not_sent_is_not_lost(
         await before.sql(
             f"ALTER TABLE runs REPLICA IDENTITY {identity}",
             "ALTER TABLE runs ALTER error SET STORAGE EXTERNAL, ALTER agent SET STORAGE EXTERNAL",
-            # Finished before Brain came: the board does not know it.
-            "INSERT INTO runs (id, status, error) VALUES ('old', 'completed', repeat('o', 1000000))",
+            # Finished before Brain starts: the board does not know it.
+            "INSERT INTO runs (id, status, error)"
+            " VALUES ('old', 'completed', repeat('o', 1000000))",
         )
     async with following(database, mode) as f:
         await f.sql(
-            "INSERT INTO runs (id, error, agent) VALUES ('new', repeat('n', 1000000), repeat('a', 9000))",
+            "INSERT INTO runs (id, error, agent)"
+            " VALUES ('new', repeat('n', 1000000), repeat('a', 9000))",
             "UPDATE runs SET status = 'running' WHERE id = 'new'",
             "UPDATE runs SET status = 'failed' WHERE id = 'old'",
             "UPDATE runs SET error = NULL, status = 'failed' WHERE id = 'new'",
@@ -197,8 +199,8 @@ async def test_a_value_that_is_not_sent_is_not_lost(
         assert all(run[7] == "n" * 1_000_000 for run in f.pushes if run[:2] == ("new", "running"))
 
 
-async def test_the_longest_id_that_a_key_may_have(database: str, mode: Mode) -> None:
-    """It is stored out of line, so the stream leaves it out of the new row and sends it as the old one's key."""
+async def test_follows_the_longest_id_that_an_index_allows(database: str, mode: Mode) -> None:
+    """It is stored out of line: the stream sends it as the old row's key, not in the new row."""
     long = "SELECT string_agg(md5(i::text || 'x'), '') FROM generate_series(1, 80) i"
     async with following(database, mode) as f:
         await f.sql(
@@ -212,7 +214,7 @@ async def test_the_longest_id_that_a_key_may_have(database: str, mode: Mode) -> 
         assert [run[STATUS] for run in f.pushes] == ["queued", "running"]
 
 
-async def test_text_is_cut_to_the_bound(database: str, mode: Mode) -> None:
+async def test_both_sources_cut_a_text_at_the_same_bound(database: str, mode: Mode) -> None:
     async with Following(database, mode, max_text=100) as f:
         await f.source()
         await f.sql(
@@ -222,7 +224,7 @@ async def test_text_is_cut_to_the_bound(database: str, mode: Mode) -> None:
         await f.sql("UPDATE runs SET status = 'failed'")
         await f.pushed("a", "failed")
         assert {run[7] for run in f.pushes} == {"é" * 100 + CUT}
-        # Cut alike by both ways of reading, or every Snapshot would push it again.
+        # Else every Snapshot would push it again.
         await f.sql(
             "UPDATE runs SET error = repeat('é', 100)", "INSERT INTO runs (id) VALUES ('z')"
         )
@@ -230,7 +232,7 @@ async def test_text_is_cut_to_the_bound(database: str, mode: Mode) -> None:
         assert f.run("a")[7] == "é" * 100
 
 
-async def test_texts_that_are_hard_to_carry(database: str, mode: Mode) -> None:
+async def test_delivers_any_text_unchanged(database: str, mode: Mode) -> None:
     texts = [
         "😀",
         "\u2028\u2029",
@@ -254,13 +256,18 @@ async def test_texts_that_are_hard_to_carry(database: str, mode: Mode) -> None:
         assert [run[7] for run in f.pushes] == texts
 
 
-async def test_values_without_a_place_in_the_contract(database: str, mode: Mode) -> None:
+async def test_corrects_or_leaves_out_values_that_the_contract_cannot_express(
+    database: str, mode: Mode
+) -> None:
     async with Following(database, mode) as f:
         await f.source()
         await f.sql(
-            "ALTER TABLE runs DROP CONSTRAINT runs_progress_check, DROP CONSTRAINT runs_status_check",
-            "INSERT INTO runs (id, progress) VALUES ('nan', 'NaN'), ('inf', 'Infinity'), ('-inf', '-Infinity'), ('more', 101), ('less', -1)",
-            "INSERT INTO runs (id, started_at) VALUES ('late', 'infinity'), ('far', '12026-01-01'), ('bc', '0044-03-15 BC')",
+            "ALTER TABLE runs DROP CONSTRAINT runs_progress_check",
+            "ALTER TABLE runs DROP CONSTRAINT runs_status_check",
+            "INSERT INTO runs (id, progress) VALUES ('nan', 'NaN'), ('inf', 'Infinity'),"
+            " ('-inf', '-Infinity'), ('more', 101), ('less', -1)",
+            "INSERT INTO runs (id, started_at) VALUES ('late', 'infinity'),"
+            " ('far', '12026-01-01'), ('bc', '0044-03-15 BC')",
             "INSERT INTO runs (id, status) VALUES ('odd', 'archived'), ('z', 'queued')",
         )
         await f.pushed("z", "queued")
@@ -268,18 +275,19 @@ async def test_values_without_a_place_in_the_contract(database: str, mode: Mode)
         assert progress == {"nan": None, "inf": 100, "-inf": 0, "more": 100, "less": 0}
         assert [f.run(run_id)[5] for run_id in ("late", "far", "bc")] == [None] * 3
         assert "odd" not in f.board
-        assert f.decoder.refused == 1
+        assert f.decoder.rejected == 1
         assert f.decoder.corrected == 8
 
 
-# What the table is.
+# Kinds of table.
 
 ODD_TYPES = """
-    j jsonb DEFAULT '{"a": [1]}', b bytea DEFAULT '\\x00ff', r int4range DEFAULT '[1,2)', p point DEFAULT '(1,2)',
-    status mood_status, a text[] DEFAULT '{a,NULL,"x,y"}', v tsvector DEFAULT 'a b', m mood DEFAULT 'fine',
-    c pair DEFAULT '(1,x)', i interval DEFAULT '1 day', mon money DEFAULT 1, x xid DEFAULT '1', id char(8) DEFAULT 'ab' PRIMARY KEY,
-    started_at timestamp DEFAULT '2026-11-21 09:30:00.5', completed_at date, progress numeric DEFAULT 12.50,
-    gone text, error varchar DEFAULT 'e'
+    j jsonb DEFAULT '{"a": [1]}', b bytea DEFAULT '\\x00ff', r int4range DEFAULT '[1,2)',
+    p point DEFAULT '(1,2)', status mood_status, a text[] DEFAULT '{a,NULL,"x,y"}',
+    v tsvector DEFAULT 'a b', m mood DEFAULT 'fine', c pair DEFAULT '(1,x)',
+    i interval DEFAULT '1 day', mon money DEFAULT 1, x xid DEFAULT '1',
+    id char(8) DEFAULT 'ab' PRIMARY KEY, started_at timestamp DEFAULT '2026-11-21 09:30:00.5',
+    completed_at date, progress numeric DEFAULT 12.50, gone text, error varchar DEFAULT 'e'
 """
 ODD = """
 CREATE TYPE mood AS ENUM ('fine', 'bad');
@@ -296,18 +304,26 @@ DROP TABLE runs;
         ("id run_id PRIMARY KEY DEFAULT gen_random_uuid(), status mood_status", ""),
         ("id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, status varchar(20)", ""),
         (
-            "id int DEFAULT 7, status text, extra text, UNIQUE (extra, id), PRIMARY KEY (extra, id)",
+            (
+                "id int DEFAULT 7, status text, extra text,"
+                " UNIQUE (extra, id), PRIMARY KEY (extra, id)"
+            ),
             "extra",
         ),
         (ODD_TYPES, ""),
         (
-            "id text PRIMARY KEY, status text, progress real, started_at text DEFAULT '2026-11-21T09:30:00+05:30'",
+            (
+                "id text PRIMARY KEY, status text, progress real,"
+                " started_at text DEFAULT '2026-11-21T09:30:00+05:30'"
+            ),
             "id",
         ),
     ],
     ids=["uuid", "domain and enum", "bigint", "wide key", "odd types", "times as text"],
 )
-async def test_other_tables(database: str, mode: Mode, definition: str, ids: str) -> None:
+async def test_follows_tables_of_other_types(
+    database: str, mode: Mode, definition: str, ids: str
+) -> None:
     async with Following(database, mode) as f:
         await f.sql(*filter(str.strip, ODD.split(";")))
         await f.sql("CREATE TYPE mood_status AS ENUM ('queued', 'running', 'completed', 'failed')")
@@ -334,13 +350,14 @@ async def test_other_tables(database: str, mode: Mode, definition: str, ids: str
         await f.until(lambda: not len(f.board))
 
 
-async def test_a_partitioned_table(any_database: str, mode: Mode) -> None:
+async def test_follows_a_partitioned_table(any_database: str, mode: Mode) -> None:
     async with Following(any_database, mode) as f:
         await f.sql(
             "DROP TABLE runs",
-            "CREATE TABLE runs (id text PRIMARY KEY, status text, error text) PARTITION BY HASH (id)",
+            "CREATE TABLE runs (id text PRIMARY KEY, status text, error text)"
+            " PARTITION BY HASH (id)",
             "CREATE TABLE runs_0 PARTITION OF runs FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
-            # Its columns stand in another order.
+            # Its columns have another order.
             "CREATE TABLE runs_1 (error text, extra int, status text, id text PRIMARY KEY)",
             "ALTER TABLE runs_1 DROP COLUMN extra",
             "ALTER TABLE runs ATTACH PARTITION runs_1 FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
@@ -359,7 +376,7 @@ async def test_a_partitioned_table(any_database: str, mode: Mode) -> None:
         assert list(f.board._runs) == ["last"]
 
 
-async def test_the_role_has_settings_of_its_own(
+async def test_settings_of_the_role_do_not_change_what_is_read(
     database: str, superuser_url: str, mode: Mode
 ) -> None:
     settings = {
@@ -381,7 +398,8 @@ async def test_the_role_has_settings_of_its_own(
             )
     async with following(database, mode, writer=superuser_url) as f:
         await f.sql(
-            "INSERT INTO runs VALUES ('€', 'running', 33.333333, '日本', '😀', '2026-11-21 06:32:03.000001+00', NULL, '…')"
+            "INSERT INTO runs VALUES ('€', 'running', 33.333333, '日本', '😀',"
+            " '2026-11-21 06:32:03.000001+00', NULL, '…')"
         )
         await f.settled()
         assert f.pushes == [
@@ -389,7 +407,7 @@ async def test_the_role_has_settings_of_its_own(
         ]
 
 
-async def test_words_of_the_tables_own(database: str, mode: Mode) -> None:
+async def test_maps_the_words_of_status(database: str, mode: Mode) -> None:
     async with following(database, mode, statuses={"PENDING": "queued", "done": "completed"}) as f:
         await f.sql("ALTER TABLE runs DROP CONSTRAINT runs_status_check")
         await f.sql(
@@ -400,10 +418,10 @@ async def test_words_of_the_tables_own(database: str, mode: Mode) -> None:
         await f.settled()
 
 
-# What becomes of the table.
+# Changes of the table.
 
 
-async def test_columns_are_added(database: str, mode: Mode) -> None:
+async def test_follows_a_table_whose_columns_change(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
         await f.sql("ALTER TABLE runs DROP COLUMN agent")
         await f.sql("INSERT INTO runs (id) VALUES ('a')")
@@ -415,7 +433,7 @@ async def test_columns_are_added(database: str, mode: Mode) -> None:
         assert f.run("b")[4] == "all"
 
 
-async def test_dropped_and_made_again(database: str, mode: Mode) -> None:
+async def test_follows_a_table_that_is_dropped_and_created_again(database: str, mode: Mode) -> None:
     async with following(database, mode) as f:
         await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'completed')")
         await f.pushed("b", "completed")
@@ -434,8 +452,10 @@ async def test_dropped_and_made_again(database: str, mode: Mode) -> None:
         assert sum(snapshot.new for snapshot in f.snapshots()) == 1
 
 
-async def test_dropped_and_made_again_at_once(database: str, mode: Mode) -> None:
-    """Nobody sees the table missing, and the stream goes silent for ever."""
+async def test_follows_a_table_that_is_replaced_in_one_transaction(
+    database: str, mode: Mode
+) -> None:
+    """No query sees the table missing, and the stream goes silent for ever."""
     async with following(database, mode) as f:
         await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'completed')")
         await f.pushed("b", "completed")
@@ -453,7 +473,7 @@ async def test_dropped_and_made_again_at_once(database: str, mode: Mode) -> None
         await f.pushed("c", "running")
 
 
-async def test_another_table_takes_its_name(database: str, mode: Mode) -> None:
+async def test_follows_another_table_that_takes_the_name(database: str, mode: Mode) -> None:
     """Its rows were written long before: no horizon would find them."""
     async with following(database, mode) as f:
         await f.sql(
@@ -472,7 +492,7 @@ async def test_another_table_takes_its_name(database: str, mode: Mode) -> None:
         await f.pushed("n", "failed")
 
 
-async def test_made_after_brain_was_started(database: str, mode: Mode) -> None:
+async def test_follows_a_table_that_is_created_later(database: str, mode: Mode) -> None:
     async with Following(database, mode) as f:
         await f.sql("ALTER TABLE runs RENAME TO later")
     async with Following(database, mode) as f:
@@ -495,7 +515,7 @@ BREAK = {
 
 
 @pytest.mark.parametrize("how", BREAK)
-async def test_a_lost_publication_is_made_again(any_database: str, how: str) -> None:
+async def test_creates_a_lost_publication_again(any_database: str, how: str) -> None:
     async with following(any_database, "auto") as f:
         await f.source("replication")
         await f.sql(*BREAK[how], "INSERT INTO runs VALUES ('a', 'running')")
@@ -515,7 +535,7 @@ async def test_a_lost_publication_is_made_again(any_database: str, how: str) -> 
         ("SET TABLE runs (id, status)", "leaves out columns"),
     ],
 )
-async def test_a_publication_that_hides_something_is_polled_around(
+async def test_polls_while_the_publication_leaves_something_out(
     database: str, alter: str, reason: str
 ) -> None:
     async with following(database, "auto") as f:
@@ -533,10 +553,10 @@ async def test_a_publication_that_hides_something_is_polled_around(
         await f.source("replication")
 
 
-# What cannot be streamed.
+# Tables that cannot be streamed.
 
 
-async def test_a_view_is_polled(database: str) -> None:
+async def test_polls_a_view(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.sql(
             "ALTER TABLE runs RENAME TO base", "CREATE VIEW runs AS SELECT *, now() AS at FROM base"
@@ -553,7 +573,7 @@ async def test_a_view_is_polled(database: str) -> None:
         await f.until(lambda: f.board.unfinished() == set())
 
 
-async def test_an_unlogged_table_is_polled_until_it_is_logged(database: str) -> None:
+async def test_polls_an_unlogged_table_until_it_is_logged(database: str) -> None:
     async with Following(database, "auto") as f:
         await f.sql(
             "DROP TABLE runs", "CREATE UNLOGGED TABLE runs (id text PRIMARY KEY, status text)"
@@ -572,16 +592,23 @@ async def test_an_unlogged_table_is_polled_until_it_is_logged(database: str) -> 
         "id text, status text, n int PRIMARY KEY",
         "id text PRIMARY KEY DEFERRABLE, status text",
         "id text PRIMARY KEY, status text); ALTER TABLE runs REPLICA IDENTITY NOTHING; --",
-        "id text UNIQUE NOT NULL, status text); ALTER TABLE runs REPLICA IDENTITY USING INDEX runs_id_key; ALTER TABLE runs DROP CONSTRAINT runs_id_key; --",
         (
-            "id text PRIMARY KEY, status text) PARTITION BY HASH (id); CREATE TABLE p PARTITION OF runs FOR VALUES "
-            "WITH (MODULUS 1, REMAINDER 0); ALTER TABLE p REPLICA IDENTITY NOTHING; --"
+            "id text UNIQUE NOT NULL, status text);"
+            " ALTER TABLE runs REPLICA IDENTITY USING INDEX runs_id_key;"
+            " ALTER TABLE runs DROP CONSTRAINT runs_id_key; --"
+        ),
+        (
+            "id text PRIMARY KEY, status text) PARTITION BY HASH (id);"
+            " CREATE TABLE p PARTITION OF runs FOR VALUES WITH (MODULUS 1, REMAINDER 0);"
+            " ALTER TABLE p REPLICA IDENTITY NOTHING; --"
         ),
     ],
     ids=["no key", "another key", "deferrable", "nothing", "index dropped", "partition"],
 )
-async def test_a_table_whose_rows_cannot_be_told_apart(database: str, definition: str) -> None:
-    """A publication would make the application's own UPDATE fail, so there is none; the cure that is named works."""
+async def test_polls_a_table_without_a_replica_identity(database: str, definition: str) -> None:
+    """A publication would make the application's UPDATEs fail, so Brain creates none. The hint
+    works.
+    """
     async with following(database, "auto", source="poll") as f:
         await f.sql("BEGIN", "DROP TABLE runs", "DROP PUBLICATION brain_public_runs")
         for statement in f"CREATE TABLE runs ({definition})".replace("; --)", "").split("; "):
@@ -602,13 +629,14 @@ async def test_a_table_whose_rows_cannot_be_told_apart(database: str, definition
         await f.pushed("a", "failed")
 
 
-# Smaller rounds on each version.
+# On each version of PostgreSQL.
 
 
-async def test_a_day_in_the_life(any_database: str, mode: Mode) -> None:
+async def test_follows_many_kinds_of_write(any_database: str, mode: Mode) -> None:
     async with following(any_database, mode) as f:
         await f.sql(
-            "INSERT INTO runs (id, error) SELECT i, repeat('€', 50000) FROM generate_series(1, 10) i"
+            "INSERT INTO runs (id, error)"
+            " SELECT i, repeat('€', 50000) FROM generate_series(1, 10) i"
         )
         await f.sql("UPDATE runs SET status = 'running', started_at = now() WHERE id > '5'")
         await f.settled()
@@ -627,13 +655,14 @@ async def test_a_day_in_the_life(any_database: str, mode: Mode) -> None:
         await f.settled()
         await f.sql("TRUNCATE runs", "INSERT INTO runs (id) VALUES ('last')")
         await f.settled()
-        assert f.decoder.refused == f.decoder.corrected == 0
+        assert f.decoder.rejected == f.decoder.corrected == 0
 
 
-async def test_connections_are_killed(any_database: str, mode: Mode) -> None:
+async def test_reconnects_when_connections_are_killed(any_database: str, mode: Mode) -> None:
     kill = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND pid <> pg_backend_pid() AND application_name = 'brain' AND (backend_type = 'walsender') = {}"
+        " AND pid <> pg_backend_pid() AND application_name = 'brain'"
+        " AND (backend_type = 'walsender') = {}"
     )
     async with following(any_database, mode) as f:
         with capture_logs() as logs:
@@ -650,10 +679,10 @@ async def test_connections_are_killed(any_database: str, mode: Mode) -> None:
             assert any("terminat" in str(line.get("detail")) for line in logs)
             assert f.follow.state.losses == 1
         assert f.follow.state.connects == 2
-        assert len(f.told()) == 4
+        assert len(f.pushed_statuses()) == 4
 
 
-# What becomes of the server. One of its own, for those who stop it.
+# Changes of the server. These tests stop it, so it is their own.
 
 
 @pytest.fixture(scope="module")
@@ -669,7 +698,7 @@ def own_database(server: Postgres) -> Iterator[str]:
     server.drop_database(name)
 
 
-async def test_the_server_is_killed_and_comes_back(
+async def test_follows_a_server_that_is_killed_and_started_again(
     server: Postgres, own_database: str, mode: Mode
 ) -> None:
     async with following(own_database, mode) as f:
@@ -688,7 +717,7 @@ async def test_the_server_is_killed_and_comes_back(
         assert [snapshot.new for snapshot in f.snapshots()].count(True) == 0
 
 
-async def test_climbs_when_wal_level_becomes_logical(server: Postgres, own_database: str) -> None:
+async def test_streams_when_wal_level_becomes_logical(server: Postgres, own_database: str) -> None:
     server.restart(wal_level="replica")
     try:
         async with following(own_database, "auto", source="poll") as f:
@@ -704,7 +733,9 @@ async def test_climbs_when_wal_level_becomes_logical(server: Postgres, own_datab
 
 
 @pytest.mark.parametrize("setting", ["max_replication_slots", "max_wal_senders"])
-async def test_climbs_when_there_is_room(server: Postgres, own_database: str, setting: str) -> None:
+async def test_streams_when_a_slot_or_walsender_is_free(
+    server: Postgres, own_database: str, setting: str
+) -> None:
     before = server.settings[setting]
     server.restart(**{setting: "1"})
     try:
@@ -723,7 +754,7 @@ async def test_climbs_when_there_is_room(server: Postgres, own_database: str, se
         server.restart(**{setting: before})
 
 
-async def test_climbs_when_the_role_may(
+async def test_streams_when_the_role_may_replicate(
     postgres: Postgres, database: str, superuser_url: str
 ) -> None:
     role = f"plain_{name_of(database)}"
@@ -744,24 +775,25 @@ async def test_climbs_when_the_role_may(
             admin.execute(f"DROP ROLE {role}".encode())
 
 
-async def test_an_open_writing_transaction(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot waits for it. Meanwhile there is a poll, and afterwards no walsender that waits on."""
-    monkeypatch.setattr(follow, "SLOT_TIMEOUTS", (0.1, 0.2, 30))
+async def test_polls_while_a_write_transaction_blocks_the_slot(database: str) -> None:
+    """And leaves no walsender that waits on."""
+    timing = replace(QUICK, slot_timeouts=(0.1, 0.2, 30))
     mine = (
-        "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()),"
+        "SELECT (SELECT count(*) FROM pg_stat_activity"
+        " WHERE backend_type = 'walsender' AND datname = current_database()),"
         " (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())"
     )
     async with connected(database) as conn:
         await conn.execute("INSERT INTO runs VALUES ('open', 'running')")
-        async with Following(database, "auto") as f:
+        async with Following(database, "auto", timing=timing) as f:
             await f.until(lambda: "a writing transaction is open" in f.follow.state.detail)
             await f.sql("INSERT INTO runs VALUES ('a', 'running')")
             await f.pushed("a", "running")
-            await f.until(lambda: f.follow._slot_tries == 2)
+            await f.until(lambda: f.follow._promotion.slot_tries == 2)
             await asyncio.sleep(0.1)
-        async with following(database, "auto", source="poll") as f:
+        async with following(database, "auto", source="poll", timing=timing) as f:
             assert await f.sql(mine) in ([(1, 1)], [(0, 0)])
-            await f.until(lambda: f.follow._slot_tries == 2)
+            await f.until(lambda: f.follow._promotion.slot_tries == 2)
             await conn.commit()
             await f.source("replication")
             await f.sql("UPDATE runs SET status = 'failed'")
@@ -772,7 +804,9 @@ async def test_an_open_writing_transaction(database: str, monkeypatch: pytest.Mo
         await f.hang_up()
 
 
-async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mode: Mode) -> None:
+async def test_polls_a_read_replica_until_it_is_promoted(
+    server: Postgres, own_database: str, mode: Mode
+) -> None:
     standby = server.standby()
     try:
         standby.start()
@@ -785,7 +819,8 @@ async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mod
                 await f.until(lambda: "read replica" in f.follow.state.detail)
             await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'queued')")
             await f.pushed("b", "queued")
-            # The replica's snapshot does not say who is running, so it is the same before and after this commit.
+            # The replica's snapshot does not list what runs: it is the same before and after this
+            # commit.
             async with connected(own_database) as oldest, connected(own_database) as conn:
                 await oldest.execute("UPDATE runs SET progress = 1 WHERE id = 'b'")
                 await conn.execute("UPDATE runs SET status = 'failed' WHERE id = 'a'")
@@ -796,7 +831,7 @@ async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mod
                 await f.pushed("a", "failed")
                 await oldest.commit()
             await f.settled()
-            # It becomes the primary: a new beginning, and a stream where one is wanted.
+            # It becomes the primary: a new history, and a stream if the mode asks for one.
             standby.program("pg_ctl", "promote", "-D", str(standby.data))
             f._writer = url
             await f.hang_up()
@@ -813,7 +848,7 @@ async def test_a_read_replica_is_polled(server: Postgres, own_database: str, mod
     [("*", ""), ("FIRST 1 (other, Brain)", ""), ("ANY 1 (other, mine)", "?application_name=Mine")],
     ids=["all", "brain", "as the URL says"],
 )
-async def test_a_commit_must_not_wait_for_brain(
+async def test_polls_where_every_commit_would_wait_for_brain(
     server: Postgres, own_database: str, names: str, called: str
 ) -> None:
     def alter(value: str) -> None:

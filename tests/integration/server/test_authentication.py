@@ -1,4 +1,4 @@
-"""Tokens at the door and at the desk: /ws and /api of a Brain that asks for them, as its own process."""
+"""Tokens for /ws and for /api, against a Brain that requires them, as its own process."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ async def ended(client: ClientConnection) -> tuple[int | None, str | None]:
 
 
 @pytest.mark.parametrize("way", [by_header, by_subprotocol])
-async def test_a_token_with_the_request_opens_the_door(brain: Brain, shared: str, way: Any) -> None:
+async def test_a_token_in_the_request_is_accepted(brain: Brain, shared: str, way: Any) -> None:
     async with way(brain, token()) as client:
         assert client.subprotocol == ("bearer" if way is by_subprotocol else None)
         execute(shared, "INSERT INTO runs (id) VALUES ('a')")
@@ -74,16 +74,16 @@ async def test_a_token_with_the_request_opens_the_door(brain: Brain, shared: str
         assert await client.recv() == "pong"
     assert await refusal(way(brain, token("another secret, as long as the other one"))) == (
         401,
-        "the token's signature is not that of its key",
+        "the token's signature is not valid",
     )
     assert await refusal(way(brain, token(exp=time.time() - 1))) == (401, "the token has expired")
     assert await refusal(way(brain, token(scope="write"))) == (
         403,
-        "the token's scope does not hold 'read'",
+        "the token's scope does not contain 'read'",
     )
 
 
-async def test_a_token_as_the_first_message_opens_the_door(brain: Brain, shared: str) -> None:
+async def test_a_token_in_the_first_message_is_accepted(brain: Brain, shared: str) -> None:
     execute(shared, "INSERT INTO runs (id, status) VALUES ('old', 'running')")
     async with brain.connect("?snapshot=true") as client:
         assert await silent(client), "nothing is said before"
@@ -95,7 +95,7 @@ async def test_a_token_as_the_first_message_opens_the_door(brain: Brain, shared:
         assert await client.recv() == "pong"
 
 
-async def test_who_says_ping_behind_the_token_is_told_that_it_is_in(brain: Brain) -> None:
+async def test_a_ping_behind_the_token_is_answered_once_the_token_is_accepted(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port) as peer:
         peer.send(frame(token().encode()) + frame(b"ping") * 2)
         assert await peer.frame() == Frame(TEXT, b"pong")
@@ -114,13 +114,17 @@ async def test_who_says_ping_behind_the_token_is_told_that_it_is_in(brain: Brain
         (token(scope="write", exp=time.time() + 3600), 4403),
     ],
 )
-async def test_another_first_message_does_not(brain: Brain, said: str | bytes, code: int) -> None:
+async def test_another_first_message_closes_the_connection(
+    brain: Brain, said: str | bytes, code: int
+) -> None:
     async with brain.connect() as client:
         await client.send(said)
         assert (await ended(client))[0] == code
 
 
-async def test_who_says_nothing_is_let_go_after_5_seconds(brain: Brain, shared: str) -> None:
+async def test_a_client_without_a_token_is_closed_after_5_seconds(
+    brain: Brain, shared: str
+) -> None:
     began = time.monotonic()
     async with brain.connect() as client, brain.connect() as other:
         execute(shared, "INSERT INTO runs (id) VALUES ('a')")
@@ -129,7 +133,7 @@ async def test_who_says_nothing_is_let_go_after_5_seconds(brain: Brain, shared: 
         await ended(other)
 
 
-async def test_the_first_message_in_the_segment_of_the_request(brain: Brain, shared: str) -> None:
+async def test_a_token_in_the_segment_of_the_request_is_accepted(brain: Brain, shared: str) -> None:
     async with await Peer.open(brain.port) as peer:
         peer.send(request() + frame(token().encode()) + frame(b"ping"))
         assert (await peer.answer()).status == 101
@@ -138,7 +142,7 @@ async def test_the_first_message_in_the_segment_of_the_request(brain: Brain, sha
         assert (await peer.message())["data"]["id"] == "a"
 
 
-async def test_never_in_the_url(brain: Brain) -> None:
+async def test_a_token_in_the_url_is_rejected(brain: Brain) -> None:
     for name in ("token", "access_token", "authorization", "bearer", "jwt"):
         assert (await refusal(brain.connect(f"?{name}={token()}")))[0] == 400
         assert brain.get(f"/api/runs?{name}={token()}")[0] == 401
@@ -161,7 +165,8 @@ async def test_a_connection_ends_with_its_token(brain: Brain, shared: str, *, fi
                     assert await client.recv() == "pong", "it is in"
                 execute(
                     shared,
-                    "INSERT INTO runs (id) VALUES ('a') ON CONFLICT (id) DO UPDATE SET progress = 1",
+                    "INSERT INTO runs (id) VALUES ('a')"
+                    " ON CONFLICT (id) DO UPDATE SET progress = 1",
                 )
                 await message(client)
                 assert await ended(client) == (4401, "the token has expired")
@@ -183,10 +188,12 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
     async with brain.connect("?agent=other") as client:
         await client.send(mine)
         assert (await ended(client))[0] == 4403
-    # Every way by which a run of others might come along: its past, an unknown past, the beginning, what was missed.
+    # Every way by which a run of others might come along: its past, an unknown past, the beginning,
+    # what was missed.
     execute(
         shared,
-        "INSERT INTO runs (id, status, agent) VALUES ('x', 'running', 'mine'), ('y', 'running', 'other')",
+        "INSERT INTO runs (id, status, agent)"
+        " VALUES ('x', 'running', 'mine'), ('y', 'running', 'other')",
     )
     execute(shared, "INSERT INTO runs (id, status) VALUES ('z', 'running')")
     await asyncio.sleep(0.1)
@@ -217,8 +224,10 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
             assert await silent(since)
 
 
-async def test_an_unknown_past_opens_no_door(shared: str) -> None:
-    """After a start Brain does not know finished runs: an UPDATE of one may have been any agent's, for who filters."""
+async def test_a_run_with_an_unknown_past_stays_hidden(shared: str) -> None:
+    """After a start Brain does not know finished runs: an UPDATE of one may have been any agent's,
+    for who filters.
+    """
     execute(shared, "INSERT INTO runs (id, status, agent) VALUES ('done', 'completed', 'other')")
     with served(database_url=shared, jwt_secret=SECRET, flush_interval=0.005) as brain:
         async with (
@@ -250,7 +259,7 @@ def ask(
             return error.code, _said(error)
 
 
-def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
+def test_the_api_requires_a_token_and_its_scope(brain: Brain) -> None:
     reads, writes, both = token(), token(scope="write"), token(scope="read write")
     for method, path, body in [
         ("GET", "/api/runs", None),
@@ -265,7 +274,7 @@ def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
         assert ask(brain, method, path, token(exp=1), body) == (401, "the token has expired")
     assert ask(brain, "POST", "/api/runs", reads, {"id": "a"}) == (
         403,
-        "the token's scope does not hold 'write'",
+        "the token's scope does not contain 'write'",
     )
     assert ask(brain, "POST", "/api/runs", writes, {"id": "a"})[0] == 201
     assert ask(brain, "PATCH", "/api/runs/a", reads, {"status": "running"})[0] == 403
@@ -279,7 +288,7 @@ def test_the_api_asks_for_a_token_and_its_scope(brain: Brain) -> None:
     assert brain.metric('brain_rejections_total{code="scope"}') > 0
 
 
-def test_a_token_for_some_runs_sees_and_changes_those_alone(brain: Brain) -> None:
+def test_a_limited_token_sees_and_changes_only_its_runs(brain: Brain) -> None:
     all_, mine = (
         token(scope="read write"),
         token(scope="read write", agent="mine", task_id=["a", "b"]),
@@ -341,7 +350,7 @@ def keyed(shared: str, source: str, **settings: object) -> Iterator[Brain]:
         yield brain
 
 
-async def test_keys_from_a_host(shared: str) -> None:
+async def test_keys_are_loaded_from_a_host(shared: str) -> None:
     key = Key("one")
     with (
         hosting(jwks(key)) as host,

@@ -1,4 +1,7 @@
-"""HTTP up to the upgrade, against all that may be sent in its place. A control client is there throughout, and misses nothing."""
+"""HTTP up to the upgrade, against malformed and hostile requests.
+
+A control client is connected throughout, and misses no message.
+"""
 
 import asyncio
 import re
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.asyncio.client import connect
 
-from brain.server.http import MAX_HEAD
+from brain.server.limits import Limits
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
 from tests.support.wire import (
@@ -26,6 +29,8 @@ from tests.support.wire import (
     request,
     settled,
 )
+
+MAX_HEAD = Limits().max_head
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 
@@ -73,7 +78,7 @@ WELCOME: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("sent", WELCOME)
-async def test_an_upgrade_is_taken(brain: Brain, sent: str) -> None:
+async def test_an_upgrade_is_accepted(brain: Brain, sent: str) -> None:
     async with await Peer.open(brain.port) as peer:
         peer.send(WELCOME[sent])
         answer = await peer.answer()
@@ -123,7 +128,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("sent", REFUSED)
-async def test_an_upgrade_is_refused(brain: Brain, sent: str) -> None:
+async def test_an_upgrade_is_rejected(brain: Brain, sent: str) -> None:
     data, status = REFUSED[sent]
     answer = await asked(brain, data)
     assert answer.status == status, answer
@@ -139,11 +144,11 @@ async def test_an_upgrade_is_refused(brain: Brain, sent: str) -> None:
     ("query", "name"),
     [("stauts=queued", "stauts"), ("status=Queued", "Queued"), ("since=now", "now")],
 )
-async def test_a_refusal_names_what_is_wrong(brain: Brain, query: str, name: str) -> None:
+async def test_a_rejection_names_what_is_wrong(brain: Brain, query: str, name: str) -> None:
     assert name in (await asked(brain, request(f"/ws?{query}"))).problem()
 
 
-async def test_a_plain_get_of_ws_is_told_what_it_is(brain: Brain) -> None:
+async def test_a_plain_get_of_ws_gets_426(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
         for more in (
             (),
@@ -159,7 +164,7 @@ async def test_a_plain_get_of_ws_is_told_what_it_is(brain: Brain) -> None:
             assert "ws://" in answer.problem()
 
 
-# HTTP that is none, or too much of it
+# Malformed or oversized HTTP
 
 ODD: dict[str, tuple[bytes, int]] = {
     "garbage": (b"\x00\xff\xfe garbage\r\n\r\n", 400),
@@ -212,7 +217,9 @@ ODD: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("sent", ODD)
-async def test_odd_requests_are_answered_and_that_is_the_end(brain: Brain, sent: str) -> None:
+async def test_a_malformed_or_oversized_request_is_answered_and_closed(
+    brain: Brain, sent: str
+) -> None:
     data, status = ODD[sent]
     assert (await asked(brain, data)).status == status
 
@@ -220,7 +227,7 @@ async def test_odd_requests_are_answered_and_that_is_the_end(brain: Brain, sent:
 @pytest.mark.parametrize(
     "sent", ["Origin: https://evil.example", "Origin: null", "X-Forwarded-For: 8.8.8.8"]
 )
-async def test_the_guard_is_before_plain_http_too(brain: Brain, sent: str) -> None:
+async def test_the_access_rules_hold_for_plain_http_too(brain: Brain, sent: str) -> None:
     answer = await asked(brain, get("/healthz", "localhost", sent, "Connection: close"))
     assert answer.status == (200 if "Forwarded" in sent else 403)
     for host, status in (
@@ -233,7 +240,7 @@ async def test_the_guard_is_before_plain_http_too(brain: Brain, sent: str) -> No
         assert answer.status == status
 
 
-async def test_a_long_head_behind_an_answered_request_is_bounded_too(brain: Brain) -> None:
+async def test_a_long_head_behind_an_answered_request_is_rejected(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
         peer.send(get())
         assert (await peer.answer()).status == 200
@@ -242,17 +249,17 @@ async def test_a_long_head_behind_an_answered_request_is_bounded_too(brain: Brai
         assert await peer.rest() == b""
 
 
-async def test_a_long_head_behind_an_unanswered_request_is_bounded_too(brain: Brain) -> None:
-    """Both in one segment; there is no telling whose a 431 would be, so the connection just ends."""
+async def test_a_long_head_behind_an_unanswered_request_closes_the_connection(brain: Brain) -> None:
+    """Both in one segment: a 431 could be for either, so the connection just ends."""
     async with await Peer.open(brain.port) as peer:
         peer.send(get() + get("/healthz", "localhost", "X: " + "x" * 150_000))
         assert (await peer.rest()).count(b"HTTP/1.1 200") <= 1
 
 
-# One after another
+# Several requests on one connection
 
 
-async def test_an_upgrade_behind_an_answered_request(brain: Brain) -> None:
+async def test_an_upgrade_behind_an_answered_request_is_accepted(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
         for _ in range(3):
             peer.send(get())
@@ -265,7 +272,7 @@ async def test_an_upgrade_behind_an_answered_request(brain: Brain) -> None:
         assert await peer.farewell() == 1000
 
 
-async def test_an_upgrade_behind_an_unanswered_request_is_none(brain: Brain) -> None:
+async def test_an_upgrade_behind_an_unanswered_request_closes_the_connection(brain: Brain) -> None:
     """The answer to the one would land in the stream of the other."""
     async with await Peer.open(brain.port) as peer:
         peer.send(get("/api/runs") + request() + frame(b"ping"))
@@ -298,13 +305,14 @@ async def test_a_flood_of_pipelined_requests_disturbs_nobody(
     assert memory(brain.process.pid) - used < 30 << 20
 
 
-async def test_who_upgrades_without_having_read_the_answer_before(
+async def test_an_upgrade_with_an_unread_answer_before_it_starts_lagging(
     brain: Brain, shared: str
 ) -> None:
     """The transport is full of an earlier answer when the WebSocket begins."""
     execute(
         shared,
-        "INSERT INTO runs (id, status, error) SELECT 'long-' || i, 'running', repeat('e', 8000) FROM generate_series(1, 100) i",
+        "INSERT INTO runs (id, status, error)"
+        " SELECT 'long-' || i, 'running', repeat('e', 8000) FROM generate_series(1, 100) i",
     )
     async with await Peer.open(brain.port, rcvbuf=4096) as peer:
         peer.stall()
@@ -361,7 +369,7 @@ POST = ("POST", "Content-Type: application/json")
     }.values(),
 )
 @pytest.mark.faults
-async def test_what_stands_behind_a_head_is_bounded(
+async def test_what_follows_a_head_is_bounded(
     brain: Brain, control: Control, line: str, body: bytes
 ) -> None:
     used = memory(brain.process.pid)
@@ -377,8 +385,10 @@ async def test_what_stands_behind_a_head_is_bounded(
     assert memory(brain.process.pid) - used < 8 << 20
 
 
-async def test_who_leaves_in_the_middle_of_a_request_leaves_no_trace(brain: Brain) -> None:
-    """By FIN and by RST; before, in and behind the body; with answers under way, and with many of them."""
+async def test_a_client_that_leaves_during_a_request_leaves_no_trace(brain: Brain) -> None:
+    """By FIN and by RST; before, in and behind the body; with answers under way, and with many of
+    them.
+    """
     post = request(
         "/api/runs",
         method="POST",
@@ -420,7 +430,7 @@ def limited(shared: str) -> Iterator[Brain]:
 
 
 @pytest.mark.parametrize("ask", [request(), get()])
-async def test_a_peer_of_another_network_is_refused(limited: Brain, ask: bytes) -> None:
+async def test_a_peer_of_another_network_is_rejected(limited: Brain, ask: bytes) -> None:
     before = limited.metric('brain_rejections_total{code="network"}')
     answer = await asked(limited, ask, local="127.0.0.9")
     assert answer.status == 403
@@ -429,7 +439,7 @@ async def test_a_peer_of_another_network_is_refused(limited: Brain, ask: bytes) 
 
 
 @pytest.mark.parametrize("ask", [request(), get()])
-async def test_an_address_has_its_limit_and_a_place_is_free_at_once(
+async def test_an_address_has_its_limit_and_a_closed_connection_frees_a_place(
     limited: Brain, ask: bytes
 ) -> None:
     before = limited.metric('brain_rejections_total{code="connections_per_ip"}')
@@ -462,7 +472,7 @@ async def test_an_address_has_its_limit_and_a_place_is_free_at_once(
     assert limited.metric('brain_rejections_total{code="connections_per_ip"}') == before + 4
 
 
-async def test_all_together_have_their_limit(limited: Brain) -> None:
+async def test_all_websockets_together_have_a_limit(limited: Brain) -> None:
     peers = [await Peer.upgraded(limited.port, local=f"127.0.0.{i}") for i in (1, 1, 2, 2, 3)]
     answer = await asked(limited, request(), local="127.0.0.3")
     assert answer.status == 503
@@ -479,8 +489,8 @@ async def test_all_together_have_their_limit(limited: Brain) -> None:
     assert limited.metric('brain_rejections_total{code="connections"}') == 1
 
 
-async def test_a_refused_connection_holds_no_place(limited: Brain) -> None:
-    """Refused before the upgrade for another reason, they count until they are gone, and no longer."""
+async def test_a_rejected_connection_holds_no_place(limited: Brain) -> None:
+    """One rejected before the upgrade for another reason counts only until it is closed."""
     for _ in range(20):
         assert (
             await asked(limited, request(Origin="https://evil.example"), local="127.0.0.2")
@@ -492,11 +502,13 @@ async def test_a_refused_connection_holds_no_place(limited: Brain) -> None:
         await peer.close()
 
 
-# Slow ones, and silent ones
+# Slow and silent requests
 
 
-async def test_who_does_not_come_to_the_point_is_let_go(brain: Brain, before: Baseline) -> None:
-    """Slow requests are told 408 at the deadline, silent connections just end; and those who mean it get in meanwhile."""
+async def test_slow_and_silent_requests_end_at_the_deadline(brain: Brain, before: Baseline) -> None:
+    """Slow requests are told 408 at the deadline, silent connections just end; and those who mean
+    it get in meanwhile.
+    """
     post = b"POST /api/runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
     async def drip(

@@ -1,4 +1,4 @@
-"""Behind nginx and HAProxy, where TLS ends: real ones, with the configurations of docs/proxies.md."""
+"""Behind real nginx and HAProxy that terminate TLS, with the configurations of docs/proxies.md."""
 
 import asyncio
 import json
@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support import ROOT
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served
 
@@ -110,9 +111,7 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
     program = PROGRAMS[name]
     if program is None:
         pytest.skip(f"{name} is not installed: apt install {name}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     trust = certificate(folder)
     folder.chmod(0o755)
     found = re.search(rf"^```{name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -129,7 +128,10 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
             for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         user = "user root;" if os.geteuid() == 0 else ""
-        said = f"{user} pid {folder}/pid; error_log stderr; events {{}} http {{ access_log off; {temporary}\n{said} }}"
+        said = (
+            f"{user} pid {folder}/pid; error_log stderr; "
+            f"events {{}} http {{ access_log off; {temporary}\n{said} }}"
+        )
         command = [program, "-p", str(folder), "-c", str(file), "-g", "daemon off;"]
     else:
         command = [program, "-db", "-f", str(file)]
@@ -154,7 +156,7 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_behind_a_proxy_where_tls_ends(
+async def test_behind_a_proxy_that_terminates_tls(
     brain: Brain, shared: str, name: str, tmp_path: Path
 ) -> None:
     with before(brain, name, tmp_path) as proxy:
@@ -162,7 +164,7 @@ async def test_behind_a_proxy_where_tls_ends(
         async with proxy.connect(f"?run_id={name}") as client:
             execute(shared, f"INSERT INTO runs (id) VALUES ('{name}')")
             assert (await message(client))["data"]["id"] == name
-            brain.wait_for(r'event="client came" peer=127\.0\.0\.7')
+            brain.wait_for(r'event="client connected" peer=127\.0\.0\.7')
             assert (await proxy.get("/api/runs"))[1]["runs"][-1]["id"]
 
             # The pings keep alive what says nothing, for longer than the proxy waits.
@@ -194,7 +196,7 @@ async def test_behind_a_proxy_where_tls_ends(
         assert caught.value.response.status_code == 403
 
 
-def test_without_pings_a_proxy_ends_what_says_nothing(
+def test_without_pings_a_proxy_closes_an_idle_connection(
     shared: str, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """Which is why the pings are there."""

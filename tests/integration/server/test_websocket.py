@@ -1,4 +1,7 @@
-"""One connection against all that a client may send, or leave unsent. A control client is there throughout, and misses nothing."""
+"""One WebSocket, against every frame that a client may send.
+
+A control client is connected throughout, and misses no message.
+"""
 
 import asyncio
 import contextlib
@@ -10,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain.server.websocket import BURST, LAST_LOOK, MAX_BYTES
+from brain.server.limits import Limits
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
@@ -31,6 +34,9 @@ from tests.support.wire import (
     request,
     settled,
 )
+
+LIMITS = Limits()
+MAX_MESSAGE, BURST = LIMITS.max_message, int(LIMITS.frames.burst)
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 
@@ -87,9 +93,9 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "a header of 1 GiB": (frame(length=1 << 30), 1009),
     "a header of 2^63": (frame(length=1 << 63), 1009),
     "a header of 2^64 - 1": (frame(length=(1 << 64) - 1), 1009),
-    "a text too long by one": (frame(b"x" * (MAX_BYTES + 1)), 1009),
-    "binary too long by one": (frame(b"x" * (MAX_BYTES + 1), BINARY), 1009),
-    "a fragment too many": (frame(b"x" * MAX_BYTES, fin=False) + frame(b"x", CONT), 1009),
+    "a text too long by one": (frame(b"x" * (MAX_MESSAGE + 1)), 1009),
+    "binary too long by one": (frame(b"x" * (MAX_MESSAGE + 1), BINARY), 1009),
+    "a fragment too many": (frame(b"x" * MAX_MESSAGE, fin=False) + frame(b"x", CONT), 1009),
     "fragments without end": (
         frame(b"x", fin=False) + frame(b"x" * 100, CONT, fin=False) * 50,
         1009,
@@ -117,7 +123,7 @@ async def test_byte_by_byte_makes_no_difference(brain: Brain, sent: str) -> None
         assert await peer.farewell() == code
 
 
-async def test_the_last_of_a_client_is_what_it_did_first(brain: Brain) -> None:
+async def test_nothing_behind_a_frame_that_breaks_a_rule_is_read(brain: Brain) -> None:
     """Whatever stands behind the frame that broke a rule is not looked at (RFC 6455, 7.1.7)."""
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"ping") + frame(b"", 3) + frame(b"ping") * 20 + closing(1000))
@@ -127,13 +133,13 @@ async def test_the_last_of_a_client_is_what_it_did_first(brain: Brain) -> None:
         ]
 
 
-async def test_the_rest_of_a_message_that_is_no_utf8_is_no_message(brain: Brain) -> None:
+async def test_the_rest_of_a_message_that_is_not_utf8_is_ignored(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(BAD, fin=False) + frame(b"ping", CONT) + frame(b"ping"))
         assert [found.opcode for found in await peer.frames()] == [CLOSE]
 
 
-async def test_a_pong_does_not_wait_for_what_comes_behind_its_ping(brain: Brain) -> None:
+async def test_a_pong_does_not_wait_for_what_follows_its_ping(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"pi", fin=False) + frame(b"between", PING) + frame(b"ng", CONT))
         assert [await peer.frame(), await peer.frame()] == [
@@ -145,11 +151,11 @@ async def test_a_pong_does_not_wait_for_what_comes_behind_its_ping(brain: Brain)
 # What it may
 
 
-async def test_texts_and_bytes_are_ignored_but_for_ping(brain: Brain) -> None:
+async def test_every_message_but_ping_is_ignored(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(
             frame(b"hello")
-            + frame(b"x" * MAX_BYTES)
+            + frame(b"x" * MAX_MESSAGE)
             + frame(b"ping", BINARY)
             + frame(b"pinG")
             + frame()
@@ -166,7 +172,7 @@ async def test_texts_and_bytes_are_ignored_but_for_ping(brain: Brain) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"hello", bytes(125)])
-async def test_a_ping_is_answered_with_what_it_held(brain: Brain, payload: bytes) -> None:
+async def test_a_ping_is_answered_with_its_payload(brain: Brain, payload: bytes) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(payload, PING))
         assert await peer.frame() == Frame(PONG, payload)
@@ -184,7 +190,7 @@ async def test_a_close_is_answered_with_its_own_code(brain: Brain, payload: byte
         assert await peer.frames() == [Frame(CLOSE, payload)]
 
 
-async def test_a_client_that_just_ends_its_stream_is_let_go(brain: Brain) -> None:
+async def test_a_client_that_just_ends_its_stream_is_closed(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.writer.write_eof()
         assert await peer.frames() == []
@@ -204,7 +210,7 @@ async def test_frames_in_the_segment_of_the_request_are_not_lost(brain: Brain) -
         assert await peer.frame() == Frame(PONG, b"y")
 
 
-async def test_byte_by_byte_from_the_request_on(brain: Brain) -> None:
+async def test_a_request_and_frames_byte_by_byte_are_understood(brain: Brain) -> None:
     async with await Peer.open(brain.port) as peer:
         for byte in (
             request("/ws?run_id=nobody") + frame(b"ping") + frame(b"x", PING) + closing(4000)
@@ -213,7 +219,8 @@ async def test_byte_by_byte_from_the_request_on(brain: Brain) -> None:
             await asyncio.sleep(0)
         assert (await peer.answer()).status == 101
         *answers, close = await peer.frames()
-        # In either order: what came in one piece is answered by the protocol behind what Brain itself says to it.
+        # In either order: what came in one piece is answered by the protocol behind what Brain
+        # itself says to it.
         assert sorted(answers) == sorted([Frame(TEXT, b"pong"), Frame(PONG, b"x")])
         assert close == Frame(CLOSE, b"\x0f\xa0")
 
@@ -227,12 +234,14 @@ FLOODS = {
     "pongs": frame(b"", PONG),
     "hellos": frame(b"ping"),
     "empty continuations": frame(b"", CONT, fin=False),
-    "long texts": frame(b"x" * MAX_BYTES),
+    "long texts": frame(b"x" * MAX_MESSAGE),
 }
 
 
 @pytest.mark.parametrize("sent", FLOODS)
-async def test_a_flood_is_cut_at_the_allowance(brain: Brain, control: Control, sent: str) -> None:
+async def test_a_flood_is_closed_at_the_frame_rate(
+    brain: Brain, control: Control, sent: str
+) -> None:
     many = FLOODS[sent] * (100_000 if len(FLOODS[sent]) < 200 else 2_000)
     if "continuations" in sent:
         many = frame(b"x", fin=False) + many
@@ -245,7 +254,9 @@ async def test_a_flood_is_cut_at_the_allowance(brain: Brain, control: Control, s
 
 
 def flood_on(port: int) -> tuple[int, float, bytes]:
-    """Of a client that goes on when it was cut off: the bytes that were taken, the seconds until its end, what it was told."""
+    """Of a client that goes on when it was cut off: the bytes that were taken, the seconds until
+    its end, what it was told.
+    """
     sent, began = 0, time.monotonic()
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
         sock.sendall(request("/ws?run_id=nobody"))
@@ -255,19 +266,21 @@ def flood_on(port: int) -> tuple[int, float, bytes]:
         return sent, time.monotonic() - began, sock.recv(65536)
 
 
-async def test_who_floods_on_when_it_was_cut_off_is_not_read(
+async def test_a_client_that_floods_on_after_its_close_frame_is_not_read(
     brain: Brain, control: Control
 ) -> None:
     """It was, by gigabytes, to be thrown away; and who else came had to wait."""
     with control.undisturbed():
         sent, seconds, told = await asyncio.to_thread(flood_on, brain.port)
     assert sent < 64 << 20, "what the kernel holds, at the most"
-    assert LAST_LOOK <= seconds < PATIENCE, "it could see why, and was not kept for ever"
+    assert LIMITS.discard_timeout <= seconds < PATIENCE, (
+        "it could see why, and was not kept for ever"
+    )
     assert told.startswith(b"HTTP/1.1 101 ")
     assert (1002).to_bytes(2) in told
 
 
-async def test_a_client_that_talks_within_its_allowance_stays(brain: Brain) -> None:
+async def test_a_client_below_the_frame_rate_stays(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(frame(b"ping") * (BURST - 5))
         for _ in range(BURST - 5):
@@ -279,7 +292,7 @@ async def test_a_client_that_talks_within_its_allowance_stays(brain: Brain) -> N
 
 
 @pytest.mark.faults
-async def test_many_who_flood_at_once_disturb_nobody(brain: Brain, control: Control) -> None:
+async def test_many_floods_at_once_disturb_nobody(brain: Brain, control: Control) -> None:
     with control.undisturbed():
         peers = [await Peer.upgraded(brain.port, "/ws?run_id=nobody") for _ in range(50)]
         for peer in peers:
@@ -289,7 +302,7 @@ async def test_many_who_flood_at_once_disturb_nobody(brain: Brain, control: Cont
             await peer.close()
 
 
-async def test_what_a_client_says_in_closing_is_not_put_into_the_log_raw(brain: Brain) -> None:
+async def test_the_close_reason_of_a_client_is_not_logged_raw(brain: Brain) -> None:
     async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
         peer.send(closing(1000, b'\x1b[31mred\r\nforged level=error" \x00\xe2\x80\xae'))
         assert (await peer.farewell()) == 1000
@@ -301,7 +314,9 @@ async def test_what_a_client_says_in_closing_is_not_put_into_the_log_raw(brain: 
 
 
 @pytest.mark.faults
-async def test_hundreds_come_and_go_and_leave_nothing(brain: Brain, before: Baseline) -> None:
+async def test_hundreds_of_clients_connect_and_leave_nothing(
+    brain: Brain, before: Baseline
+) -> None:
     """By a close, by FIN, by RST, in the middle of the request, in the middle of a frame."""
     head = request("/ws?run_id=nobody")
 
@@ -344,11 +359,14 @@ async def test_hundreds_come_and_go_and_leave_nothing(brain: Brain, before: Base
 
 
 @pytest.mark.faults
-async def test_who_stalls_in_a_storm_disturbs_nobody_and_is_brought_up_to_date(
+async def test_a_client_that_stalls_during_a_storm_disturbs_nobody_and_catches_up(
     brain: Brain, shared: str
 ) -> None:
     runs = 150
-    insert = "INSERT INTO runs (id, status) SELECT 'storm-' || i, 'completed' FROM generate_series(1, %s) i"
+    insert = (
+        "INSERT INTO runs (id, status)"
+        " SELECT 'storm-' || i, 'completed' FROM generate_series(1, %s) i"
+    )
 
     async def storm() -> None:
         steps = (

@@ -1,4 +1,4 @@
-"""The pace of those who flood, and of the log that tells of them."""
+"""The rate limit, and the logger that it bounds."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,31 +8,29 @@ from brain.access.rate_limit import LINES, RateLimit, RateLimitedLogger
 
 
 @given(
-    pace=st.builds(RateLimit, burst=st.floats(1, 50), rate=st.floats(0.5, 50)),
+    limit=st.builds(RateLimit, burst=st.floats(1, 50), rate=st.floats(0.5, 50)),
     pauses=st.lists(st.floats(0, 2), max_size=200),
 )
-def test_never_more_than_the_burst_and_the_rate_let_through(
-    pace: RateLimit, pauses: list[float]
-) -> None:
+def test_no_more_than_the_burst_and_the_rate_pass(limit: RateLimit, pauses: list[float]) -> None:
     now = full = 1000.0
     taken: list[float] = []
     for pause in pauses:
         now += pause
-        after = pace.after(full, now)
-        if not pace.wait(after, now):
+        after = limit.after(full, now)
+        if not limit.wait(after, now):
             full = after
             taken.append(now)
     for i, first in enumerate(taken):
         for j, last in enumerate(taken[i:], 1):
-            assert j <= pace.burst + pace.rate * (last - first) + 1e-6
+            assert j <= limit.burst + limit.rate * (last - first) + 1e-6
 
 
-def test_who_waits_for_the_turn_that_was_told_is_let_through() -> None:
-    pace, full = RateLimit(burst=2, rate=10), 0.0
+def test_a_request_passes_after_the_wait_that_was_returned() -> None:
+    limit, full = RateLimit(burst=2, rate=10), 0.0
     for number in range(5):
-        full = pace.after(full, 0.0)
-        assert round(pace.wait(full, 0.0), 6) == [0, 0, 0.1, 0.2, 0.3][number]
-    assert pace.wait(pace.after(full, 10.0), 10.0) == 0, "and is full again in the end"
+        full = limit.after(full, 0.0)
+        assert round(limit.wait(full, 0.0), 6) == [0, 0, 0.1, 0.2, 0.3][number]
+    assert limit.wait(limit.after(full, 10.0), 10.0) == 0, "and is full again in the end"
 
 
 def test_a_flood_of_lines_is_a_few_lines_and_a_number() -> None:

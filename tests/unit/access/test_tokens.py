@@ -1,4 +1,4 @@
-"""Tokens: what they permit, and all that must not pass for one."""
+"""Tokens: what they permit, and what is not a valid one."""
 
 import asyncio
 import base64
@@ -17,13 +17,12 @@ from brain.access import jwks as key_sets
 from brain.access.jwks import (
     MAX_JWKS,
     RELOAD,
-    KeysError,
     KeySet,
+    KeySetError,
     Secret,
-    TokenError,
     parse_jwks,
 )
-from brain.access.tokens import MAX_TOKEN, Grant, Tokens, bearer
+from brain.access.tokens import MAX_TOKEN, Grant, TokenError, Tokens, bearer
 from tests.support.issuer import SECRET, Key, hosting, jwks, token
 from tests.support.patience import PATIENCE
 
@@ -48,7 +47,7 @@ async def refused(checked: Tokens, text: str | None) -> TokenError:
 # What a token permits
 
 
-async def test_a_token_is_for_reading_unless_it_says_more() -> None:
+async def test_a_token_without_a_scope_permits_reading() -> None:
     expires = int(time.time()) + 60
     grant = await tokens().check(token(exp=expires, scope=None))
     assert grant == Grant(expires, frozenset({"read"}))
@@ -57,7 +56,7 @@ async def test_a_token_is_for_reading_unless_it_says_more() -> None:
     assert (await tokens().check(token(scope=""))).scopes == set()
 
 
-async def test_a_token_can_be_for_some_runs_alone() -> None:
+async def test_a_token_can_be_limited_to_some_runs() -> None:
     grant = await tokens().check(token(agent="one", task_id=["a", "b"]))
     assert grant.within == {"agent": {"one"}, "task_id": {"a", "b"}}
     assert grant.narrowed("agent", ()) == {"one"}
@@ -68,7 +67,7 @@ async def test_a_token_can_be_for_some_runs_alone() -> None:
         assert caught.value.status == 403
 
 
-# What is none
+# What is not a token
 
 
 def forged(header: dict[str, Any], claims: Any, signature: bytes = b"") -> str:
@@ -114,12 +113,12 @@ NO_TOKENS: dict[str, str | None] = {
 
 
 @pytest.mark.parametrize("name", NO_TOKENS)
-async def test_what_is_no_token_is_refused(name: str) -> None:
+async def test_an_invalid_token_is_rejected(name: str) -> None:
     with warnings.catch_warnings(action="ignore"):
         assert (await refused(tokens(), NO_TOKENS[name])).status == 401
 
 
-async def test_a_claim_of_infinity_is_no_end() -> None:
+async def test_an_expiry_of_infinity_is_rejected() -> None:
     header = base64.urlsafe_b64encode(b'{"alg":"HS256"}').decode().rstrip("=")
     for text in (b'{"exp":Infinity}', b'{"exp":NaN}', b'{"exp":true}', b'{"exp":1e400}'):
         signed = f"{header}.{base64.urlsafe_b64encode(text).decode().rstrip('=')}"
@@ -131,7 +130,7 @@ async def test_a_claim_of_infinity_is_no_end() -> None:
         await refused(tokens(), f"{signed}.{signature}")
 
 
-async def test_audience_and_issuer_count_where_they_are_configured() -> None:
+async def test_configured_audience_and_issuer_are_required() -> None:
     checked = tokens(audience="brain", issuer="https://idp.example")
     await checked.check(token(aud=["others", "brain"], iss="https://idp.example"))
     await tokens().check(token(aud="others", iss="anyone"))
@@ -146,20 +145,20 @@ async def test_audience_and_issuer_count_where_they_are_configured() -> None:
 
 @pytest.mark.parametrize("claim", ["agent", "task_id"])
 @pytest.mark.parametrize("text", ["a\ud800", "\0", "a\0"])
-async def test_a_claim_that_no_run_can_have(claim: str, text: str) -> None:
+async def test_a_claim_that_no_run_can_have_is_rejected(claim: str, text: str) -> None:
     claims: tuple[dict[str, Any], ...] = ({claim: text}, {claim: ["a", text]})
     for each in claims:
         await refused(tokens(), token(**each))
 
 
-async def test_a_clock_may_be_a_little_ahead() -> None:
+async def test_the_clock_of_the_issuer_may_be_a_little_ahead() -> None:
     await tokens().check(token(iat=time.time() + 5, nbf=time.time() + 5))
 
 
-# Where it stands in a request
+# Where a request has it
 
 
-def test_where_a_token_stands() -> None:
+def test_a_token_comes_from_the_header_or_the_subprotocol() -> None:
     assert bearer([(b"authorization", b"Bearer abc")]) == "abc"
     assert bearer([(b"authorization", b"bearer  abc ")]) == "abc"
     assert bearer([(b"authorization", b"Basic abc")]) is None
@@ -218,12 +217,12 @@ async def test_the_only_key_needs_no_name(tmp_path: Path) -> None:
         b'{"keys":[{"kty":"oct","k":"AAAA"}]}',
     ],
 )
-def test_what_is_no_key_set(wrong: bytes) -> None:
-    with pytest.raises(KeysError):
+def test_an_invalid_key_set_raises(wrong: bytes) -> None:
+    with pytest.raises(KeySetError):
         parse_jwks(wrong)
 
 
-def test_keys_of_others_stand_beside_ours_and_weak_ones_count_for_nothing() -> None:
+def test_unknown_and_weak_keys_of_a_set_are_ignored() -> None:
     odd: list[dict[str, Any]] = [
         {"kty": "oct", "kid": "secret", "k": "c2VjcmV0"},
         {"kty": "of the future", "kid": "x"},
@@ -242,7 +241,7 @@ class Clock:
         return self.now
 
 
-async def test_a_new_key_is_fetched_once_and_made_up_ones_are_not() -> None:
+async def test_a_new_key_is_loaded_once_and_invented_keys_cause_no_loads() -> None:
     clock = Clock()
     with hosting(jwks(ONE)) as host:
         checked = Tokens(KeySet(host.url, clock))
@@ -268,11 +267,11 @@ async def test_a_new_key_is_fetched_once_and_made_up_ones_are_not() -> None:
         await refused(checked, ONE.token())
 
 
-async def test_a_host_that_is_away_slow_or_too_large_holds_nobody_up() -> None:
+async def test_a_key_host_that_fails_is_slow_or_sends_too_much_blocks_nobody() -> None:
     clock = Clock()
     with hosting(jwks(ONE)) as host, capture_logs() as logs:
         host.status = 500
-        checked = Tokens(KeySet(host.url, clock))
+        checked = Tokens(KeySet(host.url, clock, timeout=0.5))
         assert (await refused(checked, ONE.token())).status == 503
         assert (await refused(checked, ONE.token())).status == 503
         assert host.asked == 1

@@ -1,0 +1,64 @@
+"""What every request passes before its route: the bound of its body, and its token."""
+
+from fastapi import HTTPException, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from brain.access.limits import BODY_TOO_LARGE, MAX_BODY
+from brain.access.rejections import RejectionCounter
+from brain.access.tokens import OPEN, Grant, TokenError, Tokens, bearer
+from brain.api.problems import problem_answer
+
+GRANT = "brain.grant"
+"""Where the ASGI scope of a request holds what its token permits."""
+
+WITHOUT_TOKEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/ws")
+"""Paths for operators, public documents, and `/ws`, whose token server/http.py checks.
+
+All others need a token.
+"""
+
+
+def grant(request: Request) -> Grant:
+    granted: Grant = request.scope.get(GRANT, OPEN)
+    return granted
+
+
+class BodyLimit:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                # FastAPI makes a 400 of any other exception that is raised while it reads a body.
+                raise HTTPException(BODY_TOO_LARGE.status, BODY_TOO_LARGE.detail)
+            return message
+
+        await self._app(scope, bounded if scope["type"] == "http" else receive, send)
+
+
+class TokenCheck:
+    """Rejects a request without a valid token before a byte of its body is read."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, rejections: RejectionCounter) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._rejections = rejections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in WITHOUT_TOKEN:
+            try:
+                granted = await self._tokens.check(bearer(scope["headers"]))
+                granted.require("read" if scope["method"] in ("GET", "HEAD") else "write")
+            except TokenError as error:
+                peer = str((scope["client"] or ("",))[0])
+                self._rejections.note(error.rejection, peer=peer)
+                await problem_answer(Request(scope), error)(scope, receive, send)
+                return
+            scope[GRANT] = granted
+        await self._app(scope, receive, send)

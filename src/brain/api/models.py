@@ -1,0 +1,112 @@
+"""What requests and pages hold, as FastAPI validates and documents it."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from brain.contract.messages import RunData, Status, parse_time, storable
+
+
+def _utc(text: str) -> str:
+    parse_time(text)
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat()
+    except OverflowError:
+        raise ValueError(f"{text!r} is outside the years 1 to 9999 in UTC") from None
+
+
+String = Annotated[str, AfterValidator(storable)]
+RunId = Annotated[String, Field(min_length=1, max_length=1024)]
+Progress = Annotated[
+    float, Field(ge=0, le=100, allow_inf_nan=False, strict=True, description="percent")
+]
+Time = Annotated[
+    str,
+    AfterValidator(_utc),
+    Field(description="ISO 8601 with a UTC offset or Z", json_schema_extra={"format": "date-time"}),
+]
+OneOf = Field(max_length=100, description="any of these values; repeatable")
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    def texts(self, *fields: str) -> dict[str, str | None]:
+        """The fields that were given, as texts that PostgreSQL accepts for any type of column."""
+        values = {name: getattr(self, name) for name in fields if name in self.model_fields_set}
+        return {name: _text(value) for name, value in values.items()}
+
+
+class RunCreate(_Request):
+    """A new run. Without an id it gets the table's default, or else a random UUID."""
+
+    id: RunId | None = None
+    status: Status = "queued"
+    progress: Progress | None = None
+    task_id: String | None = None
+    agent: String | None = None
+    started_at: Annotated[
+        Time | None, Field(description="default: now, if the run is created as running")
+    ] = None
+    completed_at: Annotated[
+        Time | None, Field(description="default: now, if the run is created as completed or failed")
+    ] = None
+    error: String | None = None
+
+
+class RunPatch(_Request):
+    """The fields to change. null empties a field.
+
+    The database's clock sets started_at and completed_at.
+    """
+
+    status: Status | SkipJsonSchema[None] = None
+    progress: Progress | None = None
+    task_id: String | None = None
+    agent: String | None = None
+    error: String | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunPatch":
+        if not self.model_fields_set:
+            names = ", ".join(RunPatch.model_fields)
+            raise ValueError(f"name at least one field to change: {names}")
+        if "status" in self.model_fields_set and self.status is None:
+            raise ValueError("status cannot be null")
+        return self
+
+
+class RunQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    status: Annotated[list[Status], OneOf] = []
+    agent: Annotated[list[String], OneOf] = []
+    task_id: Annotated[list[String], OneOf] = []
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Annotated[str | None, Field(description="`next_cursor` of the previous page")] = None
+
+
+class RunList(BaseModel):
+    """A page of runs in the order of their ids.
+
+    It has at most 1 MiB, so it may be shorter than the limit.
+    """
+
+    runs: list[RunData]
+    next_cursor: Annotated[str | None, Field(description="null on the last page")]
+    timestamp: Annotated[
+        datetime | None,
+        Field(
+            description="`/ws?since=<timestamp>` brings every change that this page may lack. "
+            "A client that reads several pages uses that of the first. "
+            "null until Brain has read the table."
+        ),
+    ]
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a column of integers accepts 12, not 12.0
+    return None if value is None else str(value)

@@ -1,0 +1,80 @@
+"""Whether the table exists, what the role may do with it, and which columns it has."""
+
+from psycopg import sql
+
+from brain.contract.messages import FIELDS
+from brain.doctor.context import Context
+from brain.doctor.report import NOTHING, Finding
+from brain.postgres.table import MissingTableError, Table, TableError
+
+
+def unusable(table: Table, error: TableError) -> Finding:
+    hint = ""
+    if isinstance(error, MissingTableError):
+        hint = f"brain init-db  (or another table: BRAIN_TABLE, which is {table})"
+    return Finding("table", "broken", str(error), NOTHING, hint)
+
+
+async def readable(context: Context) -> list[Finding]:
+    table = context.table
+    usage, select = await context.row(
+        "SELECT has_schema_privilege(%s, 'USAGE'), has_table_privilege(%s::oid, 'SELECT')",
+        (table.schema, context.inspection.description.oid),
+    )
+    hints = []
+    if usage == "f":
+        schema = sql.Identifier(table.schema).as_string()
+        hints.append(f"GRANT USAGE ON SCHEMA {schema} TO {context.sql_role};")
+    if select == "f":
+        hints.append(
+            f"GRANT SELECT ON {context.sql_name} TO {context.sql_role};"
+            " -- on the whole table, not on columns"
+        )
+    if not hints:
+        return []
+    what = f"the role {context.user} may not read {table}"
+    return [Finding("select", "broken", what, NOTHING, "\n".join(hints))]
+
+
+async def writable(context: Context) -> list[Finding]:
+    oid = context.inspection.description.oid
+    insert, update = await context.row(
+        "SELECT has_table_privilege(%s::oid, 'INSERT'), has_table_privilege(%s::oid, 'UPDATE')",
+        (oid, oid),
+    )
+    if insert == update == "t":
+        return []
+    return [
+        Finding(
+            "write",
+            "note",
+            f"the role {context.user} may not write {context.table}",
+            "POST and PATCH /api/runs are refused; the role can follow the table without it",
+            f"GRANT INSERT, UPDATE ON {context.sql_name} TO {context.sql_role};",
+        )
+    ]
+
+
+async def row_security(context: Context) -> list[Finding]:
+    oid = context.inspection.description.oid
+    (active,) = await context.row("SELECT row_security_active(%s::oid)", (oid,))
+    if active == "f":
+        return []
+    return [
+        Finding(
+            "row_security",
+            "better",
+            f"row security hides rows of {context.table} from the role {context.user}",
+            "the stream carries every row, a query only those that the role may see:"
+            " the two would contradict each other",
+            f"ALTER ROLE {context.sql_role} BYPASSRLS;",
+        )
+    ]
+
+
+async def columns(context: Context) -> list[Finding]:
+    missing = [name for name in FIELDS if name not in context.inspection.description.columns]
+    if not missing:
+        return []
+    what = f"the table has no column {', '.join(missing)}"
+    return [Finding("columns", "note", what, "messages do not have them; this is allowed")]

@@ -1,0 +1,102 @@
+"""What the catalog says about the table, its publication and the server."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from brain.contract.messages import FIELDS
+from brain.postgres.connection import Conn, deadline
+from brain.postgres.table import Description, Table, describe
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything a stream depends on.
+
+    Brain compares two of them while it streams: a stream whose table or publication has changed may
+    stop sending without an error.
+    """
+
+    description: Description
+    publication: dict[str, Any] | None
+    """Its row of pg_publication."""
+    member: dict[str, Any] | None
+    """The table's row of pg_publication_tables: from PostgreSQL 15, with columns and row filter."""
+    listed: tuple[tuple[str, str], ...] = field(compare=False)
+    """Schema and name of each table of the tree that the publication lists by name. Not compared:
+    PostgreSQL may show a change here an instant after it shows the same change in `member`."""
+    standby: bool
+    synchronous_standby_names: str
+    version: int
+    """server_version_num."""
+    unidentified: tuple[str, str] | None
+    """A table whose UPDATEs a publication would make fail, and its relreplident. Only tables that
+    hold rows: this one, a partition, or a published table that inherits from it."""
+    unlogged: tuple[str, str] | None
+    """A partition whose changes are in no log, and its relkind: r unlogged, f foreign."""
+    virtual: str | None
+    """A column of the contract that PostgreSQL computes when it is read: it is in no log."""
+
+
+_INSPECT = """
+SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication)s)::text,
+       (SELECT to_jsonb(t) FROM pg_publication_tables t
+         WHERE t.pubname = %(publication)s AND t.schemaname = %(schema)s
+           AND t.tablename = %(name)s)::text,
+       (SELECT json_agg(json_build_array(s.nspname, c.relname) ORDER BY s.nspname, c.relname)
+          FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+          JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace s ON s.oid = c.relnamespace
+         WHERE p.pubname = %(publication)s AND c.oid = ANY (%(tree)s::oid[]))::text,
+       pg_is_in_recovery(), current_setting('synchronous_standby_names'),
+       current_setting('server_version_num'),
+       (SELECT json_build_array(leaf.oid::regclass, leaf.relreplident) FROM pg_class leaf
+         WHERE leaf.relkind = 'r' AND leaf.oid = ANY (%(tree)s::oid[])
+           AND (leaf.oid = %(oid)s OR leaf.relispartition OR EXISTS (
+               SELECT FROM pg_publication_tables t JOIN pg_namespace s ON s.nspname = t.schemaname
+                WHERE t.pubname = %(publication)s AND s.oid = leaf.relnamespace
+                  AND t.tablename = leaf.relname))
+           AND leaf.relreplident <> 'f'
+           AND NOT EXISTS (
+               SELECT FROM pg_index i
+                WHERE i.indrelid = leaf.oid AND i.indisvalid AND i.indimmediate
+                  AND CASE leaf.relreplident WHEN 'd' THEN i.indisprimary
+                      WHEN 'i' THEN i.indisreplident ELSE false END)
+         ORDER BY leaf.oid LIMIT 1)::text,
+       (SELECT json_build_array(leaf.oid::regclass, leaf.relkind) FROM pg_class leaf
+         WHERE leaf.relispartition AND leaf.oid <> %(oid)s AND leaf.oid = ANY (%(tree)s::oid[])
+           AND (leaf.relkind = 'f' OR leaf.relkind = 'r' AND leaf.relpersistence <> 'p')
+         ORDER BY leaf.oid LIMIT 1)::text,
+       (SELECT a.attname FROM pg_attribute a
+         WHERE a.attrelid = %(oid)s AND a.attgenerated = 'v' AND a.attname = ANY (%(fields)s)
+         ORDER BY a.attnum LIMIT 1)
+"""
+
+
+async def inspect(conn: Conn, table: Table) -> Inspection:
+    """Raises TableError, psycopg.Error."""
+    async with deadline():
+        description = await describe(conn, table)
+    values = {
+        "publication": table.publication,
+        "schema": table.schema,
+        "name": table.name,
+        "oid": description.oid,
+        "tree": list(description.tree),
+        "fields": list(FIELDS),
+    }
+    async with deadline():
+        row = await (await conn.execute(_INSPECT, values)).fetchone()
+    assert row is not None
+    publication, member, listed, standby, names, version, unidentified, unlogged, virtual = row
+    return Inspection(
+        description=description,
+        publication=json.loads(publication) if publication else None,
+        member=json.loads(member) if member else None,
+        listed=tuple((schema, name) for schema, name in json.loads(listed or "[]")),
+        standby=standby == "t",
+        synchronous_standby_names=str(names),
+        version=int(str(version)),
+        unidentified=tuple(json.loads(unidentified)) if unidentified else None,
+        unlogged=tuple(json.loads(unlogged)) if unlogged else None,
+        virtual=virtual,
+    )

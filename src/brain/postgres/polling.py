@@ -1,0 +1,92 @@
+"""The state POLLING: read what changed, at intervals, until the promotion has opened a stream."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Literal, TypeAlias
+
+from brain.contract.events import Snapshot
+from brain.postgres.poll import Poll
+from brain.postgres.promotion import Promoted, Promotion
+from brain.postgres.snapshots import Xid
+from brain.postgres.source_state import SourceState
+from brain.postgres.timing import Timing
+
+Mode: TypeAlias = Literal["auto", "replication", "poll"]
+"""BRAIN_SOURCE."""
+
+
+class Polling:
+    def __init__(
+        self,
+        poll: Poll,
+        promotion: Promotion,
+        state: SourceState,
+        *,
+        mode: Mode,
+        interval: float,
+        timing: Timing,
+    ) -> None:
+        self.promoted: Promoted | None = None
+        """Set when `events` ends."""
+        self._poll = poll
+        self._promotion = promotion
+        self._state = state
+        self._mode = mode
+        self._interval = interval
+        self._timing = timing
+
+    async def events(self) -> AsyncGenerator[Snapshot]:
+        """Raises what the ordinary connection raises, and TableError."""
+        loop = asyncio.get_running_loop()
+        await self._poll.read_catalog()
+        read_catalog_at = loop.time() + self._timing.watch_every
+        while True:
+            if loop.time() >= read_catalog_at:
+                await self._reread_catalog()
+                read_catalog_at = loop.time() + self._timing.watch_every
+            if self._poll.progress.unseen:
+                await self._until_seen()
+            async with aclosing(self._poll.read()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            self._state.heard = loop.time()
+            self.promoted = self._promotion.collect()
+            if self.promoted is not None:
+                return
+            self._report_source()
+            if self._mode != "poll":
+                self._promotion.start()
+            self._state.scan_pause(self._poll.pause)
+            await self._promotion.sleep(max(self._interval, self._poll.pause))
+
+    async def _reread_catalog(self) -> None:
+        """Another table may have taken the name, with rows older than any horizon."""
+        before = self._poll.description
+        await self._poll.read_catalog()
+        if self._poll.description != before:
+            await self._promotion.restart()
+
+    async def _until_seen(self) -> None:
+        """Wait until a query sees what a stream has delivered, or the next poll would take runs
+        back to an older state.
+
+        A commit is in the log shortly before it is visible. Behind a synchronous standby that does
+        not answer, that may last for ever: then, after a second, what SELECT returns counts.
+        """
+        progress = self._poll.progress
+        for _ in range(100):
+            visible = await self._poll.visible()
+            progress.unseen = {xid for xid in progress.unseen if not visible.sees(Xid(xid))}
+            if not progress.unseen:
+                return
+            await asyncio.sleep(0.01)
+        progress.unseen.clear()
+
+    def _report_source(self) -> None:
+        if self._state.source == "poll":
+            return
+        if self._mode == "poll":
+            self._state.change("poll", "chosen", "BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+        else:
+            self._state.change("poll", "preparing", "the stream is being prepared")

@@ -1,0 +1,69 @@
+"""Which source is in use, and why it is not a better one: for /readyz, /metrics and the log."""
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import structlog
+
+from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
+
+SourceName: TypeAlias = Literal["none", "poll", "replication"]
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class SourceState:
+    source: SourceName = "none"
+    detail: str = "connecting"
+    """Why the source is not a better one; "" if there is no better one."""
+    hint: str = ""
+    """What to run or set for a better one."""
+    code: UnavailableCode | None = "connecting"
+    """The detail as one word; None if there is no better source."""
+    heard: float = float("-inf")
+    """When, by the loop's clock, the database was last known to have been read to its end."""
+    connects: int = 0
+    streams: int = 0
+    losses: int = 0
+    slow: bool = False
+    """A scan takes so long that polling is late by more than half a second."""
+    _logged: set[str] = field(default_factory=set)
+
+    def change(
+        self,
+        source: SourceName,
+        code: UnavailableCode | None = None,
+        detail: str = "",
+        hint: str = "",
+    ) -> None:
+        """Log a change of state once, not every try.
+
+        A detail that comes and goes (a server that now refuses, now resets) is logged once as long
+        as the source stays the same.
+        """
+        if (source, detail) == (self.source, self.detail):
+            return
+        if source != self.source:
+            self._logged.clear()
+        logged = detail in self._logged
+        self._logged.add(detail)
+        self.source, self.code, self.detail, self.hint = source, code, detail, hint
+        if logged:
+            return
+        level = log.warning if source == "none" else log.info
+        level(
+            "source",
+            now=source,
+            **({"detail": detail} if detail else {}),
+            **({"hint": hint} if hint else {}),
+        )
+
+    def poll_because(self, unavailable: StreamUnavailable) -> None:
+        self.change("poll", unavailable.code, unavailable.detail, unavailable.hint)
+
+    def scan_pause(self, seconds: float) -> None:
+        """Log when polling becomes slow, and when it is no longer."""
+        if self.slow != (seconds > 0.5):
+            self.slow = not self.slow
+            log.info("poll pace", slow=self.slow, seconds_between_scans=round(seconds, 2))

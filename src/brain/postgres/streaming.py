@@ -1,0 +1,99 @@
+"""The states JOINING and STREAMING: one stream, from the poll that it continues to its end."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import cast
+
+from brain.contract.events import Changes, Event, Known, Snapshot
+from brain.contract.messages import ID, UNCHANGED, Run
+from brain.postgres.poll import Poll
+from brain.postgres.promotion import Promoted
+from brain.postgres.source_state import SourceState
+from brain.postgres.table import Table
+from brain.postgres.timing import Timing
+from brain.postgres.watch import Watch
+
+
+class Streaming:
+    def __init__(
+        self,
+        poll: Poll,
+        promoted: Promoted,
+        *,
+        table: Table,
+        known: Known,
+        state: SourceState,
+        timing: Timing,
+    ) -> None:
+        self._poll = poll
+        self._promoted = promoted
+        self._stream = promoted.stream
+        self._table = table
+        self._known = known
+        self._state = state
+        self._timing = timing
+        self._watch: Watch | None = None
+
+    async def join(self) -> AsyncGenerator[Snapshot]:
+        """JOINING. Raises StreamLost, TableError, psycopg.Error.
+
+        The order is what leaves no gap and no overlap: the slot, then one more poll, then the
+        insert position, then the stream without the transactions that this poll has seen.
+        """
+        await self._poll.read_catalog()
+        async with aclosing(self._poll.read(always=True)) as pieces:
+            async for piece in pieces:
+                yield piece
+        self._state.heard = asyncio.get_running_loop().time()
+        checkpoint = self._poll.progress.checkpoint
+        assert checkpoint is not None
+        await self._stream.start(checkpoint.visible, await self._poll.insert_lsn())
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """STREAMING. Raises StreamLost, StreamUnavailable, TableError, psycopg.Error."""
+        self._state.streams += 1
+        self._state.change("replication")
+        progress, stream = self._poll.progress, self._stream
+        watch = Watch(self._poll, self._table, self._known, self._promoted, self._timing)
+        self._watch = watch
+        while True:
+            for changes in await stream.read():
+                complete = await self._completed(changes) if changes.incomplete else changes
+                progress.unseen.add(changes.xid)
+                yield complete
+            self._state.heard = stream.heard
+            for comparison in watch.passed(stream.position):
+                yield comparison
+            watch.advance()
+
+    async def _completed(self, changes: Changes) -> Changes:
+        """Fill in what PostgreSQL did not send (unchanged TOAST), if the board does not know it."""
+        wanted = [
+            run[ID] for _, run in changes.rows if UNCHANGED in run and run[ID] not in self._known
+        ]
+        if not wanted:
+            return changes
+        present = await self._poll.fetch(wanted)
+        rows = [
+            (op, _filled(run, present[run[ID]]) if run[ID] in present else run)
+            for op, run in changes.rows
+        ]
+        return replace(changes, rows=rows)
+
+    async def close(self) -> None:
+        """End the watch, and drop the slot."""
+        if self._watch is not None:
+            await self._watch.close()
+        progress, position = self._poll.progress, self._stream.position
+        if progress.checkpoint is not None and progress.checkpoint.flushed:
+            # Only what is on the disk is streamed.
+            flushed = max(progress.checkpoint.flushed, position)
+            progress.checkpoint = replace(progress.checkpoint, flushed=flushed)
+        await self._stream.close()
+
+
+def _filled(run: Run, present: Run) -> Run:
+    pairs = zip(run, present, strict=True)
+    return cast("Run", tuple(now if value == UNCHANGED else value for value, now in pairs))

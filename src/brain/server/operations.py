@@ -1,0 +1,47 @@
+"""The operator's routes, and the plain GET of /ws."""
+
+import json
+
+from fastapi import FastAPI, Response
+
+from brain.access.rejections import Rejection
+from brain.metrics import Metrics, Parts
+from brain.server.answers import answer
+from brain.server.handshake import PATH
+from brain.server.state import ServerState
+
+
+def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metrics) -> None:
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", tags=["operations"], summary="Alive: the process answers")
+    async def healthz() -> Response:
+        return Response('{"status":"alive"}', media_type="application/json")
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
+    async def readyz() -> Response:
+        state = parts.state
+        ready = parts.board.begun and state.source != "none" and not server.closing
+        document = {
+            "ready": ready,
+            "source": state.source,
+            "code": state.code,
+            "detail": "the server is stopping" if server.closing else state.detail or None,
+            "hint": state.hint or None,
+            "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
+            "clients": parts.hub.clients,
+            "lagging": parts.hub.lagging,
+            "runs": len(parts.board),
+        }
+        return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
+
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics", tags=["operations"], summary="For Prometheus")
+    async def read_metrics() -> Response:
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    @app.get(PATH, include_in_schema=False)
+    async def plain_get() -> Response:
+        rejection = Rejection("version", "this is a WebSocket: connect to it with ws://")
+        headers, body = answer(rejection, close=False)
+        return Response(body, rejection.status, headers=headers)

@@ -1,0 +1,103 @@
+"""What the protocols of all connections share, and the rules that look at all of them together."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from brain.access.limits import ConnectionLimiter
+from brain.access.policy import Policy
+from brain.access.rejections import Rejection, RejectionCounter
+from brain.access.tokens import Tokens
+from brain.server.limits import Limits
+from brain.server.websocket import Connection, Connections
+
+if TYPE_CHECKING:
+    from brain.server.http import HTTPProtocol
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class ServerState:
+    policy: Policy
+    limiter: ConnectionLimiter
+    connections: Connections
+    closing: bool = False
+    waiting: dict["HTTPProtocol", float] = field(default_factory=dict)
+    """Connections without a complete request → the deadline of that request, earliest first."""
+    tokens: Tokens | None = None
+    http: Collection["HTTPProtocol"] = ()
+    """uvicorn's set of the connections that are not WebSockets."""
+
+    def __post_init__(self) -> None:
+        clock = self.connections.loop.time
+        self.connections.fault = lambda peer: self.limiter.fault(peer, clock())
+
+    @property
+    def limits(self) -> Limits:
+        return self.connections.limits
+
+    @property
+    def rejections(self) -> RejectionCounter:
+        return self.connections.rejections
+
+    def make_room(self) -> Rejection | None:
+        """For a connection just accepted: close the one idle longest, or return a rejection."""
+        everybody = len(self.http) + self.limiter.websockets
+        if everybody > self.limiter.room:
+            detail = (
+                f"{everybody - 1} connections are open, and this process has file descriptors "
+                "for no more (ulimit -n)"
+            )
+        elif len(self.http) > self.limits.max_unupgraded:
+            detail = f"more than {self.limits.max_unupgraded} requests are under way"
+        else:
+            return None
+        if not self.waiting:
+            return Rejection("requests", f"{detail}: try again")
+        http = next(iter(self.waiting))
+        del self.waiting[http]
+        detail = f"{detail}, and this connection was idle longest"
+        self.rejections.note(Rejection("requests", detail), peer=http.peer)
+        http.abort(detail)
+        return None
+
+    def relieve(self) -> None:
+        """If clients that do not read hold too many bytes together, close those silent longest."""
+        unsent: list[tuple[float, int, HTTPProtocol | Connection]] = [*self.connections.unsent()]
+        unsent += [(http.accepted, http.unsent, http) for http in self.http]
+        total = sum(size for _, size, _ in unsent)
+        if total <= self.limits.max_unsent:
+            return
+        detail = f"more than {self.limits.max_unsent} bytes wait for clients that do not read"
+        rejection = Rejection("outgoing", detail)
+        for _, size, each in sorted(unsent, key=itemgetter(0)):
+            if size:
+                total -= size
+                self.rejections.note(rejection, peer=each.peer)
+                each.abort(detail)
+            if total <= self.limits.max_unsent:
+                return
+
+    def tidy(self) -> None:
+        self.rejections.lines.settle()
+        self.relieve()
+
+    def expire(self) -> None:
+        """End the connections whose request is overdue."""
+        now = self.connections.loop.time()
+        for _ in range(self.limits.max_expired):
+            if not self.waiting:
+                return
+            http, due = next(iter(self.waiting.items()))
+            if due > now:
+                return
+            del self.waiting[http]
+            try:
+                http.expire()
+            except Exception as error:
+                log.exception("connection failed", error=repr(error))
+                http.transport.abort()

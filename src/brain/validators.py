@@ -1,0 +1,101 @@
+"""How the text of an environment variable becomes the value of a setting.
+
+Each function raises ValueError with the rule that the text breaks. pydantic adds the variable.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import BeforeValidator, SecretStr
+
+from brain.access.addresses import Authority, Origin
+from brain.access.jwks import SHORTEST_SECRET
+from brain.contract.messages import STATUSES, Status
+from brain.postgres.connection import parse_url
+
+T = TypeVar("T")
+
+
+def from_text(parse: Callable[[str], T]) -> BeforeValidator:
+    """Parse a value that is a string, and pass any other on."""
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+def from_list(parse: Callable[[str], T]) -> BeforeValidator:
+    """Parse each item of a comma-separated list."""
+    return from_text(
+        lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
+    )
+
+
+def interface(text: str) -> str:
+    literal = text.strip("[]")
+    try:
+        Authority.parse(f"[{literal}]" if ":" in literal else literal)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not an address to listen on, such as 127.0.0.1 or ::1, without a port"
+        ) from None
+    return literal
+
+
+def host(text: str) -> str:
+    if text != "*":
+        Authority.parse(text)
+    return text
+
+
+def origin(text: str) -> str:
+    text = text.lower()
+    text = text if text == "file://" else text.removesuffix("/")
+    if text not in ("*", "null", "file://"):
+        Origin.parse(text)
+    return text
+
+
+def database_url(text: str) -> SecretStr:
+    try:
+        # A secret read from a file often ends in a newline.
+        return SecretStr(parse_url(text.strip() or "blank"))
+    except ValueError:
+        # The message of the parser may quote the password.
+        raise ValueError(
+            "a database URL is postgresql://user:password@host:5432/database, "
+            "with %40 for an @ and %25 for a % in the password"
+        ) from None
+
+
+def jwt_secret(text: str) -> SecretStr:
+    text = text.strip()
+    if len(text.encode()) < SHORTEST_SECRET:
+        raise ValueError(
+            f"a secret has {SHORTEST_SECRET} bytes or more (RFC 7518, 3.2): "
+            "openssl rand -base64 32 makes one"
+        )
+    return SecretStr(text)
+
+
+def token(text: str) -> SecretStr:
+    text = text.strip()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a token is one word of ASCII")
+    return SecretStr(text)
+
+
+def key_set(text: str) -> str:
+    scheme, colon, rest = text.partition("://")
+    if colon and (scheme not in ("http", "https") or not rest or "@" in rest.partition("/")[0]):
+        raise ValueError("a key set is a file, or a URL of http or https without a password")
+    return text
+
+
+def status_map(text: str) -> dict[str, Status]:
+    statuses: dict[str, Status] = {status: status for status in STATUSES}
+    found: dict[str, Status] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        word, equals, status = (part.strip() for part in pair.partition("="))
+        if not word or not equals or status not in statuses:
+            raise ValueError(f"{pair!r} is not word=status with a status of {', '.join(STATUSES)}")
+        if found.setdefault(word, statuses[status]) != status:
+            raise ValueError(f"{word!r} cannot mean both {found[word]} and {status}")
+    return found

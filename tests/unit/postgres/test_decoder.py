@@ -1,0 +1,193 @@
+"""Every row of any table becomes a run of the contract, or is rejected."""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from brain.contract.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
+from brain.postgres.decoder import CUT, Decoder
+
+
+def decoded(decoder: Decoder, **fields: str | None) -> Any:
+    return decoder([{"id": "a", "status": "queued", **fields}.get(name) for name in FIELDS])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-21 09:30:00", "2026-11-21T09:30:00Z"),
+        ("2026-11-21T09:30:00.25", "2026-11-21T09:30:00.250000Z"),
+        ("2026-11-21 09:30:00-03", "2026-11-21T12:30:00Z"),
+        ("2026-W47-6 09:30:00+00", "2026-11-21T09:30:00Z"),
+        ("2026-11-21", "2026-11-21T00:00:00Z"),
+        ("yesterday", None),
+        ("", None),
+        ("0001-01-01 00:00:00+14", None),
+        ("9999-12-31 23:59:59-01", None),
+        ("4714-11-24 BC", None),
+        ("junkjunkju junkjunk+00", None),
+        ("2026-13-41 99:99:99+00", None),
+    ],
+)
+def test_times_of_any_column_type_become_utc_or_none(text: str, expected: str | None) -> None:
+    decoder = Decoder({}, 100)
+    assert decoded(decoder, completed_at=text)[6] == expected
+    assert decoder.corrected == (expected is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "corrected"),
+    [
+        ("0", 0, 0),
+        ("-0", 0, 0),
+        ("100", 100, 0),
+        ("30.0", 30, 0),
+        ("33.3", 33.3, 0),
+        ("3e-07", 3e-07, 0),
+        ("12.50", 12.5, 0),
+        ("-0.1", 0, 1),
+        ("100.5", 100, 1),
+        ("1e999", 100, 1),
+        ("Infinity", 100, 1),
+        ("-Infinity", 0, 1),
+        ("NaN", None, 1),
+        ("half", None, 1),
+        ("", None, 1),
+    ],
+)
+def test_progress_is_a_number_from_0_to_100_or_none(
+    text: str, expected: float | None, corrected: int
+) -> None:
+    decoder = Decoder({}, 100)
+    run = decoded(decoder, progress=text)
+    assert run[2] == expected
+    assert type(run[2]) is type(expected)
+    assert decoder.corrected == corrected
+    assert json.loads(body(run)).get("progress") == expected
+
+
+def test_bodies_are_printable_ascii() -> None:
+    texts = [
+        "🙂",
+        "\u2028\u2029",
+        "</script>",
+        '"\\\b\n\t',
+        "\x01\x1f\x7f",
+        "\ufeff",
+        "e\u0301",
+        "א",
+    ]
+    for text in texts:
+        run = decoded(Decoder({}, 100), id=text, agent=text, task_id=text, error=text)
+        encoded = body(run)
+        assert encoded.isascii()
+        assert encoded.isprintable()
+        assert json.loads(encoded) == {
+            "id": text,
+            "status": "queued",
+            "agent": text,
+            "task_id": text,
+            "error": text,
+        }
+
+
+def test_long_texts_are_cut_and_long_ids_rejected() -> None:
+    decoder = Decoder({}, 10)
+    run = decoded(decoder, task_id="t" * 11, agent="a" * 10, error="e" * 12)
+    assert (run[3], run[4], run[7]) == ("t" * 10 + CUT, "a" * 10, "e" * 10 + CUT)
+    assert decoded(decoder, id="i" * 10)
+    assert decoded(decoder, id="i" * 11) is None
+    assert decoded(decoder, id="") is None
+    assert decoded(decoder, id=None) is None
+    assert decoder.rejected == 3
+
+
+def test_unknown_statuses_are_rejected_and_logged_once() -> None:
+    decoder = Decoder({}, 100)
+    with capture_logs() as logs:
+        for word in ("paused", "paused", "Queued", "queued ", "", None):
+            assert decoded(decoder, status=word) is None
+    assert decoder.rejected == 6
+    assert [log["detail"] for log in logs] == [
+        "status 'paused' has no place in the contract",
+        "status 'Queued' has no place in the contract",
+        "status 'queued ' has no place in the contract",
+        "status '' has no place in the contract",
+        "status 'None' has no place in the contract",
+    ]
+    assert "BRAIN_STATUS_MAP" in logs[0]["hint"]
+
+
+def test_a_status_map_works_in_both_directions() -> None:
+    words: dict[str, Status] = {
+        "done": "completed",
+        "ok": "completed",
+        "new": "queued",
+        "t": "running",
+        "failed": "completed",
+    }
+    decoder = Decoder(words, 100)
+    assert [
+        decoded(decoder, status=word)[1] for word in ("done", "ok", "new", "t", "queued", "failed")
+    ] == [
+        "completed",
+        "completed",
+        "queued",
+        "running",
+        "queued",
+        "completed",
+    ]
+    assert set(decoder.active_words) == {"queued", "running", "new", "t"}
+    assert set(decoder.words("completed")) == {"completed", "done", "ok", "failed"}
+    assert decoder.words() == []
+    assert [decoder.word(status) for status in STATUSES] == ["new", "t", "done", "failed"]
+    assert [decoder.status(word) for word in ("done", "queued", "odd", None)] == [
+        "completed",
+        "queued",
+        None,
+        None,
+    ]
+
+
+def test_unchanged_values_stay_unchanged() -> None:
+    run = decoded(
+        Decoder({}, 100), status=UNCHANGED, error=UNCHANGED, agent=UNCHANGED, task_id=UNCHANGED
+    )
+    assert (run[1], run[3], run[4], run[7]) == (UNCHANGED,) * 4
+
+
+texts = (
+    st.none()
+    | st.text(max_size=30)
+    | st.sampled_from(["NaN", "1e5", "infinity", "2026-11-21 09:30:00+00", "50"])
+)
+
+
+@given(st.lists(texts, min_size=8, max_size=8), st.sampled_from(["queued", "running", "x", None]))
+def test_every_row_is_a_run_of_the_contract_or_rejected(
+    row: Sequence[str | None], word: str | None
+) -> None:
+    decoder = Decoder({}, 20)
+    values = [row[0], word, *row[2:]]
+    run = decoder([None if value is None else value.replace("\0", "") for value in values])
+    if run is None:
+        assert decoder.rejected == 1
+    else:
+        data = RunData.model_validate_json(body(run))
+        assert data.progress is None or math.isfinite(data.progress)
+        for moment in (data.started_at, data.completed_at):
+            assert moment is None or moment.tzinfo is not None
+        assert data.model_dump(exclude_none=True).keys() == json.loads(body(run)).keys()
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_every_time_of_python_keeps_its_value(moment: datetime) -> None:
+    seen = decoded(Decoder({}, 100), started_at=moment.isoformat(" ").removesuffix(":00"))[5]
+    assert datetime.fromisoformat(seen) == moment
