@@ -426,7 +426,7 @@ async def test_31_an_exception_while_one_client_is_served_closes_that_one_alone(
     faulty = mutant(
         tmp_path,
         "server.websocket",
-        '"""A whole message. Brain listens to none but this one."""',
+        '"""A whole message. Brain ignores all but this one."""',
         'if message.data == b"fault": raise ZeroDivisionError',
     )
     monkeypatch.setenv("PYTHONPATH", str(faulty))
