@@ -50,7 +50,7 @@ from tests.support.wire import (
 NODE = ROOT / "tests/support/node" / "node_modules"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.usefixtures("undisturbed")
+pytestmark = [pytest.mark.usefixtures("undisturbed"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
