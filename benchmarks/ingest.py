@@ -36,7 +36,8 @@ from brain.app import COLLECTOR
 from brain.contract.events import Changes, Snapshot
 from brain.contract.subscription import Subscription
 from brain.delivery.board import Board
-from brain.delivery.hub import Client, Hub
+from brain.delivery.cohorts import Client
+from brain.delivery.hub import Hub
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, parse

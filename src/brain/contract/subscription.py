@@ -1,4 +1,4 @@
-"""What a client of `/ws` asks for: a filter, and where to begin."""
+"""What a client of `/ws` asks for: a filter, and where to start."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ from brain.contract.messages import AGENT, STATUS, STATUSES, TASK_ID, Micros, Ru
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
 
-_PLACES = {"agent": AGENT, "task_id": TASK_ID}
+_INDEXES = {"agent": AGENT, "task_id": TASK_ID}
 
 MAX_VALUES = 100
-MAX_CHARACTERS = 1024
+"""Values of all fields of a filter together."""
 
+MAX_CHARACTERS = 1024
+"""Characters of one value."""
 
 Facet: TypeAlias = tuple[str, str | None, str | None]
-"""What filters look at besides the id: status, agent, task_id."""
+"""What filters test besides the id: status, agent, task_id."""
 
 ANY = "\0"
-"""In a Facet: unknown, so it matches every filter. No text of PostgreSQL's holds a NUL."""
+"""An unknown agent or task_id, which matches every filter. No text in PostgreSQL contains NUL."""
 
 
 def facet(run: Run) -> Facet:
@@ -27,26 +29,29 @@ def facet(run: Run) -> Facet:
 
 
 class FilterError(ValueError):
-    """A query of `/ws` that Brain does not understand; the text names the parameter, the value and the rule."""
+    """The query of `/ws` is not valid. The message names the parameter, the value and the rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """OR within a field, AND between the fields; an empty field lets everything through."""
+    """OR within a field, AND between fields. An empty field matches every run."""
 
     run_id: frozenset[str] = frozenset()
     task_id: frozenset[str] = frozenset()
     agent: frozenset[str] = frozenset()
     status: frozenset[str] = frozenset()
     bounds: frozenset[tuple[str, frozenset[str]]] = frozenset()
-    """What a token permits, as pairs of agent or task_id and its values. Unlike the fields, it is about what a run *is* alone: what
-    it was is no reason to show what has become of it, and no unknown past may open a door."""
+    """What a token permits: pairs of a field (agent or task_id) and its values.
+
+    Bounds test only what a run *is*. That a run was in bounds is no reason to show what it is now,
+    and an unknown past must not grant access.
+    """
 
     def permits(self, run: Run) -> bool:
-        return all(run[_PLACES[name]] in values for name, values in self.bounds)
+        return all(run[_INDEXES[name]] in values for name, values in self.bounds)
 
     def matches(self, run_id: str, facets: Collection[Facet]) -> bool:
-        """Whether a run that is or was any of `facets` concerns who filters so."""
+        """Whether a run that is or was any of `facets` passes the filter."""
         if self.run_id and run_id not in self.run_id:
             return False
         return any(
@@ -62,15 +67,17 @@ ALL = Filter()
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a client of `/ws` asks for."""
+    """What a client of `/ws` asks for. `snapshot` and `since` exclude each other."""
 
     filter: Filter = ALL
     snapshot: bool = False
+    """First send the current state of every unfinished run."""
     since: Micros | None = None
+    """First send the current state of every run that changed at or after this time."""
 
 
 def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
-    """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
+    """Parse the decoded query parameters of `/ws`. Raises FilterError."""
     fields: dict[str, set[str]] = {name: set() for name in FIELDS}
     once: dict[str, str] = {}
     for name, value in query:
@@ -89,7 +96,7 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
             raise FilterError(f"unknown parameter {name[:40]!r}: /ws knows {known}")
     if sum(map(len, fields.values())) > MAX_VALUES:
         raise FilterError(
-            f"a filter takes at most {MAX_VALUES} values: leave it out and pick in the client"
+            f"a filter takes at most {MAX_VALUES} values: leave it out and filter in the client"
         )
     if unknown := fields["status"] - set(STATUSES):
         raise FilterError(f"status is one of {', '.join(STATUSES)}, not {min(unknown)[:40]!r}")
@@ -98,7 +105,7 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
     snapshot = once.get("snapshot") == "true"
     if snapshot and "since" in once:
         raise FilterError(
-            "snapshot and since exclude each other: since already brings what has changed"
+            "snapshot and since exclude each other: since already sends what has changed"
         )
     try:
         since = parse_time(once["since"]) if "since" in once else None

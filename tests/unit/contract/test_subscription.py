@@ -50,7 +50,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
         ([("snapshot", "true"), ("snapshot", "true")], "snapshot may be given once"),
         (
             [("since", iso(T)), ("snapshot", "true")],
-            "snapshot and since exclude each other: since already brings",
+            "snapshot and since exclude each other: since already sends",
         ),
         (
             [("since", "2026-11-21T09:30:00 02:00")],
