@@ -32,6 +32,7 @@ ORDER = (
     "polling",
     "stalled",
     "silent",
+    "handshake",
 )
 
 Node: TypeAlias = dict[str, Any]
