@@ -1,4 +1,4 @@
-"""The systemd unit, as systemd itself reads it; nothing is started."""
+"""systemd accepts the unit. Nothing is started."""
 
 import re
 import shutil
@@ -18,25 +18,26 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """With a program and a user that are on every machine: systemd looks whether they are there."""
+    """The unit with a program and a user that exist on every machine: systemd checks that."""
     text = UNIT.read_text().replace("/opt/brain/.venv/bin/brain serve", "/bin/true")
     unit = tmp_path / "brain.service"
     unit.write_text(re.sub(r"^(User|Group)=brain$", r"\1=daemon", text, flags=re.MULTILINE))
     return unit
 
 
-def test_systemd_understands_every_line(unit: Path) -> None:
-    said = subprocess.run(
+def test_systemd_accepts_every_line(unit: Path) -> None:
+    done = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
     )
-    assert "brain.service" not in said.stderr, said.stderr
+    assert "brain.service" not in done.stderr, done.stderr
 
 
-def test_it_has_next_to_no_rights(unit: Path) -> None:
-    said = subprocess.run(
+def test_the_service_has_few_privileges(unit: Path) -> None:
+    done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", unit],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert said.returncode == 0, f"an exposure above 1.5 of 10: {said.stdout[-3000:]}{said.stderr}"
+    report = done.stdout[-3000:] + done.stderr
+    assert done.returncode == 0, f"the exposure is above 1.5 of 10: {report}"
