@@ -1,11 +1,13 @@
-"""Who changes the runs: a program that commits real changes, each as a transaction of its own or many as one, and stamps them.
+"""The writer: a program that commits changes of runs, one or many in a transaction.
 
-Every change writes `t=` and the monotonic clock, in nanoseconds, into the run's `error`, just before the statement is sent: so a
-latency measured from it includes the UPDATE and its COMMIT. The runs are changed in turn, so that between two changes of
-one there are thousands of others: nothing can be conflated, and a change that is missing was lost.
+Just before a statement is sent, `t=` and the monotonic clock in nanoseconds are written into the
+`error` of its runs. So a latency measured from it includes the UPDATE and its COMMIT. The runs
+change in turn, with thousands of other changes between two of one run: nothing can be conflated,
+and a missing change was lost.
 
-Run as a program it takes a URL and the number of runs, and then commands on standard input, a line of JSON each: `{"count": 1000, "rate":
-100}`; rate 0 is one statement in one transaction. It answers with `{"began": …, "ended": …, "commit_ms": …}` when that is done.
+As a program it takes a URL and the number of runs, and then commands on standard input, one JSON
+object per line: `{"count": 1000, "rate": 100}`. Rate 0 is one statement in one transaction. It
+answers with `{"began": …, "ended": …, "made": …, "commit_ms": …}` when that is done.
 """
 
 import json
@@ -23,18 +25,20 @@ RUNS = 20_000
 PREPARE = """
 TRUNCATE runs;
 INSERT INTO runs (id, status, progress, task_id, agent, started_at, error)
-SELECT 'run-' || lpad(n::text, 8, '0'), 'running', 42, 'task-' || lpad(n::text, 8, '0'), 'benchmark',
-       '2026-01-01T00:00:00Z', 't=' || repeat('0', 19)
-FROM generate_series(0, {most}) n;
+SELECT 'run-' || lpad(n::text, 8, '0'), 'running', 42, 'task-' || lpad(n::text, 8, '0'),
+       'benchmark', '2026-01-01T00:00:00Z', 't=' || repeat('0', 19)
+FROM generate_series(0, {last}) n;
 """
 ONE = b"UPDATE runs SET error = $1 WHERE id = $2"
 MANY = b"UPDATE runs SET error = $1 WHERE id >= $2 AND id < $3"
 
 
 def prepare(url: str, runs: int = RUNS) -> None:
-    """The table as every measurement finds it: runs that differ in their ids alone, so that their messages have one length."""
+    """Fill the table for a measurement. The runs differ only in their ids, so that all messages
+    have the same length.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(PREPARE.format(most=runs - 1).encode())
+        connection.execute(PREPARE.format(last=runs - 1).encode())
         connection.execute("VACUUM ANALYZE runs")
 
 
@@ -64,7 +68,7 @@ def change(connection: PGconn, at: int, runs: int, count: int, rate: float) -> d
     for i in range(count if rate else 0):
         wait = began / 1e9 + i / rate - time.monotonic()
         if select.select([0], [], [], max(wait, 0.0))[0]:
-            break  # told to stop
+            break  # a command has come: stop
         sent = time.monotonic_ns()
         execute(connection, b"one", stamp(), run_id((at + i) % runs))
         took.append(time.monotonic_ns() - sent)
@@ -86,15 +90,15 @@ def serve(url: str, runs: int) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             continue
-        wish = json.loads(line)
-        if not wish["rate"] and at % runs + wish["count"] > runs:
+        command = json.loads(line)
+        if not command["rate"] and at % runs + command["count"] > runs:
             at = 0
-        print(json.dumps(change(connection, at, runs, **wish)), flush=True)
-        at += wish["count"]
+        print(json.dumps(change(connection, at, runs, **command)), flush=True)
+        at += command["count"]
 
 
 class Changes:
-    """The program as its starter sees it, kept on one core."""
+    """The program as a child process, pinned to `cores`."""
 
     def __init__(self, url: str, runs: int = RUNS, *, cores: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.changes", url, str(runs)]
@@ -107,11 +111,11 @@ class Changes:
         self.finish(60.0)
 
     def start(self, count: int, rate: float) -> None:
-        self._say(json.dumps({"count": count, "rate": rate}))
+        self._send(json.dumps({"count": count, "rate": rate}))
 
     def stop(self) -> None:
-        """Makes no further change; the answer comes at once. Behind the last change it is passed over."""
-        self._say("stop")
+        """Make no further change: the answer comes at once. After the last change it is ignored."""
+        self._send("stop")
 
     def finish(self, seconds: float) -> dict[str, Any] | None:
         """The answer, or None if it has not come within `seconds`."""
@@ -124,7 +128,7 @@ class Changes:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
 

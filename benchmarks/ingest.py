@@ -1,14 +1,18 @@
-"""Ingest: how many changed rows a second Brain takes in, stage by stage. `python -m benchmarks.ingest [--quick] [--profile]`.
+"""Ingest: changed rows per second that Brain processes, stage by stage.
 
-What pgoutput said of two loads is recorded, and replayed on one core, each stage with all that stands before it:
+`python -m benchmarks.ingest [--quick] [--profile]`.
+
+The pgoutput stream of two loads is recorded and replayed on one core. Each stage includes all
+stages before it:
 
     decode      pgoutput's bytes → messages
     runs        … → the runs of the contract, in slices
     board       … → the board, which encodes and frames each
     frame       … → the hub, which makes batches for a client
 
-Then the whole: Brain on one core; a real PostgreSQL, its writers and one real client on the others. The loads: `one UPDATE` is
-100 000 rows in one transaction; `8 writers` is a row a transaction, by pgbench, as fast as it can.
+Then `whole`: Brain on one core; a real PostgreSQL, its writers and one real client on the others.
+The loads: `one UPDATE` is 100 000 rows in one transaction; `8 writers` is pgbench, one row per
+transaction, as fast as possible.
 """
 
 import asyncio
@@ -45,14 +49,14 @@ from tests.support.served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 ROWS = 100_000
-LEAST = 100_000
+MIN_ROWS_PER_SECOND = 100_000
 WRITERS = 8
 TABLE = Table("public", "runs")
 UPDATE = "UPDATE runs SET progress = mod(progress::int + 1, 100)"
 
 
 class Recording:
-    """CopyData as it came, handed out again in the way of libpq: all that this benchmark replaces."""
+    """Recorded CopyData, replayed by the methods of libpq: all that this benchmark replaces."""
 
     socket = -1
 
@@ -76,16 +80,16 @@ class Recording:
         return len(data), memoryview(data)
 
     def consume_input(self) -> None:
-        """Nothing more comes than there is."""
+        """Nothing more arrives."""
 
     def put_copy_data(self, _: bytes) -> None:
-        """It wants no answers."""
+        """A recording needs no answers."""
 
     def flush(self) -> None: ...
 
 
 async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
-    """What the stream says of a load, up to this many rows."""
+    """The stream of a load, up to this many rows."""
     async with await connect(url, "benchmark") as conn:
         description = await describe(conn, TABLE)
     stream = await Stream.open(
@@ -95,13 +99,13 @@ async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
     loading = asyncio.create_task(asyncio.to_thread(load))
     data: list[bytes] = []
     found = 0
-    pg = stream._conn.pgconn  # noqa: SLF001 - what it reads is what we want, as it is
+    pg = stream._conn.pgconn  # noqa: SLF001 - its bytes are what we record
     until = time.monotonic() + 60
     while found < rows:
         size, copied = pg.get_copy_data(1)
         if size <= 0:
             if time.monotonic() > until:
-                raise RuntimeError(f"{found} of {rows} rows came")
+                raise RuntimeError(f"{found} of {rows} rows arrived")
             await asyncio.sleep(0.001)
             pg.consume_input()
             continue
@@ -113,8 +117,8 @@ async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
     return Recording(description, data)
 
 
-class One(Client):
-    """A client that takes all, at once."""
+class Sink(Client):
+    """A client that takes everything at once."""
 
     __slots__ = ()
 
@@ -128,7 +132,7 @@ class One(Client):
         raise error
 
 
-class Never:
+class NoTimer:
     def cancel(self) -> None: ...
 
 
@@ -138,12 +142,12 @@ def decode(recording: Recording) -> None:
 
 
 def changes(recording: Recording) -> Iterator[list[Changes]]:
-    """The slices, as the stream would yield them."""
+    """The slices that the stream would yield."""
     recording.rewind()
     stream = Stream(
         cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192)
     )
-    while taken := stream._take():  # noqa: SLF001 - read() without waiting
+    while taken := stream._take():  # noqa: SLF001 - read() without its wait
         yield taken
 
 
@@ -152,8 +156,8 @@ def runs(recording: Recording) -> None:
         pass
 
 
-def begun(recording: Recording) -> Board:
-    """A board that holds the runs already."""
+def filled_board(recording: Recording) -> Board:
+    """A board that already holds the runs."""
     board = Board(1 << 30)
     board.apply(Snapshot((), 0))
     for slices in changes(recording):
@@ -169,8 +173,8 @@ def through_board(recording: Recording, board: Board) -> None:
 
 
 def through_hub(recording: Recording, board: Board) -> None:
-    hub = Hub(board, interval=0.025, clock=time.monotonic, call_later=lambda _, __: Never())
-    hub.join(One(), Subscription())
+    hub = Hub(board, interval=0.025, clock=time.monotonic, call_later=lambda _, __: NoTimer())
+    hub.join(Sink(), Subscription())
     for slices in changes(recording):
         for slice_ in slices:
             hub.push(board.apply(slice_))
@@ -187,7 +191,7 @@ STAGES: dict[str, tuple[Callable[..., None], bool]] = {
 
 def replayed(recording: Recording, rows: int, stage: str) -> dict[str, float]:
     work, with_board = STAGES[stage]
-    given: Sequence[object] = (begun(recording),) if with_board else ()
+    given: Sequence[object] = (filled_board(recording),) if with_board else ()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR)
@@ -201,7 +205,7 @@ def replayed(recording: Recording, rows: int, stage: str) -> dict[str, float]:
 def whole(
     server: Postgres, brain: Brain, load: Load, write: Callable[[], object]
 ) -> dict[str, float]:
-    """Rows a second that reach the client, and the rows that one core could do of it."""
+    """Rows per second that reach the client, and rows per second of Brain's CPU time."""
     load.ask("reset")
     before = brain.metric("brain_changes_total")
     used, start = machine.cpu_seconds(brain.process.pid), time.monotonic_ns()
@@ -221,7 +225,7 @@ def whole(
 
 
 def profiled(recording: Recording, stage: str) -> None:
-    board = begun(recording)
+    board = filled_board(recording)
     profile = cProfile.Profile()
     profile.enable()
     through_hub(recording, board) if stage == "frame" else runs(recording)
@@ -230,7 +234,7 @@ def profiled(recording: Recording, stage: str) -> None:
 
 
 def in_loop(work: Callable[[], Any]) -> Any:
-    """A stream asks a loop for the time."""
+    """Call `work` inside an event loop: a stream reads the loop's clock."""
 
     async def run() -> Any:
         return work()
@@ -275,7 +279,7 @@ def main() -> None:
             prepare(url, rows if load_name == "one UPDATE" else RUNS)
             with machine.brain(url, cores=SERVER_CORE) as brain:
                 with Load(Options(brain.port, "/ws", 1), cores=OTHER_CORES) as load:
-                    write()  # what is made at the first is made
+                    write()  # warm up
                     machine.quiet(load)
                     measure = partial(whole, server, brain, load, write)
                     each = machine.interleaved(options.runs, {f"{load_name}, whole": measure})
@@ -294,7 +298,9 @@ def main() -> None:
     reached = document["jobs"]["one UPDATE"]["frame"]["figures"]["rows_per_second"]["median"]
     document["targets"] = [
         machine.target(
-            "rows/s of one UPDATE, decode → board → frame, on one core", reached, least=LEAST
+            "rows/s of one UPDATE, decode → board → frame, on one core",
+            reached,
+            least=MIN_ROWS_PER_SECOND,
         ),
     ]
     machine.write("ingest", document, quick=options.quick)

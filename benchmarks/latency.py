@@ -1,7 +1,9 @@
-"""Latency: from before an UPDATE is sent to PostgreSQL until its message is at a client. `python -m benchmarks.latency [--quick]`.
+"""Latency: from before an UPDATE is sent to PostgreSQL until its message is at a client.
 
-Real commits (fsync as the server's settings have it, said in the results), real clients, the time of every change at each of up to 16
-clients spread over all.
+`python -m benchmarks.latency [--quick]`.
+
+Real commits and real clients. The time of every change is measured at up to 16 of the clients,
+spread over all of them.
 """
 
 from functools import partial
