@@ -58,7 +58,7 @@ CONSTANTS = {
     "API requests of an address": "api.concurrency.MAX_REQUESTS",
     "longest wait of an API request": "api.concurrency.MAX_WAIT",
     "socket send buffer": "server.listener.SEND_BUFFER",
-    "batch": "delivery.hub.BATCH",
+    "batch": "delivery.batches.BATCH",
     "token": "access.tokens.MAX_TOKEN",
     "key set": "access.jwks.MAX_JWKS",
     "longest load of a key set": "access.jwks.LOAD_TIMEOUT",

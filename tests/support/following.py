@@ -190,7 +190,7 @@ class Following:
         assert entry is not None, run_id
         return entry[RUN]
 
-    def told(self) -> list[tuple[str, str]]:
+    def pushed_statuses(self) -> list[tuple[str, str]]:
         """What was pushed, as (id, status)."""
         return [(run[ID], run[STATUS]) for run in self.pushes]
 

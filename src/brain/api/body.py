@@ -113,7 +113,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_text(name: str) -> bool:
-    """Without half a surrogate pair."""
+    """Without an unpaired surrogate."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 

@@ -1,5 +1,5 @@
-"""What /openapi.json says beyond the routes: parameters, bodies, headers, problem documents, and the
-message of `/ws`.
+"""What /openapi.json says beyond the routes: parameters, bodies, headers, problem documents, and
+the message of `/ws`.
 """
 
 from typing import Any

@@ -44,8 +44,7 @@ SENTENCES: Mapping[str, str] = {
     "greater_than_equal": _RULE,
     "less_than_equal": _RULE,
     BREAKS_RULE: _RULE,
-    "string_unicode": "{field} must not contain half a surrogate pair, which is no character: "
-    "{value}",
+    "string_unicode": "{field} must not contain an unpaired surrogate: it is no character: {value}",
     "value_error": "{field} {message}: {value}",
 }
 """pydantic's type of an error → the sentence."""

@@ -1,10 +1,9 @@
-"""What a source of changes yields, and what it may ask its consumer: the port between PostgreSQL
-and the board.
+"""The port between PostgreSQL and the board: the events of a source, and what it may ask back.
 
 A source yields Snapshot and Changes in the order in which they must be applied.
 """
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -28,21 +27,22 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The present state, or a piece of it: rows as one query saw them at `at`, by the database's
-    clock.
+    """The current state, or a piece of it: rows as one query saw them.
 
-    The board compares and pushes what differs, so a Snapshot after an outage is simply applied.
+    The board compares the rows with what it holds and pushes the differences. So after an outage a
+    source just yields a Snapshot.
     """
 
     rows: Sequence[Run]
     at: Micros
+    """The database's time of the query."""
     gone: Collection[str] = ()
     """Ids that the board holds as unfinished and that the table no longer has."""
     complete: bool = True
     """False for each piece of a Snapshot but the last."""
     new: bool = False
-    """A new history (another table, a restored backup, a failover): no `since` reaches behind it.
-    """
+    """A new history (another table, a restored backup, a failover): no `since` from before is
+    answered."""
     unless_after: int | None = None
     """Set on a comparison. Rows of runs that the board has seen change after this seq are older
     than the board: it skips them."""
@@ -61,8 +61,7 @@ class Changes:
 
     rows: list[tuple[Op, Run]]
     at: Micros
-    """The time of the commit. Not in the order of commits (seen: 0.07 % are not, by up to 17 ms).
-    """
+    """The time of the commit. It may decrease: 0.07 % of commits were late, by up to 17 ms."""
     xid: int
     """The transaction's 64-bit id, so that a reader can tell whether a query has seen it."""
     incomplete: bool = False
@@ -71,12 +70,6 @@ class Changes:
 
 
 Event: TypeAlias = Snapshot | Changes
-
-
-class Source(Protocol):
-    """Follows the table, whatever happens to the database; ends only when it is cancelled."""
-
-    def events(self) -> AsyncGenerator[Event]: ...
 
 
 class Known(Protocol):

@@ -1,7 +1,7 @@
-"""The wire contract: what a run is, what a message is, and the frame that carries it.
+"""The wire contract: a run, a message, and the frame that carries it.
 
-A change is encoded once and framed once, for every client: a server's frames are unmasked (RFC 6455, section
-5.1), so all clients may be handed the same bytes.
+A change is encoded and framed once for all clients: a server's frames are unmasked (RFC 6455,
+section 5.1), so every client can be sent the same bytes.
 """
 
 from datetime import UTC, datetime
@@ -27,9 +27,10 @@ TYPES: dict[str, Type] = {
 }
 
 Run = tuple[str, str, float | None, str | None, str | None, str | None, str | None, str | None]
-"""A row in the words of the contract: id, status, progress, task_id, agent, started_at, completed_at, error.
+"""A row in the words of the contract: the values of FIELDS, in that order.
 
-A plain tuple of atoms: Python's collector stops tracking those, and a board holds hundreds of thousands.
+A plain tuple of atoms, which Python's collector stops tracking: a board holds hundreds of
+thousands.
 """
 
 FIELDS = ("id", "status", "progress", "task_id", "agent", "started_at", "completed_at", "error")
@@ -39,26 +40,31 @@ TASK_ID: Final = 3
 AGENT: Final = 4
 
 MAX_ID_BYTES: Final = 1024
-"""Of a run's id, in UTF-8: the same bound for what is pushed, for the HTTP API, for a filter and for a cursor. Percent-encoded, it
-fits into a URL."""
+"""Of a run's id, in UTF-8: one bound for what is pushed, for the HTTP API, a filter and a cursor.
+
+Percent-encoded, it fits into a URL.
+"""
 
 UNCHANGED = "\0"
-"""Stands in a field whose value PostgreSQL did not send, as it did not change (TOAST). No text of PostgreSQL's holds a NUL."""
+"""The value of a field that PostgreSQL did not send because it did not change (TOAST).
+
+No text in PostgreSQL contains NUL.
+"""
 
 Micros = int
-"""A moment, as microseconds since 1970-01-01T00:00:00Z: PostgreSQL's own resolution."""
+"""A time in microseconds since 1970-01-01T00:00:00Z: PostgreSQL's own resolution."""
 
 
-def _left_out(schema: dict[str, Any]) -> None:
+def _drop_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
-Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_left_out)]
-"""A field that is left out, and never null, where the row has NULL."""
+Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_drop_default)]
+"""A field that is absent, never null, where the row has NULL."""
 
 
 class RunData(BaseModel):
-    """A run as clients see it. What is NULL in the row is left out."""
+    """A run as clients see it. A field that is NULL in the row is left out."""
 
     model_config = ConfigDict(extra="forbid", title="Run")
 
@@ -85,13 +91,16 @@ class WSMessage(BaseModel):
 
 
 def storable(text: str) -> str:
-    """The text, if a run can hold it. Raises ValueError, with a sentence that lacks its subject."""
+    """Return the text if PostgreSQL can store it.
+
+    Raises ValueError with a predicate ("must not …"): the caller knows the subject.
+    """
     if "\0" in text:
         raise ValueError("must not contain NUL, which PostgreSQL cannot store")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("must not contain half a surrogate pair, which is no character") from None
+        raise ValueError("must not contain an unpaired surrogate: it is no character") from None
     return text
 
 
@@ -106,7 +115,7 @@ def shown(value: object) -> str:
 
 
 def body(run: Run) -> str:
-    """The `data` of a message, as JSON in printable ASCII."""
+    """The `data` of a message: JSON in printable ASCII."""
     run_id, status, progress, task_id, agent, started_at, completed_at, error = run
     text = f'{{"id":{quoted(run_id)},"status":"{status}"'
     if progress is not None:
@@ -125,8 +134,8 @@ def body(run: Run) -> str:
 
 
 def message(run: Run, time: Micros) -> bytes:
-    """The message about `run` as of `time`, in the frame that goes to every client."""
-    payload = f'{{"type":"{TYPES[run[1]]}","data":{body(run)},"timestamp":"{_latest(time)}"}}'
+    """The framed message about `run` as of `time`."""
+    payload = f'{{"type":"{TYPES[run[STATUS]]}","data":{body(run)},"timestamp":"{_latest(time)}"}}'
     return text_frame(payload.encode("ascii"))
 
 
@@ -146,24 +155,24 @@ def _second(seconds: int) -> str:
 
 
 def iso(time: Micros) -> str:
-    """`2026-11-21T09:30:00.123456Z`: always six digits, so that the text sorts as the time does."""
+    """`2026-11-21T09:30:00.123456Z`: always six digits, so that texts sort as times do."""
     return f"{_second(time // 1_000_000)}.{time % 1_000_000:06d}Z"
 
 
 _latest = lru_cache(maxsize=1)(iso)
-"""All rows of a transaction have one time."""
+"""The last text is kept: all rows of a transaction have the same time."""
 
 
 def micros(moment: datetime) -> Micros:
-    """The exact microseconds of an aware datetime, without a float on the way."""
+    """The exact microseconds of an aware datetime, without rounding through a float."""
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def parse_time(text: str) -> Micros:
-    """An ISO 8601 moment with its zone, as a client gives it in `since`.
+    """Parse an ISO 8601 time with a zone, such as a client's `since`.
 
-    Raises ValueError, with a sentence that says what is expected.
+    Raises ValueError with a sentence that states the expected format.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -182,4 +191,5 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     "completed": frozenset({"completed"}),
     "failed": frozenset({"failed"}),
 }
-"""What the HTTP API lets a status become. A status may stay as it is (progress); an end is final."""
+"""The changes of status that the HTTP API allows. A status may stay the same (progress); completed
+and failed are final."""

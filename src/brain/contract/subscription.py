@@ -1,4 +1,7 @@
-"""What a client of `/ws` asks for: a filter, and where to begin. `GET /api/runs` takes the same filters."""
+"""What a client of `/ws` asks for: a filter, and where to start.
+
+`GET /api/runs` takes the same filters.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -20,14 +23,17 @@ from brain.contract.messages import (
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
 
-_PLACES = {"agent": AGENT, "task_id": TASK_ID}
+_INDEXES = {"agent": AGENT, "task_id": TASK_ID}
 
 MAX_VALUES = 100
+"""Values of all fields of a filter together."""
+
 MAX_CHARACTERS = 1024
-"""Of a task_id or an agent. A run_id has at most MAX_ID_BYTES."""
+"""Characters of a task_id or an agent. A run_id has at most MAX_ID_BYTES."""
 
 Form: TypeAlias = Callable[[str, Collection[str]], "frozenset[str] | None"]
-"""The texts by which the column of a field prints these values: `7` for `007` where it holds integers. None: not known yet.
+"""The texts by which the column of a field prints these values: `7` for `007` where it holds
+integers. None: not known yet.
 
 A value that the column cannot hold stays as it is, and so equals none of a row.
 """
@@ -39,10 +45,10 @@ def as_given(_field: str, values: Collection[str]) -> frozenset[str]:
 
 
 Facet: TypeAlias = tuple[str, str | None, str | None]
-"""What filters look at besides the id: status, agent, task_id."""
+"""What filters test besides the id: status, agent, task_id."""
 
 ANY = "\0"
-"""In a Facet: unknown, so it matches every filter. No text of PostgreSQL's holds a NUL."""
+"""An unknown agent or task_id, which matches every filter. No text in PostgreSQL contains NUL."""
 
 
 def facet(run: Run) -> Facet:
@@ -50,7 +56,7 @@ def facet(run: Run) -> Facet:
 
 
 class FilterError(ValueError):
-    """A query that Brain does not understand; the text names the parameter, the value and the rule."""
+    """The query is not valid. The message names the parameter, the value and the rule."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -59,15 +65,18 @@ class FilterError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """OR within a field, AND between the fields; an empty field lets everything through."""
+    """OR within a field, AND between fields. An empty field matches every run."""
 
     run_id: frozenset[str] = frozenset()
     task_id: frozenset[str] = frozenset()
     agent: frozenset[str] = frozenset()
     status: frozenset[str] = frozenset()
     bounds: frozenset[tuple[str, frozenset[str]]] = frozenset()
-    """What a token permits, as pairs of agent or task_id and its values. Unlike the fields, it is about what a run *is* alone: what
-    it was is no reason to show what has become of it, and no unknown past may open a door."""
+    """What a token permits: pairs of a field (agent or task_id) and its values.
+
+    Bounds test only what a run *is*. That a run was in bounds is no reason to show what it is now,
+    and an unknown past must not grant access.
+    """
 
     def printed(self, form: Form) -> "Filter | None":
         """The filter in the texts that the columns print. None: they are not known yet."""
@@ -80,10 +89,10 @@ class Filter:
         return replace(self, run_id=run_id, task_id=task_id, agent=agent)
 
     def permits(self, run: Run) -> bool:
-        return all(run[_PLACES[name]] in values for name, values in self.bounds)
+        return all(run[_INDEXES[name]] in values for name, values in self.bounds)
 
     def matches(self, run_id: str, facets: Collection[Facet]) -> bool:
-        """Whether a run that is or was any of `facets` concerns who filters so."""
+        """Whether a run that is or was any of `facets` passes the filter."""
         if self.run_id and run_id not in self.run_id:
             return False
         return any(
@@ -99,17 +108,22 @@ ALL = Filter()
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a client of `/ws` asks for."""
+    """What a client of `/ws` asks for. `snapshot` and `since` exclude each other."""
 
     filter: Filter = ALL
     snapshot: bool = False
+    """First send the current state of every unfinished run."""
     since: Micros | None = None
+    """First send the current state of every run that changed at or after this time."""
 
 
 def parse_filter(
     query: Collection[tuple[str, str]], others: Collection[str], path: str
 ) -> tuple[Filter, Mapping[str, str]]:
-    """The filter of a query, and its `others`: the parameters of this path that may be given once. Raises FilterError."""
+    """The filter of a query, and its `others`: the parameters of this path that may be given once.
+
+    Raises FilterError.
+    """
     fields: dict[str, set[str]] = {name: set() for name in FIELDS}
     once: dict[str, str] = {}
     for name, value in query:
@@ -126,7 +140,8 @@ def parse_filter(
         largest = max(FIELDS, key=lambda name: len(fields[name]))
         raise FilterError(
             largest,
-            f"a filter takes at most {MAX_VALUES} values: leave {largest} out and pick in the client",
+            f"a filter takes at most {MAX_VALUES} values: "
+            f"leave {largest} out and filter in the client",
         )
     run_ids, task_ids, agents, statuses = (frozenset(fields[name]) for name in FIELDS)
     return Filter(run_ids, task_ids, agents, statuses), once
@@ -151,7 +166,7 @@ def _checked(name: str, value: str) -> str:
 
 
 def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
-    """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
+    """Parse the decoded query parameters of `/ws`. Raises FilterError."""
     filter_, once = parse_filter(query, ("snapshot", "since"), "/ws")
     if once.get("snapshot", "true") not in ("true", "false"):
         raise FilterError("snapshot", f"snapshot is true or false, not {shown(once['snapshot'])}")
@@ -159,7 +174,7 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
     if snapshot and "since" in once:
         raise FilterError(
             "since",
-            "snapshot and since exclude each other: since already brings what has changed",
+            "snapshot and since exclude each other: since already sends what has changed",
         )
     try:
         since = parse_time(once["since"]) if "since" in once else None

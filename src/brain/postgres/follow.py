@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 
 class Follow:
-    """The Source of a running Brain.
+    """The source of a running Brain.
 
     `application` names its connections. It must not be the name of a synchronous standby.
     """

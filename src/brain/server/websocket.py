@@ -33,7 +33,8 @@ from brain.contract.close_codes import (
 )
 from brain.contract.messages import text_frame
 from brain.contract.subscription import Subscription
-from brain.delivery.hub import Client, Hub
+from brain.delivery.cohorts import Client
+from brain.delivery.hub import Hub
 from brain.server.limits import Limits
 
 log = structlog.get_logger()

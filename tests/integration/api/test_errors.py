@@ -92,7 +92,7 @@ async def test_an_error_of_a_field_names_field_value_and_rule(
         (
             '{"agent": "\\ud800"}',
             "agent",
-            r"half a surrogate pair, which is no character: '\ud800'",
+            r"an unpaired surrogate: it is no character: '\ud800'",
         ),
         (
             '{"colour": "red"}',

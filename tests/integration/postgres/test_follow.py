@@ -44,13 +44,13 @@ async def test_logs_one_line_per_change_of_state_and_none_per_try() -> None:
                 assert f.follow.state.heard == heard
                 server.start()
                 await f.source("replication")
-        said = sources(logs)
-        assert [now for now, _ in said[:2]] == ["poll", "replication"]
-        assert said[-1] == ("replication", "")
-        gone = [detail for now, detail in said if now == "none"]
+        changes = sources(logs)
+        assert [now for now, _ in changes[:2]] == ["poll", "replication"]
+        assert changes[-1] == ("replication", "")
+        gone = [detail for now, detail in changes if now == "none"]
         # A server that shuts down may refuse for several reasons; each is logged once.
         assert 1 <= len(gone) == len(set(gone)) <= 4
-        assert "poll" in [now for now, _ in said[2:]]
+        assert "poll" in [now for now, _ in changes[2:]]
         assert f.follow.state.losses <= 1
         assert f.follow.state.heard > before
 
@@ -158,7 +158,7 @@ async def test_withdraws_the_publication_if_the_key_is_dropped_while_a_slot_wait
     database: str,
 ) -> None:
     """The promotion has checked the table, and now waits as long as some transaction writes. The
-    application's UPDATEs must not fail meanwhile.
+    application's UPDATEs must not fail in the meantime.
     """
     await asyncio.to_thread(execute, database, "CREATE TABLE other ()")
     async with connected(database) as conn:
@@ -223,7 +223,7 @@ async def test_a_comparison_finds_what_the_stream_did_not_deliver(database: str)
             await f.settled()
         assert [line["event"] for line in logs] == ["stream differed from the table"]
         assert f.board.corrections == 2
-        assert f.told()[-2:] == [("a", "running"), ("b", "running")]
+        assert f.pushed_statuses()[-2:] == [("a", "running"), ("b", "running")]
         assert f.follow.state.streams == 1
         # Once they agree, nothing is logged.
         with capture_logs() as logs:
@@ -259,7 +259,7 @@ async def test_follows_partitions_that_are_attached_and_detached(database: str) 
         await rejoined("CREATE TABLE c PARTITION OF runs FOR VALUES FROM ('c') TO ('d')")
         assert len(f.pushes) == pushes
         await rejoined("ALTER TABLE runs ATTACH PARTITION b FOR VALUES FROM ('b') TO ('c')")
-        assert f.told()[pushes:] == [("b1", "queued"), ("b2", "running")]
+        assert f.pushed_statuses()[pushes:] == [("b1", "queued"), ("b2", "running")]
         await rejoined("ALTER TABLE runs DETACH PARTITION b")
         await f.settled()
         assert len(f.pushes) == pushes + 2
@@ -287,7 +287,7 @@ async def test_the_next_comparison_returns_what_the_board_has_skipped(
     async with Following(database, "replication", timing=timing) as f:
         await f.source("replication")
         leave_out(f, "untold", monkeypatch)
-        f.board._emptied = 1 << 60
+        f.board._deleted_floor = 1 << 60
         await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
         await f.pushed("untold", "running")
         progress = f.follow._progress
@@ -297,7 +297,7 @@ async def test_the_next_comparison_returns_what_the_board_has_skipped(
             await f.sql("CREATE TABLE IF NOT EXISTS other ()", "INSERT INTO other DEFAULT VALUES")
         await asyncio.sleep(0.3)
         assert "untold" not in f.board
-        f.board._emptied = 0
+        f.board._deleted_floor = 0
         await f.until(lambda: "untold" in f.board)
         assert f.follow.state.streams == 1
 
@@ -399,13 +399,13 @@ async def test_a_commit_that_is_not_yet_visible_does_not_take_runs_back(then: st
                 for _ in range(4):
                     await asyncio.sleep(0.15)
                     # A query sees less than the board holds.
-                    assert ("a", "running") not in f.told()[before:]
+                    assert ("a", "running") not in f.pushed_statuses()[before:]
                     assert f.run("a")[STATUS] == "failed"
                     assert "b" not in f.board
                     assert "c" in f.board
                 assert f.board.corrections == 0
                 if then == "lost for good":
-                    await f.until(lambda: ("a", "running") in f.told()[before:])
+                    await f.until(lambda: ("a", "running") in f.pushed_statuses()[before:])
                     await f.settled()
             finally:
                 execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = ''")
@@ -413,7 +413,7 @@ async def test_a_commit_that_is_not_yet_visible_does_not_take_runs_back(then: st
                 await waiting
             await f.source("replication")
             await f.settled()
-            assert (("a", "running") in f.told()[before:]) == (then == "lost for good")
+            assert (("a", "running") in f.pushed_statuses()[before:]) == (then == "lost for good")
 
 
 async def insert(url: str) -> None:

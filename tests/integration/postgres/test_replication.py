@@ -303,7 +303,7 @@ async def _followed_again(proxy: Proxy, database: str) -> None:
         proxy.speak()
         await f.pushed("a", "queued")
         await f.source("replication")
-        assert f.told() == [("a", "queued")]
+        assert f.pushed_statuses() == [("a", "queued")]
 
 
 async def left(url: str) -> list[tuple[Any, ...]]:

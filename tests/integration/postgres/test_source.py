@@ -67,7 +67,12 @@ async def test_pushes_inserts_updates_and_deletes(database: str, mode: Mode) -> 
         await f.settled()
         await f.sql("DELETE FROM runs")
         await f.until(lambda: "b" not in f.board)
-        assert f.told() == [("a", "queued"), ("a", "running"), ("a", "completed"), ("b", "running")]
+        assert f.pushed_statuses() == [
+            ("a", "queued"),
+            ("a", "running"),
+            ("a", "completed"),
+            ("b", "running"),
+        ]
         # A query cannot see that a finished run was deleted: the board keeps it until it is
         # evicted.
         assert ("a" in f.board) == (mode == "poll")
@@ -84,7 +89,7 @@ async def test_only_the_stream_pushes_an_update_that_changes_nothing(
             "INSERT INTO runs (id) VALUES ('z')",
         )
         await f.pushed("z", "queued")
-        assert f.told().count(("a", "running")) == (1 if mode == "poll" else 2)
+        assert f.pushed_statuses().count(("a", "running")) == (1 if mode == "poll" else 2)
 
 
 async def test_a_truncate_forgets_every_run(database: str, mode: Mode) -> None:
@@ -113,8 +118,8 @@ async def test_pushes_only_what_is_committed(database: str, mode: Mode) -> None:
         await conn.execute("UPDATE runs SET status = 'running' WHERE id = 'kept'")
         await conn.commit()
         await f.settled()
-        assert {run_id for run_id, _ in f.told()} == {"kept", "yes"}
-        assert "failed" not in {status for _, status in f.told()}
+        assert {run_id for run_id, _ in f.pushed_statuses()} == {"kept", "yes"}
+        assert "failed" not in {status for _, status in f.pushed_statuses()}
 
 
 async def test_pushes_the_rows_of_subtransactions(database: str, mode: Mode) -> None:
@@ -141,10 +146,10 @@ async def test_pushes_a_prepared_transaction_when_it_is_committed(
         await f.sql("BEGIN", "INSERT INTO runs (id) VALUES ('no')", "PREPARE TRANSACTION 'brain b'")
         await f.sql("INSERT INTO runs (id) VALUES ('now')")
         await f.pushed("now", "queued")
-        assert f.told() == [("now", "queued")]
+        assert f.pushed_statuses() == [("now", "queued")]
         await f.sql("ROLLBACK PREPARED 'brain b'", "COMMIT PREPARED 'brain a'")
         await f.pushed("a", "queued")
-        assert f.told() == [("now", "queued"), ("a", "queued")]
+        assert f.pushed_statuses() == [("now", "queued"), ("a", "queued")]
 
 
 async def test_delivers_a_large_transaction_in_slices(database: str, mode: Mode) -> None:
@@ -674,7 +679,7 @@ async def test_reconnects_when_connections_are_killed(any_database: str, mode: M
             assert any("terminat" in str(line.get("detail")) for line in logs)
             assert f.follow.state.losses == 1
         assert f.follow.state.connects == 2
-        assert len(f.told()) == 4
+        assert len(f.pushed_statuses()) == 4
 
 
 # Changes of the server. These tests stop it, so it is their own.

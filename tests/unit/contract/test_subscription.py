@@ -14,7 +14,7 @@ from brain.contract.subscription import (
 T = 1_700_000_000_000_000
 
 
-def test_a_subscription_is_read_from_the_query() -> None:
+def test_a_query_is_parsed_into_a_subscription() -> None:
     query = [
         ("run_id", "r"),
         ("status", "running"),
@@ -49,7 +49,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
         ([("snapshot", "true"), ("snapshot", "true")], "snapshot may be given once"),
         (
             [("since", iso(T)), ("snapshot", "true")],
-            "snapshot and since exclude each other: since already brings",
+            "snapshot and since exclude each other: since already sends",
         ),
         (
             [("since", "2026-11-21T09:30:00 02:00")],
@@ -59,7 +59,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
         ([("run_id", str(i)) for i in range(MAX_VALUES + 1)], "a filter takes at most 100 values"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_the_rule(
+def test_an_invalid_query_is_rejected_with_the_rule(
     query: list[tuple[str, str]], sentence: str
 ) -> None:
     with pytest.raises(FilterError) as refusal:
@@ -67,6 +67,6 @@ def test_what_is_not_understood_is_refused_with_the_rule(
     assert sentence in str(refusal.value)
 
 
-def test_a_hundred_values_are_welcome() -> None:
+def test_a_hundred_values_are_accepted() -> None:
     query = [("run_id", str(i)) for i in range(MAX_VALUES)]
     assert len(parse_subscription(query + query).filter.run_id) == MAX_VALUES

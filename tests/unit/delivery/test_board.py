@@ -1,17 +1,17 @@
-"""The board, rule by rule. (Together with the hub, in random histories: test_hub_histories.py.)"""
+"""The board, rule by rule. For random histories, with the hub, see test_hub_histories.py."""
 
 import gc
 import json
 import random
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from brain.contract.events import Changes, Op, Snapshot, only_id
-from brain.contract.messages import UNCHANGED, Micros, Run, body, iso, message
+from brain.contract.messages import ID, UNCHANGED, Micros, Run, body, iso, message
 from brain.contract.subscription import ANY, facet
-from brain.delivery import board as module
 from brain.delivery.board import (
     ANYTHING,
     FACETS,
@@ -44,8 +44,8 @@ def run(
     return (run_id, status, progress, task_id, agent, None, None, error)
 
 
-def begun(memory: int = PLENTY, *rows: Run, push_unchanged: bool = True) -> Board:
-    board = Board(memory, push_unchanged=push_unchanged)
+def begun(memory: int = PLENTY, *rows: Run, **options: Any) -> Board:
+    board = Board(memory, **options)
     assert board.apply(Snapshot(list(rows), T)) == []
     return board
 
@@ -56,7 +56,7 @@ def change(board: Board, op: Op, row: Run, at: Micros = T) -> Push:
 
 
 def frames(data: bytes) -> list[str]:
-    """The ids in a piece, whose frames are all of the middle size class."""
+    """The ids in a piece of frames below 64 KiB."""
     ids = []
     while data:
         size = int.from_bytes(data[2:4], "big") + 4 if data[1] == 126 else data[1] + 2
@@ -68,7 +68,7 @@ def frames(data: bytes) -> list[str]:
 # What is new?
 
 
-def test_a_change_is_an_entry_with_the_next_seq_its_time_its_frame_and_its_transaction() -> None:
+def test_a_change_becomes_an_entry_with_seq_time_run_frame_and_transaction() -> None:
     board = begun()
     row = run("r", "running", 5.0, agent="a", task_id="t")
     entry, facets, steady = change(board, "insert", row, T + 1)
@@ -104,14 +104,14 @@ def test_a_later_snapshot_pushes_what_differs() -> None:
     assert board.differs(run("unknown"))
 
 
-def test_what_is_gone_is_forgotten() -> None:
+def test_a_run_that_is_gone_is_removed() -> None:
     board = begun(PLENTY, run("r"), run("s"))
     assert board.apply(Snapshot([], T, gone=["r", "never known"])) == []
     assert "r" not in board
     assert set(board.unfinished()) == {"s"}
 
 
-def test_a_comparison_is_counted_and_does_not_overtake_the_stream() -> None:
+def test_a_comparison_does_not_override_newer_changes() -> None:
     board = begun(PLENTY, run("lost"), run("changed"), run("gone"), run("back"))
     asked = board.seq
     change(board, "update", run("changed", "running"))
@@ -128,31 +128,28 @@ def test_a_comparison_is_counted_and_does_not_overtake_the_stream() -> None:
 
 
 @pytest.mark.parametrize("op", ["delete", "truncate"])
-def test_a_comparison_does_not_bring_back_what_was_deleted_since(op: Op) -> None:
+def test_a_comparison_does_not_bring_back_a_run_deleted_since(op: Op) -> None:
     board = begun(PLENTY, run("r"))
     asked = board.seq
     board.apply(Changes([(op, only_id("r"))], T, 7))
     assert board.apply(Snapshot([run("r")], T, unless_after=asked)) == []
     assert "r" not in board
-    # A question asked behind the delete tells news again.
+    # A query after the delete is news again.
     assert board.apply(Snapshot([run("r")], T, unless_after=board.seq)) != []
 
 
-def test_so_many_deletes_are_remembered_singly_and_more_as_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "MAX_DELETED", 2)
-    board = begun()
+def test_deletes_are_remembered_one_by_one_up_to_a_limit_and_then_as_one() -> None:
+    board = begun(max_deleted=2)
     asked = board.seq
     board.apply(Changes([("delete", only_id("r")), ("delete", only_id("s"))], T, 7))
-    assert board.apply(Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked))[0][0][
-        RUN
-    ] == run("lost")
+    found = Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked)
+    ((entry, _, _),) = board.apply(found)
+    assert entry[RUN] == run("lost")
     board.apply(Changes([("delete", only_id(run_id)) for run_id in "tuv"], T, 7))
     assert board.apply(Snapshot([run("u"), run("more")], T, unless_after=asked)) == []
 
 
-def test_a_comparison_does_not_take_back_what_was_evicted_since() -> None:
+def test_a_comparison_does_not_bring_back_a_run_evicted_since() -> None:
     board = begun(0, run("r", "running"))
     asked = board.seq
     change(board, "update", run("r", "completed"))
@@ -160,11 +157,11 @@ def test_a_comparison_does_not_take_back_what_was_evicted_since() -> None:
     assert board.apply(Snapshot([run("r", "running")], T, unless_after=asked)) == []
 
 
-def test_a_new_beginning_forgets_the_finished_and_answers_no_since_from_before() -> None:
+def test_a_new_beginning_removes_finished_runs_and_answers_no_since_from_before() -> None:
     board = begun(PLENTY, run("active"))
     change(board, "insert", run("done", "completed"), T + 5)
     pushes = board.apply(Snapshot([run("active"), run("done", "completed")], T + 9, new=True))
-    assert [entry[RUN][0] for entry, _, _ in pushes] == ["done"]
+    assert [entry[RUN][ID] for entry, _, _ in pushes] == ["done"]
     assert board.since(T + 9) is None
     assert board.since(T + 10) == board.seq
     assert board.floor == 2
@@ -173,7 +170,7 @@ def test_a_new_beginning_forgets_the_finished_and_answers_no_since_from_before()
 # What was it?
 
 
-def test_insert_was_nothing_and_an_unknown_run_anything_finished() -> None:
+def test_an_inserted_run_was_nothing_and_an_unknown_run_anything_finished() -> None:
     board = begun()
     assert change(board, "insert", run("new"))[1] == (("queued", None, None),)
     assert change(board, "update", run("old", "running", agent="a"))[1] == (
@@ -183,7 +180,7 @@ def test_insert_was_nothing_and_an_unknown_run_anything_finished() -> None:
     )
 
 
-def test_an_unknown_active_run_of_a_snapshot_is_taken_for_a_new_one() -> None:
+def test_an_unknown_unfinished_run_of_a_snapshot_counts_as_new() -> None:
     ((_, facets, _),) = begun().apply(Snapshot([run("r", "running")], T))
     assert facets == (("running", None, None),)
 
@@ -191,7 +188,7 @@ def test_an_unknown_active_run_of_a_snapshot_is_taken_for_a_new_one() -> None:
 # What the API shows ahead of the source
 
 
-def test_what_was_shown_ahead_of_a_poll_belongs_to_what_the_run_was() -> None:
+def test_a_state_shown_before_a_poll_belongs_to_what_the_run_was() -> None:
     board = begun(PLENTY, run("known", agent="a"))
     for shown in (run("known", agent="b"), run("new", "running", agent="b")):
         for _ in range(2):
@@ -206,7 +203,7 @@ def test_what_was_shown_ahead_of_a_poll_belongs_to_what_the_run_was() -> None:
     assert facets == (("queued", "c", None), ("queued", "d", None))
 
 
-def test_a_run_that_is_again_what_it_was_is_news_to_who_was_shown_it_otherwise() -> None:
+def test_a_run_back_in_its_old_state_is_pushed_if_another_state_was_shown() -> None:
     board = begun(PLENTY, run("r", agent="a"))
     board.show(run("r", agent="b"), board.seq)
     ((_, facets, _),) = board.apply(Snapshot([run("r", agent="a")], T))
@@ -214,21 +211,20 @@ def test_a_run_that_is_again_what_it_was_is_news_to_who_was_shown_it_otherwise()
     assert board.apply(Snapshot([run("r", agent="a")], T)) == []
 
 
-def test_where_a_snapshot_came_in_between_the_board_is_shown() -> None:
-    """Which of the two is the later is not known. If it is the table's, it will be pushed."""
+def test_show_returns_the_entry_of_a_snapshot_that_came_after_the_query() -> None:
+    """Either may be newer. If the table's is, it will be pushed."""
     board = begun()
     asked = board.seq
     board.apply(Snapshot([run("r", agent="c")], T))
     assert board.show(run("r", agent="b"), asked) is board.get("r")
     assert board.show(run("r", agent="b"), board.seq) is None
     asked = board.seq
-    change(
-        board, "update", run("r", agent="d")
-    )  # from the stream: rows.py knows whether the question has seen it
+    # From the stream: by its xid, the repository knows whether the query has seen it.
+    change(board, "update", run("r", agent="d"))
     assert board.show(run("r", agent="b"), asked) is None
 
 
-def test_what_was_shown_and_then_deleted_is_forgotten() -> None:
+def test_a_shown_state_of_a_deleted_run_is_removed() -> None:
     board = begun()
     for gone in ("delete", "truncate", "snapshots"):
         board.show(run("r", agent="b"), board.seq)
@@ -238,17 +234,16 @@ def test_what_was_shown_and_then_deleted_is_forgotten() -> None:
             case "truncate":
                 board.apply(Changes([("truncate", only_id(""))], T, 7))
             case _:
-                board.apply(Snapshot([], T))  # its question may have been asked before
+                board.apply(Snapshot([], T))  # its query may have begun before
                 assert board._shown
                 board.apply(Snapshot([], T))
         assert not board._shown
-    board.show(
-        run("r", "failed"), board.seq
-    )  # what a finished run becomes, who filters is told in any case
+    # The next change of a finished run reaches every filter that it may have passed, anyway.
+    board.show(run("r", "failed"), board.seq)
     assert not board._shown
 
 
-def test_is_or_was_for_a_flush_and_ever_was_for_catching_up() -> None:
+def test_a_push_has_what_a_run_is_or_was_and_its_entry_everything_it_has_been() -> None:
     board = begun()
     change(board, "insert", run("r", agent="a"))
     change(board, "update", run("r", agent="b"))
@@ -261,15 +256,14 @@ def test_is_or_was_for_a_flush_and_ever_was_for_catching_up() -> None:
     assert not steady
 
 
-def test_a_run_that_was_too_much_was_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_FACETS", 2)
-    board = begun()
+def test_a_run_with_too_many_facets_was_anything() -> None:
+    board = begun(max_facets=2)
     for agent in "abc":
         entry, _, _ = change(board, "update", run("r", "completed", agent=agent))
     assert entry[FACETS] == ANYTHING
 
 
-def test_an_update_that_changes_nothing_is_pushed_unless_told_otherwise() -> None:
+def test_an_update_that_changes_nothing_is_pushed_unless_push_unchanged_is_off() -> None:
     assert change(begun(PLENTY, run("r")), "update", run("r"))[2]
     board = begun(PLENTY, run("r"), push_unchanged=False)
     assert board.apply(Changes([("update", run("r"))], T, 7)) == []
@@ -277,7 +271,7 @@ def test_an_update_that_changes_nothing_is_pushed_unless_told_otherwise() -> Non
     assert change(board, "update", run("r", "running"))
 
 
-def test_what_postgresql_did_not_send_comes_from_the_board_or_is_left_out() -> None:
+def test_an_unchanged_value_comes_from_the_board_or_is_absent() -> None:
     board = begun(PLENTY, run("r", error="long", agent="a"))
     entry, _, _ = change(board, "update", run("r", "failed", error=UNCHANGED, agent=UNCHANGED))
     assert entry[RUN] == run("r", "failed", error="long", agent="a")
@@ -299,18 +293,18 @@ def test_delete_and_truncate_are_not_pushed_and_move_the_seq() -> None:
     assert board.piece(0, board.seq, None) == (b"", board.seq)
 
 
-# Time.
+# Time
 
 
-def test_time_never_goes_back() -> None:
+def test_time_never_decreases() -> None:
     board = begun()
     times = [change(board, "update", run("r"), at)[0][TIME] for at in (T + 5, T + 2, T + 5, T + 6)]
     assert times == [T + 5, T + 5, T + 5, T + 6]
 
 
-def test_since_at_the_edges() -> None:
+def test_since_at_its_boundaries() -> None:
     board = Board(PLENTY)
-    assert board.since(T) is None, "nothing has been read yet"
+    assert board.since(T) is None, "nothing has been read"
     board.apply(Snapshot([run("a")], T))
     for run_id, at in (("b", T + 10), ("c", T + 10), ("d", T + 20)):
         change(board, "insert", run(run_id), at)
@@ -323,7 +317,7 @@ def test_since_at_the_edges() -> None:
     assert board.since(T + 21) == 4, "beyond the newest: now"
 
 
-def test_at_or_before_the_newest_evicted_change_is_a_gap() -> None:
+def test_since_at_or_before_the_newest_evicted_change_is_a_gap() -> None:
     board = begun(0)
     change(board, "insert", run("done", "completed"), T + 5)
     change(board, "insert", run("active"), T + 6)
@@ -332,15 +326,15 @@ def test_at_or_before_the_newest_evicted_change_is_a_gap() -> None:
     assert board.floor == 1
 
 
-# Memory.
+# Memory
 
 
-def test_unfinished_runs_are_never_evicted_and_finished_ones_oldest_change_first() -> None:
+def test_finished_runs_are_evicted_in_the_order_of_their_last_change_and_unfinished_never() -> None:
     board = begun(3 * (OVERHEAD + 300))
     for run_id in "abcdef":
         change(board, "insert", run(run_id, "running"))
     assert len(board) == 6
-    for run_id in "fab":  # it is the order of finishing that counts
+    for run_id in "fab":  # the order of finishing counts
         change(board, "update", run(run_id, "completed"))
     assert [run_id for run_id in "abcdef" if run_id in board] == ["c", "d", "e"]
     assert board.floor == 9
@@ -348,14 +342,14 @@ def test_unfinished_runs_are_never_evicted_and_finished_ones_oldest_change_first
     board = begun(4 * (OVERHEAD + 300))
     for run_id in "abcd":
         change(board, "insert", run(run_id, "completed"))
-    change(board, "update", run("a", "running"))  # opened again: no candidate any more
-    change(board, "update", run("b", "failed"))  # the newest now
+    change(board, "update", run("a", "running"))  # reopened, so no longer a candidate
+    change(board, "update", run("b", "failed"))  # now the newest
     change(board, "insert", run("e", "completed"))
     assert [run_id for run_id in "abcde" if run_id in board] == ["a", "b", "d", "e"]
     assert board.floor == 3
 
 
-def test_stale_entries_are_let_go() -> None:
+def test_stale_entries_are_compacted() -> None:
     board = begun(PLENTY, run("r"))
     for i in range(5000):
         change(board, "update", run("r", ("completed", "failed")[i % 2]))
@@ -365,7 +359,7 @@ def test_stale_entries_are_let_go() -> None:
 
 
 def lives(count: int) -> Iterator[tuple[Op, Run]]:
-    """Runs as a team's would be: inserted, started, some progress, an end, and one in ten with a long error."""
+    """Typical runs: inserted, started, some progress, finished; one in ten with a long error."""
     rng = random.Random(1)
     for i in range(count):
         run_id, task_id = (str(rng.getrandbits(128)) for _ in "12")
@@ -389,14 +383,14 @@ def lives(count: int) -> Iterator[tuple[Op, Run]]:
         )
 
 
-def test_the_memory_charged_is_the_memory_taken() -> None:
+def test_the_memory_charged_is_the_memory_used() -> None:
     gc.collect()
     tracemalloc.start()
     try:
         board, ratios = begun(), []
         before = tracemalloc.get_traced_memory()[0]
         for i, (op, row) in enumerate(lives(3000)):
-            # Each row comes decoded anew from the wire and shares no text with the last.
+            # A decoded row shares no text with the one before.
             copy = tuple(value + "" if isinstance(value, str) else value for value in row)
             change(board, op, copy)  # type: ignore[arg-type]
             if len(board) > 1500 and not i % 100:
@@ -405,7 +399,7 @@ def test_the_memory_charged_is_the_memory_taken() -> None:
         tracemalloc.stop()
     average = sum(ratios) / len(ratios)
     assert 0.75 < average < 1.25, (
-        f"{average:.2f} bytes are taken for each one charged: adjust OVERHEAD"
+        f"{average:.2f} bytes are used for each one charged: adjust OVERHEAD"
     )
     assert max(ratios) < 1.6
 
@@ -413,7 +407,7 @@ def test_the_memory_charged_is_the_memory_taken() -> None:
 # What did I miss?
 
 
-def test_a_piece_is_the_current_state_of_what_changed_oldest_first() -> None:
+def test_a_piece_has_the_current_state_of_changed_runs_oldest_first() -> None:
     board = begun(PLENTY, run("a"), run("b"), run("c"))
     change(board, "update", run("a", "running"))
     assert frames(board.piece(0, 4, None)[0]) == ["b", "c", "a"]
@@ -424,7 +418,7 @@ def test_a_piece_is_the_current_state_of_what_changed_oldest_first() -> None:
 
     def want(entry: Entry) -> bool:
         wanted.append(entry)
-        return entry[RUN][0] == "a"
+        return entry[RUN][ID] == "a"
 
     data, reached = board.piece(0, 4, want)
     assert (frames(data), reached) == (["a"], 4)
@@ -441,7 +435,7 @@ def all_pieces(board: Board, after: int) -> list[tuple[bytes, int]]:
 
 @pytest.mark.parametrize("text", [10, 120, 300, 800])
 def test_pieces_are_bounded_and_soon_shared(text: int) -> None:
-    """Forty clients cut off at forty places are soon on one of two tracks, whatever the size of the frames."""
+    """Forty clients cut off at different seqs soon share one of two series of pieces."""
     rows = [run(f"r{i:05}", error="x" * text) for i in range(4000)]
     board = begun(PLENTY, *rows)
     everything = b"".join(message(row, T) for row in rows)
@@ -470,7 +464,7 @@ def test_a_full_piece_ends_before_the_roundest_seq_of_its_second_half() -> None:
     assert frames(board.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
 
 
-def test_a_piece_of_large_frames_ends_where_it_must() -> None:
+def test_a_piece_of_large_frames_ends_before_it_is_too_long() -> None:
     board = begun(
         PLENTY,
         *(run(f"r{i}", error="x" * 30_000) for i in range(5)),
@@ -480,10 +474,10 @@ def test_a_piece_of_large_frames_ends_where_it_must() -> None:
     assert sizes == [(2, 2), (2, 4), (1, 5), (1, 6)]
 
 
-def test_an_entry_is_of_atoms_so_that_the_collector_does_not_track_it() -> None:
+def test_the_collector_does_not_track_entries() -> None:
     board = begun(PLENTY, run("r"))
     change(board, "update", run("r", "running"))
-    for _ in range(3):  # what is nested is let go from the inside out
+    for _ in range(3):  # nested tuples are untracked from the inside out
         gc.collect()
     entry = board.get("r")
     assert entry is not None

@@ -1,7 +1,10 @@
-"""The hub, rule by rule, on a clock that stands still. (All of it at once, in random histories: test_hub_histories.py.)"""
+"""The hub, rule by rule, on a clock that the test moves. For random histories see
+test_hub_histories.py.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import ClassVar
 
 import pytest
 
@@ -9,9 +12,10 @@ from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.events import Changes, Op, Snapshot
 from brain.contract.messages import Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
-from brain.delivery import hub as module
-from brain.delivery.board import OVERHEAD, PIECE, Board, Push
-from brain.delivery.hub import BATCH, Client, Hub
+from brain.delivery.batches import BATCH
+from brain.delivery.board import OVERHEAD, PIECE, Board
+from brain.delivery.cohorts import Client
+from brain.delivery.hub import Hub
 
 T = 1_700_000_000_000_000
 INTERVAL = 0.025
@@ -41,25 +45,27 @@ class Timer:
 
 
 class Reader(Client):
-    """A client whose transport has room until `full` is set, and then pauses in the next write."""
+    """A client whose transport is not full until `full` is set; then it pauses in the next
+    write.
+    """
 
     def __init__(self) -> None:
         self.write = self.take
         self.got: list[tuple[str, str, float | None]] = []
-        self.writes: list[int] = []
+        self.writes: list[bytes] = []
         self.closed: int | None = None
         self.dropped: Exception | None = None
         self.full = False
         self.room: Room
 
     def take(self, data: bytes) -> None:
-        self.writes.append(len(data))
+        self.writes.append(data)
         self.room.now += self.room.cost
         while data:
             head = {126: 4, 127: 10}.get(data[1], 2)
             size = head + (data[1] if head == 2 else int.from_bytes(data[2:head], "big"))
-            told = json.loads(data[head:size])["data"]
-            self.got.append((told["id"], told["status"], told.get("progress")))
+            run = json.loads(data[head:size])["data"]
+            self.got.append((run["id"], run["status"], run.get("progress")))
             data = data[size:]
         if self.full and not self.paused:
             self.room.hub.pause(self)
@@ -112,9 +118,9 @@ class Room:
         return timer
 
     def armed(self) -> float | None:
-        """In how many seconds the hub wants to be called."""
+        """Seconds until the hub's timer fires."""
         live = [timer.due for timer in self.timers if not timer.cancelled]
-        assert len(live) <= 1, "one timer at the most"
+        assert len(live) <= 1, "at most one timer"
         return round(live[0] - self.now, 6) if live else None
 
     def tick(self) -> None:
@@ -145,7 +151,7 @@ def statuses(*names: str) -> Filter:
     return Filter(status=frozenset(names))
 
 
-# Batches.
+# Batches
 
 
 def test_a_change_is_flushed_at_once_when_the_last_flush_is_older_than_the_interval() -> None:
@@ -157,7 +163,7 @@ def test_a_change_is_flushed_at_once_when_the_last_flush_is_older_than_the_inter
     assert room.observed == [T + 1]
 
 
-def test_what_follows_within_the_interval_is_flushed_together_when_it_is_over() -> None:
+def test_changes_within_the_interval_are_flushed_together_when_it_ends() -> None:
     room = Room()
     reader = room.join()
     room.change(run("a"))
@@ -185,7 +191,7 @@ def test_an_interval_of_zero_flushes_each_push() -> None:
     assert reader.ids() == ["a", "b"]
 
 
-def test_a_timer_that_comes_a_hair_early_is_in_time() -> None:
+def test_a_timer_that_fires_half_a_millisecond_early_flushes() -> None:
     room = Room()
     reader = room.join()
     room.change(run("a"))
@@ -195,7 +201,7 @@ def test_a_timer_that_comes_a_hair_early_is_in_time() -> None:
     assert reader.ids() == ["a", "b"]
 
 
-def test_128_kib_pending_are_flushed_before_the_interval_is_over() -> None:
+def test_128_kib_pending_are_flushed_before_the_interval_ends() -> None:
     room = Room()
     reader = room.join()
     room.change(run("a"))
@@ -214,31 +220,24 @@ def test_a_batch_is_cut_at_128_kib() -> None:
         *(run(f"r{i}", error="x" * 30_000) for i in range(10)), run("huge", error="x" * 200_000)
     )
     assert len(reader.ids()) == 11
-    assert [size > BATCH for size in reader.writes] == [False, False, False, True]
+    assert [len(data) > BATCH for data in reader.writes] == [False, False, False, True]
 
 
-def test_a_batch_is_made_once_for_all_with_one_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    original = module._batches
-
-    def batches(pushes: list[Push], flushed: int) -> list[module.Batch]:
-        made.append(len(pushes))
-        return original(pushes, flushed)
-
-    monkeypatch.setattr(module, "_batches", batches)
+def test_a_batch_is_made_once_for_all_clients_with_the_same_filter() -> None:
     room = Room()
-    readers = [room.join() for _ in range(3)] + [
-        room.join(Subscription(agents("a"))) for _ in range(3)
-    ]
-    room.change(run("r", agent="a"), run("s"), op="insert")
-    assert made == [2, 1]
-    assert [reader.ids() for reader in readers] == [["r", "s"]] * 3 + [["r"]] * 3
+    everything = [room.join() for _ in range(3)]
+    filtered = [room.join(Subscription(agents("a"))) for _ in range(3)]
+    room.change(run("r", agent="a"), run("s", agent="a"), run("t"), op="insert")
+    for readers, ids in ((everything, ["r", "s", "t"]), (filtered, ["r", "s"])):
+        assert [reader.ids() for reader in readers] == [ids] * 3
+        (first,) = readers[0].writes
+        assert all(reader.writes[0] is first for reader in readers)
 
 
-# Conflation.
+# Conflation
 
 
-def test_progress_is_conflated_to_the_latest_which_stands_at_the_end() -> None:
+def test_progress_is_conflated_to_the_newest_which_stands_last() -> None:
     room = Room(PLENTY, run("r", "running"), run("s", "running"))
     reader = room.join()
     room.change(run("first"))
@@ -252,7 +251,7 @@ def test_progress_is_conflated_to_the_latest_which_stands_at_the_end() -> None:
     assert room.hub.counts.conflated == 1
 
 
-def test_a_change_of_status_is_never_merged_away_and_ends_the_chain() -> None:
+def test_a_change_of_status_is_never_conflated_and_ends_the_chain() -> None:
     room = Room(PLENTY, run("r"))
     reader = room.join()
     room.change(run("first"))
@@ -270,7 +269,7 @@ def test_a_change_of_status_is_never_merged_away_and_ends_the_chain() -> None:
     assert [progress for _, _, progress in reader.taken()[1:]] == [2.0, 3.0, 5.0, 6.0, 7.0]
 
 
-def test_what_is_merged_unites_what_it_was() -> None:
+def test_a_conflated_change_reaches_filters_for_what_the_run_was_in_between() -> None:
     room = Room(PLENTY, run("r", "running", agent="a"))
     reader = room.join(Subscription(agents("a")))
     room.change(run("first", agent="a"))
@@ -281,10 +280,10 @@ def test_what_is_merged_unites_what_it_was() -> None:
     assert reader.taken()[1:] == [("r", "running", 3.0)]
 
 
-# Filters.
+# Filters
 
 
-def test_a_filter_passes_what_is_or_was_in_it() -> None:
+def test_a_filter_passes_a_run_that_matches_or_did_before_the_change() -> None:
     room = Room(PLENTY, run("r", agent="a"))
     running, a = room.join(Subscription(statuses("running"))), room.join(Subscription(agents("a")))
     for row in (
@@ -301,7 +300,7 @@ def test_a_filter_passes_what_is_or_was_in_it() -> None:
     assert [progress for _, _, progress in a.taken()] == [1.0, 2.0, 3.0]
 
 
-def test_an_unknown_run_that_is_updated_concerns_whoever_wants_what_it_may_have_been() -> None:
+def test_an_update_of_an_unknown_run_reaches_filters_for_what_it_may_have_been() -> None:
     room = Room()
     wishes = [
         agents("a"),
@@ -331,7 +330,9 @@ def test_an_unknown_run_that_is_updated_concerns_whoever_wants_what_it_may_have_
         (Filter(agent=frozenset("b")), False),
     ],
 )
-def test_or_within_a_field_and_between_the_fields(filter_: Filter, passes: bool) -> None:
+def test_a_filter_is_or_within_a_field_and_and_between_fields(
+    filter_: Filter, passes: bool
+) -> None:
     assert filter_.matches("r", [("queued", "a", "t")]) is passes
     room = Room()
     reader = room.join(Subscription(filter_))
@@ -339,31 +340,38 @@ def test_or_within_a_field_and_between_the_fields(filter_: Filter, passes: bool)
     assert bool(reader.ids()) is passes
 
 
-def test_the_fields_of_one_moment_belong_together() -> None:
+def test_the_fields_of_a_filter_match_the_same_facet() -> None:
     wish = Filter(agent=frozenset("a"), status=frozenset(("failed",)))
     assert not wish.matches("r", [("running", "a", None), ("failed", "b", None)])
     assert wish.matches("r", [("failed", ANY, ANY)])
 
 
-def test_ten_thousand_filters_by_run_cost_one_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
-    original = Filter.matches
+class CountingFilter(Filter):
+    """It counts how often a change is compared with any of them."""
 
-    def matches(self: Filter, run_id: str, facets: list[Facet]) -> bool:
-        looked.append(run_id)
-        return original(self, run_id, facets)
+    compared: ClassVar[list[str]] = []
 
-    monkeypatch.setattr(Filter, "matches", matches)
+    def matches(self, run_id: str, facets: Collection[Facet]) -> bool:
+        self.compared.append(run_id)
+        return super().matches(run_id, facets)
+
+
+def test_ten_thousand_filters_by_run_cost_one_lookup() -> None:
+    CountingFilter.compared.clear()
     room = Room()
-    readers = [room.join(Subscription(Filter(run_id=frozenset((f"r{i}",))))) for i in range(10_000)]
-    others = [room.join(Subscription(agents(f"a{i}"))) for i in range(100)]
+    readers = [
+        room.join(Subscription(CountingFilter(run_id=frozenset((f"r{i}",))))) for i in range(10_000)
+    ]
+    others = [
+        room.join(Subscription(CountingFilter(agent=frozenset((f"a{i}",))))) for i in range(100)
+    ]
     room.change(run("r77", agent="a5"), op="insert")
-    assert looked == ["r77", "r77"]
+    assert CountingFilter.compared == ["r77", "r77"]
     assert [i for i, reader in enumerate(readers) if reader.got] == [77]
     assert [i for i, reader in enumerate(others) if reader.got] == [5]
 
 
-def test_a_filter_that_nobody_has_any_more_is_forgotten() -> None:
+def test_a_cohort_without_members_is_removed() -> None:
     room = Room()
     wish = Subscription(Filter(run_id=frozenset(("r", "s")), agent=frozenset("a")))
     first, second = room.join(wish), room.join(wish)
@@ -371,13 +379,13 @@ def test_a_filter_that_nobody_has_any_more_is_forgotten() -> None:
     for reader in (first, first, second):
         room.hub.leave(reader)
     assert room.hub.clients == 0
-    assert not room.hub._cohorts
-    assert not any(room.hub._index.values())
+    assert len(room.hub._cohorts) == 0
+    assert not room.hub._cohorts.indexed
     room.change(run("r", agent="a"))
     assert first.taken() == second.taken() == []
 
 
-def test_those_with_another_filter_stay() -> None:
+def test_removing_a_cohort_leaves_others_with_the_same_value() -> None:
     room = Room()
     gone = room.join(Subscription(Filter(run_id=frozenset("r"))))
     stays = room.join(Subscription(Filter(run_id=frozenset("r"), agent=frozenset("a"))))
@@ -387,10 +395,10 @@ def test_those_with_another_filter_stay() -> None:
     assert stays.ids() == ["r"]
 
 
-# Joining.
+# Joining
 
 
-def test_without_a_wish_a_client_is_live_at_once() -> None:
+def test_a_client_without_since_and_snapshot_is_live_at_once() -> None:
     room = Room(PLENTY, run("old"))
     room.change(run("first"))
     room.change(run("pending"))
@@ -400,7 +408,7 @@ def test_without_a_wish_a_client_is_live_at_once() -> None:
     assert reader.ids() == ["pending"]
 
 
-def test_snapshot_sends_what_is_unfinished_and_goes_live() -> None:
+def test_snapshot_sends_unfinished_runs_and_goes_live() -> None:
     room = Room(PLENTY, run("a"), run("b", "running"))
     room.change(run("done", "completed"))
     reader = room.join(Subscription(snapshot=True))
@@ -419,7 +427,7 @@ def test_snapshot_is_filtered() -> None:
     assert reader.ids() == ["b"]
 
 
-def test_a_snapshot_asked_for_before_the_database_was_read_comes_when_it_was() -> None:
+def test_snapshot_waits_until_the_database_has_been_read() -> None:
     room = Room(begun=False)
     reader = room.join(Subscription(snapshot=True))
     room.rest()
@@ -452,7 +460,7 @@ def test_since_sends_the_current_state_of_what_changed_at_or_after_it() -> None:
     assert reader.ids() == later.ids() == ["c"]
 
 
-def test_since_what_is_forgotten_is_refused() -> None:
+def test_a_since_beyond_memory_is_closed_with_4410() -> None:
     room = Room(0)
     room.change(run("r", "completed"), at=T + 1)
     reader = room.join(Subscription(since=T + 1))
@@ -462,16 +470,16 @@ def test_since_what_is_forgotten_is_refused() -> None:
     room = Room(begun=False)
     assert room.join(Subscription(since=T)).closed == TRY_AGAIN_LATER.code
     assert room.join().closed == TRY_AGAIN_LATER.code, (
-        "the first Snapshot, which pushes nothing, may hold what it misses"
+        "the first Snapshot pushes nothing, but may hold what the client misses"
     )
     assert room.join(Subscription(snapshot=True)).closed is None, "it waits for the Snapshot"
     assert room.hub.counts.gaps == 0
 
 
-# Lagging.
+# Lagging
 
 
-def test_who_drains_before_the_next_flush_has_missed_nothing() -> None:
+def test_a_client_that_drains_before_the_next_flush_has_missed_nothing() -> None:
     room = Room()
     reader = room.join()
     reader.full = True
@@ -486,7 +494,7 @@ def test_who_drains_before_the_next_flush_has_missed_nothing() -> None:
     assert room.hub.counts.pieces == 0
 
 
-def test_who_drains_later_is_sent_the_current_state_by_a_tick_and_is_live_again() -> None:
+def test_a_client_that_drains_later_is_caught_up_by_a_tick_and_live_again() -> None:
     room = Room(PLENTY, run("r"))
     reader, other = room.join(), room.join()
     reader.full = True
@@ -507,9 +515,7 @@ def test_who_drains_later_is_sent_the_current_state_by_a_tick_and_is_live_again(
     assert reader.ids() == ["b"]
 
 
-def test_catching_up_never_goes_beyond_what_was_flushed_and_live_only_while_nothing_is_pending() -> (
-    None
-):
+def test_catch_up_ends_at_flushed_and_a_client_goes_live_only_when_nothing_is_pending() -> None:
     room = Room(PLENTY, run("r", "running", agent="a"))
     reader = room.join(Subscription(agents("a")))
     reader.full = True
@@ -519,12 +525,12 @@ def test_catching_up_never_goes_beyond_what_was_flushed_and_live_only_while_noth
     room.change(run("r", "running", 2.0, agent="c"))  # pending: was b, is c
     reader.drain()
     room.tick()
-    assert reader.ids() == ["first"], "what supersedes it is pending"
+    assert reader.ids() == ["first"], "a newer change of it is pending"
     room.rest()
     assert reader.taken() == [("r", "running", 2.0)]
 
 
-def test_under_a_steady_load_a_client_goes_live_right_behind_a_plan() -> None:
+def test_under_steady_load_a_client_goes_live_right_after_a_flush_is_planned() -> None:
     room = Room()
     reader = room.join()
     reader.full = True
@@ -539,7 +545,7 @@ def test_under_a_steady_load_a_client_goes_live_right_behind_a_plan() -> None:
     assert reader.seq is None
 
 
-def test_a_client_that_fills_up_in_catching_up_goes_on_where_it_was() -> None:
+def test_a_client_that_fills_up_during_catch_up_continues_there() -> None:
     room = Room(PLENTY, *(run(f"r{i:03}", error="x" * 1000) for i in range(150)))
     reader = room.join(Subscription(snapshot=True))
     reader.full = True
@@ -551,10 +557,10 @@ def test_a_client_that_fills_up_in_catching_up_goes_on_where_it_was() -> None:
     reader.drain()
     room.rest()
     assert first + reader.ids() == [*(f"r{i:03}" for i in range(150)), "new"]
-    assert max(reader.writes) <= PIECE
+    assert max(map(len, reader.writes)) <= PIECE
 
 
-def test_filled_by_a_pong_while_nothing_is_written() -> None:
+def test_a_client_filled_by_a_pong_receives_the_next_flush_when_it_drains() -> None:
     room = Room()
     reader = room.join()
     room.change(run("a"))
@@ -572,7 +578,7 @@ def test_filled_by_a_pong_while_nothing_is_written() -> None:
     assert reader.ids() == ["b"]
 
 
-def test_a_lagging_client_beyond_memory_is_told_to_come_back() -> None:
+def test_a_lagging_client_beyond_memory_is_closed_with_4410() -> None:
     room = Room(OVERHEAD + 400)
     lagging, other = room.join(), room.join()
     lagging.full = True
@@ -586,7 +592,7 @@ def test_a_lagging_client_beyond_memory_is_told_to_come_back() -> None:
     assert other.closed is None
 
 
-def test_what_a_snapshot_client_does_not_need_is_no_gap() -> None:
+def test_evicted_finished_runs_are_no_gap_for_a_snapshot_client() -> None:
     room = Room(0, run("active"))
     room.change(run("done", "completed"))
     assert room.board.floor == 2
@@ -596,38 +602,35 @@ def test_what_a_snapshot_client_does_not_need_is_no_gap() -> None:
     assert reader.ids() == ["active"]
 
 
-def test_a_piece_is_built_once_for_all_at_one_seq_with_one_filter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    room = Room(PLENTY, run("a", agent="x"), run("b"))
-    asked: list[tuple[int, int]] = []
-    original = room.board.piece
-
-    def piece(after: int, upto: int, wanted: object) -> tuple[bytes, int]:
-        asked.append((after, upto))
-        return original(after, upto, wanted)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(room.board, "piece", piece)
-    for _ in range(50):
-        room.join(Subscription(since=T))
-        room.join(Subscription(agents("x"), since=T))
-        room.join(Subscription(snapshot=True))
+def test_a_piece_is_made_once_per_filter_and_seq() -> None:
+    room = Room(PLENTY, run("a", agent="x"), run("b"), run("c", agent="x"))
+    wishes = (
+        Subscription(since=T),
+        Subscription(agents("x"), since=T),
+        Subscription(snapshot=True),
+    )
+    readers = [[room.join(wish) for wish in wishes] for _ in range(50)]
     room.rest()
-    assert asked == [(0, 2)] * 3
+    assert [reader.ids() for reader in readers[0]] == [list("abc"), list("ac"), list("abc")]
+    pieces = [data for some in readers for reader in some for data in reader.writes]
+    assert len(pieces) == 150
+    assert len(set(map(id, pieces))) == 3, "the same bytes object for all"
 
 
-# Sweeps.
+# Sweeps
 
 
 def busy(room: Room, count: int, rows: int = 1) -> list[Reader]:
-    """So many readers, and a flush of so many batches that its sweep is suspended."""
+    """`count` readers, and a flush of `rows` batches, whose sweep is suspended if that is
+    enough.
+    """
     readers = [room.join() for _ in range(count)]
     room.cost = 0.001
     room.change(*(run(f"r{i}", error="x" * (BATCH - 400)) for i in range(rows)))
     return readers
 
 
-def test_a_sweep_yields_when_its_budget_is_spent_and_others_come_in_between() -> None:
+def test_a_sweep_yields_when_its_budget_is_spent_and_no_flush_starts_before_it_ends() -> None:
     room = Room()
     readers = busy(room, 100)
     served = [reader for reader in readers if reader.got]
@@ -636,7 +639,7 @@ def test_a_sweep_yields_when_its_budget_is_spent_and_others_come_in_between() ->
     late = room.join()
     room.change(run("next"))
     assert sum(map(len, (reader.got for reader in readers))) == len(served), (
-        "no flush in the middle of another"
+        "no flush starts during a sweep"
     )
     room.rest()
     assert all(reader.ids() == ["r0", "next"] for reader in readers)
@@ -654,7 +657,7 @@ def test_a_sweep_over_many_small_cohorts_yields_too() -> None:
     assert all(reader.ids() == ["r"] for reader in readers)
 
 
-def test_catching_up_yields_after_half_a_budget() -> None:
+def test_catch_up_yields_after_half_a_budget() -> None:
     room = Room(PLENTY, run("a"))
     readers = [room.join(Subscription(snapshot=True)) for _ in range(100)]
     room.cost = 0.001
@@ -665,7 +668,7 @@ def test_catching_up_yields_after_half_a_budget() -> None:
     assert all(reader.ids() == ["a"] for reader in readers)
 
 
-def test_who_fills_up_in_a_sweep_and_catches_up_before_it_ends_is_sent_nothing_twice() -> None:
+def test_a_client_that_catches_up_during_a_sweep_receives_nothing_twice() -> None:
     room = Room()
     readers = [room.join() for _ in range(100)]
     for reader in readers:
@@ -676,12 +679,12 @@ def test_who_fills_up_in_a_sweep_and_catches_up_before_it_ends_is_sent_nothing_t
     first.drain()
     room.tick()
     room.tick()
-    assert first.seq is None, "live again, in the middle of the sweep"
+    assert first.seq is None, "live again during the sweep"
     room.rest()
     assert first.ids() == ["r1", "r2"]
 
 
-def test_who_fills_up_in_a_batch_has_what_that_batch_reached() -> None:
+def test_a_client_that_fills_up_in_a_batch_was_sent_that_batch() -> None:
     room = Room()
     reader = room.join()
     reader.full = True
@@ -693,7 +696,22 @@ def test_who_fills_up_in_a_batch_has_what_that_batch_reached() -> None:
     assert reader.ids() == ["r1", "r2"]
 
 
-def test_who_is_filled_by_a_pong_while_a_sweep_is_suspended_stays_its_receiver() -> None:
+def test_a_client_that_fills_up_and_drains_during_a_sweep_is_live_again() -> None:
+    room = Room()
+    readers = [room.join() for _ in range(100)]
+    for reader in readers:
+        reader.full = True
+    busy(room, 0)
+    first = next(reader for reader in readers if reader.got)
+    assert room.armed() == 0, "the sweep is suspended"
+    reached = first.seq
+    assert reached == room.hub.flushed == room.board.seq
+    first.drain()
+    assert first.seq is None
+    assert room.hub.counts.lags == 0
+
+
+def test_a_client_filled_by_a_pong_while_a_sweep_is_suspended_still_receives_it() -> None:
     room = Room()
     readers = busy(room, 100)
     unserved = [reader for reader in readers if not reader.got]
@@ -730,7 +748,7 @@ def test_a_client_whose_write_raises_is_dropped_alone() -> None:
     assert (room.hub.counts.failures, room.hub.clients) == (1, 2)
 
 
-def test_a_client_whose_write_raises_in_catching_up_is_dropped_alone() -> None:
+def test_a_client_whose_write_raises_during_catch_up_is_dropped_alone() -> None:
     room = Room(PLENTY, run("r"))
     readers = [room.join(Subscription(snapshot=True)) for _ in range(2)]
 
@@ -743,19 +761,19 @@ def test_a_client_whose_write_raises_in_catching_up_is_dropped_alone() -> None:
     assert readers[1].ids() == ["r"]
 
 
-def test_a_write_is_looked_up_when_it_is_made() -> None:
+def test_the_write_of_a_client_is_looked_up_each_time() -> None:
     room = Room()
     readers = busy(room, 100)
     last = (
         readers[-1] if not readers[-1].got else next(reader for reader in readers if not reader.got)
     )
-    last.write = lambda _: None  # what a connection does that is closing
+    last.write = lambda _: None  # as a closing connection does
     room.rest()
     assert last.taken() == []
     assert sum(bool(reader.got) for reader in readers) == 99
 
 
-def test_who_leaves_is_forgotten_wherever_it_was() -> None:
+def test_a_client_that_leaves_while_ready_or_paused_is_removed() -> None:
     room = Room(PLENTY, run("r"))
     waiting, lagging = room.join(Subscription(snapshot=True)), room.join()
     room.hub.leave(waiting)
@@ -770,7 +788,7 @@ def test_who_leaves_is_forgotten_wherever_it_was() -> None:
     assert room.hub.lagging == 0
 
 
-def test_a_delete_is_not_pushed_and_leaves_nobody_behind() -> None:
+def test_a_delete_is_not_pushed_and_leaves_no_client_behind() -> None:
     room = Room(PLENTY, run("r"))
     reader = room.join()
     room.change(run("r"), op="delete")
@@ -782,7 +800,7 @@ def test_a_delete_is_not_pushed_and_leaves_nobody_behind() -> None:
     assert late.seq is None
 
 
-def test_end_and_drop_are_the_connections() -> None:
+def test_a_connection_has_to_implement_end_and_drop() -> None:
     with pytest.raises(NotImplementedError):
         Client().end(GAP.code, "")
     with pytest.raises(NotImplementedError):

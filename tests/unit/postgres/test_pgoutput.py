@@ -1,4 +1,4 @@
-"""Bytes of real servers (tests/golden/record.py made them), and bytes of nobody's."""
+"""Recorded bytes of real servers (golden/record.py), and bytes that no server sends."""
 
 import contextlib
 from pathlib import Path
@@ -102,10 +102,10 @@ EXPECTED: list[list[object]] = [
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_what_servers_say(path: Path) -> None:
+def test_parses_what_each_version_of_postgresql_sends(path: Path) -> None:
     names: dict[int, str] = {}
 
-    def said(message: Message) -> object:
+    def summary(message: Message) -> object:
         match message:
             case Begin() | Commit():
                 return type(message).__name__
@@ -125,7 +125,9 @@ def test_what_servers_say(path: Path) -> None:
                 return kind
 
     recording = load(path)
-    assert [[said(parse(data)) for data in messages] for messages in recording.values()] == EXPECTED
+    assert [
+        [summary(parse(data)) for data in messages] for messages in recording.values()
+    ] == EXPECTED
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
@@ -153,18 +155,20 @@ def parsed_or_refused(data: bytes) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     parsed_or_refused(data)
 
 
 @given(st.sampled_from(b"BCRIUDTYOM"), st.binary(max_size=80))
-def test_any_bytes_behind_a_kind(kind: int, data: bytes) -> None:
+def test_any_bytes_after_a_kind_are_parsed_or_refused(kind: int, data: bytes) -> None:
     parsed_or_refused(bytes([kind]) + data)
 
 
 @given(st.sampled_from(GOLDEN), st.data())
-def test_one_byte_changed(message: bytes, data: st.DataObject) -> None:
-    # The head is where the lengths are; a text's inside says little.
+def test_a_message_with_one_byte_changed_is_parsed_or_refused(
+    message: bytes, data: st.DataObject
+) -> None:
+    # The lengths are in the head; the inside of a text matters little.
     at = data.draw(st.integers(0, min(len(message), 200) - 1))
     parsed_or_refused(message[:at] + bytes([data.draw(st.integers(0, 255))]) + message[at + 1 :])
 
@@ -172,7 +176,7 @@ def test_one_byte_changed(message: bytes, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "message", [m for m in GOLDEN if m[:1] not in b"YOM"], ids=lambda m: m[:5].hex()
 )
-def test_cut_short_or_too_long(message: bytes) -> None:
+def test_refuses_a_message_that_is_cut_short_or_too_long(message: bytes) -> None:
     step = max(1, len(message) // 300)
     for size in {*range(0, len(message), step), len(message) - 1}:
         with pytest.raises(PgoutputError):
@@ -190,7 +194,7 @@ def test_cut_short_or_too_long(message: bytes) -> None:
         b"I\0\0\0\1K\0\1t\0\0\0\1a",
         b"I\0\0\0\1N\0\1t\0\0\0\2a",
         b"I\0\0\0\1N\0\1t\xff\xff\xff\xffa",
-        b"I\0\0\0\1N\0\1b\0\0\0\1a",  # binary, which is not asked for
+        b"I\0\0\0\1N\0\1b\0\0\0\1a",  # binary, which Brain does not request
         b"I\0\0\0\1N\0\1t\0\0\0\1\xff",
         b"I\0\0\0\1N\xff\xffn",
         b"U\0\0\0\1K\0\1nK\0\1n",
@@ -204,6 +208,6 @@ def test_cut_short_or_too_long(message: bytes) -> None:
         b"B" + 19 * b"\0",
     ],
 )
-def test_what_is_no_message(data: bytes) -> None:
+def test_refuses_what_is_no_message(data: bytes) -> None:
     with pytest.raises(PgoutputError, match="not a pgoutput message"):
         parse(data)

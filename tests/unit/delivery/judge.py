@@ -1,0 +1,163 @@
+"""What is right in the simulated world (world.py).
+
+Every message is judged when it arrives: order, time, no duplicate, no run that goes back. When the
+world is at rest, so is everything that a consumer received: its view must be the table, and a
+client that never lagged must have received every change of status.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from brain.contract.close_codes import TRY_AGAIN_LATER
+from brain.contract.messages import ACTIVE, ID, STATUS, TYPES, Run, body, parse_time
+from brain.delivery.hub import BUDGET
+
+if TYPE_CHECKING:
+    from tests.unit.delivery.consumers import Connection, Consumer
+    from tests.unit.delivery.world import World
+
+FINISHED = ("completed", "failed")
+
+
+class Violation(AssertionError):  # noqa: N818 - the verdict on a history, not an error of the program
+    """A rule of the contract is broken."""
+
+
+def shown(run: Run) -> Any:
+    """The run as a message shows it."""
+    return json.loads(body(run))
+
+
+def message(world: "World", connection: "Connection", payload: bytes) -> Any:
+    """Parse and judge one message."""
+    found = world.parsed.get(payload)
+    if found is None:
+        found = world.parsed[payload] = json.loads(payload)
+    run = found["data"]
+    run_id, version = run["id"], run["progress"]
+    if found["type"] != TYPES[run["status"]]:
+        raise Violation(f"type and status disagree: {found}")
+    if found["timestamp"] < connection.time:
+        raise Violation(f"time goes back from {connection.time}: {found}")
+    if version < connection.versions.get(run_id, 0):
+        raise Violation(f"{run_id} goes back from {connection.versions[run_id]}: {found}")
+    seq = found["seq"]
+    if seq <= connection.reached:
+        raise Violation(f"sent twice, or out of order: {found}")
+    if seq <= connection.snapshot_seq and run["status"] in FINISHED:
+        raise Violation(f"a finished run was sent for `snapshot`: {found}")
+    connection.time = found["timestamp"]
+    connection.versions[run_id] = version
+    connection.reached = seq
+    connection.received.add(seq)
+    return found
+
+
+def pace(world: "World", before: float) -> None:
+    """The hub holds the loop no longer than one and a half budgets and a stride of writes."""
+    most = 1.5 * BUDGET + (world.stride + 1) * world.cost
+    if world.now - before > most + 1e-9:
+        world.wrong.append(
+            f"the loop was held for {world.now - before:.3f} s, more than {most:.3f}"
+        )
+
+
+def write(world: "World", connection: "Connection", data: bytes) -> None:
+    if connection.full and connection.full_since != world.hub.counts.flushes:
+        world.wrong.append("a full transport was sent more than the flush that was under way")
+    most = max(world.max_batch, world.max_piece)
+    size = (
+        data[1] if data[1] < 126 else int.from_bytes(data[2 : 4 if data[1] == 126 else 10], "big")
+    )
+    if len(data) > max(most, size + 10):
+        world.wrong.append(f"{len(data)} bytes in one write")
+
+
+def refusal(world: "World", connection: "Connection", code: int) -> None:
+    if code == TRY_AGAIN_LATER.code:
+        if world.board.begun:
+            world.wrong.append("closed with 1013, but the database has been read")
+    elif world.asked is not None:
+        if parse_time(world.asked) > world.lost_time:
+            world.wrong.append(f"refused, but nothing since {world.asked} is lost")
+    elif world.lost_seq <= max(connection.seq or 0, connection.until):
+        world.wrong.append(
+            f"refused at {connection.seq} (until {connection.until}),"
+            f" but everything after {world.lost_seq} is held"
+        )
+
+
+def live(world: "World", connection: "Connection", *, complete: bool) -> None:
+    """A client that never lagged received every change that concerns it, less conflated progress.
+
+    `complete`: the world is at rest, so the last change has arrived, too.
+    """
+    if connection.live_since is None or not connection.never_full or connection.broken:
+        return
+    wanted, due = connection.consumer.wanted, dict[str, bool]()
+    for seq, was, now, steady, loose in world.pushed:
+        if seq <= connection.live_since or (seq > connection.reached and not complete):
+            continue
+        run_id = now[ID]
+        if due.get(run_id) and not steady:
+            raise Violation(f"no change before {run_id} became {now[STATUS]} (seq {seq}) was sent")
+        concerned = due.get(run_id, False) or wanted(was) or wanted(now)
+        received = seq in connection.received
+        if received and not concerned and not loose:
+            raise Violation(f"{now} does not concern {wanted}")
+        due[run_id] = concerned and not received
+    if complete and any(due.values()):
+        raise Violation(f"a live client was not sent the last change of {due}")
+    if not connection.received <= {push.seq for push in world.pushed}:
+        raise Violation("a live client was sent something that was not pushed")
+
+
+def view(world: "World", consumer: "Consumer") -> None:
+    for run_id, run in world.table.items():
+        concerned = (
+            consumer.loaded
+            or run_id in consumer.view
+            or run_id in consumer.owed
+            or world.pushed_at.get(run_id, 0) > consumer.start
+        )
+        if not concerned:
+            continue
+        seen = consumer.view.get(run_id)
+        if consumer.wanted(run):
+            if seen != shown(run):
+                raise Violation(f"{consumer.wanted} holds {seen}, but it is {shown(run)}")
+        elif seen is not None and consumer.heard[run_id] >= world.born.get(run_id, 0):
+            raise Violation(f"{consumer.wanted} still holds {seen}, but it is {shown(run)}")
+
+
+def rest(world: "World") -> None:
+    """Everything has been delivered."""
+    hub = world.hub
+    if hub.lagging or hub.clients != len(world.connections):
+        raise Violation(
+            f"{hub.lagging} of {hub.clients} lag, and there are {len(world.connections)}"
+        )
+    for consumer in world.consumers:
+        assert consumer.connection is not None
+        live(world, consumer.connection, complete=True)
+        view(world, consumer)
+
+
+def newcomers(
+    world: "World", snapshot: "Consumer", since: "Consumer", moment: int, *, refused: bool
+) -> None:
+    """At rest: what `snapshot` and `since=moment` gave to two consumers with the same filter."""
+    wanted = snapshot.wanted
+    active = {
+        run_id: shown(run)
+        for run_id, run in world.table.items()
+        if run[STATUS] in ACTIVE and wanted(run)
+    }
+    found = {run_id: run for run_id, run in snapshot.view.items() if run["status"] in ACTIVE}
+    if found != active:
+        raise Violation(f"snapshot gave {snapshot.view}, but unfinished are {active}")
+    if not refused:
+        for run_id, run in world.table.items():
+            due = run_id in world.held and world.held[run_id][1] >= moment and wanted(run)
+            if due and since.view.get(run_id) != shown(run):
+                raise Violation(f"since {moment} gave {since.view}, without {shown(run)}")
