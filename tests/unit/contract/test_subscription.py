@@ -2,9 +2,8 @@
 
 import pytest
 
-from brain.contract.messages import iso
+from brain.contract.messages import MAX_ID_BYTES, iso
 from brain.contract.subscription import (
-    MAX_CHARACTERS,
     MAX_VALUES,
     Filter,
     FilterError,
@@ -40,7 +39,7 @@ def test_a_query_is_parsed_into_a_subscription() -> None:
             [("colour", "red")],
             "unknown parameter 'colour': /ws knows run_id, task_id, agent, status, snapshot, since",
         ),
-        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_CHARACTERS} characters, not ''"),
+        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_ID_BYTES} bytes, not ''"),
         (
             [("agent", "x" * 2000)],
             "agent takes a text of 1 to 1024 characters, not '" + "x" * 40 + "'",
