@@ -72,11 +72,11 @@ def round_(brain: Brain, number: int) -> None:
     for ask in ASKS:
         half = ask == ASKS[1]
         with Crowd(brain.port, b"" if half else ask) as crowd:
-            crowd.come(each, window=each)
+            crowd.connect(each, window=each)
             if half:
-                crowd.say(ask)
+                crowd.send(ask)
             assert not crowd.refused, crowd.refused[0]
-            crowd.leave(reset=bool(number % 2))
+            crowd.close(reset=bool(number % 2))
 
 
 def gone(brain: Brain, stay: int) -> float:
@@ -98,7 +98,7 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
         for number in range(rounds):
             round_(brain, number)
             for stays in (reading, lagging):
-                stays.say(frame(b"", PONG))
+                stays.send(frame(b"", PONG))
             reading.pump(0.02)
             if number % 3 == 0:
                 lagging.pump(0.1)
