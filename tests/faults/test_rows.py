@@ -21,6 +21,8 @@ from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
 from tests.support.wire import Control, memory
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def url(postgres: Postgres) -> Iterator[str]:

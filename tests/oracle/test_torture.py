@@ -12,6 +12,8 @@ from tests.oracle.torture import plan
 from tests.support import ROOT
 from tests.support.mutant import mutant
 
+pytestmark = pytest.mark.long
+
 PROGRAM = [sys.executable, "-m", "tests.oracle.torture"]
 
 
