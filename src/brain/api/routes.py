@@ -17,7 +17,7 @@ from brain.access.rejections import RejectionCounter
 from brain.access.tokens import BOUNDS, Grant, Tokens
 from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.errors import BeyondToken, NotJSON, ParameterRepeated
-from brain.api.middleware import BodyLimit, TokenCheck, grant
+from brain.api.middleware import BodyLimit, TokenCheck, Tolerance, grant
 from brain.api.models import RunCreate, RunId, RunList, RunPatch, RunQuery
 from brain.api.openapi import API, problems
 from brain.api.pages import decode_cursor
@@ -55,7 +55,10 @@ def create_api(
         allow_methods=["GET", "POST", "PATCH"],
         allow_headers=["Authorization", "Content-Type"],
         expose_headers=["Location", "Retry-After"],
+        # A page of the internet that the rules permit asks so before it calls a private address.
+        allow_private_network=True,
     )
+    app.add_middleware(Tolerance)
     handle_errors(app)
     app.include_router(_router(runs, ConcurrencyLimiter(rejections)))
     return app
