@@ -210,11 +210,11 @@ class Settings(BaseSettings):
     )
     ping_timeout: float = _setting(
         75,
-        "A client that sends nothing for this time is disconnected. Longer than the ping interval.",
+        "A client that sends nothing and takes nothing for this time is disconnected. Longer than "
+        "the ping interval.",
         unit="seconds",
-        # TCP_USER_TIMEOUT has this value too, and ends clients that live but do not read.
-        rule="a ping timeout is 60 to 7200 seconds",
-        ge=60,
+        rule="a ping timeout is 5 to 7200 seconds",
+        ge=5,
         le=7200,
         allow_inf_nan=False,
     )
