@@ -13,6 +13,7 @@ upgraded.
 """
 
 import asyncio
+import re
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -33,6 +34,8 @@ from brain.server.state import ServerState
 from brain.server.websocket import Connection
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
+_NO_PATH = re.compile(rb"^([a-z]+://[^/?#]+)(?![^?#])", re.IGNORECASE)
+"""An absolute target without a path, which is that of `/` (RFC 9110, section 4.2.3)."""
 _CLOSING = Rejection("closing", "the server is stopping: come back")
 
 REFUSED_TIMEOUT = 1.0
@@ -212,6 +215,8 @@ class HTTPProtocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 self._stop_parser("malformed", "CONNECT is for proxies, and this server is none")
             return  # `_upgrade` judges it, or the next parser has it without its upgrade
+        if not self.url.startswith(b"/"):
+            self.url = _NO_PATH.sub(rb"\1/", self.url)  # uvicorn wants one
         self._cycles = self._unanswered()
         if len(self._cycles) >= self._limits.max_pipelined:
             detail = f"a connection has at most {self._limits.max_pipelined} unanswered requests"
