@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode, from_list(validators.origin)] = _setting(
         (),
         "Origins of web pages that may connect, besides this server, localhost and addresses in "
-        "the allowed networks: `https://app.example`, `null`, or `*` for all.",
+        "the allowed networks: `https://app.example`, `app://name`, `null`, or `*` for all.",
         unit="list of origins",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, from_list(validators.host)] = _setting(
