@@ -27,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(map(item.path.is_relative_to, FAULTS)) and item.get_closest_marker("cheap") is None:
             item.add_marker(pytest.mark.faults)
+    # Else the last worker has a minute's work when the others have none.
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish() -> None:

@@ -29,6 +29,8 @@ from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+pytestmark = pytest.mark.long
+
 FIRST = ("first", "running", None, None, None, None, None, None)
 
 

@@ -15,7 +15,7 @@ from brain.contract.subscription import (
 T = 1_700_000_000_000_000
 
 
-def test_a_subscription_is_read_from_the_query() -> None:
+def test_a_query_is_parsed_into_a_subscription() -> None:
     query = [
         ("run_id", "r"),
         ("status", "running"),
@@ -60,7 +60,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
         ([("run_id", str(i)) for i in range(MAX_VALUES + 1)], "a filter takes at most 100 values"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_the_rule(
+def test_an_invalid_query_is_rejected_with_the_rule(
     query: list[tuple[str, str]], sentence: str
 ) -> None:
     with pytest.raises(FilterError) as refusal:
@@ -68,6 +68,6 @@ def test_what_is_not_understood_is_refused_with_the_rule(
     assert sentence in str(refusal.value)
 
 
-def test_a_hundred_values_are_welcome() -> None:
+def test_a_hundred_values_are_accepted() -> None:
     query = [("run_id", str(i)) for i in range(MAX_VALUES)]
     assert len(parse_subscription(query + query).filter.run_id) == MAX_VALUES
