@@ -1,7 +1,10 @@
 """One PostgreSQL for the session, and for each test a fresh database with an empty table `runs`."""
 
+import contextlib
 import gc
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -38,10 +41,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def _clear(error: BaseException) -> None:
+    """Let go of what a test held when it failed: its report is made, and the next test is not to blame."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        with contextlib.suppress(RuntimeError):  # it still runs
+            frame.clear()
+        frame.f_locals  # noqa: B018 - the copy that the report was made from is updated
+    for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        _clear(part)
+
+
 @pytest.fixture(autouse=True)
 def _collect() -> Iterator[None]:
     """Report what a test has leaked with that test, and not in the middle of another."""
     yield
+    error: BaseException | None = getattr(sys, "last_value", None)
+    while error is not None:
+        _clear(error)
+        error = error.__context__
     gc.collect()
 
 
