@@ -42,7 +42,7 @@ def pytest_collection_finish() -> None:
 
 
 def _clear(error: BaseException) -> None:
-    """Let go of what a test held when it failed: its report is made, and the next test is not to blame."""
+    """Release what a failed test held, once its report is made: it must not fail the next test."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         with contextlib.suppress(RuntimeError):  # it still runs
             frame.clear()

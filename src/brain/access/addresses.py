@@ -67,7 +67,7 @@ _AUTHORITY: Final = re.compile(
 )
 _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
 _OPAQUE_HOST: Final = re.compile(r"[a-z0-9._~%:-]*")
-"""Of an application's own scheme (URL Standard, section 3.2), as far as a shell reads it as text."""
+"""The host of an application's own scheme (URL Standard, section 3.2), without shell characters."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_AUTHORITY: Final = 400
 """Bytes of a Host or an Origin (a name has at most 253). A longer one is neither parsed nor
