@@ -1,4 +1,4 @@
-"""Health checks. A probe must get the verdict about this process, whoever runs it.
+"""Health checks: a probe gets the verdict about this process, whatever Host it names.
 
 Load balancers and orchestrators call Brain by an address, a pod's name or no name at all (`option
 httpchk` of HAProxy sends HTTP/1.0 without a Host), and keep calling when every slot is taken.
