@@ -1,14 +1,15 @@
 """The load: N WebSocket clients in one process, cheap enough to leave the other core to the server.
 
-A client is a raw non-blocking socket. Nearly all of them only count bytes: twenty-five times a second, whatever has come is
-discarded by the kernel (recv with MSG_TRUNC copies nothing). All messages of a measurement have one length, so bytes are
-messages, and a message lost is seen. A few clients are *probes*: they are read at once and their frames are parsed, which gives that
-length, and the time from a stamp in the message (`t=` and 19 digits, CLOCK_MONOTONIC in nanoseconds: one clock
-for all processes of a machine) to its arrival.
+A client is a raw non-blocking socket. Nearly all of them only count bytes: 25 times a second the
+kernel discards what has arrived (recv with MSG_TRUNC copies nothing). All messages of a measurement
+have the same length, so bytes count messages, and a lost message shows. A few clients are *probes*:
+they are read at once and their frames are parsed. That gives the length of a message, and the time
+from the stamp in it (`t=` and 19 digits, CLOCK_MONOTONIC in nanoseconds: one clock for all
+processes of a machine) to its arrival.
 
-Run as a program it takes its options as one JSON object and then commands on standard input, a line each, and answers every
-one with a line of JSON: `reset` begins a measurement, `progress` and `count` tell of it, `again` closes all connections and opens them anew.
-`Load` is the other end of that.
+As a program it takes its options as one JSON object, and then commands on standard input, one per
+line. It answers each with one line of JSON: `reset` begins a measurement, `progress` and `count`
+report on it, `again` closes all connections and opens new ones. `Load` is the other end.
 """
 
 import json
@@ -22,19 +23,19 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-EVERY = 0.040
-"""Seconds between two looks at the clients that only count."""
+COUNT_INTERVAL = 0.040
+"""Seconds between two rounds over the clients that only count."""
 
-GULP = 1 << 20
+MAX_READ = 1 << 20
 STRIDE = 64
-"""Counting clients served between two looks at the probes: 0.1 ms."""
+"""After so many counting clients (0.1 ms) the probes are read."""
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-"""That of RFC 6455, section 1.3: the floor answers it by heart."""
+"""The example of RFC 6455, section 1.3: the floor knows only the answer to this one."""
 
 STAMP = re.compile(rb"t=(\d{19})")
 PING_BYTES = 2
-"""An empty ping: what may come between messages of a client that counts."""
+"""An empty ping, which may arrive between the messages of a client that counts."""
 
 
 @dataclass(slots=True)
@@ -44,11 +45,11 @@ class Options:
     clients: int
     probes: int = 16
     window: int = 256
-    """Connections under way at once. As many as clients: a storm."""
+    """Connections in progress at once. As many as clients: a storm."""
     sources: int = 4
     """Addresses 127.0.0.x from which clients connect."""
     hello: str = ""
-    """A text that every client says first, for the peers whose protocol wants one."""
+    """A text that each client sends first, for peers whose protocol requires one."""
 
 
 class Client:
@@ -75,7 +76,7 @@ class Crowd:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.round = 0
-        self.buffer = bytearray(GULP)
+        self.buffer = bytearray(MAX_READ)
         self.open_all()
 
     def open_all(self) -> None:
@@ -92,21 +93,21 @@ class Crowd:
         )
         connecting = select.epoll()
         every = max(1, options.clients // options.probes)
-        under_way: dict[int, Client] = {}
+        pending: dict[int, Client] = {}
         begun, done = time.monotonic(), 0
         waits: list[float] = []
         since: dict[int, float] = {}
         opened = 0
         while done < options.clients:
-            while opened < options.clients and len(under_way) < options.window:
+            while opened < options.clients and len(pending) < options.window:
                 client = Client(opened % every == every // 2)
                 self.connect(client, opened)
                 connecting.register(client.sock, select.EPOLLOUT)
-                under_way[client.sock.fileno()] = client
+                pending[client.sock.fileno()] = client
                 since[client.sock.fileno()] = time.monotonic()
                 opened += 1
-            for fd, _ in connecting.poll(30.0, 1024) or self.give_up(under_way, done):
-                client = under_way[fd]
+            for fd, _ in connecting.poll(30.0, 1024) or self.give_up(pending, done):
+                client = pending[fd]
                 if client.state == "new":
                     error = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if not error:
@@ -115,14 +116,14 @@ class Crowd:
                         connecting.modify(fd, select.EPOLLIN)
                         continue
                     self.fail(client, f"errno {error}")
-                elif (settled := self.deadline(client)) is None:
+                elif (settled := self.read_answer(client)) is None:
                     continue
                 elif settled:
                     (self.probing if client.probe else self.counting).register(fd, select.EPOLLIN)
                     self.clients[fd] = client
                     waits.append(time.monotonic() - since[fd])
                 connecting.unregister(fd)
-                del under_way[fd]
+                del pending[fd]
                 done += 1
                 if client.state == "failed":
                     client.sock.close()
@@ -134,15 +135,14 @@ class Crowd:
     def connect(self, client: Client, number: int) -> None:
         sock = client.sock = socket.socket()
         sock.setblocking(False)
-        sock.setsockopt(
-            socket.SOL_IP, 24, 1
-        )  # IP_BIND_ADDRESS_NO_PORT: the port is chosen with the peer known
+        # IP_BIND_ADDRESS_NO_PORT: connect() chooses the port, so one port can serve several peers.
+        sock.setsockopt(socket.SOL_IP, 24, 1)
         self.round += not number
         sock.bind((f"127.0.{self.round % 250}.{2 + number % self.options.sources}", 0))
         sock.connect_ex(("127.0.0.1", self.options.port))
 
-    def deadline(self, client: Client) -> bool | None:
-        """None: not yet. Bytes behind the head of the answer are the stream's first."""
+    def read_answer(self, client: Client) -> bool | None:
+        """Whether the connection is open; None: not yet known. Bytes after the head are frames."""
         try:
             data = client.sock.recv(65536)
         except BlockingIOError:
@@ -159,7 +159,7 @@ class Crowd:
             return self.fail(client, head.partition(b"\r\n")[0].decode("latin-1"))
         client.state, client.head = "open", b""
         if rest:
-            self.came(client, rest) if client.probe else self.counted(client, len(rest))
+            self.parse(client, rest) if client.probe else self.count(client, len(rest))
         return True
 
     def fail(self, client: Client, detail: str) -> bool:
@@ -167,9 +167,9 @@ class Crowd:
         self.failed[detail] = self.failed.get(detail, 0) + 1
         return False
 
-    def give_up(self, under_way: dict[int, Client], done: int) -> list[tuple[int, int]]:
+    def give_up(self, pending: dict[int, Client], done: int) -> list[tuple[int, int]]:
         raise SystemExit(
-            f"no answer for 30 s to {len(under_way)} of {self.options.clients} ({done} done)"
+            f"no answer for 30 s to {len(pending)} of {self.options.clients} ({done} done)"
         )
 
     def close_all(self) -> None:
@@ -181,8 +181,8 @@ class Crowd:
     # A measurement.
 
     def reset(self) -> None:
-        """Begin to count. What has come so far is read first."""
-        self.look()
+        """Read what has arrived, and begin to count."""
+        self.read_all()
         for client in self.clients.values():
             client.clear()
         self.began = self.last = time.monotonic_ns()
@@ -190,52 +190,50 @@ class Crowd:
         self.cpu = used.ru_utime + used.ru_stime
 
     def run(self, seconds: float) -> None:
-        """Serve the probes at once, the others from time to time."""
+        """Read the probes as soon as something arrives."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for fd, _ in self.probing.poll(left, 256):
                 self.read_probe(self.clients[fd])
 
-    def look(self) -> None:
-        """At every client that counts and has something; at the probes in between."""
+    def read_all(self) -> None:
+        """Read every client that counts, and the probes in between."""
         clients, buffer, trunc = self.clients, self.buffer, socket.MSG_TRUNC
-        while True:
-            ready = self.counting.poll(0, 20_000)
-            for i, (fd, _) in enumerate(ready):
-                client = clients[fd]
-                try:
-                    size = client.sock.recv_into(buffer, GULP, trunc)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    size = 0
-                if size:
-                    client.count += size
-                else:
-                    self.gone(self.counting, client)
-                if i % STRIDE == 0:
-                    for at, _ in self.probing.poll(0, 256):
-                        self.read_probe(clients[at])
-            if ready:
-                self.last = time.monotonic_ns()
-            return
+        ready = self.counting.poll(0, 20_000)
+        for i, (fd, _) in enumerate(ready):
+            client = clients[fd]
+            try:
+                size = client.sock.recv_into(buffer, MAX_READ, trunc)
+            except BlockingIOError:
+                continue
+            except OSError:
+                size = 0
+            if size:
+                client.count += size
+            else:
+                self.close(self.counting, client)
+            if i % STRIDE == 0:
+                for at, _ in self.probing.poll(0, 256):
+                    self.read_probe(clients[at])
+        if ready:
+            self.last = time.monotonic_ns()
 
-    def counted(self, client: Client, size: int) -> None:
+    def count(self, client: Client, size: int) -> None:
         client.count += size
 
     def read_probe(self, client: Client) -> None:
         try:
-            data = client.sock.recv(GULP)
+            data = client.sock.recv(MAX_READ)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if data:
-            self.came(client, data)
+            self.parse(client, data)
         else:
-            self.gone(self.probing, client)
+            self.close(self.probing, client)
 
-    def came(self, client: Client, data: bytes) -> None:
+    def parse(self, client: Client, data: bytes) -> None:
         now = time.monotonic_ns()
         self.last = now
         buffer = client.data + data
@@ -249,7 +247,7 @@ class Crowd:
             if end < start or end < start + size:
                 break
             if buffer[at] & 0x0F == 1:
-                # A peer may put several messages into one frame: what is counted is stamps, where there are any.
+                # A peer may put several messages into one frame, so stamps are counted.
                 stamps = STAMP.findall(buffer, start, start + size)
                 client.messages += len(stamps)
                 client.count += start + size - at
@@ -263,14 +261,14 @@ class Crowd:
             at = start + size
         client.data = buffer[at:]
 
-    def gone(self, epoll: select.epoll, client: Client) -> None:
+    def close(self, epoll: select.epoll, client: Client) -> None:
         epoll.unregister(client.sock)
         client.sock.close()
         client.state = "closed"
         self.closed += 1
 
     def progress(self) -> dict[str, Any]:
-        """What is cheap of the report: 2 ms for 10 000 clients."""
+        """The cheap part of the report: 2 ms for 10 000 clients."""
         size = max((client.size for client in self.probes()), default=0)
         return {
             "delivered": self.counts(size)[2],
@@ -282,7 +280,7 @@ class Crowd:
         return [client for client in self.clients.values() if client.probe]
 
     def counts(self, size: int) -> tuple[int, int, int]:
-        """Messages: the least and the most of a client, and all."""
+        """Messages: the minimum and the maximum of a client, and the sum."""
         each = [
             client.messages if client.probe else (client.count // size if size else 0)
             for client in self.clients.values()
@@ -290,7 +288,7 @@ class Crowd:
         return min(each, default=0), max(each, default=0), sum(each)
 
     def report(self) -> dict[str, Any]:
-        """What came since the reset. `messages` is [least, most, sum] over clients."""
+        """What has arrived since the reset. `messages` is [minimum, maximum, sum] over clients."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         probes = self.probes()
         size = max((client.size for client in probes), default=0)
@@ -301,7 +299,9 @@ class Crowd:
             and size
             and client.count % size not in (0, PING_BYTES, 2 * PING_BYTES)
         )
-        latencies = sorted((came - sent) / 1e6 for client in probes for sent, came in client.stamps)
+        latencies = sorted(
+            (arrived - sent) / 1e6 for client in probes for sent, arrived in client.stamps
+        )
         return {
             "clients": len(self.clients) - self.closed,
             "closed": self.closed,
@@ -337,7 +337,7 @@ def quantiles(sorted_ms: list[float]) -> dict[str, float]:
 
 
 def masked_text(text: str) -> bytes:
-    """A client's text frame of at most 65 535 bytes, under the mask of zeros; nothing for the empty text."""
+    """A client's text frame of at most 65 535 bytes, its mask all zeros; empty if the text is."""
     payload = text.encode()
     if not payload:
         return b""
@@ -355,7 +355,7 @@ def serve(options: Options) -> None:
     commands.register(0, select.POLLIN)
     while True:
         began = time.monotonic()
-        crowd.look()
+        crowd.read_all()
         if commands.poll(0):
             match sys.stdin.readline().strip():
                 case "reset":
@@ -372,11 +372,11 @@ def serve(options: Options) -> None:
                 case _:
                     return
             print(json.dumps(answer), flush=True)
-        crowd.run(max(EVERY - (time.monotonic() - began), 0.001))
+        crowd.run(max(COUNT_INTERVAL - (time.monotonic() - began), 0.001))
 
 
 class Load:
-    """The program as its starter sees it, kept on one core."""
+    """The program as a child process, pinned to `cores`."""
 
     def __init__(self, options: Options, *, cores: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(options))]
@@ -400,8 +400,8 @@ class Load:
         self.process.kill()
         self.process.communicate()
 
-    def all_welcome(self) -> None:
-        """Raises RuntimeError if clients were refused."""
+    def require_all(self) -> None:
+        """Raises RuntimeError if the server refused clients."""
         if self.connected["failed"]:
             raise RuntimeError(f"clients were refused: {self.connected['failed']}")
 

@@ -1,5 +1,7 @@
-"""`brain serve`, with a line for each of the garbage collector's pauses in the file that BENCHMARK_PAUSES names: generation, wall
-seconds, CPU seconds. A program of its own, without the rest of the benchmarks: served.py starts it anywhere.
+"""`brain serve` that records the pauses of the garbage collector.
+
+It appends a line for each to the file named by BENCHMARK_PAUSES: generation, wall seconds, CPU
+seconds. It imports nothing else of the benchmarks, because served.py starts it in any folder.
 """
 
 import gc

@@ -1,7 +1,10 @@
-"""Polling: what it costs, and how late it is, where the database cannot be streamed. `python -m benchmarks.polling [--quick]`.
+"""Polling: cost and latency when Brain cannot stream.
 
-The table has 1 000 000 rows, of which 1 000 are under way and change, 20 times a second, so that no poll is spared its scan. The
-scan is PostgreSQL's work: the share of a core is Brain's and that of its connections together.
+`python -m benchmarks.polling [--quick]`.
+
+The table has 1 000 000 rows. 1 000 of them change, 20 per second, so that every poll scans the
+table. The scan is PostgreSQL's work, so the share of a core is that of Brain and of its connections
+together.
 """
 
 import os
@@ -24,20 +27,22 @@ MAX_SHARE = 0.06
 
 FILL = """
 INSERT INTO runs (id, status, progress, task_id, agent, started_at, completed_at, error)
-SELECT 'run-' || lpad(n::text, 8, '0'), CASE WHEN n < {active} THEN 'running' ELSE 'completed' END, 42,
-       'task-' || n, 'benchmark', '2026-01-01T00:00:00Z', CASE WHEN n >= {active} THEN '2026-01-01T01:00:00Z'::timestamptz END,
+SELECT 'run-' || lpad(n::text, 8, '0'),
+       CASE WHEN n < {active} THEN 'running' ELSE 'completed' END,
+       42, 'task-' || n, 'benchmark', '2026-01-01T00:00:00Z',
+       CASE WHEN n >= {active} THEN '2026-01-01T01:00:00Z'::timestamptz END,
        't=' || repeat('0', 19)
 FROM generate_series(0, {last}) n
 """
 
 
 def children_seconds(pid: int) -> float:
-    """CPU of the children that have ended and been waited for: parallel workers of a scan come and go."""
+    """CPU of children that have ended, such as the parallel workers of a scan."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / machine.TICK
 
 
-def spent(server: Postgres, brain: Brain) -> tuple[float, float]:
+def cpu_used(server: Postgres, brain: Brain) -> tuple[float, float]:
     """CPU seconds of Brain, and of PostgreSQL on its behalf."""
     assert server.process is not None
     query = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brain%'"
@@ -51,18 +56,18 @@ def poll(
 ) -> dict[str, float]:
     load.ask("reset")
     count = round(RATE * seconds)
-    before, began = spent(server, brain), time.monotonic()
+    before, began = cpu_used(server, brain), time.monotonic()
     changes.start(count, RATE)
     changes.finish(seconds + 30)
-    after, took = spent(server, brain), time.monotonic() - began
-    time.sleep(2.0)  # two polls: the last change has come
+    after, took = cpu_used(server, brain), time.monotonic() - began
+    time.sleep(2.0)  # two polls: the last change has arrived
     latency = load.ask("count")["latency"]
     own, postgres = ((b - a) / took for a, b in zip(before, after, strict=True))
     return {
         "p50_ms": latency["p50"],
         "p99_ms": latency["p99"],
         "max_ms": latency["max"],
-        "came": float(latency["n"]),
+        "arrived": float(latency["n"]),
         "made": float(count),
         "brain_core_share": own,
         "postgres_core_share": postgres,
@@ -90,7 +95,7 @@ def main() -> None:
         "targets": [
             machine.target("change → client, p99, ms", figures["p99_ms"]["median"], most=MAX_MS),
             machine.target(
-                "of a core, Brain and PostgreSQL for it",
+                "share of a core, Brain and its connections",
                 figures["core_share"]["median"],
                 most=MAX_SHARE,
             ),

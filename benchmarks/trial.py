@@ -69,7 +69,7 @@ class Place:
             )
             options = Options(self.server.port, self.peer.path, self.clients, hello=self.peer.hello)
             self.load = self._closing.enter_context(Load(options, cores=OTHER_CORES))
-            self.load.all_welcome()
+            self.load.require_all()
             self.changes = self._closing.enter_context(changes(self.peer, self.url, self.runs))
             for _ in range(2):  # what is made at a first message is made
                 self.trial(20, 100)
