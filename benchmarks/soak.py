@@ -1,13 +1,16 @@
-"""Does anything grow? 200 000 connections come and go, in a storm of changes, beside clients who lag.
+"""Soak: does anything grow over 200 000 connections?
+
 `python -m benchmarks.soak [--quick]`.
 
-Rounds of 1 000 connections: silent ones, half a request, a client, a client with `snapshot`, a client that closes by its frame;
-they end by FIN and by RST in turn. 50 clients stay and read in some rounds only, so they lag, and catch up; 20 more stay and read.
-All the while 500 runs are updated, 40 times a second, one in ten of them. After each round, when those who came are gone again,
-Brain is looked at: its resident memory, its descriptors, its threads, its connections. (Its tasks cannot be seen from outside:
-tests/test_server.py counts them.) Each comes from an address of its own, so that what Brain remembers of addresses (guard.py, 4 096 at
-the most) is soon full. Warm is what has seen 100 000 connections: up to there the heap finds its size. From there on everything has to
-be flat, over 100 000 more. What is compared is the median of ten rounds: an allocator breathes.
+Rounds of 1 000 connections: silent ones, half a request, a client, a client with `snapshot`, a
+client that sends a close frame. They end by FIN and by RST in turn. 50 clients stay and read only
+in some rounds, so they lag and catch up; 20 more stay and read always. 40 times per second, a tenth
+of 500 runs is updated. After each round, when its connections are closed, the program records
+Brain's resident memory, descriptors, threads and connections. (Its tasks are not visible from
+outside: tests count them.) Each connection has an address of its own, which soon fills Brain's
+memory of addresses (access/limits.py, MAX_REMEMBERED). The first 100 000 connections are a warm-up:
+the heap finds its size. Over the next 100 000 everything has to stay flat. Medians of ten rounds
+are compared, because the allocator's memory fluctuates.
 """
 
 import statistics
@@ -28,10 +31,10 @@ from tests.support.wire import PONG, closing, descriptors, frame, memory, reques
 
 ROUND = 1_000
 WARM = 100
-"""Rounds, before which nothing is compared."""
+"""Rounds of warm-up."""
 WINDOW = 10
 
-ASKS = (
+REQUESTS = (
     b"",
     request()[:60],
     request(),
@@ -43,14 +46,15 @@ PLOT = Path(__file__).parents[1] / "docs" / "soak.svg"
 
 @contextmanager
 def storm(url: str) -> Iterator[dict[str, int]]:
-    """Changes without an end. The dictionary tells how many."""
+    """Changes until the end of the block. The dictionary counts them."""
     stop, count = threading.Event(), {"changes": 0}
 
     def work() -> None:
         with psycopg.connect(url, autocommit=True) as conn:
             while not stop.wait(0.025):
                 count["changes"] += conn.execute(
-                    "UPDATE runs SET progress = random() * 100, error = repeat('e', 200) WHERE random() < 0.1"
+                    "UPDATE runs SET progress = random() * 100, error = repeat('e', 200) "
+                    "WHERE random() < 0.1"
                 ).rowcount
 
     thread = threading.Thread(target=work)
@@ -63,23 +67,23 @@ def storm(url: str) -> Iterator[dict[str, int]]:
 
 
 def round_(brain: Brain, number: int) -> None:
-    """A thousand come and go."""
-    each = ROUND // len(ASKS)
-    for ask in ASKS:
-        half = ask == ASKS[1]
-        with Crowd(brain.port, b"" if half else ask) as crowd:
+    """Open and close a thousand connections."""
+    each = ROUND // len(REQUESTS)
+    for sent in REQUESTS:
+        half = sent == REQUESTS[1]
+        with Crowd(brain.port, b"" if half else sent) as crowd:
             crowd.come(each, window=each)
             if half:
-                crowd.say(ask)
+                crowd.say(sent)
             assert not crowd.refused, crowd.refused[0]
             crowd.leave(reset=bool(number % 2))
 
 
-def gone(brain: Brain, stay: int) -> float:
-    """Wait until only those are there who stay. Returns how many connections there are."""
+def wait_until_closed(brain: Brain, stay: int) -> float:
+    """Wait until only `stay` connections are left. Returns how many are."""
     until = time.monotonic() + 10
     while (left := brain.metric("brain_connections") - 1) > stay and time.monotonic() < until:
-        time.sleep(0.01)  # between two looks
+        time.sleep(0.01)
     return left
 
 
@@ -100,7 +104,7 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
                 lagging.pump(0.1)
             for member in (*reading.members, *lagging.members):
                 member.data = b""
-            left = gone(brain, stay)
+            left = wait_until_closed(brain, stay)
             samples.append(
                 {
                     "connections": (number + 1) * ROUND,
@@ -114,7 +118,7 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
             )
             if number % 10 == 9:
                 print(samples[-1], flush=True)
-        assert len(reading.present) == 20, "who stays is not cut off"
+        assert len(reading.present) == 20, "a client that reads was disconnected"
         totals = {
             "changes": count["changes"],
             "deliveries": brain.metric("brain_deliveries_total"),
@@ -130,7 +134,7 @@ def threads(brain: Brain) -> int:
 
 
 def growth(samples: list[dict[str, float]], field: str, warm: int) -> tuple[float, float]:
-    """The median of the first rounds that are warm, and of the last ones."""
+    """The medians of the first rounds after the warm-up and of the last rounds."""
     first = statistics.median(each[field] for each in samples[warm : warm + WINDOW])
     return first, statistics.median(each[field] for each in samples[-WINDOW:])
 
@@ -153,7 +157,10 @@ def plot(samples: list[dict[str, float]], path: Path, warm: int) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
         "<title>Resident memory of Brain while connections come and go</title>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="{left}" y="18" {text}>Resident memory of Brain (MB) over connections that came and went</text>',
+        (
+            f'<text x="{left}" y="18" {text}>'
+            "Resident memory of Brain (MB) over connections opened and closed</text>"
+        ),
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         mb, count = most * share / 1.2, last * share
@@ -164,7 +171,10 @@ def plot(samples: list[dict[str, float]], path: Path, warm: int) -> None:
         ]
     warm_at = x(warm * ROUND)
     parts += [
-        f'<line x1="{warm_at}" x2="{warm_at}" y1="30" y2="{low}" stroke="#bbb" stroke-dasharray="4 4"/>',
+        (
+            f'<line x1="{warm_at}" x2="{warm_at}" y1="30" y2="{low}" stroke="#bbb" '
+            'stroke-dasharray="4 4"/>'
+        ),
         f'<text x="{warm_at + 4}" y="{low - 6}" {text}>warm</text>',
         f'<polyline points="{line}" fill="none" stroke="#0a6" stroke-width="2"/>',
         "</svg>",
@@ -179,7 +189,8 @@ def main() -> None:
     with machine.database() as url:
         machine.statements(
             url,
-            "INSERT INTO runs (id, status, progress) SELECT i, 'running', 0 FROM generate_series(1, 500) i",
+            "INSERT INTO runs (id, status, progress) "
+            "SELECT i, 'running', 0 FROM generate_series(1, 500) i",
         )
         with machine.brain(url) as brain:
             samples, totals = soak(brain, url, rounds)
@@ -189,7 +200,7 @@ def main() -> None:
         compared[field] = {"warm": before, "end": after, "growth": round(after / before - 1, 4)}
     targets = [
         machine.target(
-            "growth of memory, of the warm baseline", compared["rss_mb"]["growth"], most=0.02
+            "growth of memory, relative to the warm-up", compared["rss_mb"]["growth"], most=0.02
         ),
         machine.target(
             "growth of descriptors",
@@ -199,7 +210,7 @@ def main() -> None:
         machine.target(
             "growth of threads", compared["threads"]["end"] - compared["threads"]["warm"], most=0
         ),
-        machine.target("connections left behind", samples[-1]["left"], most=0),
+        machine.target("connections left open", samples[-1]["left"], most=0),
         machine.target("clients that failed", totals["failures"], most=0),
     ]
     document = {"totals": totals, "compared": compared, "targets": targets, "samples": samples}
