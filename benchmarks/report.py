@@ -218,7 +218,7 @@ def machine(result: Node) -> list[str]:
 
 
 def bars(title: str, values: dict[str, float], unit: str) -> str:
-    """A bar chart as SVG, for light and dark pages. Logarithmic if values differ by a factor of 20."""
+    """A bar chart as SVG, for light and dark pages. Logarithmic if values differ by 20 times."""
     most, least = max(values.values()), min(values.values())
     logarithmic = most / least > 20
     low = 10 ** math.floor(math.log10(least) - 0.3)

@@ -1,4 +1,4 @@
-"""What the programs that compare Brain with its peers share: the database, the repetitions, the table, the results."""
+"""What programs share that compare Brain with its peers: database, repetitions, table, results."""
 
 import argparse
 import math
@@ -16,13 +16,13 @@ from benchmarks.trial import OTHER_CORES, Place, database
 Entry: TypeAlias = dict[str, Any]
 
 RUNS = 3
-TO_BEAT = "brain"
+BASELINE = "brain"
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(doc or "").split(". `")[0])
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: little of everything, once"
+        "--quick", action="store_true", help="a smoke test: a little of everything, once"
     )
     parser.add_argument("--only", help="servers to measure, separated by commas", default="")
     parser.add_argument(
@@ -32,7 +32,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
 
 
 class Suite:
-    """The measurements of one program. Failures are results too: they are told, and the rest goes on."""
+    """The measurements of one program. A failure is recorded, and the program continues."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Suite:
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.results: dict[str, dict[str, list[Entry]]] = {}
-        """Job → server → one entry a run."""
+        """Job → server → one entry per run."""
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -53,16 +53,17 @@ class Suite:
         self._closing.close()
 
     def in_turn(self, *names: str) -> Iterator[str]:
-        """Those that are wanted and can be built here, in turn, as often as there are runs: what else the machine does in the
-        meantime falls on all alike, and each run has a server of its own.
+        """The selected servers that can be built here, in turn, once per run.
+
+        So other work on the machine affects all alike, and each run has a fresh server.
         """
         wanted = [name for name in names if not self.only or name in self.only]
         for name in wanted:
             try:
                 PEERS[name].build()
-            except CannotBuild as reason:
-                self.skipped[name] = str(reason)
-                print(f"{name}: skipped: {reason}", file=sys.stderr, flush=True)
+            except CannotBuild as error:
+                self.skipped[name] = str(error)
+                print(f"{name}: skipped: {error}", file=sys.stderr, flush=True)
         for _ in range(self.runs):
             yield from (name for name in wanted if name not in self.skipped)
 
@@ -73,7 +74,7 @@ class Suite:
 
     @contextmanager
     def place(self, name: str, *, clients: int) -> Iterator[Place | None]:
-        """None if the server did not come up, or did not take so many clients: said, and kept in the results."""
+        """None if the server does not start, or rejects a client. The results say so."""
         with self.database(name), ExitStack() as closing:
             try:
                 place = closing.enter_context(Place(PEERS[name], self.url, clients=clients))
@@ -83,8 +84,8 @@ class Suite:
             else:
                 yield place
 
-    def measure(self, who: Place | str, job: str, measure: Callable[[], Any]) -> None:
-        name = who if isinstance(who, str) else who.peer.name
+    def measure(self, server: Place | str, job: str, measure: Callable[[], Any]) -> None:
+        name = server if isinstance(server, str) else server.peer.name
         try:
             found = measure()
             entry = (
@@ -95,8 +96,8 @@ class Suite:
             entry |= entry.pop("latency", {})
             self.results.setdefault(job, {}).setdefault(name, []).append(entry)
             print(f"{name}, {job}: {_brief(entry)}", file=sys.stderr, flush=True)
-            if isinstance(who, Place) and entry.get("behind"):
-                who.again()
+            if isinstance(server, Place) and entry.get("behind"):
+                server.restart()
         except (RuntimeError, OSError) as error:
             self._fail(name, job, error)
 
@@ -107,7 +108,7 @@ class Suite:
         print(f"{name}, {job}: failed: {error}", file=sys.stderr, flush=True)
 
     def median(self, job: str, name: str, field: str) -> float:
-        """NaN if that was not measured."""
+        """NaN if it was not measured."""
         values = [run[field] for run in self.results.get(job, {}).get(name, []) if field in run]
         return statistics.median(values) if values else float("nan")
 
@@ -118,8 +119,10 @@ class Suite:
         ratios: dict[str, str],
         targets: Sequence[tuple[str, float, dict[str, float]]] = (),
     ) -> None:
-        """Print the tables; write the results. `ratios`: field → whether `more` or `less` of it is better. `targets`: what, the figure
-        reached, and `least` or `most` it should be; those that were not measured are left out.
+        """Print the tables and write the results.
+
+        `ratios`: field → whether `more` or `less` is better. `targets`: description, figure
+        reached, and the `least` or `most` it should be; figures not measured are left out.
         """
         jobs = {
             job: {
@@ -130,10 +133,10 @@ class Suite:
         }
         for job, of in jobs.items():
             print(f"\n{job}\n\n{table(of, columns)}")
-        for name, reason in self.skipped.items():
-            print(f"\n{name} was skipped: {reason}")
-        for what, reason in self.failed.items():
-            print(f"\nfailed: {what}: {reason}")
+        for name, detail in self.skipped.items():
+            print(f"\n{name} was skipped: {detail}")
+        for job, detail in self.failed.items():
+            print(f"\nfailed: {job}: {detail}")
         print()
         document = {
             "columns": columns,
@@ -160,15 +163,15 @@ def figures(runs: Sequence[Entry]) -> dict[str, dict[str, float]]:
 def _ratios(
     of: dict[str, list[Entry]], name: str, ratios: dict[str, str]
 ) -> dict[str, dict[str, float]]:
-    """Brain against this server, run by run, those beside each other in time: above 1 is Brain's advantage."""
+    """Brain compared with this server, run by run. Above 1 is Brain's advantage."""
     found = {}
     for field, better in ratios.items():
         pairs = [
-            (mine[field], theirs[field])
-            for mine, theirs in zip(of.get(TO_BEAT, []), of[name], strict=False)
-            if mine.get(field) and theirs.get(field)
+            (own[field], other[field])
+            for own, other in zip(of.get(BASELINE, []), of[name], strict=False)
+            if own.get(field) and other.get(field)
         ]
-        if pairs and name != TO_BEAT:
+        if pairs and name != BASELINE:
             found[field] = machine.spread([a / b if better == "more" else b / a for a, b in pairs])
     return found
 

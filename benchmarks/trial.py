@@ -1,6 +1,7 @@
-"""One trial: a server on one core, and on the other everything else: PostgreSQL, who changes the runs, and N clients.
+"""One trial: the server on one core, and PostgreSQL, the writer and N clients on the others.
 
-The same for Brain and for each of its peers: the same rows are changed by the same program, and the same program counts what comes.
+It is the same for Brain and for each peer: the same program changes the same rows, and the same
+program counts what arrives.
 """
 
 import time
@@ -19,17 +20,18 @@ from benchmarks.peers import HERE, Peer, Server
 SERVER_CORE, OTHER_CORES = machine.cores()
 
 GRACE = 4.0
-"""Seconds behind the last of changes that came at a rate: a server that has not delivered all by then has fallen behind."""
+"""If a server has not delivered everything so many seconds after the last of changes at a rate, it
+has fallen behind."""
 PATIENCE = 30.0
-"""Likewise behind a burst, which is to be delivered as fast as it goes."""
+"""The same after a burst, which takes as long as it takes."""
 QUIET = 2.0
-"""Seconds without a message, behind the last change, after which what has not come is lost. Less than GRACE, or what is lost would
-look like what is late; pings do not count, or Brain would never be quiet."""
+"""After so many seconds without a message since the last change, what is missing is lost. Less than
+GRACE, so that lost messages do not look like late ones. Pings do not count: Brain sends them."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """What one measurement says. Seconds are from the first change to the last byte at a client."""
+    """The figures of one measurement. Seconds are from the first change to the last byte."""
 
     messages: int
     clients: int
@@ -41,22 +43,23 @@ class Trial:
     cpu: float
     """Seconds of the server's CPU, kernel included."""
     cpu_us: float
-    """Microseconds of it per delivery."""
+    """Microseconds of the server's CPU per delivery."""
     load_cpu: float
     lost: int
-    """Deliveries that were due and did not come, of a server that was given the time."""
+    """Deliveries that were due and never arrived. 0 if the server has fallen behind."""
     behind: bool
-    """It could not keep up, and the trial was ended early: `per_second` is what it reached."""
+    """The server could not keep up, and the trial ended early: `per_second` is its capacity."""
     latency: dict[str, float]
     """Milliseconds, from before the UPDATE was sent."""
     commit_ms: float | None
     changes_per_second: float | None
-    """What the writer reached: less than was asked if PostgreSQL, a trigger among it, did not do more. None for a burst."""
+    """The rate that the writer reached: lower than required if PostgreSQL and its triggers were too
+    slow. None for a burst."""
     message_bytes: int
 
 
 class Place:
-    """A server and its clients, ready for trials. It is made anew behind a trial that left the server with a backlog."""
+    """A server and its clients, ready for trials. After a trial that left a backlog, restart it."""
 
     def __init__(self, peer: Peer, url: str, *, clients: int, runs: int = RUNS) -> None:
         self.peer, self.url, self.clients, self.runs = peer, url, clients, runs
@@ -71,7 +74,7 @@ class Place:
             self.load = self._closing.enter_context(Load(options, cores=OTHER_CORES))
             self.load.require_all()
             self.changes = self._closing.enter_context(changes(self.peer, self.url, self.runs))
-            for _ in range(2):  # what is made at a first message is made
+            for _ in range(2):  # warm up
                 self.trial(20, 100)
         except BaseException:
             self._closing.close()
@@ -81,7 +84,7 @@ class Place:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def again(self) -> None:
+    def restart(self) -> None:
         self._closing.close()
         self.__enter__()
 
@@ -91,7 +94,7 @@ class Place:
 
 @contextmanager
 def changes(peer: Peer, url: str, runs: int = RUNS) -> Iterator[Changes | None]:
-    """None for the floor, which makes its own messages."""
+    """None for the floor, which makes messages itself."""
     if peer.name == "floor":
         yield None
     else:
@@ -100,7 +103,7 @@ def changes(peer: Peer, url: str, runs: int = RUNS) -> Iterator[Changes | None]:
 
 
 def trial(server: Server, load: Load, changes: Changes | None, count: int, rate: float) -> Trial:
-    """`count` changes, `rate` a second; 0 is all at once, in one transaction."""
+    """Make `count` changes, `rate` per second; 0: all in one transaction."""
     load.ask("reset")
     clients = load.connected["clients"]
     used, began = machine.cpu_seconds(server.pid), time.monotonic()
@@ -112,17 +115,21 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
         server.say(f"{count} {rate}")
     done: dict[str, Any] | None = None
     behind = False
-    so_far, grew = 0, began
+    delivered, progressed = 0, began
     while True:
-        time.sleep(0.1)  # between two looks
+        time.sleep(0.1)
         now = time.monotonic()
         progress = load.ask("progress")
-        if progress["delivered"] > so_far:
-            so_far, grew = progress["delivered"], now
+        if progress["delivered"] > delivered:
+            delivered, progressed = progress["delivered"], now
         if done is None and changes is not None:
             done = changes.finish(0.0)
             last_change = max(last_change, done["ended"] / 1e9 if done else now)
-        if so_far >= due or progress["clients"] == 0 or now - max(grew, last_change) > QUIET:
+        if (
+            delivered >= due
+            or progress["clients"] == 0
+            or now - max(progressed, last_change) > QUIET
+        ):
             break
         behind = now - last_change > (GRACE if rate else PATIENCE)
         if behind:
@@ -159,7 +166,7 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
 
 @contextmanager
 def database(peer: Peer, url: str, runs: int = RUNS) -> Iterator[None]:
-    """The table, filled, with what the peer needs to hear of changes, and without it behind."""
+    """The filled table, with the peer's trigger until the end of the block."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP TRIGGER IF EXISTS notify_run ON runs")
     prepare(url, runs)

@@ -1,9 +1,12 @@
-"""Writers: what it costs those who write to `runs` that somebody follows it. `python -m benchmarks.writers [--quick]`.
+"""Writers: how much a follower of `runs` slows down those who write to it.
 
-pgbench updates runs, each in a transaction of its own, as fast as it can: alone; while Brain streams; while Brain polls; and with
-the trigger, and the listener, that each peer needs. PostgreSQL, writers and followers share all cores, and nobody has a
-WebSocket client: what is seen is the price of hearing of the changes. Once with the data on disk, where a commit waits until
-it is written, as anybody's does; once in memory, where a commit is CPU and nothing else, and who follows takes it from the writers.
+`python -m benchmarks.writers [--quick]`.
+
+pgbench updates runs, one per transaction, as fast as possible: alone; while Brain streams; while
+Brain polls; and with the trigger and the listener of each peer. PostgreSQL, writers and followers
+share all cores. There are no WebSocket clients, so this is the cost of following alone. Once with
+the data on disk, where a commit waits until it is written; once in memory, where a commit costs
+only CPU, which the follower takes from the writers.
 """
 
 import re
@@ -23,7 +26,7 @@ SCRIPT = f"""\\set n random(0, {RUNS - 1})
 \\set p random(0, 100)
 UPDATE runs SET progress = :p WHERE id = 'run-' || lpad(:n::text, 8, '0');
 """
-FORGET = (
+CLEAN_UP = (
     "DROP TRIGGER IF EXISTS notify_run ON runs",
     "DROP TABLE IF EXISTS centrifugo_outbox CASCADE",
 )
@@ -33,29 +36,29 @@ PEERS_WITH_TRIGGER = ("websockets", "node_ws", "centrifugo")
 Follower: TypeAlias = Callable[[], AbstractContextManager[int]]
 Found: TypeAlias = dict[str, list[dict[str, float]]]
 
-LEAST = 0.88
-LEAST_TO_TRIGGER = 2.4
+MIN_RATIO = 0.88
+MIN_RATIO_TO_TRIGGER = 2.4
 
 
 def pgbench(server: Postgres, seconds: float, clients: int = CLIENTS) -> dict[str, float]:
-    """Transactions a second, and milliseconds that one takes."""
+    """Transactions per second, and the milliseconds of one."""
     for old in server.folder.glob("times.*"):
         old.unlink()
     script = server.folder / "update.sql"
     script.write_text(SCRIPT)
     script.chmod(0o644)
-    said = server.program(
+    output = server.program(
         "pgbench",
         *("-h", "127.0.0.1", "-p", str(server.port), "-U", machine.ROLE, "-n", "-M", "prepared"),
         *("-c", str(clients), "-j", "2", "-T", f"{seconds:.0f}", "-f", str(script)),
         *("--log", "--log-prefix", str(server.folder / "times"), "--sampling-rate", "0.1"),
         machine.ROLE,
     )
-    found = re.search(r"tps = ([\d.]+)", said)
-    count = re.search(r"actually processed: (\d+)", said)
-    assert found, said
-    assert count, said
-    assert "failed transactions: 0" in said, said
+    found = re.search(r"tps = ([\d.]+)", output)
+    count = re.search(r"actually processed: (\d+)", output)
+    assert found, output
+    assert count, output
+    assert "failed transactions: 0" in output, output
     times = sorted(_times(server.folder))
     return {
         "tps": float(found[1]),
@@ -85,7 +88,7 @@ def peer(url: str, name: str) -> Iterator[int]:
         with Server(PEERS[name], url) as server:
             yield server.pid
     finally:
-        machine.statements(url, *FORGET)
+        machine.statements(url, *CLEAN_UP)
 
 
 def measure(server: Postgres, seconds: float, follower: Follower | None) -> dict[str, float]:
@@ -115,7 +118,7 @@ def compare(*, disk: bool, runs: int, seconds: float, skipped: dict[str, str]) -
         measures = {
             name: partial(measure, server, seconds, each) for name, each in followers.items()
         }
-        measure(server, 2, None)  # what is made at the first is made
+        measure(server, 2, None)  # warm up
         return machine.interleaved(runs, measures)
 
 
@@ -131,8 +134,9 @@ def report(found: Found) -> dict[str, Any]:
         tps, p50, p99 = (
             jobs[name]["figures"][field]["median"] for field in ("tps", "p50_ms", "p99_ms")
         )
+        ratio = jobs[name]["to_alone"]["median"]
         print(
-            f"  {name:16} {tps:8.0f} tps, {jobs[name]['to_alone']['median']:.2f} of alone; p50 {p50:.3f} ms, p99 {p99:.3f} ms"
+            f"  {name:16} {tps:8.0f} tps, {ratio:.2f} of alone; p50 {p50:.3f} ms, p99 {p99:.3f} ms"
         )
     return jobs
 
@@ -144,8 +148,8 @@ def main() -> None:
     for name in PEERS_WITH_TRIGGER:
         try:
             PEERS[name].build()
-        except CannotBuild as reason:
-            skipped[name] = str(reason)
+        except CannotBuild as error:
+            skipped[name] = str(error)
     document: dict[str, Any] = {
         "clients": CLIENTS,
         "seconds": seconds,
@@ -157,9 +161,10 @@ def main() -> None:
         found = compare(disk=disk, runs=options.runs, seconds=seconds, skipped=skipped)
         print(f"{place}:")
         document["jobs"][place] = report(found)
-        for rivals, least in (("alone", LEAST), ("websockets", LEAST_TO_TRIGGER)):
-            kept = machine.ratios(found["Brain streaming"], found[rivals], "tps")["median"]
-            what = f"writers' transactions/s {place}, Brain streaming to {'a JSON NOTIFY trigger' if rivals != 'alone' else rivals}"
+        for rival, least in (("alone", MIN_RATIO), ("websockets", MIN_RATIO_TO_TRIGGER)):
+            kept = machine.ratios(found["Brain streaming"], found[rival], "tps")["median"]
+            other = "no follower" if rival == "alone" else "a JSON NOTIFY trigger"
+            what = f"writers' transactions/s {place}, Brain streaming relative to {other}"
             document["targets"].append(machine.target(what, kept, least=least))
     machine.write("writers", document, quick=options.quick)
 

@@ -1,7 +1,8 @@
-"""What people would use instead of Brain: small programs, each written as its users write it. All do the same job: a row of
-`runs` changes in PostgreSQL, and every WebSocket client of `/ws` gets the message of docs/protocol.md.
+"""What people would use instead of Brain: small programs, each written as its users write it.
 
-`python -m benchmarks.peers` builds what needs building, and says what this machine cannot build.
+All do the same job: a row of `runs` changes in PostgreSQL, and every WebSocket client of `/ws`
+receives the message of docs/protocol.md. `python -m benchmarks.peers` builds those that need it,
+and lists those that this machine cannot build.
 """
 
 import json
@@ -24,8 +25,8 @@ BUILT = Path(__file__).parents[1] / "build"
 CENTRIFUGO = "github.com/centrifugal/centrifugo/v6@v6.9.1"
 
 
-class CannotBuild(Exception):  # noqa: N818 - it is a reason, told, and rarely an error
-    """The machine lacks what the peer is built with. The text says what."""
+class CannotBuild(Exception):  # noqa: N818 - the peer is skipped, which is no error
+    """The machine lacks what the peer is built with. The message says what."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Peer:
     name: str
     title: str
     build: Callable[[], None]
-    """Raises CannotBuild. Quick if it is built already."""
+    """Raises CannotBuild. Does nothing if the peer is built already."""
     command: Callable[[int, str], list[str]]
-    """Of a port and a database's URL."""
+    """From a port and the URL of a database."""
     sql: str = "trigger.sql"
-    """What the table needs to tell it of changes."""
+    """The file with the trigger that it needs."""
     path: str = "/ws"
     hello: str = ""
     ready: Callable[["Server"], bool] = lambda server: "ready" in server.log()
-    """Whether it listens to the database."""
+    """Whether it follows the database."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -75,7 +76,7 @@ def _centrifugo() -> None:
 
 
 def _centrifugo_command(port: int, url: str) -> list[str]:
-    """Fed by its own PostgreSQL consumer, woken by NOTIFY; open to all, to one channel, on one port, and nothing that costs."""
+    """With its own PostgreSQL consumer, woken by NOTIFY; one open channel, one port, no extras."""
     configuration = json.loads((HERE / "centrifugo" / "config.json").read_text())
     configuration["http_server"]["port"] = port
     configuration["consumers"][0]["postgresql"]["dsn"] = url
@@ -86,7 +87,7 @@ def _centrifugo_command(port: int, url: str) -> list[str]:
 
 def _brain(flush_interval: float | None = None) -> Peer:
     at_once = flush_interval == 0
-    # The peers have no such limits, and write no line for each client.
+    # The peers have no such limits, and log no line per client.
     environment = {
         "BRAIN_MAX_CONNECTIONS": "0",
         "BRAIN_MAX_CONNECTIONS_PER_IP": "0",
@@ -109,7 +110,7 @@ def _run(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | N
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr or done.stdout, file=sys.stderr)
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise CannotBuild(f"`{' '.join(command)}` failed: {last.strip()}")
 
 
@@ -158,7 +159,7 @@ PEERS = {
 
 
 class Server:
-    """One of them as a running process. Its standard input is a pipe: the floor is told there what to send."""
+    """A peer as a running process. The floor reads its commands from standard input."""
 
     def __init__(self, peer: Peer, url: str, *, port: int = 0, cores: str = "") -> None:
         self.peer = peer
@@ -177,17 +178,17 @@ class Server:
         )
         self.pid = self.process.pid
         deadline = time.monotonic() + 30
-        while not (_listened_on(self.port) and peer.ready(self)):
+        while not (_accepts(self.port) and peer.ready(self)):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"{peer.name} did not start:\n{self.log()[-2000:]}")
-            time.sleep(0.01)  # between two looks
+            time.sleep(0.01)
 
     def log(self) -> str:
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
 
     def readiness(self) -> dict[str, object]:
-        """Brain's own word."""
+        """Brain's /readyz; empty if it does not answer."""
         try:
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.port}/readyz", timeout=5
@@ -202,7 +203,7 @@ class Server:
         self.process.stdin.write(line + "\n")
 
     def stop(self) -> None:
-        self.process.kill()  # some would first say goodbye to 10 000 clients
+        self.process.kill()  # SIGTERM would make some close 10 000 clients first
         self.process.wait()
         if self.process.stdin:
             self.process.stdin.close()
@@ -221,17 +222,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _listened_on(port: int) -> bool:
+def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def build_all() -> dict[str, str]:
-    """Why not, of each that cannot be built here."""
+    """The peers that cannot be built here, and why."""
     missing = {}
     for peer in PEERS.values():
         try:
             peer.build()
-        except CannotBuild as reason:
-            missing[peer.name] = str(reason)
+        except CannotBuild as error:
+            missing[peer.name] = str(error)
     return missing

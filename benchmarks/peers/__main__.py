@@ -1,6 +1,6 @@
-"""Build them all."""
+"""Builds all peers."""
 
 from benchmarks.peers import build_all
 
-for name, reason in build_all().items():
-    print(f"{name} will be skipped: {reason}")
+for name, detail in build_all().items():
+    print(f"{name} will be skipped: {detail}")

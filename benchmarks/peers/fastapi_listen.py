@@ -1,7 +1,10 @@
-"""FastAPI WebSocket endpoint + LISTEN, with the connection manager of FastAPI's documentation ("WebSockets", "Handling
-disconnections and multiple clients"). uvicorn with uvloop and `websockets`, without deflate.
+"""FastAPI WebSocket endpoint + LISTEN.
 
-Pings are off, in its favour: clients that only count bytes could not answer its payloads, and it would close them.
+The connection manager is that of FastAPI's documentation ("WebSockets", "Handling disconnections
+and multiple clients"). uvicorn with uvloop and `websockets`, without deflate.
+
+Pings are off, in its favour: clients that only count bytes cannot answer the payloads of its pings,
+and it would close them.
 """
 
 import asyncio

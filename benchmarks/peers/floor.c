@@ -1,10 +1,12 @@
-/* The floor: what the kernel asks for one send() per client and message, and nothing else.
+/* The floor: the kernel's cost of one send() per client and message, and nothing else.
  *
- * No database, no JSON, no WebSocket library: the message is made here, at the asked rate, and handed to every client by a
- * send() of its own on a non-blocking socket. The answer to the hand-shake is the one to the key of RFC 6455, section 1.3,
- * learnt by heart. A server that costs less per delivery sends more than one message at a time.
+ * No database, no JSON, no WebSocket library: it makes a message at the required rate and passes it
+ * to every client by one send() on a non-blocking socket. It knows one answer to a handshake, that
+ * to the key of RFC 6455, section 1.3. A server that costs less per delivery sends more than one
+ * message at a time.
  *
- *   floor PORT          then on standard input, a line each: COUNT RATE (changes, changes/s; rate 0: as fast as it goes)
+ *   floor PORT     then on standard input, one per line: COUNT RATE (changes, changes/s; rate 0:
+ *                  as fast as possible)
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -1,6 +1,7 @@
 """`websockets.asyncio.server` + `broadcast` + LISTEN, on uvloop, without deflate.
 
-Pings are off, in its favour: clients that only count bytes could not answer its payloads, and it would close them.
+Pings are off, in its favour: clients that only count bytes cannot answer the payloads of its pings,
+and it would close them.
 """
 
 import asyncio
