@@ -170,7 +170,7 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
     lines += [what + ".", ""] if what else []
     lines += [rest, ""] if rest else []
     lines += [
-        f"`.venv/bin/{result['command']}`, {result['day']}; median (minimum to maximum) of the runs.",
+        f"`.venv/bin/{result['command']}`, {result['day']}; median (minimum to maximum) of runs.",
         "",
     ]
     lines += [
@@ -243,10 +243,10 @@ def bars(title: str, values: dict[str, float], unit: str) -> str:
         f'<text x="8" y="20" font-weight="bold">{_escaped(title)}{scale}</text>',
     ]
     for i, (name, value) in enumerate(values.items()):
-        y, colour = 36 + 26 * i, "brain" if name.startswith("Brain") else "peer"
+        y, fill = 36 + 26 * i, "brain" if name.startswith("Brain") else "peer"
         lines += [
             f'<text x="272" y="{y + 14}" text-anchor="end">{_escaped(name)}</text>',
-            f'<rect class="{colour}" x="280" y="{y}" width="{width(value):.1f}" height="18" rx="2"/>',
+            f'<rect class="{fill}" x="280" y="{y}" width="{width(value):.1f}" height="18" rx="2"/>',
             f'<text x="{286 + width(value):.1f}" y="{y + 14}">{number(value)}{unit}</text>',
         ]
     return "\n".join([*lines, "</svg>", ""])

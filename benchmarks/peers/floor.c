@@ -58,8 +58,10 @@ static int message(char *frame, int number)
     gmtime_r(&second, &utc);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
     int size = snprintf(text, sizeof text,
-                        "{\"type\":\"run_update\",\"data\":{\"id\":\"run-%08d\",\"status\":\"running\",\"progress\":42.0,"
-                        "\"task_id\":\"task-%08d\",\"agent\":\"benchmark\",\"started_at\":\"%s.000000Z\",\"error\":\"t=%019lld\"},"
+                        "{\"type\":\"run_update\",\"data\":{\"id\":\"run-%08d\","
+                         "\"status\":\"running\",\"progress\":42.0,"
+                        "\"task_id\":\"task-%08d\",\"agent\":\"benchmark\","
+                         "\"started_at\":\"%s.000000Z\",\"error\":\"t=%019lld\"},"
                         "\"timestamp\":\"%s.000000Z\"}",
                         number, number, when, now(), when);
     frame[0] = (char)0x81;
@@ -108,8 +110,10 @@ static void burst(int changes, double rate)
 
 int main(int argc, char **argv)
 {
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1, epoll = epoll_create1(0);
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(argc > 1 ? argv[1] : "0"))};
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    int on = 1, epoll = epoll_create1(0);
+    unsigned short port = (unsigned short)atoi(argc > 1 ? argv[1] : "0");
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
     struct rlimit files = {MOST, MOST};
     setrlimit(RLIMIT_NOFILE, &files);
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
