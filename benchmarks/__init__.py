@@ -1,1 +1,1 @@
-"""Programs that measure Brain: `python -m benchmarks.NAME [--quick]`; `make bench` runs all."""
+"""Programs that measure Brain: `python -m benchmarks.NAME [--quick]`, or all by `make bench`."""

@@ -1,13 +1,13 @@
-"""The writer: a program that commits changes of runs, one or many in a transaction.
+"""The writer: a program that commits changes of runs, one transaction each or many in one.
 
-Just before a statement is sent, `t=` and the monotonic clock in nanoseconds are written into the
-`error` of its runs. So a latency measured from it includes the UPDATE and its COMMIT. The runs
-change in turn, with thousands of other changes between two of one run: nothing can be conflated,
-and a missing change was lost.
+Each change writes `t=` and the monotonic clock, in nanoseconds, into the run's `error`, just
+before the statement is sent. So a latency measured from it includes the UPDATE and its COMMIT. The
+runs are changed in turn: thousands of other changes are between two of the same run, so nothing
+can be conflated, and a missing change is a lost one.
 
-As a program it takes a URL and the number of runs, and then commands on standard input, one JSON
-object per line: `{"count": 1000, "rate": 100}`. Rate 0 is one statement in one transaction. It
-answers with `{"began": …, "ended": …, "made": …, "commit_ms": …}` when that is done.
+As a program it takes a URL and the number of runs, then commands on standard input, one JSON
+object per line: `{"count": 1000, "rate": 100}`. Rate 0 is one statement in one transaction. When
+that is done, it answers `{"began": …, "ended": …, "commit_ms": …}`.
 """
 
 import json
@@ -27,18 +27,19 @@ TRUNCATE runs;
 INSERT INTO runs (id, status, progress, task_id, agent, started_at, error)
 SELECT 'run-' || lpad(n::text, 8, '0'), 'running', 42, 'task-' || lpad(n::text, 8, '0'),
        'benchmark', '2026-01-01T00:00:00Z', 't=' || repeat('0', 19)
-FROM generate_series(0, {last}) n;
+FROM generate_series(0, {most}) n;
 """
 ONE = b"UPDATE runs SET error = $1 WHERE id = $2"
 MANY = b"UPDATE runs SET error = $1 WHERE id >= $2 AND id < $3"
 
 
 def prepare(url: str, runs: int = RUNS) -> None:
-    """Fill the table for a measurement. The runs differ only in their ids, so that all messages
-    have the same length.
+    """Fill the table as every measurement expects it.
+
+    The runs differ in their ids alone, so all their messages have the same length.
     """
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(PREPARE.format(last=runs - 1).encode())
+        connection.execute(PREPARE.format(most=runs - 1).encode())
         connection.execute("VACUUM ANALYZE runs")
 
 
@@ -68,7 +69,7 @@ def change(connection: PGconn, at: int, runs: int, count: int, rate: float) -> d
     for i in range(count if rate else 0):
         wait = began / 1e9 + i / rate - time.monotonic()
         if select.select([0], [], [], max(wait, 0.0))[0]:
-            break  # a command has come: stop
+            break  # stopped by a command
         sent = time.monotonic_ns()
         execute(connection, b"one", stamp(), run_id((at + i) % runs))
         took.append(time.monotonic_ns() - sent)
@@ -90,15 +91,15 @@ def serve(url: str, runs: int) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             continue
-        command = json.loads(line)
-        if not command["rate"] and at % runs + command["count"] > runs:
+        wish = json.loads(line)
+        if not wish["rate"] and at % runs + wish["count"] > runs:
             at = 0
-        print(json.dumps(change(connection, at, runs, **command)), flush=True)
-        at += command["count"]
+        print(json.dumps(change(connection, at, runs, **wish)), flush=True)
+        at += wish["count"]
 
 
 class Changes:
-    """The program as a child process, pinned to `cores`."""
+    """The program, seen from its parent. It runs on `cores`."""
 
     def __init__(self, url: str, runs: int = RUNS, *, cores: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.changes", url, str(runs)]
@@ -111,14 +112,14 @@ class Changes:
         self.finish(60.0)
 
     def start(self, count: int, rate: float) -> None:
-        self._send(json.dumps({"count": count, "rate": rate}))
+        self._say(json.dumps({"count": count, "rate": rate}))
 
     def stop(self) -> None:
-        """Make no further change: the answer comes at once. After the last change it is ignored."""
-        self._send("stop")
+        """Make no further change, so that `finish` returns at once."""
+        self._say("stop")
 
     def finish(self, seconds: float) -> dict[str, Any] | None:
-        """The answer, or None if it has not come within `seconds`."""
+        """The answer, or None if it has not arrived within `seconds`."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             return None
@@ -128,7 +129,7 @@ class Changes:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _send(self, line: str) -> None:
+    def _say(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
 

@@ -1,14 +1,13 @@
-"""Connections: memory of an idle one, connections accepted per second, the storm after a restart.
+"""Connections: memory of an idle one, accepted per second, and the storm after a restart.
 
 `python -m benchmarks.connections [--quick]`.
 
-- *memory*: the growth of the server's RSS by N idle clients, divided by N. Before, 10 clients have
-  connected and left.
-- *accepted*: N divided by the seconds from the first connect to the last 101, with 256 connections
-  in progress at a time.
+- *memory*: the server's RSS with N idle clients minus its RSS with none, divided by N. 10 clients
+  have connected and left before.
+- *accepted*: N divided by the seconds from the first connect to the last 101, 256 at a time.
 - *storm*: the server is killed with N clients and started again. All connect at once as soon as it
-  listens. Seconds from then until the last is connected, and until a change made after that has
-  reached all of them.
+  listens. Seconds from then until the last client is back, and until a change made at that moment
+  has reached all.
 """
 
 import time
@@ -27,13 +26,13 @@ def idle(suite: Suite, name: str, clients: int) -> dict[str, Any]:
     with Server(peer, suite.url, cores=SERVER_CORE) as server:
         with Load(Options(server.port, peer.path, 10, hello=peer.hello), cores=OTHER_CORES):
             pass
-        time.sleep(1.0)  # the server closes those ten and frees their memory
+        time.sleep(1.0)  # the ten have left, and their memory is free
         before, used = machine.rss_bytes(server.pid), machine.cpu_seconds(server.pid)
         with Load(
             Options(server.port, peer.path, clients, hello=peer.hello), cores=OTHER_CORES
         ) as load:
             cpu = machine.cpu_seconds(server.pid) - used
-            time.sleep(1.0)  # the server frees what the last handshakes needed
+            time.sleep(1.0)  # what the last connections used is free
             connected = load.connected
             return {
                 "clients": connected["clients"],
@@ -53,39 +52,39 @@ def storm(suite: Suite, name: str, clients: int) -> dict[str, Any]:
     with load:
         begun = time.monotonic()
         with Server(peer, suite.url, port=options.port, cores=SERVER_CORE) as server:
-            listening = time.monotonic()
+            listens = time.monotonic()
             connected = load.ask("again")
             with changes(peer, suite.url) as program:
-                change = trial(server, load, program, 1, 0)
+                found = trial(server, load, program, 1, 0)
             return {
                 "clients": connected["clients"],
                 "refused": sum(connected["failed"].values()),
-                "start_s": listening - begun,
+                "start_s": listens - begun,
                 "back_s": connected["seconds"],
-                "told_s": connected["seconds"] + change.seconds,
+                "told_s": connected["seconds"] + found.seconds,
                 "slowest_handshake_s": connected["waits"][1],
-                "lost": change.lost,
+                "lost": found.lost,
             }
 
 
 def main() -> None:
     options = arguments(__doc__)
-    idle_counts = (200,) if options.quick else (1_000, 10_000)
-    storm_counts = (500,) if options.quick else (5_000, 10_000)
+    many = (200,) if options.quick else (1_000, 10_000)
+    crowds = (500,) if options.quick else (5_000, 10_000)
     with Suite("connections", options) as suite:
         for name in suite.in_turn(
             "brain", "node_ws", "fastapi", "websockets", "centrifugo", "floor"
         ):
             with suite.database(name):
-                for clients in idle_counts:
+                for clients in many:
                     suite.measure(
                         name, _job(clients, "idle clients"), partial(idle, suite, name, clients)
                     )
-                for clients in storm_counts if name != "floor" else ():
+                for clients in crowds if name != "floor" else ():
                     suite.measure(
                         name, _job(clients, "clients, storm"), partial(storm, suite, name, clients)
                     )
-        memory = [_job(clients, "idle clients") for clients in idle_counts]
+        memory = [_job(clients, "idle clients") for clients in many]
         accepted = suite.median(memory[-1], "brain", "accepted_per_second")
         node = suite.median(memory[-1], "node_ws", "accepted_per_second")
         suite.finish(
@@ -93,8 +92,8 @@ def main() -> None:
                 "RSS KB each": "rss_kb",
                 "accepted/s": "accepted_per_second",
                 "CPU µs each": "cpu_us",
-                "all connected s": "back_s",
-                "all updated s": "told_s",
+                "all back s": "back_s",
+                "all told s": "told_s",
                 "refused": "refused",
             },
             ratios={"rss_kb": "less", "accepted_per_second": "more", "told_s": "less"},
@@ -103,13 +102,13 @@ def main() -> None:
                     (f"RSS KB each, {job}", suite.median(job, "brain", "rss_kb"), {"most": 3.0})
                     for job in memory
                 ),
-                ("accepted/s, relative to Node.js ws", accepted / node, {"least": 1.5}),
+                ("accepted/s, to those of Node ws", accepted / node, {"least": 1.5}),
             ],
         )
 
 
-def _job(clients: int, description: str) -> str:
-    return f"{clients:_} {description}".replace("_", " ")
+def _job(clients: int, what: str) -> str:
+    return f"{clients:_} {what}".replace("_", " ")
 
 
 if __name__ == "__main__":

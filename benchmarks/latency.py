@@ -2,8 +2,8 @@
 
 `python -m benchmarks.latency [--quick]`.
 
-Real commits and real clients. The time of every change is measured at up to 16 of the clients,
-spread over all of them.
+Real commits (the results name the server's fsync settings) and real clients. Up to 16 of the
+clients, spread over all, record the time of every change.
 """
 
 from functools import partial

@@ -1,14 +1,15 @@
-"""The load: N WebSocket clients in one process, cheap enough to leave the other core to the server.
+"""The load: N WebSocket clients in one process, cheap enough to leave the other core to the
+server.
 
-A client is a raw non-blocking socket. Nearly all of them only count bytes: 25 times a second the
-kernel discards what has arrived (recv with MSG_TRUNC copies nothing). All messages of a measurement
-have the same length, so bytes count messages, and a lost message shows. A few clients are *probes*:
-they are read at once and their frames are parsed. That gives the length of a message, and the time
-from the stamp in it (`t=` and 19 digits, CLOCK_MONOTONIC in nanoseconds: one clock for all
-processes of a machine) to its arrival.
+A client is a raw non-blocking socket. Nearly all of them only count bytes: 25 times per second the
+kernel discards what has arrived (recv with MSG_TRUNC copies nothing). All messages of a
+measurement have one length, so bytes are messages, and a lost message is visible. A few clients
+are *probes*: they are read at once, and their frames are parsed. That gives the length, and the
+time from a stamp in the message (`t=` and 19 digits, CLOCK_MONOTONIC in nanoseconds: one clock for
+all processes of a machine) to its arrival.
 
-As a program it takes its options as one JSON object, and then commands on standard input, one per
-line. It answers each with one line of JSON: `reset` begins a measurement, `progress` and `count`
+As a program it takes its options as one JSON object, then commands on standard input, one per
+line. It answers each with a line of JSON: `reset` begins a measurement, `progress` and `count`
 report on it, `again` closes all connections and opens new ones. `Load` is the other end.
 """
 
@@ -23,19 +24,19 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-COUNT_INTERVAL = 0.040
-"""Seconds between two rounds over the clients that only count."""
+EVERY = 0.040
+"""Seconds between two reads of the clients that only count."""
 
-MAX_READ = 1 << 20
+GULP = 1 << 20
 STRIDE = 64
-"""After so many counting clients (0.1 ms) the probes are read."""
+"""Number of counting clients read between two looks at the probes: 0.1 ms."""
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-"""The example of RFC 6455, section 1.3: the floor knows only the answer to this one."""
+"""The key of RFC 6455, section 1.3: the floor has the answer to it built in."""
 
 STAMP = re.compile(rb"t=(\d{19})")
 PING_BYTES = 2
-"""An empty ping, which may arrive between the messages of a client that counts."""
+"""Size of an empty ping, which may arrive between messages."""
 
 
 @dataclass(slots=True)
@@ -45,11 +46,11 @@ class Options:
     clients: int
     probes: int = 16
     window: int = 256
-    """Connections in progress at once. As many as clients: a storm."""
+    """Connections that are opened at the same time. As many as clients: a storm."""
     sources: int = 4
     """Addresses 127.0.0.x from which clients connect."""
     hello: str = ""
-    """A text that each client sends first, for peers whose protocol requires one."""
+    """A text that each client sends first, for peers whose protocol needs one."""
 
 
 class Client:
@@ -71,12 +72,12 @@ class Client:
 
 
 class Crowd:
-    """All clients. `counting` and `probing` are the two epolls."""
+    """All clients. `counting` and `probing` are the two epoll objects."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.round = 0
-        self.buffer = bytearray(MAX_READ)
+        self.buffer = bytearray(GULP)
         self.open_all()
 
     def open_all(self) -> None:
@@ -93,21 +94,21 @@ class Crowd:
         )
         connecting = select.epoll()
         every = max(1, options.clients // options.probes)
-        pending: dict[int, Client] = {}
+        under_way: dict[int, Client] = {}
         begun, done = time.monotonic(), 0
         waits: list[float] = []
         since: dict[int, float] = {}
         opened = 0
         while done < options.clients:
-            while opened < options.clients and len(pending) < options.window:
+            while opened < options.clients and len(under_way) < options.window:
                 client = Client(opened % every == every // 2)
                 self.connect(client, opened)
                 connecting.register(client.sock, select.EPOLLOUT)
-                pending[client.sock.fileno()] = client
+                under_way[client.sock.fileno()] = client
                 since[client.sock.fileno()] = time.monotonic()
                 opened += 1
-            for fd, _ in connecting.poll(30.0, 1024) or self.give_up(pending, done):
-                client = pending[fd]
+            for fd, _ in connecting.poll(30.0, 1024) or self.give_up(under_way, done):
+                client = under_way[fd]
                 if client.state == "new":
                     error = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if not error:
@@ -116,14 +117,14 @@ class Crowd:
                         connecting.modify(fd, select.EPOLLIN)
                         continue
                     self.fail(client, f"errno {error}")
-                elif (settled := self.read_answer(client)) is None:
+                elif (settled := self.settle(client)) is None:
                     continue
                 elif settled:
                     (self.probing if client.probe else self.counting).register(fd, select.EPOLLIN)
                     self.clients[fd] = client
                     waits.append(time.monotonic() - since[fd])
                 connecting.unregister(fd)
-                del pending[fd]
+                del under_way[fd]
                 done += 1
                 if client.state == "failed":
                     client.sock.close()
@@ -135,14 +136,15 @@ class Crowd:
     def connect(self, client: Client, number: int) -> None:
         sock = client.sock = socket.socket()
         sock.setblocking(False)
-        # IP_BIND_ADDRESS_NO_PORT: connect() chooses the port, so one port can serve several peers.
-        sock.setsockopt(socket.SOL_IP, 24, 1)
+        sock.setsockopt(
+            socket.SOL_IP, 24, 1
+        )  # IP_BIND_ADDRESS_NO_PORT: choose the port when the peer is known
         self.round += not number
         sock.bind((f"127.0.{self.round % 250}.{2 + number % self.options.sources}", 0))
         sock.connect_ex(("127.0.0.1", self.options.port))
 
-    def read_answer(self, client: Client) -> bool | None:
-        """Whether the connection is open; None: not yet known. Bytes after the head are frames."""
+    def settle(self, client: Client) -> bool | None:
+        """True: connected. False: refused. None: not yet. Bytes after the head are the stream's."""
         try:
             data = client.sock.recv(65536)
         except BlockingIOError:
@@ -159,7 +161,7 @@ class Crowd:
             return self.fail(client, head.partition(b"\r\n")[0].decode("latin-1"))
         client.state, client.head = "open", b""
         if rest:
-            self.parse(client, rest) if client.probe else self.count(client, len(rest))
+            self.came(client, rest) if client.probe else self.counted(client, len(rest))
         return True
 
     def fail(self, client: Client, detail: str) -> bool:
@@ -167,9 +169,9 @@ class Crowd:
         self.failed[detail] = self.failed.get(detail, 0) + 1
         return False
 
-    def give_up(self, pending: dict[int, Client], done: int) -> list[tuple[int, int]]:
+    def give_up(self, under_way: dict[int, Client], done: int) -> list[tuple[int, int]]:
         raise SystemExit(
-            f"no answer for 30 s to {len(pending)} of {self.options.clients} ({done} done)"
+            f"no answer for 30 s to {len(under_way)} of {self.options.clients} ({done} done)"
         )
 
     def close_all(self) -> None:
@@ -181,8 +183,8 @@ class Crowd:
     # A measurement.
 
     def reset(self) -> None:
-        """Read what has arrived, and begin to count."""
-        self.read_all()
+        """Begin to count. What has arrived so far is read first."""
+        self.look()
         for client in self.clients.values():
             client.clear()
         self.began = self.last = time.monotonic_ns()
@@ -190,50 +192,52 @@ class Crowd:
         self.cpu = used.ru_utime + used.ru_stime
 
     def run(self, seconds: float) -> None:
-        """Read the probes as soon as something arrives."""
+        """Read the probes at once, and the others from time to time."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for fd, _ in self.probing.poll(left, 256):
                 self.read_probe(self.clients[fd])
 
-    def read_all(self) -> None:
-        """Read every client that counts, and the probes in between."""
+    def look(self) -> None:
+        """Read each counting client that has something, and the probes in between."""
         clients, buffer, trunc = self.clients, self.buffer, socket.MSG_TRUNC
-        ready = self.counting.poll(0, 20_000)
-        for i, (fd, _) in enumerate(ready):
-            client = clients[fd]
-            try:
-                size = client.sock.recv_into(buffer, MAX_READ, trunc)
-            except BlockingIOError:
-                continue
-            except OSError:
-                size = 0
-            if size:
-                client.count += size
-            else:
-                self.close(self.counting, client)
-            if i % STRIDE == 0:
-                for at, _ in self.probing.poll(0, 256):
-                    self.read_probe(clients[at])
-        if ready:
-            self.last = time.monotonic_ns()
+        while True:
+            ready = self.counting.poll(0, 20_000)
+            for i, (fd, _) in enumerate(ready):
+                client = clients[fd]
+                try:
+                    size = client.sock.recv_into(buffer, GULP, trunc)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    size = 0
+                if size:
+                    client.count += size
+                else:
+                    self.gone(self.counting, client)
+                if i % STRIDE == 0:
+                    for at, _ in self.probing.poll(0, 256):
+                        self.read_probe(clients[at])
+            if ready:
+                self.last = time.monotonic_ns()
+            return
 
-    def count(self, client: Client, size: int) -> None:
+    def counted(self, client: Client, size: int) -> None:
         client.count += size
 
     def read_probe(self, client: Client) -> None:
         try:
-            data = client.sock.recv(MAX_READ)
+            data = client.sock.recv(GULP)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if data:
-            self.parse(client, data)
+            self.came(client, data)
         else:
-            self.close(self.probing, client)
+            self.gone(self.probing, client)
 
-    def parse(self, client: Client, data: bytes) -> None:
+    def came(self, client: Client, data: bytes) -> None:
         now = time.monotonic_ns()
         self.last = now
         buffer = client.data + data
@@ -261,7 +265,7 @@ class Crowd:
             at = start + size
         client.data = buffer[at:]
 
-    def close(self, epoll: select.epoll, client: Client) -> None:
+    def gone(self, epoll: select.epoll, client: Client) -> None:
         epoll.unregister(client.sock)
         client.sock.close()
         client.state = "closed"
@@ -280,7 +284,7 @@ class Crowd:
         return [client for client in self.clients.values() if client.probe]
 
     def counts(self, size: int) -> tuple[int, int, int]:
-        """Messages: the minimum and the maximum of a client, and the sum."""
+        """Messages: the minimum and maximum of a client, and the sum."""
         each = [
             client.messages if client.probe else (client.count // size if size else 0)
             for client in self.clients.values()
@@ -288,7 +292,7 @@ class Crowd:
         return min(each, default=0), max(each, default=0), sum(each)
 
     def report(self) -> dict[str, Any]:
-        """What has arrived since the reset. `messages` is [minimum, maximum, sum] over clients."""
+        """What arrived since the reset. `messages` is [min, max, sum] over clients."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         probes = self.probes()
         size = max((client.size for client in probes), default=0)
@@ -299,9 +303,7 @@ class Crowd:
             and size
             and client.count % size not in (0, PING_BYTES, 2 * PING_BYTES)
         )
-        latencies = sorted(
-            (arrived - sent) / 1e6 for client in probes for sent, arrived in client.stamps
-        )
+        latencies = sorted((came - sent) / 1e6 for client in probes for sent, came in client.stamps)
         return {
             "clients": len(self.clients) - self.closed,
             "closed": self.closed,
@@ -337,7 +339,7 @@ def quantiles(sorted_ms: list[float]) -> dict[str, float]:
 
 
 def masked_text(text: str) -> bytes:
-    """A client's text frame of at most 65 535 bytes, its mask all zeros; empty if the text is."""
+    """A client's text frame of at most 65 535 bytes, masked with zeros; no frame for no text."""
     payload = text.encode()
     if not payload:
         return b""
@@ -348,14 +350,14 @@ def masked_text(text: str) -> bytes:
 
 
 def serve(options: Options) -> None:
-    """The program: commands come on standard input."""
+    """The program: commands arrive on standard input."""
     crowd = Crowd(options)
     print(json.dumps(crowd.connected()), flush=True)
     commands = select.poll()
     commands.register(0, select.POLLIN)
     while True:
         began = time.monotonic()
-        crowd.read_all()
+        crowd.look()
         if commands.poll(0):
             match sys.stdin.readline().strip():
                 case "reset":
@@ -372,11 +374,11 @@ def serve(options: Options) -> None:
                 case _:
                     return
             print(json.dumps(answer), flush=True)
-        crowd.run(max(COUNT_INTERVAL - (time.monotonic() - began), 0.001))
+        crowd.run(max(EVERY - (time.monotonic() - began), 0.001))
 
 
 class Load:
-    """The program as a child process, pinned to `cores`."""
+    """The program, seen from its parent. It runs on `cores`."""
 
     def __init__(self, options: Options, *, cores: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(options))]
@@ -400,8 +402,8 @@ class Load:
         self.process.kill()
         self.process.communicate()
 
-    def require_all(self) -> None:
-        """Raises RuntimeError if the server refused clients."""
+    def check_connected(self) -> None:
+        """Raises RuntimeError if clients were refused."""
         if self.connected["failed"]:
             raise RuntimeError(f"clients were refused: {self.connected['failed']}")
 

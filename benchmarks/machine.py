@@ -1,4 +1,4 @@
-"""The environment of every measurement: PostgreSQL, Brain, cores, cost of a process, results."""
+"""What all measurements share: a PostgreSQL, a Brain, cores, the cost of a process, results."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from tests.support.served import Brain
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
-"""The results of smoke tests, which say nothing about speed."""
+"""Where the results of `--quick` go: they are no figures."""
 
 ROLE = "cecelia"
 TICK = os.sysconf("SC_CLK_TCK")
@@ -39,8 +39,9 @@ POSTGRES = {
     "checkpoint_timeout": "1h",
     "max_connections": "200",
 }
-"""In addition to the tests' settings. The data is in memory (/dev/shm), so a commit costs only CPU:
-the hardest case for other processes on the same core."""
+"""Beside the settings of the tests. The data is in memory (/dev/shm), so a commit costs CPU alone:
+the hardest case for a follower that shares the CPU.
+"""
 
 LIBRARIES = ("uvloop", "uvicorn", "httptools", "websockets", "psycopg", "fastapi", "pydantic")
 
@@ -50,9 +51,9 @@ LIBRARIES = ("uvloop", "uvicorn", "httptools", "websockets", "psycopg", "fastapi
 
 @contextmanager
 def postgres(*, cores: str = "", disk: bool = False, **settings: str) -> Iterator[Postgres]:
-    """PostgreSQL 18 on these cores, with role and database `cecelia` and an empty table `runs`.
+    """A PostgreSQL 18 on these cores, with role and database `cecelia` and an empty table `runs`.
 
-    `disk`: its data is in the folder for temporary files, and a commit waits until it is written.
+    `disk`: its data is in the folder of temporary files, and a commit waits until it is written.
     """
     server = Postgres(18, **POSTGRES | settings)
     try:
@@ -80,7 +81,7 @@ def _to_disk(server: Postgres) -> None:
 
 @contextmanager
 def database(*, cores: str = "", disk: bool = False, **settings: str) -> Iterator[str]:
-    """The URL of a `postgres`, as the owner of the table."""
+    """The database's URL, for the owner of the table."""
     with postgres(cores=cores, disk=disk, **settings) as server:
         yield address(server)
 
@@ -93,8 +94,9 @@ def address(server: Postgres) -> str:
 def brain(
     url: str, *, cores: str = "", follows: str = "replication", **settings: object
 ) -> Iterator[Brain]:
-    """Brain as a process without limits; killed at the end, which is faster than thousands of
-    close frames.
+    """A Brain in its own process, without its limits.
+
+    It is killed at the end, so that nobody waits until it has closed thousands of clients.
     """
     given: dict[str, Any] = {"max_connections": 0, "database_url": url, "log_level": "warning"}
     if "handshakes_per_second" in Settings.model_fields:
@@ -117,17 +119,20 @@ def brain(
 
 
 def statements(url: str, *queries: str) -> None:
-    """Run them, each in a transaction of its own."""
+    """Run each in a transaction of its own."""
     with psycopg.connect(url, autocommit=True) as connection:
         for query in queries:
             connection.execute(query.encode())
 
 
 def quiet(load: Load, seconds: float = 0.5) -> int:
-    """Wait until nothing has arrived for so long. Returns the messages since the last reset."""
+    """Wait until nothing has arrived at the clients for `seconds`.
+
+    Returns the messages since the last reset.
+    """
     last, since = -1, time.monotonic()
     while time.monotonic() - since < seconds:
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks
         delivered: int = load.ask("progress")["delivered"]
         if delivered != last:
             last, since = delivered, time.monotonic()
@@ -138,16 +143,16 @@ def quiet(load: Load, seconds: float = 0.5) -> int:
 
 
 def cores() -> tuple[str, str]:
-    """One core for the measured process, and the others, in the format of `taskset -c`.
+    """The core for what is measured, and the others, as `taskset -c` takes them.
 
-    With only one core, both are that one.
+    On a machine with one core, both are that core.
     """
     all_ = sorted(os.sched_getaffinity(0))
     return str(all_[0]), ",".join(map(str, all_[1:] or all_))
 
 
 def pin(pid: int, cores: str) -> None:
-    """Pin a process to these cores, with its threads and its present and future children."""
+    """Keep a process on these cores, with its threads, its children and all that it will start."""
     wanted = {int(core) for core in cores.split(",")}
     for each in tree(pid):
         with suppress(OSError):
@@ -165,7 +170,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its threads; 0 if it has ended."""
+    """User and system time of a process and its threads, in seconds; 0 if it has ended."""
     # schedstat counts nanoseconds, stat only hundredths of a second.
     total = 0
     with suppress(OSError):
@@ -181,7 +186,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of a process and its descendants: shared pages count once."""
+    """Resident bytes of a process and its descendants, with their share of shared pages."""
     total = 0
     for each in tree(pid):
         with suppress(OSError):
@@ -192,7 +197,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def open_files() -> None:
-    """Raise the limit for this process and its children: each client is an open file."""
+    """Raise the limit: each client is a descriptor, here and in the processes started from here."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -205,9 +210,9 @@ open_files()
 
 def options(doc: str | None) -> argparse.Namespace:
     """`--quick`, which every program has, and `--runs`."""
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: a little of everything, once"
+        "--quick", action="store_true", help="a smoke test: little of everything, once"
     )
     parser.add_argument("--runs", type=int, help="of each measurement (default: 3; 1 if --quick)")
     given = parser.parse_args()
@@ -218,14 +223,14 @@ def options(doc: str | None) -> argparse.Namespace:
 def interleaved(
     runs: int, measures: Mapping[str, Callable[[], dict[str, float]]]
 ) -> dict[str, list[dict[str, float]]]:
-    """A, B, C, A, B, C, …, so that other work on the machine affects all alike."""
+    """A, B, C, A, B, C, …: so other work of the machine affects all in the same way."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
     for run in range(runs):
         for name, measure in measures.items():
             figures = measure()
             found[name].append(figures)
-            line = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name}, run {run + 1}: {line}", file=sys.stderr, flush=True)
+            text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"{name}, run {run + 1}: {text}", file=sys.stderr, flush=True)
     return found
 
 
@@ -241,14 +246,14 @@ def spreads(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 def ratios(
     runs: Sequence[dict[str, float]], to: Sequence[dict[str, float]], field: str
 ) -> dict[str, float]:
-    """Each run relative to the other's run next to it in time."""
+    """Ratio of each run to the other's run next to it in time."""
     return spread([one[field] / other[field] for one, other in zip(runs, to, strict=True)])
 
 
 def target(
     what: str, reached: float, *, most: float | None = None, least: float | None = None
 ) -> dict[str, Any]:
-    """Print a figure to reach, and return it for the results."""
+    """A figure to reach, as the results have it. Prints it too."""
     met = (most is None or reached <= most) and (least is None or reached >= least)
     rule = f"at most {most:g}" if most is not None else f"at least {least:g}"
     print(f"{'reached' if met else 'MISSED'}: {what}: {reached:.4g} ({rule})", flush=True)
@@ -271,7 +276,7 @@ def write(name: str, document: dict[str, Any], *, quick: bool = False) -> Path:
 
 
 def describe() -> dict[str, Any]:
-    """What figures depend on: the machine and the versions of programs."""
+    """The machine, as far as figures depend on it."""
     return {
         "day": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": {

@@ -1,7 +1,7 @@
-"""`brain serve` that records the pauses of the garbage collector.
+"""`brain serve` that records each pause of the garbage collector.
 
-It appends a line for each to the file named by BENCHMARK_PAUSES: generation, wall seconds, CPU
-seconds. It imports nothing else of the benchmarks, because served.py starts it in any folder.
+Each pause is a line in the file BENCHMARK_PAUSES: generation, wall seconds, CPU seconds. It imports
+nothing of the other benchmarks, so that served.py can start it anywhere.
 """
 
 import gc

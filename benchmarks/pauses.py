@@ -2,10 +2,10 @@
 
 `python -m benchmarks.pauses [--quick]`.
 
-The board holds 100 000 unfinished runs. 10 000 clients connect at once; then 100 runs change per
-second; then all clients disconnect and connect again. A callback of the collector measures each
-collection in CPU time, which excludes other processes on the core. Collections before Brain's first
-connection do not count.
+The board holds 100 000 active runs. 10 000 clients connect, all at once. Then runs change, 100 per
+second. Then all clients drop, and connect again. The collector itself reports how long each
+collection took, in CPU time, so that other processes on the core do not count. Collections before
+the first connection are not counted.
 """
 
 import os
@@ -40,7 +40,7 @@ def storm(url: str, runs: int, clients: int, seconds: float) -> dict[str, float]
                     changes.start(round(RATE * seconds), RATE)
                     changes.finish(seconds + 60)
                 load.ask("again")
-            time.sleep(1.0)  # until after the collections that the last connections cause
+            time.sleep(1.0)  # collections caused by the last connections are over
             lines = Path(file.name).read_bytes()[begun:].decode().splitlines()
     rounds = [(int(g), float(wall), float(cpu)) for g, wall, cpu in map(str.split, lines)]
     oldest = [cpu for generation, _, cpu in rounds if generation == 2]

@@ -1,10 +1,10 @@
-"""Polling: cost and latency when Brain cannot stream.
+"""Polling: what it costs, and how late it is, when Brain cannot stream the database.
 
 `python -m benchmarks.polling [--quick]`.
 
-The table has 1 000 000 rows. 1 000 of them change, 20 per second, so that every poll scans the
-table. The scan is PostgreSQL's work, so the share of a core is that of Brain and of its connections
-together.
+The table has 1 000 000 rows. 1 000 of them are active and change, 20 times per second, so every
+poll has to scan. The scan is PostgreSQL's work: the share of a core is that of Brain and its
+connections together.
 """
 
 import os
@@ -37,12 +37,12 @@ FROM generate_series(0, {last}) n
 
 
 def children_seconds(pid: int) -> float:
-    """CPU of children that have ended, such as the parallel workers of a scan."""
+    """CPU of the children that have ended: parallel workers of a scan come and go."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / machine.TICK
 
 
-def cpu_used(server: Postgres, brain: Brain) -> tuple[float, float]:
+def spent(server: Postgres, brain: Brain) -> tuple[float, float]:
     """CPU seconds of Brain, and of PostgreSQL on its behalf."""
     assert server.process is not None
     query = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brain%'"
@@ -56,10 +56,10 @@ def poll(
 ) -> dict[str, float]:
     load.ask("reset")
     count = round(RATE * seconds)
-    before, began = cpu_used(server, brain), time.monotonic()
+    before, began = spent(server, brain), time.monotonic()
     changes.start(count, RATE)
     changes.finish(seconds + 30)
-    after, took = cpu_used(server, brain), time.monotonic() - began
+    after, took = spent(server, brain), time.monotonic() - began
     time.sleep(2.0)  # two polls: the last change has arrived
     latency = load.ask("count")["latency"]
     own, postgres = ((b - a) / took for a, b in zip(before, after, strict=True))
@@ -67,7 +67,7 @@ def poll(
         "p50_ms": latency["p50"],
         "p99_ms": latency["p99"],
         "max_ms": latency["max"],
-        "arrived": float(latency["n"]),
+        "came": float(latency["n"]),
         "made": float(count),
         "brain_core_share": own,
         "postgres_core_share": postgres,
@@ -95,7 +95,7 @@ def main() -> None:
         "targets": [
             machine.target("change → client, p99, ms", figures["p99_ms"]["median"], most=MAX_MS),
             machine.target(
-                "share of a core, Brain and its connections",
+                "of a core, Brain and PostgreSQL for it",
                 figures["core_share"]["median"],
                 most=MAX_SHARE,
             ),

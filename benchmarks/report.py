@@ -1,11 +1,10 @@
-"""Writes docs/benchmarks.md and its plots from benchmarks/results/*.json.
+"""Write docs/benchmarks.md and its plots from benchmarks/results/*.json.
 
-`python -m benchmarks.report`. With `--quick`, it reads and writes benchmarks/build, the folder of
-smoke tests.
+`python -m benchmarks.report`. With `--quick`, from and to benchmarks/build.
 
 A result is a document with `targets` and `jobs`. A job is a table: row → `figures`, each with min,
-median and max, and ratios to other rows. The part of the page above `MARK` is written by people and
-kept.
+median and max, and ratios beside them. People write everything above the line `MARK` of the page;
+that part stays.
 """
 
 import importlib
@@ -43,62 +42,70 @@ Node: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class Plot:
+    file: str
     result: str
     job: str
     figure: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    file: str
-    source: Source
     title: str
     unit: str
+    """After each number."""
 
 
 PLOTS = (
     Plot(
         "fanout.svg",
-        Source("fanout", "most deliveries/s, in bursts", "per_second"),
-        "Most deliveries per second, one core",
+        "fanout",
+        "most deliveries/s, in bursts",
+        "per_second",
+        "Most deliveries a second, one core",
         "/s",
     ),
     Plot(
         "cpu.svg",
-        Source("fanout", "1 000 clients × 100/s", "cpu_us"),
+        "fanout",
+        "1 000 clients × 100/s",
+        "cpu_us",
         "Server's CPU per delivery, 1 000 clients × 100 changes/s",
         " µs",
     ),
     Plot(
         "latency.svg",
-        Source("latency", "5 000 clients × 200/s", "p99"),
+        "latency",
+        "5 000 clients × 200/s",
+        "p99",
         "UPDATE → client, 99th percentile, 5 000 clients × 200 changes/s",
         " ms",
     ),
     Plot(
         "memory.svg",
-        Source("connections", "10 000 idle clients", "rss_kb"),
+        "connections",
+        "10 000 idle clients",
+        "rss_kb",
         "Memory per idle connection, 10 000 clients",
         " KB",
     ),
     Plot(
         "storm.svg",
-        Source("connections", "5 000 clients, storm", "told_s"),
-        "Restart with 5 000 clients: until all are connected and updated",
+        "connections",
+        "5 000 clients, storm",
+        "told_s",
+        "Restart with 5 000 clients: until all are back and told",
         " s",
     ),
     Plot(
         "writers.svg",
-        Source("writers", "on disk", "tps"),
-        "Writers' transactions per second, on disk",
+        "writers",
+        "on disk",
+        "tps",
+        "Writers' transactions a second, on disk",
         "/s",
     ),
 )
 
 
 def tables(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Node]]]:
-    """The tables of a result's jobs, each with its title."""
+    """The tables in a result's jobs, each with its title."""
     rows = {
         name: each for name, each in node.items() if isinstance(each, dict) and "figures" in each
     }
@@ -110,7 +117,7 @@ def tables(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[s
 
 
 def spreads(row: Node) -> Iterator[tuple[str, dict[str, float]]]:
-    """Everything in the row that has min, median and max, with its name."""
+    """Name and value of each figure of a row, and of each ratio beside them."""
     for name, each in row.items():
         if isinstance(each, dict) and each.keys() >= {"min", "median", "max"}:
             yield name.replace("_", " "), each
@@ -120,7 +127,7 @@ def spreads(row: Node) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def table(rows: dict[str, Node], columns: dict[str, str]) -> list[str]:
-    """In Markdown. `columns`: title → figure; if empty, all figures."""
+    """A table in Markdown. `columns`: title → figure; empty: all figures."""
     found = {name: dict(spreads(row)) for name, row in rows.items()}
     wanted = {
         title: figure.replace("_", " ")
@@ -153,7 +160,7 @@ def cell(figure: str, spread: dict[str, float] | None) -> str:
 
 
 def described(name: str) -> tuple[str, str, str]:
-    """A program's docstring without its command: the title, a sentence, the rest."""
+    """A program's docstring as title, first sentence and rest, without the command."""
     doc = re.sub(
         rf"\s+`python -m benchmarks\.{name}[^`]*`\.?",
         "\n",
@@ -170,20 +177,20 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
     lines += [what + ".", ""] if what else []
     lines += [rest, ""] if rest else []
     lines += [
-        f"`.venv/bin/{result['command']}`, {result['day']}; median (minimum to maximum) of runs.",
+        f"`.venv/bin/{result['command']}`, {result['day']}; median (least to most) of the runs.",
         "",
     ]
     lines += [
         f"![{plot.title}]({plot.file})"
         for plot in PLOTS
-        if plot.source.result == name and (docs / plot.file).exists()
+        if plot.result == name and (docs / plot.file).exists()
     ]
     for job, rows in tables(result["jobs"]):
         lines += ["", f"**{job}**" if job else "", *table(rows, result.get("columns", {}))]
     titles = {name: peer.title for name, peer in PEERS.items()}
     lines += [
-        f"Skipped: {titles.get(peer, peer)}: {detail}"
-        for peer, detail in result.get("skipped", {}).items()
+        f"Skipped: {titles.get(who, who)}: {detail}"
+        for who, detail in result.get("skipped", {}).items()
     ]
     lines += [f"Failed: {what}: {detail}" for what, detail in result.get("failed", {}).items()]
     return [*lines, ""]
@@ -193,7 +200,7 @@ def reached(results: dict[str, Node]) -> list[str]:
     lines = [
         "## Figures to reach",
         "",
-        "| measurement | target | reached | met | program |",
+        "| what | figure | reached | | by |",
         "|---|---|---|---|---|",
     ]
     for name, result in results.items():
@@ -218,7 +225,10 @@ def machine(result: Node) -> list[str]:
 
 
 def bars(title: str, values: dict[str, float], unit: str) -> str:
-    """A bar chart as SVG, for light and dark pages. Logarithmic if values differ by 20 times."""
+    """A bar for each value, as SVG for light and dark pages.
+
+    The scale is logarithmic if the values differ by a factor of more than twenty.
+    """
     most, least = max(values.values()), min(values.values())
     logarithmic = most / least > 20
     low = 10 ** math.floor(math.log10(least) - 0.3)
@@ -227,26 +237,23 @@ def bars(title: str, values: dict[str, float], unit: str) -> str:
         part = math.log(value / low) / math.log(most / low) if logarithmic else value / most
         return 360 * part
 
-    scale = ", logarithmic" if logarithmic else ""
     height = 46 + 26 * len(values)
+    scale = ", logarithmic" if logarithmic else ""
     lines = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" '
             'font-family="sans-serif" font-size="13">'
         ),
         f"<title>{_escaped(title)}</title>",
-        "<style>text{fill:#222}.peer{fill:#9aa4b2}.brain{fill:#2f6fde}",
-        (
-            "@media(prefers-color-scheme:dark)"
-            "{text{fill:#ddd}.peer{fill:#66707e}.brain{fill:#6ea0ff}}</style>"
-        ),
+        "<style>text{fill:#222}.them{fill:#9aa4b2}.brain{fill:#2f6fde}",
+        "@media(prefers-color-scheme:dark){text{fill:#ddd}.them{fill:#66707e}.brain{fill:#6ea0ff}}</style>",
         f'<text x="8" y="20" font-weight="bold">{_escaped(title)}{scale}</text>',
     ]
     for i, (name, value) in enumerate(values.items()):
-        y, fill = 36 + 26 * i, "brain" if name.startswith("Brain") else "peer"
+        y, ours = 36 + 26 * i, "brain" if name.startswith("Brain") else "them"
         lines += [
             f'<text x="272" y="{y + 14}" text-anchor="end">{_escaped(name)}</text>',
-            f'<rect class="{fill}" x="280" y="{y}" width="{width(value):.1f}" height="18" rx="2"/>',
+            f'<rect class="{ours}" x="280" y="{y}" width="{width(value):.1f}" height="18" rx="2"/>',
             f'<text x="{286 + width(value):.1f}" y="{y + 14}">{number(value)}{unit}</text>',
         ]
     return "\n".join([*lines, "</svg>", ""])
@@ -256,19 +263,16 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def write_plots(results: dict[str, Node], docs: Path) -> None:
+def draw(results: dict[str, Node], docs: Path) -> None:
     for plot in PLOTS:
-        figure = plot.source.figure
-        rows = results.get(plot.source.result, {}).get("jobs", {}).get(plot.source.job, {})
-        values = {
-            (
-                PEERS[name].title.removesuffix(", one send() per client and message")
-                if name in PEERS
-                else name
-            ): each["figures"][figure]["median"]
-            for name, each in rows.items()
-            if figure in each["figures"] and each["figures"][figure]["median"] > 0
-        }
+        rows = results.get(plot.result, {}).get("jobs", {}).get(plot.job, {})
+        values = {}
+        for name, row in rows.items():
+            title = PEERS[name].title if name in PEERS else name
+            title = title.removesuffix(", one send() per client and message")
+            if plot.figure in row["figures"]:
+                values[title] = row["figures"][plot.figure]["median"]
+        values = {title: value for title, value in values.items() if value > 0}
         if len(values) > 1:
             (docs / plot.file).write_text(bars(plot.title, values, plot.unit))
 
@@ -280,8 +284,8 @@ def write(folder: Path, docs: Path) -> None:
         if (folder / f"{name}.json").exists()
     }
     if not results:
-        raise SystemExit(f"no results in {folder.relative_to(ROOT)}: run `make bench` first")
-    write_plots(results, docs)
+        raise SystemExit(f"there is nothing in {folder.relative_to(ROOT)}: `make bench` first")
+    draw(results, docs)
     page = docs / PAGE
     by_hand = page.read_text().partition(MARK)[0] if page.exists() else "# Benchmarks\n\n"
     lines = [

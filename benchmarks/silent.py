@@ -1,11 +1,12 @@
-"""Silent connections: whether clients can still connect, and what memory is left.
+"""Silent connections: whether clients can still connect, and what memory stays in use.
 
 `python -m benchmarks.silent [--quick]`.
 
-For a minute, 10 000 connections from 100 addresses send nothing. Each that Brain closes connects
-again at once. At the same time a client connects 20 times per second. Brain's memory: before, at
-the end, and 10 s after all have gone. `waiting_percent` is the time that Brain was ready to run and
-had no core. If it is above a few percent, the figures include other work on the machine.
+10 000 connections send nothing, from 100 addresses. Each that Brain closes connects again at once,
+for a minute. In that time a client connects 20 times per second. Brain's memory is measured
+before, at the end, and 10 s after all have left. `waiting_percent` is the time that Brain was
+ready to run and had no core: if it is more than a few percent, other programs affected the
+figures.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from benchmarks import machine
 SERVER_CORE, OTHER_CORES = machine.cores()
 ADDRESSES = 100
 MAX_MS, MAX_GROWTH = 100, 1.1
-INTERVAL = 0.05
+EVERY = 0.05
 """Seconds between two clients."""
 
 
@@ -34,37 +35,37 @@ def crowd(port: int, count: int) -> None:
 
 
 async def _crowd(port: int, count: int) -> None:
-    connecting = asyncio.Semaphore(64)
+    turn = asyncio.Semaphore(64)
     addresses = (f"127.0.1.{number % ADDRESSES + 1}" for number in range(count))
-    await asyncio.gather(*(_silent(port, address, connecting) for address in addresses))
+    await asyncio.gather(*(_silent(port, address, turn) for address in addresses))
 
 
-async def _silent(port: int, address: str, connecting: asyncio.Semaphore) -> None:
+async def _silent(port: int, address: str, turn: asyncio.Semaphore) -> None:
     while True:
         try:
-            async with connecting:
+            async with turn:
                 reader, writer = await asyncio.open_connection(
                     "127.0.0.1", port, local_addr=(address, 0)
                 )
             await reader.read()
             writer.close()
         except OSError:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(EVERY)
 
 
 async def waits(port: int, seconds: float) -> list[float]:
-    """Milliseconds to connect, of one client after another."""
+    """Milliseconds until a client is connected, for one client after another."""
     found: list[float] = []
     until = time.monotonic() + seconds
     while (began := time.monotonic()) < until:
         async with connect(f"ws://127.0.0.1:{port}/ws", compression=None, proxy=None):
             found.append((time.monotonic() - began) * 1000)
-        await asyncio.sleep(max(0.0, began + INTERVAL - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + EVERY - time.monotonic()))
     return found
 
 
 def waiting(pid: int) -> float:
-    """Seconds that a process's main thread was ready to run and had no core."""
+    """Seconds that a process's main thread was ready and did not run."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -82,28 +83,28 @@ def hold(url: str, count: int, seconds: float) -> dict[str, float]:
         )
         process.start()
         try:
-            time.sleep(4.0)  # until all have connected
-            closed, used, waited = brain.metric(silent), machine.cpu_seconds(pid), waiting(pid)
+            time.sleep(4.0)  # they connect
+            let_go, used, waited = brain.metric(silent), machine.cpu_seconds(pid), waiting(pid)
             found = sorted(asyncio.run(waits(brain.port, seconds)))
             waited, used = waiting(pid) - waited, machine.cpu_seconds(pid) - used
-            closed, during = brain.metric(silent) - closed, machine.rss_bytes(pid)
+            let_go, during = brain.metric(silent) - let_go, machine.rss_bytes(pid)
         finally:
             process.kill()
             process.join()
-        time.sleep(10.0)  # Brain closes all and returns memory: see the docstring
+        time.sleep(10.0)  # as the docstring says: Brain has closed all and freed their memory
         after = machine.rss_bytes(pid)
         return {
             "clients": float(len(found)),
             "p50_ms": statistics.median(found),
             "p99_ms": found[int(len(found) * 0.99)],
             "max_ms": found[-1],
-            "closed_per_second": closed / seconds,
+            "let_go_per_second": let_go / seconds,
             "cpu_percent": 100 * used / seconds,
             "waiting_percent": 100 * waited / seconds,
             "before_mb": before / 2**20,
             "during_mb": during / 2**20,
             "after_mb": after / 2**20,
-            "after_to_before": after / before,
+            "after_of_before": after / before,
         }
 
 
@@ -116,9 +117,9 @@ def main() -> None:
         found = machine.interleaved(options.runs, {job: partial(hold, url, count, seconds)})
     figures = machine.spreads(found[job])
     targets = [
-        machine.target("ms to connect, p99", figures["p99_ms"]["median"], most=MAX_MS),
+        machine.target("ms until a client is in, p99", figures["p99_ms"]["median"], most=MAX_MS),
         machine.target(
-            "memory after, relative to before", figures["after_to_before"]["max"], most=MAX_GROWTH
+            "memory after, of that before", figures["after_of_before"]["max"], most=MAX_GROWTH
         ),
     ]
     document = {"jobs": {job: {"runs": found[job], "figures": figures}}, "targets": targets}

@@ -1,16 +1,16 @@
-"""Soak: does anything grow over 200 000 connections?
+"""Soak: does anything grow while 200 000 connections come and go in a storm of changes?
 
 `python -m benchmarks.soak [--quick]`.
 
 Rounds of 1 000 connections: silent ones, half a request, a client, a client with `snapshot`, a
-client that sends a close frame. They end by FIN and by RST in turn. 50 clients stay and read only
-in some rounds, so they lag and catch up; 20 more stay and read always. 40 times per second, a tenth
-of 500 runs is updated. After each round, when its connections are closed, the program records
-Brain's resident memory, descriptors, threads and connections. (Its tasks are not visible from
-outside: tests count them.) Each connection has an address of its own, which soon fills Brain's
-memory of addresses (access/limits.py, MAX_REMEMBERED). The first 100 000 connections are a warm-up:
-the heap finds its size. Over the next 100 000 everything has to stay flat. Medians of ten rounds
-are compared, because the allocator's memory fluctuates.
+client that sends a close frame. They end by FIN and by RST in turn. 50 clients stay and read in
+some rounds only, so they lag and catch up; 20 more stay and read. All the time, one in ten of 500
+runs is updated, 40 times per second. After each round, when its connections have ended, Brain is
+measured: resident memory, descriptors, threads, connections. (Its tasks are not visible from
+outside: the tests of the server count them.) Each connection has an address of its own, so the
+limiter's memory of addresses (4 096 at most) is soon full. After 100 000 connections Brain counts
+as warm: until then the heap finds its size. From then on everything has to be flat, for 100 000
+more. Medians of ten rounds are compared, because an allocator's use varies from round to round.
 """
 
 import statistics
@@ -31,10 +31,10 @@ from tests.support.wire import PONG, closing, descriptors, frame, memory, reques
 
 ROUND = 1_000
 WARM = 100
-"""Rounds of warm-up."""
+"""Number of rounds before which nothing is compared."""
 WINDOW = 10
 
-REQUESTS = (
+ASKS = (
     b"",
     request()[:60],
     request(),
@@ -46,15 +46,15 @@ PLOT = Path(__file__).parents[1] / "docs" / "soak.svg"
 
 @contextmanager
 def storm(url: str) -> Iterator[dict[str, int]]:
-    """Changes until the end of the block. The dictionary counts them."""
+    """Change runs until the end of the block. The dictionary holds the number of changes."""
     stop, count = threading.Event(), {"changes": 0}
 
     def work() -> None:
         with psycopg.connect(url, autocommit=True) as conn:
             while not stop.wait(0.025):
                 count["changes"] += conn.execute(
-                    "UPDATE runs SET progress = random() * 100, error = repeat('e', 200) "
-                    "WHERE random() < 0.1"
+                    "UPDATE runs SET progress = random() * 100, error = repeat('e', 200)"
+                    " WHERE random() < 0.1"
                 ).rowcount
 
     thread = threading.Thread(target=work)
@@ -67,23 +67,23 @@ def storm(url: str) -> Iterator[dict[str, int]]:
 
 
 def round_(brain: Brain, number: int) -> None:
-    """Open and close a thousand connections."""
-    each = ROUND // len(REQUESTS)
-    for sent in REQUESTS:
-        half = sent == REQUESTS[1]
-        with Crowd(brain.port, b"" if half else sent) as crowd:
-            crowd.come(each, window=each)
+    """A thousand connections come and go."""
+    each = ROUND // len(ASKS)
+    for ask in ASKS:
+        half = ask == ASKS[1]
+        with Crowd(brain.port, b"" if half else ask) as crowd:
+            crowd.connect(each, window=each)
             if half:
-                crowd.say(sent)
+                crowd.send(ask)
             assert not crowd.refused, crowd.refused[0]
-            crowd.leave(reset=bool(number % 2))
+            crowd.close(reset=bool(number % 2))
 
 
-def wait_until_closed(brain: Brain, stay: int) -> float:
-    """Wait until only `stay` connections are left. Returns how many are."""
+def gone(brain: Brain, stay: int) -> float:
+    """Wait until only `stay` clients are connected. Returns how many there are."""
     until = time.monotonic() + 10
     while (left := brain.metric("brain_connections") - 1) > stay and time.monotonic() < until:
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks
     return left
 
 
@@ -98,13 +98,13 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
         for number in range(rounds):
             round_(brain, number)
             for stays in (reading, lagging):
-                stays.say(frame(b"", PONG))
+                stays.send(frame(b"", PONG))
             reading.pump(0.02)
             if number % 3 == 0:
                 lagging.pump(0.1)
             for member in (*reading.members, *lagging.members):
                 member.data = b""
-            left = wait_until_closed(brain, stay)
+            left = gone(brain, stay)
             samples.append(
                 {
                     "connections": (number + 1) * ROUND,
@@ -118,7 +118,7 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
             )
             if number % 10 == 9:
                 print(samples[-1], flush=True)
-        assert len(reading.present) == 20, "a client that reads was disconnected"
+        assert len(reading.present) == 20, "a client that stays was closed"
         totals = {
             "changes": count["changes"],
             "deliveries": brain.metric("brain_deliveries_total"),
@@ -134,7 +134,7 @@ def threads(brain: Brain) -> int:
 
 
 def growth(samples: list[dict[str, float]], field: str, warm: int) -> tuple[float, float]:
-    """The medians of the first rounds after the warm-up and of the last rounds."""
+    """The median of the first warm rounds, and that of the last rounds."""
     first = statistics.median(each[field] for each in samples[warm : warm + WINDOW])
     return first, statistics.median(each[field] for each in samples[-WINDOW:])
 
@@ -159,7 +159,7 @@ def plot(samples: list[dict[str, float]], path: Path, warm: int) -> None:
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
         (
             f'<text x="{left}" y="18" {text}>'
-            "Resident memory of Brain (MB) over connections opened and closed</text>"
+            "Resident memory of Brain (MB) over connections that came and went</text>"
         ),
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
@@ -189,8 +189,8 @@ def main() -> None:
     with machine.database() as url:
         machine.statements(
             url,
-            "INSERT INTO runs (id, status, progress) "
-            "SELECT i, 'running', 0 FROM generate_series(1, 500) i",
+            "INSERT INTO runs (id, status, progress)"
+            " SELECT i, 'running', 0 FROM generate_series(1, 500) i",
         )
         with machine.brain(url) as brain:
             samples, totals = soak(brain, url, rounds)
@@ -200,7 +200,7 @@ def main() -> None:
         compared[field] = {"warm": before, "end": after, "growth": round(after / before - 1, 4)}
     targets = [
         machine.target(
-            "growth of memory, relative to the warm-up", compared["rss_mb"]["growth"], most=0.02
+            "growth of memory, of the warm baseline", compared["rss_mb"]["growth"], most=0.02
         ),
         machine.target(
             "growth of descriptors",
@@ -210,7 +210,7 @@ def main() -> None:
         machine.target(
             "growth of threads", compared["threads"]["end"] - compared["threads"]["warm"], most=0
         ),
-        machine.target("connections left open", samples[-1]["left"], most=0),
+        machine.target("connections left behind", samples[-1]["left"], most=0),
         machine.target("clients that failed", totals["failures"], most=0),
     ]
     document = {"totals": totals, "compared": compared, "targets": targets, "samples": samples}

@@ -2,10 +2,10 @@
 
 `python -m benchmarks.stalled [--quick]`.
 
-8 000 changes per second, each of a run's status, so that none may be conflated. Of 300 clients, 100
-stop reading for 4 s and then continue. The others must receive every change. In the end each
-stalled client must have seen every run as it is in the table. The growth of Brain's memory while
-they do not read is divided among them.
+8 000 changes per second, each of a run's status, so that none may be merged. 100 of 300 clients
+stop reading for 4 s, and then continue. The others must receive every change. In the end, each
+stalled client must have the last state of every run. The growth of Brain's memory during the stall
+is divided by the number of stalled clients.
 """
 
 import re
@@ -27,21 +27,21 @@ SERVER_CORE, OTHER_CORES = machine.cores()
 STEP = 80
 RATE = 8_000
 MAX_KB = 64
-# "queued" and "failed", "run_update" and "run_failed" have the same length: bytes count messages.
+# "queued" and "failed", "run_update" and "run_failed" have one length each: bytes count messages.
 CHANGE = """
 UPDATE runs SET status = CASE status WHEN 'queued' THEN 'failed' ELSE 'queued' END, error = $1
 WHERE id >= $2 AND id < $3
 """
-RUN = re.compile(rb'"id":"(run-\d{8})","status":"(\w+)"')
+SAID = re.compile(rb'"id":"(run-\d{8})","status":"(\w+)"')
 
 
 class Writer(threading.Thread):
-    """Changes STEP runs per transaction, and RATE runs per second."""
+    """Changes STEP runs per transaction, RATE runs per second."""
 
     def __init__(self, url: str) -> None:
         super().__init__(name="writer")
         self._url = url
-        self._running = True
+        self._going = True
         self.made = 0
         self.late = 0.0
         """Seconds behind schedule at the end."""
@@ -51,36 +51,36 @@ class Writer(threading.Thread):
             pg = connection.pgconn
             pg.prepare(b"change", CHANGE.encode())
             began = time.monotonic()
-            while self._running:
+            while self._going:
                 at = self.made % RUNS
                 result = pg.exec_prepared(b"change", [stamp(), run_id(at), run_id(at + STEP)])
                 assert result.command_tuples == STEP, result.error_message
                 self.made += STEP
                 self.late = time.monotonic() - began - self.made / RATE
-                time.sleep(max(0.0, -self.late))  # until the next transaction is due
+                time.sleep(max(0.0, -self.late))  # until the next is due
 
     def stop(self) -> None:
-        self._running = False
+        self._going = False
         self.join()
 
 
 class Reader(threading.Thread):
-    """Reads the clients that may stall, except while they stall."""
+    """Reads for the clients that may stall, unless they stall."""
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         super().__init__(name="reader", daemon=True)
         self._sockets = sockets
         self.stalled = threading.Event()
-        self._running = True
-        self.received = [bytearray() for _ in sockets]
+        self._going = True
+        self.taken = [bytearray() for _ in sockets]
 
     def run(self) -> None:
-        while self._running:
+        while self._going:
             if self.stalled.is_set() or not self.read():
-                time.sleep(0.02)
+                time.sleep(0.02)  # nothing to read, or stalled
 
     def stop(self) -> None:
-        self._running = False
+        self._going = False
         self.join()
 
     def read(self) -> int:
@@ -91,8 +91,8 @@ class Reader(threading.Thread):
             except BlockingIOError:
                 continue
             if not data:
-                raise RuntimeError("Brain closed a stalled client")
-            self.received[number] += data
+                raise RuntimeError("a client that had stalled was closed")
+            self.taken[number] += data
             found += len(data)
         return found
 
@@ -112,7 +112,8 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
             assert sock.recv(4096).startswith(b"HTTP/1.1 101")
             sock.setblocking(False)
             sockets.append(sock)
-        for _ in range(3):  # the log of a board is full after a few changes of each run
+        # The board's log is longest after each run has changed a few times.
+        for _ in range(3):
             machine.statements(url, "UPDATE runs SET progress = progress")
         machine.quiet(load)
         load.ask("reset")
@@ -121,28 +122,28 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
         writer.start()
         sampled = partial(_highest, brain.process.pid)
         before = sampled(4.0)
-        for received in reader.received:
-            received.clear()
+        for taken in reader.taken:
+            taken.clear()
         reader.stalled.set()
         while_stalled = sampled(seconds)
         lagging = brain.get("/readyz")[1]["lagging"]
         reader.stalled.clear()
-        time.sleep(1.0)  # they catch up while changes continue
+        time.sleep(1.0)  # it reads while changes continue
         writer.stop()
         due = writer.made * (clients - stalled)
         until = time.monotonic() + 30
         while load.ask("progress")["delivered"] < due and time.monotonic() < until:
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two looks
         while brain.get("/readyz")[1]["lagging"] and time.monotonic() < until:
-            time.sleep(0.1)
-        time.sleep(1.0)  # the last messages arrive
+            time.sleep(0.1)  # between two looks
+        time.sleep(1.0)  # what was written last is read
         reader.stop()
         counted = load.ask("count")
         with psycopg.connect(url) as connection:
             truth = {
                 i.encode(): s.encode() for i, s in connection.execute("SELECT id, status FROM runs")
             }
-        views = [dict(RUN.findall(received)) for received in reader.received]
+        views = [dict(SAID.findall(taken)) for taken in reader.taken]
         missed = load.connected["clients"] * writer.made - counted["messages"][2]
         return {
             "changes": float(writer.made),
@@ -160,7 +161,7 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
 
 
 def wrong(view: dict[bytes, bytes], truth: dict[bytes, bytes]) -> bool:
-    """All runs have changed since the stall began, so the view must hold all of them."""
+    """All runs have changed since the stall began, so the view must have all of them."""
     return view != truth
 
 
@@ -168,7 +169,7 @@ def _highest(pid: int, seconds: float) -> int:
     until, highest = time.monotonic() + seconds, 0
     while time.monotonic() < until:
         highest = max(highest, machine.rss_bytes(pid))
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two samples
     return highest
 
 
@@ -185,15 +186,13 @@ def main() -> None:
         "jobs": {job: {"runs": found[job], "figures": figures}},
         "targets": [
             machine.target(
-                "changes that other clients lost", figures["lost_by_others"]["max"], most=0
+                "changes that the others lost", figures["lost_by_others"]["max"], most=0
             ),
             machine.target(
-                "KB per stalled client", figures["kb_per_stalled"]["median"], most=MAX_KB
+                "KB for each stalled client", figures["kb_per_stalled"]["median"], most=MAX_KB
             ),
             machine.target(
-                "stalled clients with a wrong state at the end",
-                figures["wrong_at_the_end"]["max"],
-                most=0,
+                "stalled clients that end up wrong", figures["wrong_at_the_end"]["max"], most=0
             ),
         ],
     }

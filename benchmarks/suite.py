@@ -1,4 +1,4 @@
-"""What programs share that compare Brain with its peers: database, repetitions, table, results."""
+"""What the comparisons of Brain with its peers share: database, repetitions, table, results."""
 
 import argparse
 import math
@@ -16,13 +16,13 @@ from benchmarks.trial import OTHER_CORES, Place, database
 Entry: TypeAlias = dict[str, Any]
 
 RUNS = 3
-BASELINE = "brain"
+TO_BEAT = "brain"
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: a little of everything, once"
+        "--quick", action="store_true", help="a smoke test: little of everything, once"
     )
     parser.add_argument("--only", help="servers to measure, separated by commas", default="")
     parser.add_argument(
@@ -32,7 +32,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
 
 
 class Suite:
-    """The measurements of one program. A failure is recorded, and the program continues."""
+    """The measurements of one program. A failure is reported as a result, and the rest goes on."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name = name
@@ -53,17 +53,18 @@ class Suite:
         self._closing.close()
 
     def in_turn(self, *names: str) -> Iterator[str]:
-        """The selected servers that can be built here, in turn, once per run.
+        """The wanted servers that can be built here, in turn, as often as there are runs.
 
-        So other work on the machine affects all alike, and each run has a fresh server.
+        So other work of the machine affects all in the same way, and each run has a server of its
+        own.
         """
         wanted = [name for name in names if not self.only or name in self.only]
         for name in wanted:
             try:
                 PEERS[name].build()
-            except CannotBuild as error:
-                self.skipped[name] = str(error)
-                print(f"{name}: skipped: {error}", file=sys.stderr, flush=True)
+            except CannotBuild as reason:
+                self.skipped[name] = str(reason)
+                print(f"{name}: skipped: {reason}", file=sys.stderr, flush=True)
         for _ in range(self.runs):
             yield from (name for name in wanted if name not in self.skipped)
 
@@ -74,7 +75,7 @@ class Suite:
 
     @contextmanager
     def place(self, name: str, *, clients: int) -> Iterator[Place | None]:
-        """None if the server does not start, or rejects a client. The results say so."""
+        """None if the server did not start, or refused clients; the results say so."""
         with self.database(name), ExitStack() as closing:
             try:
                 place = closing.enter_context(Place(PEERS[name], self.url, clients=clients))
@@ -84,8 +85,8 @@ class Suite:
             else:
                 yield place
 
-    def measure(self, server: Place | str, job: str, measure: Callable[[], Any]) -> None:
-        name = server if isinstance(server, str) else server.peer.name
+    def measure(self, who: Place | str, job: str, measure: Callable[[], Any]) -> None:
+        name = who if isinstance(who, str) else who.peer.name
         try:
             found = measure()
             entry = (
@@ -96,8 +97,8 @@ class Suite:
             entry |= entry.pop("latency", {})
             self.results.setdefault(job, {}).setdefault(name, []).append(entry)
             print(f"{name}, {job}: {_brief(entry)}", file=sys.stderr, flush=True)
-            if isinstance(server, Place) and entry.get("behind"):
-                server.restart()
+            if isinstance(who, Place) and entry.get("behind"):
+                who.again()
         except (RuntimeError, OSError) as error:
             self._fail(name, job, error)
 
@@ -121,8 +122,8 @@ class Suite:
     ) -> None:
         """Print the tables and write the results.
 
-        `ratios`: field → whether `more` or `less` is better. `targets`: description, figure
-        reached, and the `least` or `most` it should be; figures not measured are left out.
+        `ratios`: field → whether `more` or `less` of it is better. `targets`: the name, the figure
+        reached, and its bound `least` or `most`. Targets that were not measured are left out.
         """
         jobs = {
             job: {
@@ -133,10 +134,10 @@ class Suite:
         }
         for job, of in jobs.items():
             print(f"\n{job}\n\n{table(of, columns)}")
-        for name, detail in self.skipped.items():
-            print(f"\n{name} was skipped: {detail}")
-        for job, detail in self.failed.items():
-            print(f"\nfailed: {job}: {detail}")
+        for name, reason in self.skipped.items():
+            print(f"\n{name} was skipped: {reason}")
+        for what, reason in self.failed.items():
+            print(f"\nfailed: {what}: {reason}")
         print()
         document = {
             "columns": columns,
@@ -163,21 +164,21 @@ def figures(runs: Sequence[Entry]) -> dict[str, dict[str, float]]:
 def _ratios(
     of: dict[str, list[Entry]], name: str, ratios: dict[str, str]
 ) -> dict[str, dict[str, float]]:
-    """Brain compared with this server, run by run. Above 1 is Brain's advantage."""
+    """Brain against this server, for runs next to each other in time. Above 1, Brain is better."""
     found = {}
     for field, better in ratios.items():
         pairs = [
-            (own[field], other[field])
-            for own, other in zip(of.get(BASELINE, []), of[name], strict=False)
-            if own.get(field) and other.get(field)
+            (mine[field], theirs[field])
+            for mine, theirs in zip(of.get(TO_BEAT, []), of[name], strict=False)
+            if mine.get(field) and theirs.get(field)
         ]
-        if pairs and name != BASELINE:
+        if pairs and name != TO_BEAT:
             found[field] = machine.spread([a / b if better == "more" else b / a for a, b in pairs])
     return found
 
 
 def table(of: dict[str, Any], columns: dict[str, str]) -> str:
-    """Medians, in Markdown, each with its ratio where there is one."""
+    """Medians, in Markdown, each with its ratio if there is one."""
     shown = {
         title: field
         for title, field in columns.items()

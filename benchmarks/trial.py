@@ -1,7 +1,7 @@
-"""One trial: the server on one core, and PostgreSQL, the writer and N clients on the others.
+"""One trial: a server on one core; PostgreSQL, the writer and N clients on the others.
 
-It is the same for Brain and for each peer: the same program changes the same rows, and the same
-program counts what arrives.
+It is the same for Brain and each peer: the same program changes the same rows, and the same program
+counts the messages.
 """
 
 import time
@@ -20,18 +20,21 @@ from benchmarks.peers import HERE, Peer, Server
 SERVER_CORE, OTHER_CORES = machine.cores()
 
 GRACE = 4.0
-"""If a server has not delivered everything so many seconds after the last of changes at a rate, it
-has fallen behind."""
+"""Seconds after the last of changes that were sent at a rate. A server that has not delivered all
+by then has fallen behind.
+"""
 PATIENCE = 30.0
-"""The same after a burst, which takes as long as it takes."""
+"""The same after a burst, which the server delivers as fast as it can."""
 QUIET = 2.0
-"""After so many seconds without a message since the last change, what is missing is lost. Less than
-GRACE, so that lost messages do not look like late ones. Pings do not count: Brain sends them."""
+"""Seconds without a message, after the last change, after which missing messages are lost. Less
+than GRACE: otherwise a lost message would look like a late one. Pings do not count, or Brain would
+never be quiet.
+"""
 
 
 @dataclass(slots=True)
 class Trial:
-    """The figures of one measurement. Seconds are from the first change to the last byte."""
+    """One measurement. Seconds are from the first change to the last byte at a client."""
 
     messages: int
     clients: int
@@ -43,23 +46,27 @@ class Trial:
     cpu: float
     """Seconds of the server's CPU, kernel included."""
     cpu_us: float
-    """Microseconds of the server's CPU per delivery."""
+    """Microseconds of CPU per delivery."""
     load_cpu: float
     lost: int
-    """Deliveries that were due and never arrived. 0 if the server has fallen behind."""
+    """Deliveries that were due and did not arrive, although the server had the time."""
     behind: bool
-    """The server could not keep up, and the trial ended early: `per_second` is its capacity."""
+    """The server could not keep up, and the trial ended early: `per_second` is what it reached."""
     latency: dict[str, float]
     """Milliseconds, from before the UPDATE was sent."""
     commit_ms: float | None
     changes_per_second: float | None
-    """The rate that the writer reached: lower than required if PostgreSQL and its triggers were too
-    slow. None for a burst."""
+    """What the writer reached: less than requested if PostgreSQL, with its triggers, was slower.
+    None for a burst.
+    """
     message_bytes: int
 
 
 class Place:
-    """A server and its clients, ready for trials. After a trial that left a backlog, restart it."""
+    """A server and its clients, ready for trials.
+
+    It is replaced after a trial that left the server with a backlog.
+    """
 
     def __init__(self, peer: Peer, url: str, *, clients: int, runs: int = RUNS) -> None:
         self.peer, self.url, self.clients, self.runs = peer, url, clients, runs
@@ -72,7 +79,7 @@ class Place:
             )
             options = Options(self.server.port, self.peer.path, self.clients, hello=self.peer.hello)
             self.load = self._closing.enter_context(Load(options, cores=OTHER_CORES))
-            self.load.require_all()
+            self.load.check_connected()
             self.changes = self._closing.enter_context(changes(self.peer, self.url, self.runs))
             for _ in range(2):  # warm up
                 self.trial(20, 100)
@@ -84,7 +91,7 @@ class Place:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def restart(self) -> None:
+    def again(self) -> None:
         self._closing.close()
         self.__enter__()
 
@@ -94,7 +101,7 @@ class Place:
 
 @contextmanager
 def changes(peer: Peer, url: str, runs: int = RUNS) -> Iterator[Changes | None]:
-    """None for the floor, which makes messages itself."""
+    """None for the floor, which makes its own messages."""
     if peer.name == "floor":
         yield None
     else:
@@ -103,7 +110,7 @@ def changes(peer: Peer, url: str, runs: int = RUNS) -> Iterator[Changes | None]:
 
 
 def trial(server: Server, load: Load, changes: Changes | None, count: int, rate: float) -> Trial:
-    """Make `count` changes, `rate` per second; 0: all in one transaction."""
+    """`count` changes, `rate` per second; 0: all at once, in one transaction."""
     load.ask("reset")
     clients = load.connected["clients"]
     used, began = machine.cpu_seconds(server.pid), time.monotonic()
@@ -115,21 +122,17 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
         server.say(f"{count} {rate}")
     done: dict[str, Any] | None = None
     behind = False
-    delivered, progressed = 0, began
+    so_far, grew = 0, began
     while True:
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two looks
         now = time.monotonic()
         progress = load.ask("progress")
-        if progress["delivered"] > delivered:
-            delivered, progressed = progress["delivered"], now
+        if progress["delivered"] > so_far:
+            so_far, grew = progress["delivered"], now
         if done is None and changes is not None:
             done = changes.finish(0.0)
             last_change = max(last_change, done["ended"] / 1e9 if done else now)
-        if (
-            delivered >= due
-            or progress["clients"] == 0
-            or now - max(progressed, last_change) > QUIET
-        ):
+        if so_far >= due or progress["clients"] == 0 or now - max(grew, last_change) > QUIET:
             break
         behind = now - last_change > (GRACE if rate else PATIENCE)
         if behind:
@@ -166,7 +169,7 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
 
 @contextmanager
 def database(peer: Peer, url: str, runs: int = RUNS) -> Iterator[None]:
-    """The filled table, with the peer's trigger until the end of the block."""
+    """The table, filled, with what the peer needs to hear of changes; afterwards without it."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP TRIGGER IF EXISTS notify_run ON runs")
     prepare(url, runs)

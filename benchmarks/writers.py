@@ -1,12 +1,13 @@
-"""Writers: how much a follower of `runs` slows down those who write to it.
+"""Writers: what following the table costs its writers.
 
 `python -m benchmarks.writers [--quick]`.
 
-pgbench updates runs, one per transaction, as fast as possible: alone; while Brain streams; while
-Brain polls; and with the trigger and the listener of each peer. PostgreSQL, writers and followers
-share all cores. There are no WebSocket clients, so this is the cost of following alone. Once with
-the data on disk, where a commit waits until it is written; once in memory, where a commit costs
-only CPU, which the follower takes from the writers.
+pgbench updates runs, one per transaction, as fast as it can: alone; while Brain streams; while
+Brain polls; and with the trigger and the listener that each peer needs. PostgreSQL, writers and
+followers share all cores, and nobody has a WebSocket client: the difference is the price of
+hearing of the changes. Once with the data on disk, where a commit waits until it is written, as
+usual; once in memory, where a commit is CPU and nothing else, and a follower takes that CPU from
+the writers.
 """
 
 import re
@@ -26,7 +27,7 @@ SCRIPT = f"""\\set n random(0, {RUNS - 1})
 \\set p random(0, 100)
 UPDATE runs SET progress = :p WHERE id = 'run-' || lpad(:n::text, 8, '0');
 """
-CLEAN_UP = (
+FORGET = (
     "DROP TRIGGER IF EXISTS notify_run ON runs",
     "DROP TABLE IF EXISTS centrifugo_outbox CASCADE",
 )
@@ -36,12 +37,12 @@ PEERS_WITH_TRIGGER = ("websockets", "node_ws", "centrifugo")
 Follower: TypeAlias = Callable[[], AbstractContextManager[int]]
 Found: TypeAlias = dict[str, list[dict[str, float]]]
 
-MIN_RATIO = 0.88
-MIN_RATIO_TO_TRIGGER = 2.4
+LEAST = 0.88
+LEAST_TO_TRIGGER = 2.4
 
 
 def pgbench(server: Postgres, seconds: float, clients: int = CLIENTS) -> dict[str, float]:
-    """Transactions per second, and the milliseconds of one."""
+    """Transactions per second, and milliseconds per transaction."""
     for old in server.folder.glob("times.*"):
         old.unlink()
     script = server.folder / "update.sql"
@@ -88,7 +89,7 @@ def peer(url: str, name: str) -> Iterator[int]:
         with Server(PEERS[name], url) as server:
             yield server.pid
     finally:
-        machine.statements(url, *CLEAN_UP)
+        machine.statements(url, *FORGET)
 
 
 def measure(server: Postgres, seconds: float, follower: Follower | None) -> dict[str, float]:
@@ -134,9 +135,9 @@ def report(found: Found) -> dict[str, Any]:
         tps, p50, p99 = (
             jobs[name]["figures"][field]["median"] for field in ("tps", "p50_ms", "p99_ms")
         )
-        ratio = jobs[name]["to_alone"]["median"]
         print(
-            f"  {name:16} {tps:8.0f} tps, {ratio:.2f} of alone; p50 {p50:.3f} ms, p99 {p99:.3f} ms"
+            f"  {name:16} {tps:8.0f} tps, {jobs[name]['to_alone']['median']:.2f} of alone; "
+            f"p50 {p50:.3f} ms, p99 {p99:.3f} ms"
         )
     return jobs
 
@@ -148,8 +149,8 @@ def main() -> None:
     for name in PEERS_WITH_TRIGGER:
         try:
             PEERS[name].build()
-        except CannotBuild as error:
-            skipped[name] = str(error)
+        except CannotBuild as reason:
+            skipped[name] = str(reason)
     document: dict[str, Any] = {
         "clients": CLIENTS,
         "seconds": seconds,
@@ -161,10 +162,10 @@ def main() -> None:
         found = compare(disk=disk, runs=options.runs, seconds=seconds, skipped=skipped)
         print(f"{place}:")
         document["jobs"][place] = report(found)
-        for rival, least in (("alone", MIN_RATIO), ("websockets", MIN_RATIO_TO_TRIGGER)):
-            kept = machine.ratios(found["Brain streaming"], found[rival], "tps")["median"]
-            other = "no follower" if rival == "alone" else "a JSON NOTIFY trigger"
-            what = f"writers' transactions/s {place}, Brain streaming relative to {other}"
+        for rivals, least in (("alone", LEAST), ("websockets", LEAST_TO_TRIGGER)):
+            kept = machine.ratios(found["Brain streaming"], found[rivals], "tps")["median"]
+            rival = "alone" if rivals == "alone" else "a JSON NOTIFY trigger"
+            what = f"writers' transactions/s {place}, Brain streaming to {rival}"
             document["targets"].append(machine.target(what, kept, least=least))
     machine.write("writers", document, quick=options.quick)
 

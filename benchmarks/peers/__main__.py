@@ -1,6 +1,6 @@
-"""Builds all peers."""
+"""Build all peers."""
 
 from benchmarks.peers import build_all
 
-for name, detail in build_all().items():
-    print(f"{name} will be skipped: {detail}")
+for name, reason in build_all().items():
+    print(f"{name} will be skipped: {reason}")

@@ -64,6 +64,9 @@ CONSTANTS = {
     "longest load of a key set": "access.jwks.LOAD_TIMEOUT",
     "interval between loads of a key set": "access.jwks.RELOAD",
     "log lines of one kind": "access.rate_limit.LINES.rate",
+    "id of a run": "contract.messages.MAX_ID_BYTES",
+    "nesting of a request body": "api.body.MAX_DEPTH",
+    "errors of an answer": "api.sentences.MAX_ERRORS",
     "value of a filter": "contract.subscription.MAX_CHARACTERS",
     "values of a filter": "contract.subscription.MAX_VALUES",
 }

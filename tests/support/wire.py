@@ -215,7 +215,7 @@ class Peer:
                 except asyncio.IncompleteReadError as end:
                     assert end.partial == b"", "the stream ends in the middle of a frame"  # noqa: PT017
                     return found
-                except ConnectionResetError:
+                except ConnectionError:
                     return found
 
     async def farewell(self) -> int:

@@ -1,4 +1,4 @@
-"""What every request passes before its route: the bound of its body, and its token."""
+"""What every request passes before its route: its token, the bound of its body, its path."""
 
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,9 +18,32 @@ All others need a token.
 """
 
 
+RUN = "/api/runs/"
+"""What the path of a run begins with."""
+
+
 def grant(request: Request) -> Grant:
     granted: Grant = request.scope.get(GRANT, OPEN)
     return granted
+
+
+class ExactPath:
+    """Starlette's patterns end in `$`, which also matches before a newline: `/api/runs%0A` would be
+    a list of runs.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "http"
+            and scope["path"].endswith("\n")
+            and not scope["path"].startswith(RUN)
+        ):
+            await problem_answer(Request(scope), HTTPException(404))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

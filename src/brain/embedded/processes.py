@@ -62,7 +62,7 @@ def _from_proc() -> Iterator[Process]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended
             arguments = (folder / "cmdline").read_bytes().rstrip(b"\0")
-            command = os.fsdecode(arguments.replace(b"\0", b" ").rstrip())
+            command = os.fsdecode(arguments.replace(b"\0", b" "))
             yield Process(int(folder.name), folder.stat().st_uid, command)
 
 

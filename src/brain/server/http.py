@@ -13,6 +13,7 @@ upgraded.
 """
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -33,6 +34,10 @@ from brain.server.websocket import Connection
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
 _CLOSING = Rejection("closing", "the server is stopping: come back")
+_UNREAD = Rejection(
+    "unread",
+    "the table has not been read yet, so nobody knows which values its columns have: come back",
+)
 
 REFUSED_TIMEOUT = 1.0
 """Seconds for the client to read a refusal and to close."""
@@ -251,21 +256,35 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._state.closing:
             self._refuse(_CLOSING)
             return
+        filter_ = handshake.subscription.filter.printed(self._state.form)
+        if filter_ is None:
+            self._refuse(_UNREAD)
+            return
+        subscription = handshake.subscription
+        if filter_ is not subscription.filter:
+            subscription = replace(subscription, filter=filter_)
         wait = self._state.limiter.wait(client, self.loop.time())
         if isinstance(wait, Rejection):
             self._refuse(wait)
         elif wait or self._state.tokens is not None:
             self.transport.pause_reading()
             self._admitting = self.loop.create_task(
-                self._admit(handshake, rest, client, wait), name="admit"
+                self._admit(handshake, subscription, rest, client, wait), name="admit"
             )
         else:
-            self._switch(handshake, handshake.subscription, rest, client, None)
+            self._switch(handshake, subscription, rest, client, None)
 
-    async def _admit(self, handshake: Handshake, rest: bytes, client: Address, wait: float) -> None:
+    async def _admit(
+        self,
+        handshake: Handshake,
+        subscription: Subscription,
+        rest: bytes,
+        client: Address,
+        wait: float,
+    ) -> None:
         """Wait for the turn of the client's address, and verify its token."""
         await asyncio.sleep(wait)
-        subscription, grant = handshake.subscription, None
+        grant = None
         tokens = self._state.tokens
         try:
             if tokens is not None and (token := bearer(self.headers)) is not None:

@@ -11,6 +11,7 @@ from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.access.rejections import Rejection, RejectionCounter
 from brain.access.tokens import Tokens
+from brain.contract.subscription import Form, as_given
 from brain.server.limits import Limits
 from brain.server.websocket import Connection, Connections
 
@@ -29,6 +30,8 @@ class ServerState:
     waiting: dict["HTTPProtocol", float] = field(default_factory=dict)
     """Connections without a complete request → the deadline of that request, earliest first."""
     tokens: Tokens | None = None
+    form: Form = as_given
+    """How the columns print the values of a filter."""
     http: Collection["HTTPProtocol"] = ()
     """uvicorn's set of the connections that are not WebSockets."""
 

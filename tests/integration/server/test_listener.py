@@ -97,7 +97,7 @@ async def test_the_heap_is_trimmed_once_after_a_crowd_has_left(
         await asyncio.sleep(0.2)
         for peer in peers[:35]:
             peer.reset()
-        await asyncio.sleep(0.2)
+        await eventually(lambda: given)
         assert given == [25]
         for peer in peers[35:]:
             await peer.close()
