@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from brain.api.errors import InvalidRequest
 from brain.api.sentences import field_name, sentences
@@ -29,7 +30,11 @@ _not_brackets = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}"]+', re.DOTALL)
 
 async def read(request: Request, model: type[Model]) -> Model:
     """Raises InvalidRequest."""
-    document = parse(await request.body())
+    try:
+        data = await request.body()
+    except ClientDisconnect:  # nobody waits for the answer
+        raise _invalid("the body is not complete: the client has gone") from None
+    document = parse(data)
     if not isinstance(document, dict):
         raise _invalid(f"the body is a JSON object with the fields of a run, not {shown(document)}")
     for name, value in document.items():

@@ -259,7 +259,7 @@ async def test_columns_of_any_type_are_read(any_database: str) -> None:
             "running",
             12.5,
             "00000000-0000-0000-0000-00000000000a",
-            "ab  ",
+            "ab",
             "2026-11-21T09:30:00Z",
             "2026-11-22T00:00:00Z",
             '{"a": 1}',
