@@ -91,11 +91,11 @@ def serve(url: str, runs: int) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             continue
-        wish = json.loads(line)
-        if not wish["rate"] and at % runs + wish["count"] > runs:
+        command = json.loads(line)
+        if not command["rate"] and at % runs + command["count"] > runs:
             at = 0
-        print(json.dumps(change(connection, at, runs, **wish)), flush=True)
-        at += wish["count"]
+        print(json.dumps(change(connection, at, runs, **command)), flush=True)
+        at += command["count"]
 
 
 class Changes:

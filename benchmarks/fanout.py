@@ -33,7 +33,7 @@ JOBS = (
 QUICK = (Job("200 clients × 100/s", 200, 100, 100),)
 
 CAPACITY = "most deliveries/s, in bursts"
-ENOUGH = 2.0
+MIN_SECONDS = 2.0
 """Seconds: a shorter burst does not count as a capacity."""
 
 
@@ -42,7 +42,7 @@ def capacity(place: Place, largest: int) -> Trial:
     count = 100
     while True:
         trial = place.trial(count, 0)
-        if trial.seconds >= ENOUGH or count >= largest or trial.behind:
+        if trial.seconds >= MIN_SECONDS or count >= largest or trial.behind:
             return trial
         count = min(largest, count * 10)
 

@@ -1,4 +1,4 @@
-"""How each cost grows: clients × 10, changes × 10, and filters × 1 000.
+"""How each cost grows: clients × 10, changes × 10, and filters × 100.
 
 `python -m benchmarks.growth [--quick]`.
 

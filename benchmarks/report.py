@@ -90,7 +90,7 @@ PLOTS = (
         "connections",
         "5 000 clients, storm",
         "told_s",
-        "Restart with 5 000 clients: until all are back and told",
+        "Restart with 5 000 clients: until all are connected and updated",
         " s",
     ),
     Plot(
@@ -245,12 +245,15 @@ def bars(title: str, values: dict[str, float], unit: str) -> str:
             'font-family="sans-serif" font-size="13">'
         ),
         f"<title>{_escaped(title)}</title>",
-        "<style>text{fill:#222}.them{fill:#9aa4b2}.brain{fill:#2f6fde}",
-        "@media(prefers-color-scheme:dark){text{fill:#ddd}.them{fill:#66707e}.brain{fill:#6ea0ff}}</style>",
+        "<style>text{fill:#222}.peer{fill:#9aa4b2}.brain{fill:#2f6fde}",
+        (
+            "@media(prefers-color-scheme:dark)"
+            "{text{fill:#ddd}.peer{fill:#66707e}.brain{fill:#6ea0ff}}</style>"
+        ),
         f'<text x="8" y="20" font-weight="bold">{_escaped(title)}{scale}</text>',
     ]
     for i, (name, value) in enumerate(values.items()):
-        y, ours = 36 + 26 * i, "brain" if name.startswith("Brain") else "them"
+        y, ours = 36 + 26 * i, "brain" if name.startswith("Brain") else "peer"
         lines += [
             f'<text x="272" y="{y + 14}" text-anchor="end">{_escaped(name)}</text>',
             f'<rect class="{ours}" x="280" y="{y}" width="{width(value):.1f}" height="18" rx="2"/>',

@@ -16,7 +16,7 @@ from benchmarks.trial import OTHER_CORES, Place, database
 Entry: TypeAlias = dict[str, Any]
 
 RUNS = 3
-TO_BEAT = "brain"
+BASELINE = "brain"
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
@@ -85,8 +85,8 @@ class Suite:
             else:
                 yield place
 
-    def measure(self, who: Place | str, job: str, measure: Callable[[], Any]) -> None:
-        name = who if isinstance(who, str) else who.peer.name
+    def measure(self, server: Place | str, job: str, measure: Callable[[], Any]) -> None:
+        name = server if isinstance(server, str) else server.peer.name
         try:
             found = measure()
             entry = (
@@ -97,8 +97,8 @@ class Suite:
             entry |= entry.pop("latency", {})
             self.results.setdefault(job, {}).setdefault(name, []).append(entry)
             print(f"{name}, {job}: {_brief(entry)}", file=sys.stderr, flush=True)
-            if isinstance(who, Place) and entry.get("behind"):
-                who.again()
+            if isinstance(server, Place) and entry.get("behind"):
+                server.again()
         except (RuntimeError, OSError) as error:
             self._fail(name, job, error)
 
@@ -169,10 +169,10 @@ def _ratios(
     for field, better in ratios.items():
         pairs = [
             (mine[field], theirs[field])
-            for mine, theirs in zip(of.get(TO_BEAT, []), of[name], strict=False)
+            for mine, theirs in zip(of.get(BASELINE, []), of[name], strict=False)
             if mine.get(field) and theirs.get(field)
         ]
-        if pairs and name != TO_BEAT:
+        if pairs and name != BASELINE:
             found[field] = machine.spread([a / b if better == "more" else b / a for a, b in pairs])
     return found
 

@@ -37,8 +37,8 @@ PEERS_WITH_TRIGGER = ("websockets", "node_ws", "centrifugo")
 Follower: TypeAlias = Callable[[], AbstractContextManager[int]]
 Found: TypeAlias = dict[str, list[dict[str, float]]]
 
-LEAST = 0.88
-LEAST_TO_TRIGGER = 2.4
+MIN_RATIO = 0.88
+MIN_RATIO_TO_TRIGGER = 2.4
 
 
 def pgbench(server: Postgres, seconds: float, clients: int = CLIENTS) -> dict[str, float]:
@@ -162,7 +162,7 @@ def main() -> None:
         found = compare(disk=disk, runs=options.runs, seconds=seconds, skipped=skipped)
         print(f"{place}:")
         document["jobs"][place] = report(found)
-        for rivals, least in (("alone", LEAST), ("websockets", LEAST_TO_TRIGGER)):
+        for rivals, least in (("alone", MIN_RATIO), ("websockets", MIN_RATIO_TO_TRIGGER)):
             kept = machine.ratios(found["Brain streaming"], found[rivals], "tps")["median"]
             rival = "alone" if rivals == "alone" else "a JSON NOTIFY trigger"
             what = f"writers' transactions/s {place}, Brain streaming to {rival}"

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 HERE = Path(__file__).parent
 BUILT = Path(__file__).parents[1] / "build"
@@ -149,7 +150,7 @@ PEERS = {
             _centrifugo,
             _centrifugo_command,
             sql="centrifugo/outbox.sql",
-            path="/connection/uni_websocket?cf_connect=%7B%22subs%22%3A%7B%22runs%22%3A%7B%7D%7D%7D",
+            path="/connection/uni_websocket?cf_connect=" + quote('{"subs":{"runs":{}}}', safe=""),
             ready=lambda server: "consuming" in server.log() or "serving" in server.log(),
         ),
         Peer(

@@ -1,12 +1,12 @@
-/* The floor: what the kernel needs for one send() per client and message, and nothing else.
+/* The floor: the kernel's cost of one send() per client and message, and nothing else.
  *
- * No database, no JSON, no WebSocket library: the message is made here, at the requested rate, and sent
- * to each client by a send() of its own on a non-blocking socket. The answer to the handshake is the one
- * for the key of RFC 6455, section 1.3, built in. A server that costs less per delivery sends more than
- * one message at a time.
+ * No database, no JSON, no WebSocket library: it makes a message at the required rate and passes it
+ * to every client by one send() on a non-blocking socket. It knows one answer to a handshake, that
+ * to the key of RFC 6455, section 1.3. A server that costs less per delivery sends more than one
+ * message at a time.
  *
- *   floor PORT     then on standard input, one line each: COUNT RATE (changes, changes/s; rate 0: as
- *                  fast as possible)
+ *   floor PORT     then on standard input, one per line: COUNT RATE (changes, changes/s; rate 0:
+ *                  as fast as possible)
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -58,8 +58,10 @@ static int message(char *frame, int number)
     gmtime_r(&second, &utc);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
     int size = snprintf(text, sizeof text,
-                        "{\"type\":\"run_update\",\"data\":{\"id\":\"run-%08d\",\"status\":\"running\",\"progress\":42.0,"
-                        "\"task_id\":\"task-%08d\",\"agent\":\"benchmark\",\"started_at\":\"%s.000000Z\",\"error\":\"t=%019lld\"},"
+                        "{\"type\":\"run_update\",\"data\":{\"id\":\"run-%08d\","
+                         "\"status\":\"running\",\"progress\":42.0,"
+                        "\"task_id\":\"task-%08d\",\"agent\":\"benchmark\","
+                         "\"started_at\":\"%s.000000Z\",\"error\":\"t=%019lld\"},"
                         "\"timestamp\":\"%s.000000Z\"}",
                         number, number, when, now(), when);
     frame[0] = (char)0x81;
@@ -108,8 +110,10 @@ static void burst(int changes, double rate)
 
 int main(int argc, char **argv)
 {
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1, epoll = epoll_create1(0);
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(argc > 1 ? argv[1] : "0"))};
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    int on = 1, epoll = epoll_create1(0);
+    unsigned short port = (unsigned short)atoi(argc > 1 ? argv[1] : "0");
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
     struct rlimit files = {MOST, MOST};
     setrlimit(RLIMIT_NOFILE, &files);
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -118,10 +122,10 @@ int main(int argc, char **argv)
         perror("floor");
         return 1;
     }
-    struct epoll_event wish = {.events = EPOLLIN, .data.fd = listener}, events[256];
-    epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &wish);
-    wish.data.fd = 0;
-    epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &wish);
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, events[256];
+    epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
+    event.data.fd = 0;
+    epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &event);
     printf("ready\n");
     fflush(stdout);
     for (;;) {
@@ -132,8 +136,8 @@ int main(int argc, char **argv)
             if (fd == listener) {
                 while ((client = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
                     setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-                    wish.data.fd = client;
-                    epoll_ctl(epoll, EPOLL_CTL_ADD, client, &wish);
+                    event.data.fd = client;
+                    epoll_ctl(epoll, EPOLL_CTL_ADD, client, &event);
                 }
                 continue;
             }

@@ -165,9 +165,7 @@ async def _serve(
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections)
         add_operations(api, parts, state, metrics)
-        server = Server(
-            api, state, timeout=settings.ping_timeout, ping_interval=settings.ping_interval
-        )
+        server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(

@@ -233,7 +233,7 @@ async def test_a_connection_is_rejected_where_no_other_is_idle() -> None:
             peer.send(get())
         await asyncio.sleep(0.1)
         async with await Peer.open(it.port) as third:
-            third.send(get())
+            third.send(get("/metrics"))
             answer = await third.answer()
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         go.set()

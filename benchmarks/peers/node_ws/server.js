@@ -1,4 +1,4 @@
-// Node.js `ws` + `pg` LISTEN. The broadcast is that of the ws README; deflate is off, as it advises.
+// Node.js `ws` + `pg` LISTEN. The broadcast is that of the ws README, which advises no deflate.
 import pg from 'pg';
 import { WebSocket, WebSocketServer } from 'ws';
 

@@ -166,7 +166,7 @@ REJECTIONS: Final[Mapping[RejectionCode, RejectionType]] = {
         "too many frames or bytes a second", Retry.NEVER, close_code=close_codes.FLOOD
     ),
     "silence": RejectionType(
-        "no byte arrived for `BRAIN_PING_TIMEOUT`",
+        "the client sent and took nothing for `BRAIN_PING_TIMEOUT`",
         Retry.BACK_OFF,
         close_code=close_codes.ABNORMAL_CLOSURE,
     ),

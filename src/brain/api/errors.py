@@ -87,8 +87,8 @@ class RunEnded(RunConflict):
 class IdNotUnique(RunConflict):
     def __init__(self, run_id: str, table: object) -> None:
         super().__init__(
-            f"more than one row of the table {table} has the id {shown(run_id)}, so Brain shows and "
-            "changes none of them: make id unique on its own (a primary key or a unique index)"
+            f"more than one row of the table {table} has the id {shown(run_id)}, so Brain shows "
+            "and changes none of them: make id unique on its own (a primary key or a unique index)"
         )
         self.run_id = run_id
 
@@ -98,8 +98,8 @@ class UnknownStatus(RunConflict):
 
     def __init__(self, run_id: str, word: str | None) -> None:
         super().__init__(
-            f"run {shown(run_id)} has the status {shown(word)}, which Brain does not know and does not "
-            "change: map it with BRAIN_STATUS_MAP"
+            f"run {shown(run_id)} has the status {shown(word)}, which Brain does not know and does "
+            "not change: map it with BRAIN_STATUS_MAP"
         )
         self.run_id = run_id
         self.word = word

@@ -25,7 +25,7 @@ from brain.api.errors import (
     PreconditionFailed,
     RunNotFound,
 )
-from brain.api.middleware import BodyLimit, ExactPath, TokenCheck, grant
+from brain.api.middleware import BodyLimit, ExactPath, TokenCheck, Tolerance, grant
 from brain.api.models import RunCreate, RunId, RunList, RunPatch
 from brain.api.openapi import (
     API,
@@ -89,7 +89,10 @@ def create_api(
         allow_methods=["GET", "POST", "PATCH"],
         allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match"],
         expose_headers=["ETag", "Location", "Retry-After"],
+        # A page of the internet that the rules permit asks so before it calls a private address.
+        allow_private_network=True,
     )
+    app.add_middleware(Tolerance)
     handle_errors(app)
     form = as_given if tokens is None else tokens.printed
     app.include_router(_router(runs, ConcurrencyLimiter(rejections), form))

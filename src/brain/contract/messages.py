@@ -40,10 +40,8 @@ TASK_ID: Final = 3
 AGENT: Final = 4
 
 MAX_ID_BYTES: Final = 1024
-"""Of a run's id, in UTF-8: one bound for what is pushed, for the HTTP API, a filter and a cursor.
-
-Percent-encoded, it fits into a URL.
-"""
+"""UTF-8 bytes of a run's id: one bound for messages, the HTTP API, filters and cursors. Such an id
+fits into a URL when it is percent-encoded."""
 
 UNCHANGED = "\0"
 """The value of a field that PostgreSQL did not send because it did not change (TOAST).
@@ -180,7 +178,8 @@ def parse_time(text: str) -> Micros:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise ValueError(
-            f"{shown(text)} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
+            f"{shown(text)} is not an ISO 8601 time with a zone, "
+            "such as 2026-11-21T09:30:00.123456Z"
         )
     return micros(moment)
 

@@ -27,15 +27,14 @@ _INDEXES = {"agent": AGENT, "task_id": TASK_ID}
 
 MAX_VALUES = 100
 """Values of all fields of a filter together."""
-
 MAX_CHARACTERS = 1024
-"""Characters of a task_id or an agent. A run_id has at most MAX_ID_BYTES."""
+"""Of a task_id or an agent. A run_id has at most MAX_ID_BYTES."""
 
 Form: TypeAlias = Callable[[str, Collection[str]], "frozenset[str] | None"]
-"""The texts by which the column of a field prints these values: `7` for `007` where it holds
-integers. None: not known yet.
+"""A field and its values → the texts by which the field's column prints them: `7` for `007` where
+it holds integers. None: the column's type is not known yet.
 
-A value that the column cannot hold stays as it is, and so equals none of a row.
+A value that the column cannot hold stays as it is, so it equals that of no row.
 """
 
 
@@ -120,9 +119,9 @@ class Subscription:
 def parse_filter(
     query: Collection[tuple[str, str]], others: Collection[str], path: str
 ) -> tuple[Filter, Mapping[str, str]]:
-    """The filter of a query, and its `others`: the parameters of this path that may be given once.
+    """Parse a decoded query into its filter and its `others`, which may each be given once.
 
-    Raises FilterError.
+    `path` is named in errors. Raises FilterError.
     """
     fields: dict[str, set[str]] = {name: set() for name in FIELDS}
     once: dict[str, str] = {}
@@ -166,7 +165,7 @@ def _checked(name: str, value: str) -> str:
 
 
 def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
-    """Parse the decoded query parameters of `/ws`. Raises FilterError."""
+    """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
     filter_, once = parse_filter(query, ("snapshot", "since"), "/ws")
     if once.get("snapshot", "true") not in ("true", "false"):
         raise FilterError("snapshot", f"snapshot is true or false, not {shown(once['snapshot'])}")

@@ -123,7 +123,7 @@ async def _is_enum(context: Context) -> bool:
 
 
 async def _scans(context: Context, condition: sql.Composable) -> bool:
-    """Whether the planner scans the table sequentially although it is told to avoid that."""
+    """Whether the planner scans the table sequentially although it is asked to avoid that."""
     query = sql.SQL("EXPLAIN (FORMAT JSON) SELECT r.id, r.status FROM {} r WHERE {}").format(
         context.table.sql, condition
     )

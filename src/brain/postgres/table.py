@@ -79,7 +79,7 @@ class Column:
     generated: bool
     default: bool
     base: str = ""
-    """The type, or that which a domain is based on, if PostgreSQL brings it: uuid, int8, bpchar …"""
+    """The name of a built-in type (of a domain: of its base type): uuid, int8, bpchar …"""
     scale: int | None = None
     """Of a numeric with one: digits behind the point."""
 

@@ -141,7 +141,8 @@ async def test_an_error_of_a_body_names_the_real_problem(
 async def test_a_change_of_nothing_names_what_can_change(api: httpx.AsyncClient) -> None:
     document = problem(await api.patch("/api/runs/a", json={}), 422)
     assert document["detail"] == (
-        "the body has no field to change: name at least one of status, progress, task_id, agent, error"
+        "the body has no field to change: "
+        "name at least one of status, progress, task_id, agent, error"
     )
 
 

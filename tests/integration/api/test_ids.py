@@ -254,7 +254,8 @@ async def test_the_api_shows_and_changes_no_id_of_two_rows(any_database: str) ->
         any_database,
         "CREATE TABLE jobs (agent text, id text, status text, progress int,"
         " PRIMARY KEY (agent, id));"
-        "INSERT INTO jobs VALUES ('t1', 'a', 'queued'), ('t2', 'a', 'queued'), ('t1', 'b', 'queued')",
+        "INSERT INTO jobs VALUES"
+        " ('t1', 'a', 'queued'), ('t2', 'a', 'queued'), ('t1', 'b', 'queued')",
     )
     async with serving(any_database, table="jobs") as api:
         before = execute(any_database, "SELECT xmin, jobs::text FROM jobs")

@@ -781,7 +781,7 @@ async def test_a_bad_query_is_a_422_that_names_its_parameter(api: httpx.AsyncCli
 
 
 async def test_a_bad_id_in_the_path_is_a_422(api: httpx.AsyncClient) -> None:
-    for path in ("/api/runs/", f"/api/runs/{'x' * 1025}", "/api/runs/a%00b"):
+    for path in (f"/api/runs/{'x' * 1025}", "/api/runs/a%00b"):
         assert fields(problem(await api.get(path), 422)) == ["run_id"]
         assert fields(problem(await api.patch(path, json={"progress": 1}), 422)) == ["run_id"]
 
