@@ -233,7 +233,7 @@ async def test_an_error_of_a_query_names_the_rule(
 
 
 async def test_an_error_of_the_path_names_the_value_and_the_rule(api: httpx.AsyncClient) -> None:
-    for run_id in ("", "é" * 513, "a\0b"):
+    for run_id in ("é" * 513, "a\0b"):
         document = problem(await api.get(f"/api/runs/{quote(run_id)}"), 422)
         assert fields(document) == ["run_id"]
         assert document["detail"].startswith("run_id ")
