@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -120,7 +121,10 @@ async def refused(
     return said
 
 
-BOTH = pytest.mark.parametrize("ask", [request, get], ids=["ws", "http"])
+page = partial(get, "/metrics")
+"""A plain request. Not of a health check, which is answered whatever Host it names."""
+
+BOTH = pytest.mark.parametrize("ask", [request, page], ids=["ws", "http"])
 
 
 def asking(ask: Any, *lines: str) -> bytes:

@@ -102,7 +102,7 @@ async def test_each_metric_counts_what_was_done(brain: Brain, shared: str) -> No
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("ask", [request(), get()])
+@pytest.mark.parametrize("ask", [request(), get("/metrics")])
 @pytest.mark.parametrize(
     ("rule", "old", "new", "local"),
     [

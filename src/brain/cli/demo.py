@@ -71,7 +71,7 @@ async def _play(
         except asyncio.CancelledError:
             # Best effort: the database may be unreachable, or the run may just have ended.
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(5):
                     await change("failed", error="the demo was stopped")
             raise
 
