@@ -70,8 +70,11 @@ def select_page(
             # index.
             plain = described.columns[field].type in _TEXTS
             text = sql.SQL("{}::text" if plain else "concat({})").format(sql.Identifier("r", field))
+            compared = list(texts)
+            if field == "status":
+                text, compared = described.statuses.any_of("r", texts)
             conditions.append(sql.SQL("{} = ANY (%s::text[])").format(text))
-            values.append(list(texts))
+            values.append(compared)
     if after is not None:
         conditions.append(sql.SQL("r.id > %s"))
         values.append(after)
@@ -125,11 +128,11 @@ def update(
     compared.insert(0, run_id)
     if status is not None:
         changes.append(sql.SQL("status = %s"))
-        sent.append(decoder.word(status))
+        sent.append(decoder.word(status, described.statuses.allowed))
         if time := _time(described, status):
             changes.append(time)
             sent.append(decoder.words(status))
-        conditions.append(sql.SQL("r.status::text = ANY (%s::text[])"))
+        conditions.append(sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r")))
         before = [old for old, allowed in TRANSITIONS.items() if status in allowed]
         compared.append(decoder.words(*before))
     query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}").format(
@@ -157,7 +160,7 @@ def _within(described: Description, within: ByFields) -> tuple[list[sql.Composab
 def _time(described: Description, status: Status) -> sql.Composable | None:
     """Sets the status's time, unless the run has this status already.
 
-    It takes one value: the table's words for this status.
+    It takes one value: the words for this status, folded.
     """
     field = TIMES.get(status)
     now = None if field is None else _now(described, field)
@@ -165,8 +168,9 @@ def _time(described: Description, status: Status) -> sql.Composable | None:
         return None
     old = sql.Identifier("r", field)
     new = sql.SQL("coalesce({}, {})").format(old, now) if status == "running" else now
-    change = "{} = CASE WHEN r.status::text = ANY (%s::text[]) THEN {} ELSE {} END"
-    return sql.SQL(change).format(sql.Identifier(field), old, new)
+    word = described.statuses.folded("r")
+    change = "{} = CASE WHEN {} = ANY (%s::text[]) THEN {} ELSE {} END"
+    return sql.SQL(change).format(sql.Identifier(field), word, old, new)
 
 
 def _now(described: Description, field: str) -> sql.Composable | None:

@@ -39,6 +39,10 @@ STATUS: Final = 1
 TASK_ID: Final = 3
 AGENT: Final = 4
 
+MAX_ID_BYTES: Final = 1024
+"""Of a run's id, in UTF-8: the same bound for what is pushed, for the HTTP API, for a filter and for a cursor. Percent-encoded, it
+fits into a URL."""
+
 UNCHANGED = "\0"
 """The value of a field that PostgreSQL did not send because it did not change (TOAST).
 
