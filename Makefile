@@ -20,9 +20,13 @@ run: $(VENV)/run.done
 	@$(BIN)/brain serve
 
 test:         ## run the tests, with coverage
+# Tests wait more than they compute, so two cores keep four workers busy. Each worker compiles no module that another
+# has compiled, even where the environment forbids bytecode.
+WORKERS ?= 4
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/dev.done $(VENV)/node.done
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -m "not faults" -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest -m "not faults" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 unit:         ## run the tests that need no PostgreSQL, in seconds

@@ -1,1 +1,1 @@
-"""Programs that measure Brain: `python -m benchmarks.NAME [--quick]`, or all of them by `make bench`."""
+"""Programs that measure Brain: `python -m benchmarks.NAME [--quick]`, or all by `make bench`."""

@@ -1,11 +1,13 @@
-"""Who changes the runs: a program that commits real changes, each as a transaction of its own or many as one, and stamps them.
+"""The writer: a program that commits changes of runs, one transaction each or many in one.
 
-Every change writes `t=` and the monotonic clock, in nanoseconds, into the run's `error`, just before the statement is sent: so a
-latency measured from it includes the UPDATE and its COMMIT. The runs are changed in turn, so that between two changes of
-one there are thousands of others: nothing can be conflated, and a change that is missing was lost.
+Each change writes `t=` and the monotonic clock, in nanoseconds, into the run's `error`, just
+before the statement is sent. So a latency measured from it includes the UPDATE and its COMMIT. The
+runs are changed in turn: thousands of other changes are between two of the same run, so nothing
+can be conflated, and a missing change is a lost one.
 
-Run as a program it takes a URL and the number of runs, and then commands on standard input, a line of JSON each: `{"count": 1000, "rate":
-100}`; rate 0 is one statement in one transaction. It answers with `{"began": …, "ended": …, "commit_ms": …}` when that is done.
+As a program it takes a URL and the number of runs, then commands on standard input, one JSON
+object per line: `{"count": 1000, "rate": 100}`. Rate 0 is one statement in one transaction. When
+that is done, it answers `{"began": …, "ended": …, "commit_ms": …}`.
 """
 
 import json
@@ -23,8 +25,8 @@ RUNS = 20_000
 PREPARE = """
 TRUNCATE runs;
 INSERT INTO runs (id, status, progress, task_id, agent, started_at, error)
-SELECT 'run-' || lpad(n::text, 8, '0'), 'running', 42, 'task-' || lpad(n::text, 8, '0'), 'benchmark',
-       '2026-01-01T00:00:00Z', 't=' || repeat('0', 19)
+SELECT 'run-' || lpad(n::text, 8, '0'), 'running', 42, 'task-' || lpad(n::text, 8, '0'),
+       'benchmark', '2026-01-01T00:00:00Z', 't=' || repeat('0', 19)
 FROM generate_series(0, {most}) n;
 """
 ONE = b"UPDATE runs SET error = $1 WHERE id = $2"
@@ -32,7 +34,10 @@ MANY = b"UPDATE runs SET error = $1 WHERE id >= $2 AND id < $3"
 
 
 def prepare(url: str, runs: int = RUNS) -> None:
-    """The table as every measurement finds it: runs that differ in their ids alone, so that their messages have one length."""
+    """Fill the table as every measurement expects it.
+
+    The runs differ in their ids alone, so all their messages have the same length.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(PREPARE.format(most=runs - 1).encode())
         connection.execute("VACUUM ANALYZE runs")
@@ -64,7 +69,7 @@ def change(connection: PGconn, at: int, runs: int, count: int, rate: float) -> d
     for i in range(count if rate else 0):
         wait = began / 1e9 + i / rate - time.monotonic()
         if select.select([0], [], [], max(wait, 0.0))[0]:
-            break  # told to stop
+            break  # stopped by a command
         sent = time.monotonic_ns()
         execute(connection, b"one", stamp(), run_id((at + i) % runs))
         took.append(time.monotonic_ns() - sent)
@@ -94,7 +99,7 @@ def serve(url: str, runs: int) -> None:
 
 
 class Changes:
-    """The program as its starter sees it, kept on one core."""
+    """The program, seen from its parent. It runs on `cores`."""
 
     def __init__(self, url: str, runs: int = RUNS, *, cores: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.changes", url, str(runs)]
@@ -110,11 +115,11 @@ class Changes:
         self._say(json.dumps({"count": count, "rate": rate}))
 
     def stop(self) -> None:
-        """Makes no further change; the answer comes at once. Behind the last change it is passed over."""
+        """Make no further change, so that `finish` returns at once."""
         self._say("stop")
 
     def finish(self, seconds: float) -> dict[str, Any] | None:
-        """The answer, or None if it has not come within `seconds`."""
+        """The answer, or None if it has not arrived within `seconds`."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             return None

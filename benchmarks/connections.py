@@ -1,10 +1,13 @@
-"""Connections: memory of an idle one, how many are accepted a second, and the storm behind a restart.
+"""Connections: memory of an idle one, accepted per second, and the storm after a restart.
+
 `python -m benchmarks.connections [--quick]`.
 
-- *memory*: the server's RSS with N idle clients, less its RSS with none, by N; 10 clients have come and gone before.
-- *accepted*: N over the seconds from the first connect to the last 101, 256 under way at a time.
-- *storm*: the server is killed with N clients and started again. All connect at once as soon as it listens. Seconds from
-  there until the last is back, and until a change that was made then is at every one.
+- *memory*: the server's RSS with N idle clients minus its RSS with none, divided by N. 10 clients
+  have connected and left before.
+- *accepted*: N divided by the seconds from the first connect to the last 101, 256 at a time.
+- *storm*: the server is killed with N clients and started again. All connect at once as soon as it
+  listens. Seconds from then until the last client is back, and until a change made at that moment
+  has reached all.
 """
 
 import time
@@ -23,13 +26,13 @@ def idle(suite: Suite, name: str, clients: int) -> dict[str, Any]:
     with Server(peer, suite.url, cores=SERVER_CORE) as server:
         with Load(Options(server.port, peer.path, 10, hello=peer.hello), cores=OTHER_CORES):
             pass
-        time.sleep(1.0)  # those ten are gone, and what they left is freed
+        time.sleep(1.0)  # the ten have left, and their memory is free
         before, used = machine.rss_bytes(server.pid), machine.cpu_seconds(server.pid)
         with Load(
             Options(server.port, peer.path, clients, hello=peer.hello), cores=OTHER_CORES
         ) as load:
             cpu = machine.cpu_seconds(server.pid) - used
-            time.sleep(1.0)  # what the last of them left is freed
+            time.sleep(1.0)  # what the last connections used is free
             connected = load.connected
             return {
                 "clients": connected["clients"],
@@ -52,15 +55,15 @@ def storm(suite: Suite, name: str, clients: int) -> dict[str, Any]:
             listens = time.monotonic()
             connected = load.ask("again")
             with changes(peer, suite.url) as program:
-                told = trial(server, load, program, 1, 0)
+                found = trial(server, load, program, 1, 0)
             return {
                 "clients": connected["clients"],
                 "refused": sum(connected["failed"].values()),
                 "start_s": listens - begun,
                 "back_s": connected["seconds"],
-                "told_s": connected["seconds"] + told.seconds,
+                "told_s": connected["seconds"] + found.seconds,
                 "slowest_handshake_s": connected["waits"][1],
-                "lost": told.lost,
+                "lost": found.lost,
             }
 
 

@@ -1,9 +1,12 @@
-"""How each cost grows: clients × 10, changes × 10, and filters × 1 000. `python -m benchmarks.growth [--quick]`.
+"""How each cost grows: clients × 10, changes × 10, and filters × 1 000.
 
-A delivery is one message at one client. What comes of ten times the clients, or ten times the changes, is compared with the first
-row: Brain's CPU by delivery should fall, for a flush and a read of the stream are shared by more. In the filters' part each
-client asks for a run of its own by `run_id`, and each change is of a run that one client has asked for: however many others there are,
-it should cost what that one costs.
+`python -m benchmarks.growth [--quick]`.
+
+A delivery is one message at one client. Ten times the clients and ten times the changes are
+compared with the first row: Brain's CPU per delivery should fall, because more deliveries share a
+flush and a read of the stream. In the part on filters, each client asks for a run of its own by
+`run_id`, and each change is of a run that one client has asked for. However many other filters
+there are, the change should cost the same.
 """
 
 import select
@@ -22,8 +25,8 @@ from tests.support.served import Brain
 from tests.support.wire import request
 
 FEW = 100
-MAX_REQUESTS = 1.5
-"""What a change among 10 000 filters may cost, of what it costs among a hundred."""
+MAX_RATIO = 1.5
+"""A change among 10 000 filters may cost this many times one among a hundred."""
 
 
 def fan_out(place: Place, count: int, rate: float) -> dict[str, float]:
@@ -40,7 +43,7 @@ def fan_out(place: Place, count: int, rate: float) -> dict[str, float]:
 
 @contextmanager
 def filtering(brain: Brain, count: int) -> Iterator[list[socket.socket]]:
-    """Clients 0 to `count`, each of which asks for the run of its number."""
+    """Clients 0 to `count`. Each asks for the run with its number."""
     clients = []
     try:
         for number in range(count):
@@ -59,7 +62,10 @@ def filtering(brain: Brain, count: int) -> Iterator[list[socket.socket]]:
 
 
 def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, float]:
-    """CPU of a change that concerns one client of so many, less what the clients cost when nothing changes."""
+    """CPU of a change that concerns one client of `clients`.
+
+    Minus what the clients cost when nothing changes.
+    """
     count = round(rate * seconds)
     with (
         machine.brain(url, cores=SERVER_CORE) as brain,
@@ -72,7 +78,7 @@ def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, f
         came(sockets)
         pid = brain.process.pid
         idle = machine.cpu_seconds(pid)
-        time.sleep(seconds)  # measured: what the clients cost when nothing changes
+        time.sleep(seconds)  # measured: the cost of the clients when nothing changes
         began, merged = machine.cpu_seconds(pid), brain.metric("brain_changes_conflated_total")
         changes.start(count, rate)
         changes.finish(60.0 + seconds)
@@ -88,7 +94,7 @@ def filtered(url: str, clients: int, rate: float, seconds: float) -> dict[str, f
 
 
 def came(sockets: list[socket.socket]) -> int:
-    """Messages that wait at the clients."""
+    """The number of messages that wait at the clients."""
     epoll = select.epoll()
     by_number = {each.fileno(): each for each in sockets}
     for number in by_number:
@@ -137,7 +143,8 @@ def main() -> None:
             for field in ("cpu_us_per_delivery", "cpu_us_per_change", "core_share", "p99_ms")
         ]
         print(
-            f"{name:34} {cells[0]:>12} {cells[1]:>10} {cells[2]:>6} {cells[3]:>8} {figures['lost']['max']:6.0f}"
+            f"{name:34} {cells[0]:>12} {cells[1]:>10} {cells[2]:>6} {cells[3]:>8} "
+            f"{figures['lost']['max']:6.0f}"
         )
     few, most = (
         document["jobs"][f"{many} clients with {many} filters"]["figures"]
@@ -147,7 +154,7 @@ def main() -> None:
         machine.target(
             f"a change among {filters} run_id filters to one among {FEW}",
             most["cpu_us_per_change"]["median"] / few["cpu_us_per_change"]["median"],
-            most=MAX_REQUESTS,
+            most=MAX_RATIO,
         ),
         machine.target(
             "messages lost", max(job["figures"]["lost"]["max"] for job in (first, *others)), most=0

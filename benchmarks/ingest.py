@@ -1,14 +1,18 @@
-"""Ingest: how many changed rows a second Brain takes in, stage by stage. `python -m benchmarks.ingest [--quick] [--profile]`.
+"""Ingest: how many changed rows per second Brain takes in, stage by stage.
 
-What pgoutput said of two loads is recorded, and replayed on one core, each stage with all that stands before it:
+`python -m benchmarks.ingest [--quick] [--profile]`.
+
+The pgoutput messages of two loads are recorded and replayed on one core. Each stage includes those
+before it:
 
     decode      pgoutput's bytes → messages
     runs        … → the runs of the contract, in slices
     board       … → the board, which encodes and frames each
     frame       … → the hub, which makes batches for a client
 
-Then the whole: Brain on one core; a real PostgreSQL, its writers and one real client on the others. The loads: `one UPDATE` is
-100 000 rows in one transaction; `8 writers` is a row a transaction, by pgbench, as fast as it can.
+Then the whole: Brain on one core; a real PostgreSQL, its writers and one real client on the others.
+The loads: `one UPDATE` is 100 000 rows in one transaction. `8 writers` is pgbench with one row per
+transaction, as fast as possible.
 """
 
 import asyncio
@@ -52,7 +56,7 @@ UPDATE = "UPDATE runs SET progress = mod(progress::int + 1, 100)"
 
 
 class Recording:
-    """CopyData as it came, handed out again in the way of libpq: all that this benchmark replaces."""
+    """Recorded CopyData, returned as libpq returns it. Nothing else is replaced."""
 
     socket = -1
 
@@ -76,16 +80,16 @@ class Recording:
         return len(data), memoryview(data)
 
     def consume_input(self) -> None:
-        """Nothing more comes than there is."""
+        """The recording is complete."""
 
     def put_copy_data(self, _: bytes) -> None:
-        """It wants no answers."""
+        """A recording needs no answers."""
 
     def flush(self) -> None: ...
 
 
 async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
-    """What the stream says of a load, up to this many rows."""
+    """Record the stream of a load, up to this many rows."""
     async with await connect(url, "benchmark") as conn:
         description = await describe(conn, TABLE)
     stream = await Stream.open(
@@ -95,7 +99,7 @@ async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
     loading = asyncio.create_task(asyncio.to_thread(load))
     data: list[bytes] = []
     found = 0
-    pg = stream._conn.pgconn  # noqa: SLF001 - what it reads is what we want, as it is
+    pg = stream._conn.pgconn  # noqa: SLF001 - the raw messages that the stream reads
     until = time.monotonic() + 60
     while found < rows:
         size, copied = pg.get_copy_data(1)
@@ -114,7 +118,7 @@ async def record(url: str, rows: int, load: Callable[[], object]) -> Recording:
 
 
 class One(Client):
-    """A client that takes all, at once."""
+    """A client that accepts everything at once."""
 
     __slots__ = ()
 
@@ -138,7 +142,7 @@ def decode(recording: Recording) -> None:
 
 
 def changes(recording: Recording) -> Iterator[list[Changes]]:
-    """The slices, as the stream would yield them."""
+    """The slices, as the stream yields them."""
     recording.rewind()
     stream = Stream(
         cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192)
@@ -153,7 +157,7 @@ def runs(recording: Recording) -> None:
 
 
 def begun(recording: Recording) -> Board:
-    """A board that holds the runs already."""
+    """A board that already holds the runs."""
     board = Board(1 << 30)
     board.apply(Snapshot((), 0))
     for slices in changes(recording):
@@ -201,7 +205,7 @@ def replayed(recording: Recording, rows: int, stage: str) -> dict[str, float]:
 def whole(
     server: Postgres, brain: Brain, load: Load, write: Callable[[], object]
 ) -> dict[str, float]:
-    """Rows a second that reach the client, and the rows that one core could do of it."""
+    """Rows per second that reach the client, and rows that one core could do."""
     load.ask("reset")
     before = brain.metric("brain_changes_total")
     used, start = machine.cpu_seconds(brain.process.pid), time.monotonic_ns()
@@ -230,7 +234,7 @@ def profiled(recording: Recording, stage: str) -> None:
 
 
 def in_loop(work: Callable[[], Any]) -> Any:
-    """A stream asks a loop for the time."""
+    """Run inside an event loop: a stream asks it for the time."""
 
     async def run() -> Any:
         return work()
@@ -275,7 +279,7 @@ def main() -> None:
             prepare(url, rows if load_name == "one UPDATE" else RUNS)
             with machine.brain(url, cores=SERVER_CORE) as brain:
                 with Load(Options(brain.port, "/ws", 1), cores=OTHER_CORES) as load:
-                    write()  # what is made at the first is made
+                    write()  # warm up: connections and caches
                     machine.quiet(load)
                     measure = partial(whole, server, brain, load, write)
                     each = machine.interleaved(options.runs, {f"{load_name}, whole": measure})

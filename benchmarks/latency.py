@@ -1,7 +1,9 @@
-"""Latency: from before an UPDATE is sent to PostgreSQL until its message is at a client. `python -m benchmarks.latency [--quick]`.
+"""Latency: from before an UPDATE is sent to PostgreSQL until its message is at a client.
 
-Real commits (fsync as the server's settings have it, said in the results), real clients, the time of every change at each of up to 16
-clients spread over all.
+`python -m benchmarks.latency [--quick]`.
+
+Real commits (the results name the server's fsync settings) and real clients. Up to 16 of the
+clients, spread over all, record the time of every change.
 """
 
 from functools import partial

@@ -1,14 +1,16 @@
-"""The load: N WebSocket clients in one process, cheap enough to leave the other core to the server.
+"""The load: N WebSocket clients in one process, cheap enough to leave the other core to the
+server.
 
-A client is a raw non-blocking socket. Nearly all of them only count bytes: twenty-five times a second, whatever has come is
-discarded by the kernel (recv with MSG_TRUNC copies nothing). All messages of a measurement have one length, so bytes are
-messages, and a message lost is seen. A few clients are *probes*: they are read at once and their frames are parsed, which gives that
-length, and the time from a stamp in the message (`t=` and 19 digits, CLOCK_MONOTONIC in nanoseconds: one clock
-for all processes of a machine) to its arrival.
+A client is a raw non-blocking socket. Nearly all of them only count bytes: 25 times per second the
+kernel discards what has arrived (recv with MSG_TRUNC copies nothing). All messages of a
+measurement have one length, so bytes are messages, and a lost message is visible. A few clients
+are *probes*: they are read at once, and their frames are parsed. That gives the length, and the
+time from a stamp in the message (`t=` and 19 digits, CLOCK_MONOTONIC in nanoseconds: one clock for
+all processes of a machine) to its arrival.
 
-Run as a program it takes its options as one JSON object and then commands on standard input, a line each, and answers every
-one with a line of JSON: `reset` begins a measurement, `progress` and `count` tell of it, `again` closes all connections and opens them anew.
-`Load` is the other end of that.
+As a program it takes its options as one JSON object, then commands on standard input, one per
+line. It answers each with a line of JSON: `reset` begins a measurement, `progress` and `count`
+report on it, `again` closes all connections and opens new ones. `Load` is the other end.
 """
 
 import json
@@ -23,18 +25,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 EVERY = 0.040
-"""Seconds between two looks at the clients that only count."""
+"""Seconds between two reads of the clients that only count."""
 
 GULP = 1 << 20
 STRIDE = 64
-"""Counting clients served between two looks at the probes: 0.1 ms."""
+"""Number of counting clients read between two looks at the probes: 0.1 ms."""
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-"""That of RFC 6455, section 1.3: the floor answers it by heart."""
+"""The key of RFC 6455, section 1.3: the floor has the answer to it built in."""
 
 STAMP = re.compile(rb"t=(\d{19})")
 PING_BYTES = 2
-"""An empty ping: what may come between messages of a client that counts."""
+"""Size of an empty ping, which may arrive between messages."""
 
 
 @dataclass(slots=True)
@@ -44,11 +46,11 @@ class Options:
     clients: int
     probes: int = 16
     window: int = 256
-    """Connections under way at once. As many as clients: a storm."""
+    """Connections that are opened at the same time. As many as clients: a storm."""
     sources: int = 4
     """Addresses 127.0.0.x from which clients connect."""
     hello: str = ""
-    """A text that every client says first, for the peers whose protocol wants one."""
+    """A text that each client sends first, for peers whose protocol needs one."""
 
 
 class Client:
@@ -70,7 +72,7 @@ class Client:
 
 
 class Crowd:
-    """All clients. `counting` and `probing` are the two epolls."""
+    """All clients. `counting` and `probing` are the two epoll objects."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -115,7 +117,7 @@ class Crowd:
                         connecting.modify(fd, select.EPOLLIN)
                         continue
                     self.fail(client, f"errno {error}")
-                elif (settled := self.deadline(client)) is None:
+                elif (settled := self.settle(client)) is None:
                     continue
                 elif settled:
                     (self.probing if client.probe else self.counting).register(fd, select.EPOLLIN)
@@ -136,13 +138,13 @@ class Crowd:
         sock.setblocking(False)
         sock.setsockopt(
             socket.SOL_IP, 24, 1
-        )  # IP_BIND_ADDRESS_NO_PORT: the port is chosen with the peer known
+        )  # IP_BIND_ADDRESS_NO_PORT: choose the port when the peer is known
         self.round += not number
         sock.bind((f"127.0.{self.round % 250}.{2 + number % self.options.sources}", 0))
         sock.connect_ex(("127.0.0.1", self.options.port))
 
-    def deadline(self, client: Client) -> bool | None:
-        """None: not yet. Bytes behind the head of the answer are the stream's first."""
+    def settle(self, client: Client) -> bool | None:
+        """True: connected. False: refused. None: not yet. Bytes after the head are the stream's."""
         try:
             data = client.sock.recv(65536)
         except BlockingIOError:
@@ -181,7 +183,7 @@ class Crowd:
     # A measurement.
 
     def reset(self) -> None:
-        """Begin to count. What has come so far is read first."""
+        """Begin to count. What has arrived so far is read first."""
         self.look()
         for client in self.clients.values():
             client.clear()
@@ -190,14 +192,14 @@ class Crowd:
         self.cpu = used.ru_utime + used.ru_stime
 
     def run(self, seconds: float) -> None:
-        """Serve the probes at once, the others from time to time."""
+        """Read the probes at once, and the others from time to time."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for fd, _ in self.probing.poll(left, 256):
                 self.read_probe(self.clients[fd])
 
     def look(self) -> None:
-        """At every client that counts and has something; at the probes in between."""
+        """Read each counting client that has something, and the probes in between."""
         clients, buffer, trunc = self.clients, self.buffer, socket.MSG_TRUNC
         while True:
             ready = self.counting.poll(0, 20_000)
@@ -249,7 +251,7 @@ class Crowd:
             if end < start or end < start + size:
                 break
             if buffer[at] & 0x0F == 1:
-                # A peer may put several messages into one frame: what is counted is stamps, where there are any.
+                # A peer may put several messages into one frame, so stamps are counted.
                 stamps = STAMP.findall(buffer, start, start + size)
                 client.messages += len(stamps)
                 client.count += start + size - at
@@ -270,7 +272,7 @@ class Crowd:
         self.closed += 1
 
     def progress(self) -> dict[str, Any]:
-        """What is cheap of the report: 2 ms for 10 000 clients."""
+        """The cheap part of the report: 2 ms for 10 000 clients."""
         size = max((client.size for client in self.probes()), default=0)
         return {
             "delivered": self.counts(size)[2],
@@ -282,7 +284,7 @@ class Crowd:
         return [client for client in self.clients.values() if client.probe]
 
     def counts(self, size: int) -> tuple[int, int, int]:
-        """Messages: the least and the most of a client, and all."""
+        """Messages: the minimum and maximum of a client, and the sum."""
         each = [
             client.messages if client.probe else (client.count // size if size else 0)
             for client in self.clients.values()
@@ -290,7 +292,7 @@ class Crowd:
         return min(each, default=0), max(each, default=0), sum(each)
 
     def report(self) -> dict[str, Any]:
-        """What came since the reset. `messages` is [least, most, sum] over clients."""
+        """What arrived since the reset. `messages` is [min, max, sum] over clients."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         probes = self.probes()
         size = max((client.size for client in probes), default=0)
@@ -337,7 +339,7 @@ def quantiles(sorted_ms: list[float]) -> dict[str, float]:
 
 
 def masked_text(text: str) -> bytes:
-    """A client's text frame of at most 65 535 bytes, under the mask of zeros; nothing for the empty text."""
+    """A client's text frame of at most 65 535 bytes, masked with zeros; no frame for no text."""
     payload = text.encode()
     if not payload:
         return b""
@@ -348,7 +350,7 @@ def masked_text(text: str) -> bytes:
 
 
 def serve(options: Options) -> None:
-    """The program: commands come on standard input."""
+    """The program: commands arrive on standard input."""
     crowd = Crowd(options)
     print(json.dumps(crowd.connected()), flush=True)
     commands = select.poll()
@@ -376,7 +378,7 @@ def serve(options: Options) -> None:
 
 
 class Load:
-    """The program as its starter sees it, kept on one core."""
+    """The program, seen from its parent. It runs on `cores`."""
 
     def __init__(self, options: Options, *, cores: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(options))]
@@ -400,7 +402,7 @@ class Load:
         self.process.kill()
         self.process.communicate()
 
-    def all_welcome(self) -> None:
+    def check_connected(self) -> None:
         """Raises RuntimeError if clients were refused."""
         if self.connected["failed"]:
             raise RuntimeError(f"clients were refused: {self.connected['failed']}")

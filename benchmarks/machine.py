@@ -1,4 +1,4 @@
-"""What every measurement stands on: a PostgreSQL, a Brain, cores, what a process costs, and where results go."""
+"""What all measurements share: a PostgreSQL, a Brain, cores, the cost of a process, results."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from tests.support.served import Brain
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
-"""Those of a smoke run are figures of nothing."""
+"""Where the results of `--quick` go: they are no figures."""
 
 ROLE = "cecelia"
 TICK = os.sysconf("SC_CLK_TCK")
@@ -39,7 +39,9 @@ POSTGRES = {
     "checkpoint_timeout": "1h",
     "max_connections": "200",
 }
-"""Beside the tests' settings. The data is in memory (/dev/shm), so a commit costs CPU alone: the hardest case for who shares it."""
+"""Beside the settings of the tests. The data is in memory (/dev/shm), so a commit costs CPU alone:
+the hardest case for a follower that shares the CPU.
+"""
 
 LIBRARIES = ("uvloop", "uvicorn", "httptools", "websockets", "psycopg", "fastapi", "pydantic")
 
@@ -49,9 +51,9 @@ LIBRARIES = ("uvloop", "uvicorn", "httptools", "websockets", "psycopg", "fastapi
 
 @contextmanager
 def postgres(*, cores: str = "", disk: bool = False, **settings: str) -> Iterator[Postgres]:
-    """A PostgreSQL 18 on these cores, with the role and the database `cecelia` and an empty table `runs`.
+    """A PostgreSQL 18 on these cores, with role and database `cecelia` and an empty table `runs`.
 
-    `disk`: its data is where temporary files are, and a commit waits until it is written.
+    `disk`: its data is in the folder of temporary files, and a commit waits until it is written.
     """
     server = Postgres(18, **POSTGRES | settings)
     try:
@@ -79,7 +81,7 @@ def _to_disk(server: Postgres) -> None:
 
 @contextmanager
 def database(*, cores: str = "", disk: bool = False, **settings: str) -> Iterator[str]:
-    """Its URL, for the table's owner."""
+    """The database's URL, for the owner of the table."""
     with postgres(cores=cores, disk=disk, **settings) as server:
         yield address(server)
 
@@ -92,7 +94,10 @@ def address(server: Postgres) -> str:
 def brain(
     url: str, *, cores: str = "", follows: str = "replication", **settings: object
 ) -> Iterator[Brain]:
-    """A Brain as its own process, without its limits; killed at the end, so that no farewell to thousands is waited for."""
+    """A Brain in its own process, without its limits.
+
+    It is killed at the end, so that nobody waits until it has closed thousands of clients.
+    """
     given: dict[str, Any] = {"max_connections": 0, "database_url": url, "log_level": "warning"}
     if "handshakes_per_second" in Settings.model_fields:
         given["handshakes_per_second"] = 0
@@ -114,14 +119,17 @@ def brain(
 
 
 def statements(url: str, *queries: str) -> None:
-    """Run them, each in a transaction of its own."""
+    """Run each in a transaction of its own."""
     with psycopg.connect(url, autocommit=True) as connection:
         for query in queries:
             connection.execute(query.encode())
 
 
 def quiet(load: Load, seconds: float = 0.5) -> int:
-    """Wait until nothing has come to its clients for so long. Returns the messages that came since its last reset."""
+    """Wait until nothing has arrived at the clients for `seconds`.
+
+    Returns the messages since the last reset.
+    """
     last, since = -1, time.monotonic()
     while time.monotonic() - since < seconds:
         time.sleep(0.05)  # between two looks
@@ -135,7 +143,10 @@ def quiet(load: Load, seconds: float = 0.5) -> int:
 
 
 def cores() -> tuple[str, str]:
-    """One for what is measured, and the others, as `taskset -c` takes them. A machine of one core has that for both."""
+    """The core for what is measured, and the others, as `taskset -c` takes them.
+
+    On a machine with one core, both are that core.
+    """
     all_ = sorted(os.sched_getaffinity(0))
     return str(all_[0]), ",".join(map(str, all_[1:] or all_))
 
@@ -159,7 +170,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its threads, in seconds; of one that has ended, 0."""
+    """User and system time of a process and its threads, in seconds; 0 if it has ended."""
     # schedstat counts nanoseconds, stat only hundredths of a second.
     total = 0
     with suppress(OSError):
@@ -175,7 +186,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def pss_bytes(pid: int) -> int:
-    """Resident bytes of a process and its descendants, where shared pages count in shares: what a tree costs."""
+    """Resident bytes of a process and its descendants, with their share of shared pages."""
     total = 0
     for each in tree(pid):
         with suppress(OSError):
@@ -186,7 +197,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def open_files() -> None:
-    """As many as may be: each client is one, here and in what is started from here."""
+    """Raise the limit: each client is a descriptor, here and in the processes started from here."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -199,7 +210,7 @@ open_files()
 
 def options(doc: str | None) -> argparse.Namespace:
     """`--quick`, which every program has, and `--runs`."""
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: little of everything, once"
     )
@@ -212,14 +223,14 @@ def options(doc: str | None) -> argparse.Namespace:
 def interleaved(
     runs: int, measures: Mapping[str, Callable[[], dict[str, float]]]
 ) -> dict[str, list[dict[str, float]]]:
-    """A, B, C, A, B, C, …: what else the machine does in the meantime falls on all alike."""
+    """A, B, C, A, B, C, …: so other work of the machine affects all in the same way."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
     for run in range(runs):
         for name, measure in measures.items():
             figures = measure()
             found[name].append(figures)
-            said = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name}, run {run + 1}: {said}", file=sys.stderr, flush=True)
+            text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"{name}, run {run + 1}: {text}", file=sys.stderr, flush=True)
     return found
 
 
@@ -235,14 +246,14 @@ def spreads(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 def ratios(
     runs: Sequence[dict[str, float]], to: Sequence[dict[str, float]], field: str
 ) -> dict[str, float]:
-    """Each run against the other's run beside it in time."""
+    """Ratio of each run to the other's run next to it in time."""
     return spread([one[field] / other[field] for one, other in zip(runs, to, strict=True)])
 
 
 def target(
     what: str, reached: float, *, most: float | None = None, least: float | None = None
 ) -> dict[str, Any]:
-    """A figure to reach, as it stands in the results, and said."""
+    """A figure to reach, as the results have it. Prints it too."""
     met = (most is None or reached <= most) and (least is None or reached >= least)
     rule = f"at most {most:g}" if most is not None else f"at least {least:g}"
     print(f"{'reached' if met else 'MISSED'}: {what}: {reached:.4g} ({rule})", flush=True)
@@ -250,7 +261,7 @@ def target(
 
 
 def write(name: str, document: dict[str, Any], *, quick: bool = False) -> Path:
-    """results/NAME.json, with the machine, the command and the day."""
+    """Write results/NAME.json, with the machine, the command and the day."""
     folder = QUICK_RESULTS if quick else RESULTS
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
@@ -265,7 +276,7 @@ def write(name: str, document: dict[str, Any], *, quick: bool = False) -> Path:
 
 
 def describe() -> dict[str, Any]:
-    """The machine as far as figures depend on it."""
+    """The machine, as far as figures depend on it."""
     return {
         "day": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": {

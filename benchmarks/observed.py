@@ -1,5 +1,7 @@
-"""`brain serve`, with a line for each of the garbage collector's pauses in the file that BENCHMARK_PAUSES names: generation, wall
-seconds, CPU seconds. A program of its own, without the rest of the benchmarks: served.py starts it anywhere.
+"""`brain serve` that records each pause of the garbage collector.
+
+Each pause is a line in the file BENCHMARK_PAUSES: generation, wall seconds, CPU seconds. It imports
+nothing of the other benchmarks, so that served.py can start it anywhere.
 """
 
 import gc

@@ -1,8 +1,11 @@
-"""Pauses: how long the garbage collector holds Brain up. `python -m benchmarks.pauses [--quick]`.
+"""Pauses: how long the garbage collector stops Brain.
 
-The board holds 100 000 runs that are under way. 10 000 clients connect, all at once; then runs change, 100 a second; then all clients
-drop, and connect again. The collector itself says how long each of its rounds took, in CPU time: what another process takes
-of the core meanwhile is none of its doing. What was collected before Brain took its first connection is not counted.
+`python -m benchmarks.pauses [--quick]`.
+
+The board holds 100 000 active runs. 10 000 clients connect, all at once. Then runs change, 100 per
+second. Then all clients drop, and connect again. The collector itself reports how long each
+collection took, in CPU time, so that other processes on the core do not count. Collections before
+the first connection are not counted.
 """
 
 import os
@@ -19,7 +22,7 @@ from benchmarks.load import Load, Options
 from tests.support import served
 
 SERVER_CORE, OTHER_CORES = machine.cores()
-MAX_REQUESTS = 0.010
+MAX_PAUSE = 0.010
 RATE = 100
 
 
@@ -37,7 +40,7 @@ def storm(url: str, runs: int, clients: int, seconds: float) -> dict[str, float]
                     changes.start(round(RATE * seconds), RATE)
                     changes.finish(seconds + 60)
                 load.ask("again")
-            time.sleep(1.0)  # rounds that the last connections cause are over
+            time.sleep(1.0)  # collections caused by the last connections are over
             lines = Path(file.name).read_bytes()[begun:].decode().splitlines()
     rounds = [(int(g), float(wall), float(cpu)) for g, wall, cpu in map(str.split, lines)]
     oldest = [cpu for generation, _, cpu in rounds if generation == 2]
@@ -66,9 +69,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "jobs": {job: {"runs": found[job], "figures": figures}},
         "targets": [
-            machine.target(
-                "longest pause, s", figures["longest_ms"]["max"] / 1000, most=MAX_REQUESTS
-            )
+            machine.target("longest pause, s", figures["longest_ms"]["max"] / 1000, most=MAX_PAUSE)
         ],
     }
     machine.write("pauses", document, quick=options.quick)

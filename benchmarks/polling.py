@@ -1,7 +1,10 @@
-"""Polling: what it costs, and how late it is, where the database cannot be streamed. `python -m benchmarks.polling [--quick]`.
+"""Polling: what it costs, and how late it is, when Brain cannot stream the database.
 
-The table has 1 000 000 rows, of which 1 000 are under way and change, 20 times a second, so that no poll is spared its scan. The
-scan is PostgreSQL's work: the share of a core is Brain's and that of its connections together.
+`python -m benchmarks.polling [--quick]`.
+
+The table has 1 000 000 rows. 1 000 of them are active and change, 20 times per second, so every
+poll has to scan. The scan is PostgreSQL's work: the share of a core is that of Brain and its
+connections together.
 """
 
 import os
@@ -24,15 +27,17 @@ MAX_SHARE = 0.06
 
 FILL = """
 INSERT INTO runs (id, status, progress, task_id, agent, started_at, completed_at, error)
-SELECT 'run-' || lpad(n::text, 8, '0'), CASE WHEN n < {active} THEN 'running' ELSE 'completed' END, 42,
-       'task-' || n, 'benchmark', '2026-01-01T00:00:00Z', CASE WHEN n >= {active} THEN '2026-01-01T01:00:00Z'::timestamptz END,
+SELECT 'run-' || lpad(n::text, 8, '0'),
+       CASE WHEN n < {active} THEN 'running' ELSE 'completed' END,
+       42, 'task-' || n, 'benchmark', '2026-01-01T00:00:00Z',
+       CASE WHEN n >= {active} THEN '2026-01-01T01:00:00Z'::timestamptz END,
        't=' || repeat('0', 19)
 FROM generate_series(0, {last}) n
 """
 
 
 def children_seconds(pid: int) -> float:
-    """CPU of the children that have ended and been waited for: parallel workers of a scan come and go."""
+    """CPU of the children that have ended: parallel workers of a scan come and go."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / machine.TICK
 
@@ -55,7 +60,7 @@ def poll(
     changes.start(count, RATE)
     changes.finish(seconds + 30)
     after, took = spent(server, brain), time.monotonic() - began
-    time.sleep(2.0)  # two polls: the last change has come
+    time.sleep(2.0)  # two polls: the last change has arrived
     latency = load.ask("count")["latency"]
     own, postgres = ((b - a) / took for a, b in zip(before, after, strict=True))
     return {

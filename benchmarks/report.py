@@ -1,8 +1,10 @@
-"""Writes docs/benchmarks.md and its plots from benchmarks/results/*.json. `python -m benchmarks.report`;
-`--quick`: beside the results of a smoke run, in benchmarks/build.
+"""Write docs/benchmarks.md and its plots from benchmarks/results/*.json.
 
-A result is a document with `targets` and `jobs`; a job is a table: row → `figures`, each with min, median and max, and
-whatever ratios stand beside them. Everything above the line `MARK` of the page is written by people, and stays.
+`python -m benchmarks.report`. With `--quick`, from and to benchmarks/build.
+
+A result is a document with `targets` and `jobs`. A job is a table: row → `figures`, each with min,
+median and max, and ratios beside them. People write everything above the line `MARK` of the page;
+that part stays.
 """
 
 import importlib
@@ -11,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,19 +40,72 @@ ORDER = (
 
 Node: TypeAlias = dict[str, Any]
 
+
+@dataclass(frozen=True)
+class Plot:
+    file: str
+    result: str
+    job: str
+    figure: str
+    title: str
+    unit: str
+    """After each number."""
+
+
 PLOTS = (
-    # file, result, job, figure, title, the words behind a number
-    ("fanout.svg", "fanout", "most deliveries/s, in bursts", "per_second", "Most deliveries a second, one core", "/s"),
-    ("cpu.svg", "fanout", "1 000 clients × 100/s", "cpu_us", "Server's CPU per delivery, 1 000 clients × 100 changes/s", " µs"),
-    ("latency.svg", "latency", "5 000 clients × 200/s", "p99", "UPDATE → client, 99th percentile, 5 000 clients × 200 changes/s", " ms"),
-    ("memory.svg", "connections", "10 000 idle clients", "rss_kb", "Memory per idle connection, 10 000 clients", " KB"),
-    ("storm.svg", "connections", "5 000 clients, storm", "told_s", "Restart with 5 000 clients: until all are back and told", " s"),
-    ("writers.svg", "writers", "on disk", "tps", "Writers' transactions a second, on disk", "/s"),
-)  # fmt: skip
+    Plot(
+        "fanout.svg",
+        "fanout",
+        "most deliveries/s, in bursts",
+        "per_second",
+        "Most deliveries a second, one core",
+        "/s",
+    ),
+    Plot(
+        "cpu.svg",
+        "fanout",
+        "1 000 clients × 100/s",
+        "cpu_us",
+        "Server's CPU per delivery, 1 000 clients × 100 changes/s",
+        " µs",
+    ),
+    Plot(
+        "latency.svg",
+        "latency",
+        "5 000 clients × 200/s",
+        "p99",
+        "UPDATE → client, 99th percentile, 5 000 clients × 200 changes/s",
+        " ms",
+    ),
+    Plot(
+        "memory.svg",
+        "connections",
+        "10 000 idle clients",
+        "rss_kb",
+        "Memory per idle connection, 10 000 clients",
+        " KB",
+    ),
+    Plot(
+        "storm.svg",
+        "connections",
+        "5 000 clients, storm",
+        "told_s",
+        "Restart with 5 000 clients: until all are back and told",
+        " s",
+    ),
+    Plot(
+        "writers.svg",
+        "writers",
+        "on disk",
+        "tps",
+        "Writers' transactions a second, on disk",
+        "/s",
+    ),
+)
 
 
 def tables(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Node]]]:
-    """Those in a result's jobs, each with its title."""
+    """The tables in a result's jobs, each with its title."""
     rows = {
         name: each for name, each in node.items() if isinstance(each, dict) and "figures" in each
     }
@@ -61,7 +117,7 @@ def tables(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[s
 
 
 def spreads(row: Node) -> Iterator[tuple[str, dict[str, float]]]:
-    """Its figures, and whatever else has min, median and max, each with its name."""
+    """Name and value of each figure of a row, and of each ratio beside them."""
     for name, each in row.items():
         if isinstance(each, dict) and each.keys() >= {"min", "median", "max"}:
             yield name.replace("_", " "), each
@@ -71,7 +127,7 @@ def spreads(row: Node) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def table(rows: dict[str, Node], columns: dict[str, str]) -> list[str]:
-    """In Markdown. `columns`: title → figure; none: all that there are."""
+    """A table in Markdown. `columns`: title → figure; empty: all figures."""
     found = {name: dict(spreads(row)) for name, row in rows.items()}
     wanted = {
         title: figure.replace("_", " ")
@@ -104,7 +160,7 @@ def cell(figure: str, spread: dict[str, float] | None) -> str:
 
 
 def described(name: str) -> tuple[str, str, str]:
-    """What a program's docstring says of it: a title, a sentence, the rest. Its command is said elsewhere."""
+    """A program's docstring as title, first sentence and rest, without the command."""
     doc = re.sub(
         rf"\s+`python -m benchmarks\.{name}[^`]*`\.?",
         "\n",
@@ -125,9 +181,9 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
         "",
     ]
     lines += [
-        f"![{plot[4]}]({plot[0]})"
+        f"![{plot.title}]({plot.file})"
         for plot in PLOTS
-        if plot[1] == name and (docs / plot[0]).exists()
+        if plot.result == name and (docs / plot.file).exists()
     ]
     for job, rows in tables(result["jobs"]):
         lines += ["", f"**{job}**" if job else "", *table(rows, result.get("columns", {}))]
@@ -151,7 +207,8 @@ def reached(results: dict[str, Node]) -> list[str]:
         for each in result.get("targets", []):
             verdict = "yes" if each["met"] else "**no**"
             lines.append(
-                f"| {each['what']} | {each['rule']} | {number(each['reached'])} | {verdict} | [{name}](#{_anchor(name)}) |"
+                f"| {each['what']} | {each['rule']} | {number(each['reached'])} | {verdict} "
+                f"| [{name}](#{_anchor(name)}) |"
             )
     return [*lines, ""]
 
@@ -168,7 +225,10 @@ def machine(result: Node) -> list[str]:
 
 
 def bars(title: str, values: dict[str, float], unit: str) -> str:
-    """A bar for each, on a logarithmic scale when they differ by more than twenty times. SVG, for light and dark pages."""
+    """A bar for each value, as SVG for light and dark pages.
+
+    The scale is logarithmic if the values differ by a factor of more than twenty.
+    """
     most, least = max(values.values()), min(values.values())
     logarithmic = most / least > 20
     low = 10 ** math.floor(math.log10(least) - 0.3)
@@ -178,12 +238,16 @@ def bars(title: str, values: dict[str, float], unit: str) -> str:
         return 360 * part
 
     height = 46 + 26 * len(values)
+    scale = ", logarithmic" if logarithmic else ""
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" font-family="sans-serif" font-size="13">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" '
+            'font-family="sans-serif" font-size="13">'
+        ),
         f"<title>{_escaped(title)}</title>",
         "<style>text{fill:#222}.them{fill:#9aa4b2}.brain{fill:#2f6fde}",
         "@media(prefers-color-scheme:dark){text{fill:#ddd}.them{fill:#66707e}.brain{fill:#6ea0ff}}</style>",
-        f'<text x="8" y="20" font-weight="bold">{_escaped(title)}{", logarithmic" if logarithmic else ""}</text>',
+        f'<text x="8" y="20" font-weight="bold">{_escaped(title)}{scale}</text>',
     ]
     for i, (name, value) in enumerate(values.items()):
         y, ours = 36 + 26 * i, "brain" if name.startswith("Brain") else "them"
@@ -199,20 +263,18 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def plot(results: dict[str, Node], docs: Path) -> None:
-    for file, name, job, figure, title, unit in PLOTS:
-        rows = results.get(name, {}).get("jobs", {}).get(job, {})
-        values = {
-            (
-                PEERS[who].title.removesuffix(", one send() per client and message")
-                if who in PEERS
-                else who
-            ): each["figures"][figure]["median"]
-            for who, each in rows.items()
-            if figure in each["figures"] and each["figures"][figure]["median"] > 0
-        }
+def draw(results: dict[str, Node], docs: Path) -> None:
+    for plot in PLOTS:
+        rows = results.get(plot.result, {}).get("jobs", {}).get(plot.job, {})
+        values = {}
+        for name, row in rows.items():
+            title = PEERS[name].title if name in PEERS else name
+            title = title.removesuffix(", one send() per client and message")
+            if plot.figure in row["figures"]:
+                values[title] = row["figures"][plot.figure]["median"]
+        values = {title: value for title, value in values.items() if value > 0}
         if len(values) > 1:
-            (docs / file).write_text(bars(title, values, unit))
+            (docs / plot.file).write_text(bars(plot.title, values, plot.unit))
 
 
 def write(folder: Path, docs: Path) -> None:
@@ -223,7 +285,7 @@ def write(folder: Path, docs: Path) -> None:
     }
     if not results:
         raise SystemExit(f"there is nothing in {folder.relative_to(ROOT)}: `make bench` first")
-    plot(results, docs)
+    draw(results, docs)
     page = docs / PAGE
     by_hand = page.read_text().partition(MARK)[0] if page.exists() else "# Benchmarks\n\n"
     lines = [

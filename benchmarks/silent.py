@@ -1,8 +1,12 @@
-"""Silent connections: whether clients still get in, and what is left. `python -m benchmarks.silent [--quick]`.
+"""Silent connections: whether clients can still connect, and what memory stays in use.
 
-10 000 connections that say nothing, from 100 addresses; each that Brain lets go comes back at once, for a minute. Meanwhile a client
-connects 20 times a second. Brain's memory: before, at the end, and 10 s after all are gone. `waiting_percent` is the time that Brain was
-ready to run and had no core: above a few, somebody else's work is in the figures.
+`python -m benchmarks.silent [--quick]`.
+
+10 000 connections send nothing, from 100 addresses. Each that Brain closes connects again at once,
+for a minute. In that time a client connects 20 times per second. Brain's memory is measured
+before, at the end, and 10 s after all have left. `waiting_percent` is the time that Brain was
+ready to run and had no core: if it is more than a few percent, other programs affected the
+figures.
 """
 
 import asyncio
@@ -26,7 +30,7 @@ EVERY = 0.05
 
 
 def crowd(port: int, count: int) -> None:
-    """In a process of its own: it must not be what a client waits for."""
+    """In a process of its own, so that no client waits for it."""
     asyncio.run(_crowd(port, count))
 
 
@@ -50,7 +54,7 @@ async def _silent(port: int, address: str, turn: asyncio.Semaphore) -> None:
 
 
 async def waits(port: int, seconds: float) -> list[float]:
-    """Milliseconds until a client is in, of one after the other."""
+    """Milliseconds until a client is connected, for one client after another."""
     found: list[float] = []
     until = time.monotonic() + seconds
     while (began := time.monotonic()) < until:
@@ -79,7 +83,7 @@ def hold(url: str, count: int, seconds: float) -> dict[str, float]:
         )
         process.start()
         try:
-            time.sleep(4.0)  # they come
+            time.sleep(4.0)  # they connect
             let_go, used, waited = brain.metric(silent), machine.cpu_seconds(pid), waiting(pid)
             found = sorted(asyncio.run(waits(brain.port, seconds)))
             waited, used = waiting(pid) - waited, machine.cpu_seconds(pid) - used
@@ -87,7 +91,7 @@ def hold(url: str, count: int, seconds: float) -> dict[str, float]:
         finally:
             process.kill()
             process.join()
-        time.sleep(10.0)  # as the docstring says: Brain has let all go, and given back
+        time.sleep(10.0)  # as the docstring says: Brain has closed all and freed their memory
         after = machine.rss_bytes(pid)
         return {
             "clients": float(len(found)),

@@ -1,13 +1,16 @@
-"""Does anything grow? 200 000 connections come and go, in a storm of changes, beside clients who lag.
+"""Soak: does anything grow while 200 000 connections come and go in a storm of changes?
+
 `python -m benchmarks.soak [--quick]`.
 
-Rounds of 1 000 connections: silent ones, half a request, a client, a client with `snapshot`, a client that closes by its frame;
-they end by FIN and by RST in turn. 50 clients stay and read in some rounds only, so they lag, and catch up; 20 more stay and read.
-All the while 500 runs are updated, 40 times a second, one in ten of them. After each round, when those who came are gone again,
-Brain is looked at: its resident memory, its descriptors, its threads, its connections. (Its tasks cannot be seen from outside:
-tests/test_server.py counts them.) Each comes from an address of its own, so that what Brain remembers of addresses (guard.py, 4 096 at
-the most) is soon full. Warm is what has seen 100 000 connections: up to there the heap finds its size. From there on everything has to
-be flat, over 100 000 more. What is compared is the median of ten rounds: an allocator breathes.
+Rounds of 1 000 connections: silent ones, half a request, a client, a client with `snapshot`, a
+client that sends a close frame. They end by FIN and by RST in turn. 50 clients stay and read in
+some rounds only, so they lag and catch up; 20 more stay and read. All the time, one in ten of 500
+runs is updated, 40 times per second. After each round, when its connections have ended, Brain is
+measured: resident memory, descriptors, threads, connections. (Its tasks are not visible from
+outside: the tests of the server count them.) Each connection has an address of its own, so the
+limiter's memory of addresses (4 096 at most) is soon full. After 100 000 connections Brain counts
+as warm: until then the heap finds its size. From then on everything has to be flat, for 100 000
+more. Medians of ten rounds are compared, because an allocator's use varies from round to round.
 """
 
 import statistics
@@ -28,7 +31,7 @@ from tests.support.wire import PONG, closing, descriptors, frame, memory, reques
 
 ROUND = 1_000
 WARM = 100
-"""Rounds, before which nothing is compared."""
+"""Number of rounds before which nothing is compared."""
 WINDOW = 10
 
 ASKS = (
@@ -43,14 +46,15 @@ PLOT = Path(__file__).parents[1] / "docs" / "soak.svg"
 
 @contextmanager
 def storm(url: str) -> Iterator[dict[str, int]]:
-    """Changes without an end. The dictionary tells how many."""
+    """Change runs until the end of the block. The dictionary holds the number of changes."""
     stop, count = threading.Event(), {"changes": 0}
 
     def work() -> None:
         with psycopg.connect(url, autocommit=True) as conn:
             while not stop.wait(0.025):
                 count["changes"] += conn.execute(
-                    "UPDATE runs SET progress = random() * 100, error = repeat('e', 200) WHERE random() < 0.1"
+                    "UPDATE runs SET progress = random() * 100, error = repeat('e', 200)"
+                    " WHERE random() < 0.1"
                 ).rowcount
 
     thread = threading.Thread(target=work)
@@ -63,20 +67,20 @@ def storm(url: str) -> Iterator[dict[str, int]]:
 
 
 def round_(brain: Brain, number: int) -> None:
-    """A thousand come and go."""
+    """A thousand connections come and go."""
     each = ROUND // len(ASKS)
     for ask in ASKS:
         half = ask == ASKS[1]
         with Crowd(brain.port, b"" if half else ask) as crowd:
-            crowd.come(each, window=each)
+            crowd.connect(each, window=each)
             if half:
-                crowd.say(ask)
+                crowd.send(ask)
             assert not crowd.refused, crowd.refused[0]
-            crowd.leave(reset=bool(number % 2))
+            crowd.close(reset=bool(number % 2))
 
 
 def gone(brain: Brain, stay: int) -> float:
-    """Wait until only those are there who stay. Returns how many connections there are."""
+    """Wait until only `stay` clients are connected. Returns how many there are."""
     until = time.monotonic() + 10
     while (left := brain.metric("brain_connections") - 1) > stay and time.monotonic() < until:
         time.sleep(0.01)  # between two looks
@@ -94,7 +98,7 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
         for number in range(rounds):
             round_(brain, number)
             for stays in (reading, lagging):
-                stays.say(frame(b"", PONG))
+                stays.send(frame(b"", PONG))
             reading.pump(0.02)
             if number % 3 == 0:
                 lagging.pump(0.1)
@@ -114,7 +118,7 @@ def soak(brain: Brain, url: str, rounds: int) -> tuple[list[dict[str, float]], d
             )
             if number % 10 == 9:
                 print(samples[-1], flush=True)
-        assert len(reading.present) == 20, "who stays is not cut off"
+        assert len(reading.present) == 20, "a client that stays was closed"
         totals = {
             "changes": count["changes"],
             "deliveries": brain.metric("brain_deliveries_total"),
@@ -130,7 +134,7 @@ def threads(brain: Brain) -> int:
 
 
 def growth(samples: list[dict[str, float]], field: str, warm: int) -> tuple[float, float]:
-    """The median of the first rounds that are warm, and of the last ones."""
+    """The median of the first warm rounds, and that of the last rounds."""
     first = statistics.median(each[field] for each in samples[warm : warm + WINDOW])
     return first, statistics.median(each[field] for each in samples[-WINDOW:])
 
@@ -153,7 +157,10 @@ def plot(samples: list[dict[str, float]], path: Path, warm: int) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
         "<title>Resident memory of Brain while connections come and go</title>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="{left}" y="18" {text}>Resident memory of Brain (MB) over connections that came and went</text>',
+        (
+            f'<text x="{left}" y="18" {text}>'
+            "Resident memory of Brain (MB) over connections that came and went</text>"
+        ),
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         mb, count = most * share / 1.2, last * share
@@ -164,7 +171,10 @@ def plot(samples: list[dict[str, float]], path: Path, warm: int) -> None:
         ]
     warm_at = x(warm * ROUND)
     parts += [
-        f'<line x1="{warm_at}" x2="{warm_at}" y1="30" y2="{low}" stroke="#bbb" stroke-dasharray="4 4"/>',
+        (
+            f'<line x1="{warm_at}" x2="{warm_at}" y1="30" y2="{low}" stroke="#bbb" '
+            'stroke-dasharray="4 4"/>'
+        ),
         f'<text x="{warm_at + 4}" y="{low - 6}" {text}>warm</text>',
         f'<polyline points="{line}" fill="none" stroke="#0a6" stroke-width="2"/>',
         "</svg>",
@@ -179,7 +189,8 @@ def main() -> None:
     with machine.database() as url:
         machine.statements(
             url,
-            "INSERT INTO runs (id, status, progress) SELECT i, 'running', 0 FROM generate_series(1, 500) i",
+            "INSERT INTO runs (id, status, progress)"
+            " SELECT i, 'running', 0 FROM generate_series(1, 500) i",
         )
         with machine.brain(url) as brain:
             samples, totals = soak(brain, url, rounds)

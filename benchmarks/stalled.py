@@ -1,8 +1,11 @@
-"""Stalled clients: what they cost, and whether anybody else notices. `python -m benchmarks.stalled [--quick]`.
+"""Stalled clients: what they cost, and whether other clients notice.
 
-8 000 changes a second, each of a run's status, so that none may be merged away. Of 300 clients 100 stop to read for 4 s, and read on.
-The others must have got every change; each stalled one must in the end have seen every run as the table has it; and what Brain's
-memory grew by, while they did not read, is divided among them.
+`python -m benchmarks.stalled [--quick]`.
+
+8 000 changes per second, each of a run's status, so that none may be merged. 100 of 300 clients
+stop reading for 4 s, and then continue. The others must receive every change. In the end, each
+stalled client must have the last state of every run. The growth of Brain's memory during the stall
+is divided by the number of stalled clients.
 """
 
 import re
@@ -24,15 +27,16 @@ SERVER_CORE, OTHER_CORES = machine.cores()
 STEP = 80
 RATE = 8_000
 MAX_KB = 64
-# "queued" and "failed", "run_update" and "run_failed" are of one length, so bytes count messages.
+# "queued" and "failed", "run_update" and "run_failed" have one length each: bytes count messages.
 CHANGE = """
-UPDATE runs SET status = CASE status WHEN 'queued' THEN 'failed' ELSE 'queued' END, error = $1 WHERE id >= $2 AND id < $3
+UPDATE runs SET status = CASE status WHEN 'queued' THEN 'failed' ELSE 'queued' END, error = $1
+WHERE id >= $2 AND id < $3
 """
 SAID = re.compile(rb'"id":"(run-\d{8})","status":"(\w+)"')
 
 
 class Writer(threading.Thread):
-    """STEP runs in a transaction, as many of those a second as give the rate."""
+    """Changes STEP runs per transaction, RATE runs per second."""
 
     def __init__(self, url: str) -> None:
         super().__init__(name="writer")
@@ -40,7 +44,7 @@ class Writer(threading.Thread):
         self._going = True
         self.made = 0
         self.late = 0.0
-        """Seconds behind the plan at the end."""
+        """Seconds behind schedule at the end."""
 
     def run(self) -> None:
         with psycopg.connect(self._url, autocommit=True) as connection:
@@ -61,7 +65,7 @@ class Writer(threading.Thread):
 
 
 class Reader(threading.Thread):
-    """Reads what the clients that may stall are sent, unless they stall."""
+    """Reads for the clients that may stall, unless they stall."""
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         super().__init__(name="reader", daemon=True)
@@ -73,7 +77,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while self._going:
             if self.stalled.is_set() or not self.read():
-                time.sleep(0.02)  # nothing to read, or it is not to read
+                time.sleep(0.02)  # nothing to read, or stalled
 
     def stop(self) -> None:
         self._going = False
@@ -108,9 +112,8 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
             assert sock.recv(4096).startswith(b"HTTP/1.1 101")
             sock.setblocking(False)
             sockets.append(sock)
-        for _ in range(
-            3
-        ):  # the log of a board is at its longest when each run has changed a few times
+        # The board's log is longest after each run has changed a few times.
+        for _ in range(3):
             machine.statements(url, "UPDATE runs SET progress = progress")
         machine.quiet(load)
         load.ask("reset")
@@ -125,7 +128,7 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
         while_stalled = sampled(seconds)
         lagging = brain.get("/readyz")[1]["lagging"]
         reader.stalled.clear()
-        time.sleep(1.0)  # it reads on while changes still come
+        time.sleep(1.0)  # it reads while changes continue
         writer.stop()
         due = writer.made * (clients - stalled)
         until = time.monotonic() + 30
@@ -158,7 +161,7 @@ def stall(url: str, clients: int, stalled: int, seconds: float) -> dict[str, flo
 
 
 def wrong(view: dict[bytes, bytes], truth: dict[bytes, bytes]) -> bool:
-    """All runs have changed since the stall began, so all are in the view."""
+    """All runs have changed since the stall began, so the view must have all of them."""
     return view != truth
 
 

@@ -1,4 +1,4 @@
-"""What the programs that compare Brain with its peers share: the database, the repetitions, the table, the results."""
+"""What the comparisons of Brain with its peers share: database, repetitions, table, results."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ TO_BEAT = "brain"
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(doc or "").split(". `")[0])
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: little of everything, once"
     )
@@ -32,7 +32,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
 
 
 class Suite:
-    """The measurements of one program. Failures are results too: they are told, and the rest goes on."""
+    """The measurements of one program. A failure is reported as a result, and the rest goes on."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Suite:
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.results: dict[str, dict[str, list[Entry]]] = {}
-        """Job → server → one entry a run."""
+        """Job → server → one entry per run."""
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -53,8 +53,10 @@ class Suite:
         self._closing.close()
 
     def in_turn(self, *names: str) -> Iterator[str]:
-        """Those that are wanted and can be built here, in turn, as often as there are runs: what else the machine does in the
-        meantime falls on all alike, and each run has a server of its own.
+        """The wanted servers that can be built here, in turn, as often as there are runs.
+
+        So other work of the machine affects all in the same way, and each run has a server of its
+        own.
         """
         wanted = [name for name in names if not self.only or name in self.only]
         for name in wanted:
@@ -73,7 +75,7 @@ class Suite:
 
     @contextmanager
     def place(self, name: str, *, clients: int) -> Iterator[Place | None]:
-        """None if the server did not come up, or did not take so many clients: said, and kept in the results."""
+        """None if the server did not start, or refused clients; the results say so."""
         with self.database(name), ExitStack() as closing:
             try:
                 place = closing.enter_context(Place(PEERS[name], self.url, clients=clients))
@@ -107,7 +109,7 @@ class Suite:
         print(f"{name}, {job}: failed: {error}", file=sys.stderr, flush=True)
 
     def median(self, job: str, name: str, field: str) -> float:
-        """NaN if that was not measured."""
+        """NaN if it was not measured."""
         values = [run[field] for run in self.results.get(job, {}).get(name, []) if field in run]
         return statistics.median(values) if values else float("nan")
 
@@ -118,8 +120,10 @@ class Suite:
         ratios: dict[str, str],
         targets: Sequence[tuple[str, float, dict[str, float]]] = (),
     ) -> None:
-        """Print the tables; write the results. `ratios`: field → whether `more` or `less` of it is better. `targets`: what, the figure
-        reached, and `least` or `most` it should be; those that were not measured are left out.
+        """Print the tables and write the results.
+
+        `ratios`: field → whether `more` or `less` of it is better. `targets`: the name, the figure
+        reached, and its bound `least` or `most`. Targets that were not measured are left out.
         """
         jobs = {
             job: {
@@ -160,7 +164,7 @@ def figures(runs: Sequence[Entry]) -> dict[str, dict[str, float]]:
 def _ratios(
     of: dict[str, list[Entry]], name: str, ratios: dict[str, str]
 ) -> dict[str, dict[str, float]]:
-    """Brain against this server, run by run, those beside each other in time: above 1 is Brain's advantage."""
+    """Brain against this server, for runs next to each other in time. Above 1, Brain is better."""
     found = {}
     for field, better in ratios.items():
         pairs = [
@@ -174,7 +178,7 @@ def _ratios(
 
 
 def table(of: dict[str, Any], columns: dict[str, str]) -> str:
-    """Medians, in Markdown, each with its ratio where there is one."""
+    """Medians, in Markdown, each with its ratio if there is one."""
     shown = {
         title: field
         for title, field in columns.items()

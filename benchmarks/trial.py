@@ -1,6 +1,7 @@
-"""One trial: a server on one core, and on the other everything else: PostgreSQL, who changes the runs, and N clients.
+"""One trial: a server on one core; PostgreSQL, the writer and N clients on the others.
 
-The same for Brain and for each of its peers: the same rows are changed by the same program, and the same program counts what comes.
+It is the same for Brain and each peer: the same program changes the same rows, and the same program
+counts the messages.
 """
 
 import time
@@ -19,17 +20,21 @@ from benchmarks.peers import HERE, Peer, Server
 SERVER_CORE, OTHER_CORES = machine.cores()
 
 GRACE = 4.0
-"""Seconds behind the last of changes that came at a rate: a server that has not delivered all by then has fallen behind."""
+"""Seconds after the last of changes that were sent at a rate. A server that has not delivered all
+by then has fallen behind.
+"""
 PATIENCE = 30.0
-"""Likewise behind a burst, which is to be delivered as fast as it goes."""
+"""The same after a burst, which the server delivers as fast as it can."""
 QUIET = 2.0
-"""Seconds without a message, behind the last change, after which what has not come is lost. Less than GRACE, or what is lost would
-look like what is late; pings do not count, or Brain would never be quiet."""
+"""Seconds without a message, after the last change, after which missing messages are lost. Less
+than GRACE: otherwise a lost message would look like a late one. Pings do not count, or Brain would
+never be quiet.
+"""
 
 
 @dataclass(slots=True)
 class Trial:
-    """What one measurement says. Seconds are from the first change to the last byte at a client."""
+    """One measurement. Seconds are from the first change to the last byte at a client."""
 
     messages: int
     clients: int
@@ -41,22 +46,27 @@ class Trial:
     cpu: float
     """Seconds of the server's CPU, kernel included."""
     cpu_us: float
-    """Microseconds of it per delivery."""
+    """Microseconds of CPU per delivery."""
     load_cpu: float
     lost: int
-    """Deliveries that were due and did not come, of a server that was given the time."""
+    """Deliveries that were due and did not arrive, although the server had the time."""
     behind: bool
-    """It could not keep up, and the trial was ended early: `per_second` is what it reached."""
+    """The server could not keep up, and the trial ended early: `per_second` is what it reached."""
     latency: dict[str, float]
     """Milliseconds, from before the UPDATE was sent."""
     commit_ms: float | None
     changes_per_second: float | None
-    """What the writer reached: less than was asked if PostgreSQL, a trigger among it, did not do more. None for a burst."""
+    """What the writer reached: less than requested if PostgreSQL, with its triggers, was slower.
+    None for a burst.
+    """
     message_bytes: int
 
 
 class Place:
-    """A server and its clients, ready for trials. It is made anew behind a trial that left the server with a backlog."""
+    """A server and its clients, ready for trials.
+
+    It is replaced after a trial that left the server with a backlog.
+    """
 
     def __init__(self, peer: Peer, url: str, *, clients: int, runs: int = RUNS) -> None:
         self.peer, self.url, self.clients, self.runs = peer, url, clients, runs
@@ -69,9 +79,9 @@ class Place:
             )
             options = Options(self.server.port, self.peer.path, self.clients, hello=self.peer.hello)
             self.load = self._closing.enter_context(Load(options, cores=OTHER_CORES))
-            self.load.all_welcome()
+            self.load.check_connected()
             self.changes = self._closing.enter_context(changes(self.peer, self.url, self.runs))
-            for _ in range(2):  # what is made at a first message is made
+            for _ in range(2):  # warm up
                 self.trial(20, 100)
         except BaseException:
             self._closing.close()
@@ -100,7 +110,7 @@ def changes(peer: Peer, url: str, runs: int = RUNS) -> Iterator[Changes | None]:
 
 
 def trial(server: Server, load: Load, changes: Changes | None, count: int, rate: float) -> Trial:
-    """`count` changes, `rate` a second; 0 is all at once, in one transaction."""
+    """`count` changes, `rate` per second; 0: all at once, in one transaction."""
     load.ask("reset")
     clients = load.connected["clients"]
     used, began = machine.cpu_seconds(server.pid), time.monotonic()
@@ -159,7 +169,7 @@ def trial(server: Server, load: Load, changes: Changes | None, count: int, rate:
 
 @contextmanager
 def database(peer: Peer, url: str, runs: int = RUNS) -> Iterator[None]:
-    """The table, filled, with what the peer needs to hear of changes, and without it behind."""
+    """The table, filled, with what the peer needs to hear of changes; afterwards without it."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP TRIGGER IF EXISTS notify_run ON runs")
     prepare(url, runs)

@@ -1,9 +1,13 @@
-"""Writers: what it costs those who write to `runs` that somebody follows it. `python -m benchmarks.writers [--quick]`.
+"""Writers: what following the table costs its writers.
 
-pgbench updates runs, each in a transaction of its own, as fast as it can: alone; while Brain streams; while Brain polls; and with
-the trigger, and the listener, that each peer needs. PostgreSQL, writers and followers share all cores, and nobody has a
-WebSocket client: what is seen is the price of hearing of the changes. Once with the data on disk, where a commit waits until
-it is written, as anybody's does; once in memory, where a commit is CPU and nothing else, and who follows takes it from the writers.
+`python -m benchmarks.writers [--quick]`.
+
+pgbench updates runs, one per transaction, as fast as it can: alone; while Brain streams; while
+Brain polls; and with the trigger and the listener that each peer needs. PostgreSQL, writers and
+followers share all cores, and nobody has a WebSocket client: the difference is the price of
+hearing of the changes. Once with the data on disk, where a commit waits until it is written, as
+usual; once in memory, where a commit is CPU and nothing else, and a follower takes that CPU from
+the writers.
 """
 
 import re
@@ -38,24 +42,24 @@ LEAST_TO_TRIGGER = 2.4
 
 
 def pgbench(server: Postgres, seconds: float, clients: int = CLIENTS) -> dict[str, float]:
-    """Transactions a second, and milliseconds that one takes."""
+    """Transactions per second, and milliseconds per transaction."""
     for old in server.folder.glob("times.*"):
         old.unlink()
     script = server.folder / "update.sql"
     script.write_text(SCRIPT)
     script.chmod(0o644)
-    said = server.program(
+    output = server.program(
         "pgbench",
         *("-h", "127.0.0.1", "-p", str(server.port), "-U", machine.ROLE, "-n", "-M", "prepared"),
         *("-c", str(clients), "-j", "2", "-T", f"{seconds:.0f}", "-f", str(script)),
         *("--log", "--log-prefix", str(server.folder / "times"), "--sampling-rate", "0.1"),
         machine.ROLE,
     )
-    found = re.search(r"tps = ([\d.]+)", said)
-    count = re.search(r"actually processed: (\d+)", said)
-    assert found, said
-    assert count, said
-    assert "failed transactions: 0" in said, said
+    found = re.search(r"tps = ([\d.]+)", output)
+    count = re.search(r"actually processed: (\d+)", output)
+    assert found, output
+    assert count, output
+    assert "failed transactions: 0" in output, output
     times = sorted(_times(server.folder))
     return {
         "tps": float(found[1]),
@@ -115,7 +119,7 @@ def compare(*, disk: bool, runs: int, seconds: float, skipped: dict[str, str]) -
         measures = {
             name: partial(measure, server, seconds, each) for name, each in followers.items()
         }
-        measure(server, 2, None)  # what is made at the first is made
+        measure(server, 2, None)  # warm up
         return machine.interleaved(runs, measures)
 
 
@@ -132,7 +136,8 @@ def report(found: Found) -> dict[str, Any]:
             jobs[name]["figures"][field]["median"] for field in ("tps", "p50_ms", "p99_ms")
         )
         print(
-            f"  {name:16} {tps:8.0f} tps, {jobs[name]['to_alone']['median']:.2f} of alone; p50 {p50:.3f} ms, p99 {p99:.3f} ms"
+            f"  {name:16} {tps:8.0f} tps, {jobs[name]['to_alone']['median']:.2f} of alone; "
+            f"p50 {p50:.3f} ms, p99 {p99:.3f} ms"
         )
     return jobs
 
@@ -159,7 +164,8 @@ def main() -> None:
         document["jobs"][place] = report(found)
         for rivals, least in (("alone", LEAST), ("websockets", LEAST_TO_TRIGGER)):
             kept = machine.ratios(found["Brain streaming"], found[rivals], "tps")["median"]
-            what = f"writers' transactions/s {place}, Brain streaming to {'a JSON NOTIFY trigger' if rivals != 'alone' else rivals}"
+            rival = "alone" if rivals == "alone" else "a JSON NOTIFY trigger"
+            what = f"writers' transactions/s {place}, Brain streaming to {rival}"
             document["targets"].append(machine.target(what, kept, least=least))
     machine.write("writers", document, quick=options.quick)
 

@@ -1,7 +1,10 @@
-"""What people would use instead of Brain: small programs, each written as its users write it. All do the same job: a row of
-`runs` changes in PostgreSQL, and every WebSocket client of `/ws` gets the message of docs/protocol.md.
+"""What people would use instead of Brain: small programs, each written as its users write it.
 
-`python -m benchmarks.peers` builds what needs building, and says what this machine cannot build.
+All do the same job: a row of `runs` changes in PostgreSQL, and every WebSocket client of `/ws`
+receives the message of docs/protocol.md.
+
+`python -m benchmarks.peers` builds what needs building, and reports what this machine cannot
+build.
 """
 
 import json
@@ -24,8 +27,8 @@ BUILT = Path(__file__).parents[1] / "build"
 CENTRIFUGO = "github.com/centrifugal/centrifugo/v6@v6.9.1"
 
 
-class CannotBuild(Exception):  # noqa: N818 - it is a reason, told, and rarely an error
-    """The machine lacks what the peer is built with. The text says what."""
+class CannotBuild(Exception):  # noqa: N818 - a reason to skip a peer, rarely an error
+    """The peer cannot be built here. The text says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,15 @@ class Peer:
     name: str
     title: str
     build: Callable[[], None]
-    """Raises CannotBuild. Quick if it is built already."""
+    """Raises CannotBuild. Quick if the peer is already built."""
     command: Callable[[int, str], list[str]]
-    """Of a port and a database's URL."""
+    """From a port and the URL of a database."""
     sql: str = "trigger.sql"
-    """What the table needs to tell it of changes."""
+    """What the table needs so that the peer hears of changes."""
     path: str = "/ws"
     hello: str = ""
     ready: Callable[["Server"], bool] = lambda server: "ready" in server.log()
-    """Whether it listens to the database."""
+    """True when it listens to the database."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +55,7 @@ def _nothing() -> None:
 def _node() -> None:
     folder = HERE / "node_ws"
     if not (shutil.which("node") and shutil.which("npm")):
-        raise CannotBuild("there is no Node.js with npm")
+        raise CannotBuild("Node.js with npm is not installed")
     if not (folder / "node_modules" / "ws").is_dir():
         _run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder)
 
@@ -60,7 +63,7 @@ def _node() -> None:
 def _floor() -> None:
     BUILT.mkdir(exist_ok=True)
     if not shutil.which("cc"):
-        raise CannotBuild("there is no C compiler (cc)")
+        raise CannotBuild("a C compiler (cc) is not installed")
     source, program = HERE / "floor.c", BUILT / "floor"
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         _run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)])
@@ -70,12 +73,15 @@ def _centrifugo() -> None:
     if (BUILT / "centrifugo").exists():
         return
     if not shutil.which("go"):
-        raise CannotBuild("there is no Go")
+        raise CannotBuild("Go is not installed")
     _run(["go", "install", CENTRIFUGO], env=os.environ | {"GOBIN": str(BUILT)})
 
 
 def _centrifugo_command(port: int, url: str) -> list[str]:
-    """Fed by its own PostgreSQL consumer, woken by NOTIFY; open to all, to one channel, on one port, and nothing that costs."""
+    """Fed by its own PostgreSQL consumer, which NOTIFY wakes.
+
+    Open to everyone, one channel, one port, and no optional feature that costs time.
+    """
     configuration = json.loads((HERE / "centrifugo" / "config.json").read_text())
     configuration["http_server"]["port"] = port
     configuration["consumers"][0]["postgresql"]["dsn"] = url
@@ -86,7 +92,7 @@ def _centrifugo_command(port: int, url: str) -> list[str]:
 
 def _brain(flush_interval: float | None = None) -> Peer:
     at_once = flush_interval == 0
-    # The peers have no such limits, and write no line for each client.
+    # The peers have no such limits, and write no line per client.
     environment = {
         "BRAIN_MAX_CONNECTIONS": "0",
         "BRAIN_MAX_CONNECTIONS_PER_IP": "0",
@@ -109,7 +115,7 @@ def _run(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | N
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr or done.stdout, file=sys.stderr)
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
         raise CannotBuild(f"`{' '.join(command)}` failed: {last.strip()}")
 
 
@@ -158,12 +164,12 @@ PEERS = {
 
 
 class Server:
-    """One of them as a running process. Its standard input is a pipe: the floor is told there what to send."""
+    """A peer as a running process. The floor reads on standard input what to send."""
 
     def __init__(self, peer: Peer, url: str, *, port: int = 0, cores: str = "") -> None:
         self.peer = peer
         self.port = port or _free_port()
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the server runs
         own = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
         addresses = {"DATABASE_URL": url, "BRAIN_PORT": str(self.port), "BRAIN_HOST": "127.0.0.1"}
         self.process = subprocess.Popen(
@@ -187,7 +193,7 @@ class Server:
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
 
     def readiness(self) -> dict[str, object]:
-        """Brain's own word."""
+        """What Brain itself reports."""
         try:
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.port}/readyz", timeout=5
@@ -202,7 +208,7 @@ class Server:
         self.process.stdin.write(line + "\n")
 
     def stop(self) -> None:
-        self.process.kill()  # some would first say goodbye to 10 000 clients
+        self.process.kill()  # some would first close 10 000 clients
         self.process.wait()
         if self.process.stdin:
             self.process.stdin.close()
@@ -227,7 +233,7 @@ def _listened_on(port: int) -> bool:
 
 
 def build_all() -> dict[str, str]:
-    """Why not, of each that cannot be built here."""
+    """Build all. Returns peer → why it cannot be built here."""
     missing = {}
     for peer in PEERS.values():
         try:

@@ -1,4 +1,4 @@
-"""Build them all."""
+"""Build all peers."""
 
 from benchmarks.peers import build_all
 

@@ -1,7 +1,8 @@
-"""FastAPI WebSocket endpoint + LISTEN, with the connection manager of FastAPI's documentation ("WebSockets", "Handling
-disconnections and multiple clients"). uvicorn with uvloop and `websockets`, without deflate.
+"""FastAPI WebSocket endpoint + LISTEN, with uvicorn, uvloop and `websockets`, without deflate.
 
-Pings are off, in its favour: clients that only count bytes could not answer its payloads, and it would close them.
+The connection manager is that of FastAPI's documentation ("WebSockets", "Handling disconnections
+and multiple clients"). Pings are off, which favours it: clients that only count bytes could not
+answer them, and it would close those clients.
 """
 
 import asyncio

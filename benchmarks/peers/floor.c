@@ -1,10 +1,12 @@
-/* The floor: what the kernel asks for one send() per client and message, and nothing else.
+/* The floor: what the kernel needs for one send() per client and message, and nothing else.
  *
- * No database, no JSON, no WebSocket library: the message is made here, at the asked rate, and handed to every client by a
- * send() of its own on a non-blocking socket. The answer to the hand-shake is the one to the key of RFC 6455, section 1.3,
- * learnt by heart. A server that costs less per delivery sends more than one message at a time.
+ * No database, no JSON, no WebSocket library: the message is made here, at the requested rate, and sent
+ * to each client by a send() of its own on a non-blocking socket. The answer to the handshake is the one
+ * for the key of RFC 6455, section 1.3, built in. A server that costs less per delivery sends more than
+ * one message at a time.
  *
- *   floor PORT          then on standard input, a line each: COUNT RATE (changes, changes/s; rate 0: as fast as it goes)
+ *   floor PORT     then on standard input, one line each: COUNT RATE (changes, changes/s; rate 0: as
+ *                  fast as possible)
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

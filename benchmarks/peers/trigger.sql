@@ -1,4 +1,4 @@
--- What those who LISTEN are told: each change of a run as the contract's message, by the usual trigger.
+-- The usual trigger: NOTIFY with the message of the contract for each change of a run.
 CREATE OR REPLACE FUNCTION notify_run() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('runs', json_strip_nulls(json_build_object(

@@ -1,6 +1,7 @@
 """`websockets.asyncio.server` + `broadcast` + LISTEN, on uvloop, without deflate.
 
-Pings are off, in its favour: clients that only count bytes could not answer its payloads, and it would close them.
+Pings are off, which favours it: clients that only count bytes could not answer them, and it would
+close those clients.
 """
 
 import asyncio

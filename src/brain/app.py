@@ -20,11 +20,13 @@ from brain.api.routes import create_api
 from brain.config import Settings
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
+from brain.contract.subscription import Form
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.postgres.cancellation import cancel
+from brain.postgres.canonical import Columns
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
@@ -142,8 +144,13 @@ async def _serve(
         max_connections=settings.max_connections,
         max_connections_per_ip=settings.max_connections_per_ip,
     )
+    form = Columns(lambda: follow.columns)
     state = ServerState(
-        policy, limiter, Connections(hub, loop, settings.ping_timeout), tokens=_tokens(settings)
+        policy,
+        limiter,
+        Connections(hub, loop, settings.ping_timeout),
+        tokens=_tokens(settings, form),
+        form=form,
     )
     parts = Parts(board, hub, follow.state, limiter, decoder, state.rejections.counts, loop.time)
     metrics.read(parts)
@@ -158,9 +165,7 @@ async def _serve(
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections)
         add_operations(api, parts, state, metrics)
-        server = Server(
-            api, state, timeout=settings.ping_timeout, ping_interval=settings.ping_interval
-        )
+        server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(
@@ -175,7 +180,7 @@ async def _serve(
             await cancel(following)
 
 
-def _tokens(settings: Settings) -> Tokens | None:
+def _tokens(settings: Settings, form: Form) -> Tokens | None:
     keys: Secret | KeySet
     if settings.jwt_secret is not None:
         keys = Secret(settings.jwt_secret.get_secret_value())
@@ -183,7 +188,7 @@ def _tokens(settings: Settings) -> Tokens | None:
         keys = KeySet(settings.jwt_jwks)
     else:
         return None
-    return Tokens(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+    return Tokens(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer, form=form)
 
 
 async def _deliver(follow: Follow, board: Board, hub: Hub, connections: Connections) -> None:

@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode, from_list(validators.origin)] = _setting(
         (),
         "Origins of web pages that may connect, besides this server, localhost and addresses in "
-        "the allowed networks: `https://app.example`, `null`, or `*` for all.",
+        "the allowed networks: `https://app.example`, `app://name`, `null`, or `*` for all.",
         unit="list of origins",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, from_list(validators.host)] = _setting(
@@ -212,11 +212,11 @@ class Settings(BaseSettings):
     )
     ping_timeout: float = _setting(
         75,
-        "A client that sends nothing for this time is disconnected. Longer than the ping interval.",
+        "A client that sends nothing and takes nothing for this time is disconnected. Longer than "
+        "the ping interval.",
         unit="seconds",
-        # TCP_USER_TIMEOUT has this value too, and ends clients that live but do not read.
-        rule="a ping timeout is 60 to 7200 seconds",
-        ge=60,
+        rule="a ping timeout is 5 to 7200 seconds",
+        ge=5,
         le=7200,
         allow_inf_nan=False,
     )

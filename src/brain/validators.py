@@ -42,13 +42,13 @@ def interface(text: str) -> str:
 
 def host(text: str) -> str:
     if text != "*":
-        Authority.parse(text)
+        Authority.parse_setting(text)
     return text
 
 
 def origin(text: str) -> str:
     text = text.lower()
-    text = text if text == "file://" else text.removesuffix("/")
+    text = text if text.endswith("://") else text.removesuffix("/")
     if text not in ("*", "null", "file://"):
         Origin.parse(text)
     return text

@@ -29,6 +29,8 @@ from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, Message, message, messages, served, silent, until
 from tests.support.template import ROLE, TEMPLATE
 
+pytestmark = pytest.mark.long
+
 NODE = ROOT / "tests" / "support" / "node" / "node_modules" / ".bin"
 SCHEMA = json.loads((ROOT / "docs" / "wsmessage.schema.json").read_text())
 

@@ -1,4 +1,4 @@
-"""The systemd unit, as systemd itself reads it; nothing is started."""
+"""systemd itself checks the unit; nothing is started."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """With a program and a user that are on every machine: systemd looks whether they are there."""
+    """The unit with a program and a user that exist everywhere, because systemd checks that."""
     text = UNIT.read_text().replace("/opt/brain/.venv/bin/brain serve", "/bin/true")
     unit = tmp_path / "brain.service"
     unit.write_text(re.sub(r"^(User|Group)=brain$", r"\1=daemon", text, flags=re.MULTILINE))
@@ -26,17 +26,19 @@ def unit(tmp_path: Path) -> Path:
 
 
 def test_systemd_understands_every_line(unit: Path) -> None:
-    said = subprocess.run(
+    result = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
     )
-    assert "brain.service" not in said.stderr, said.stderr
+    assert "brain.service" not in result.stderr, result.stderr
 
 
-def test_it_has_next_to_no_rights(unit: Path) -> None:
-    said = subprocess.run(
+def test_its_exposure_is_below_one_and_a_half_of_ten(unit: Path) -> None:
+    result = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", unit],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert said.returncode == 0, f"an exposure above 1.5 of 10: {said.stdout[-3000:]}{said.stderr}"
+    assert result.returncode == 0, (
+        f"an exposure above 1.5 of 10: {result.stdout[-3000:]}{result.stderr}"
+    )

@@ -64,6 +64,9 @@ CONSTANTS = {
     "longest load of a key set": "access.jwks.LOAD_TIMEOUT",
     "interval between loads of a key set": "access.jwks.RELOAD",
     "log lines of one kind": "access.rate_limit.LINES.rate",
+    "id of a run": "contract.messages.MAX_ID_BYTES",
+    "nesting of a request body": "api.body.MAX_DEPTH",
+    "errors of an answer": "api.sentences.MAX_ERRORS",
     "value of a filter": "contract.subscription.MAX_CHARACTERS",
     "values of a filter": "contract.subscription.MAX_VALUES",
 }
@@ -230,7 +233,7 @@ async def test_a_connection_is_rejected_where_no_other_is_idle() -> None:
             peer.send(get())
         await asyncio.sleep(0.1)
         async with await Peer.open(it.port) as third:
-            third.send(get())
+            third.send(get("/metrics"))
             answer = await third.answer()
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         go.set()

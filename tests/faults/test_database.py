@@ -1,7 +1,7 @@
-"""The database is killed, away, silent, or waits: lines 1 to 6 of the faults that Brain is built to outlast.
+"""The database is killed, down, silent or blocked: docs/operations.md, "When the database fails".
 
-Brain, PostgreSQL and the clients are real. Every test ends with: each client is still connected, and what it was told is what
-SELECT says.
+Brain, PostgreSQL and the clients are real. At the end of each test every client is still connected
+and holds what SELECT shows.
 """
 
 import re
@@ -21,12 +21,12 @@ from tests.support.scenarios import WITHIN, aside, fresh, sources, walsenders
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE, with_template
 
-pytestmark = pytest.mark.usefixtures("begun")  # what mostly waits begins first
+pytestmark = pytest.mark.usefixtures("begun")  # the scenarios that mostly wait start first
 
 
 @pytest.fixture(scope="module", params=VERSIONS, ids=lambda version: f"pg{version}")
 def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """One that may be killed."""
+    """A server that the tests may kill."""
     if not available(request.param):
         pytest.skip(f"PostgreSQL {request.param} is not installed")
     with running(request.param) as server:
@@ -35,11 +35,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
 
 @pytest.fixture
 def own(server: Postgres) -> str:
-    """The URL of a database on it. It goes with the server."""
+    """The URL of a database on that server, which is removed with it."""
     return server.url(server.create_database(TEMPLATE, ROLE), ROLE)
 
 
-def test_01_postgres_is_killed_under_load(
+def test_clients_converge_after_postgresql_is_killed_under_load(
     server: Postgres, own: str, record_property: Callable[..., None]
 ) -> None:
     count = 500 if server.version == VERSIONS[0] else 20
@@ -52,9 +52,10 @@ def test_01_postgres_is_killed_under_load(
             assert brain.get("/healthz")[0] == 200
             server.start()
             began = time.monotonic()
-            # Finished, and never changed again: only who knows what changed since can tell of it.
+            # A run that is finished and never changes again: a query for unfinished runs does not
+            # find it.
             execute(own, "INSERT INTO runs (id, status) VALUES ('back', 'completed')")
-            fleet.told('"back"', WITHIN)
+            fleet.received('"back"', WITHIN)
             took = time.monotonic() - began
             brain.wait_ready("replication")
             time.sleep(0.3)
@@ -62,11 +63,12 @@ def test_01_postgres_is_killed_under_load(
         fleet.check(own)
         record_property("seconds from the first connection to convergence", round(took, 3))
         print(
-            f"{count} clients are right {took:.2f} s after PostgreSQL {server.version} takes connections"
+            f"{count} clients converge {took:.2f} s after"
+            f" PostgreSQL {server.version} takes connections"
         )
 
 
-def test_02_the_database_is_away(database: str) -> None:
+def test_brain_is_not_ready_and_backs_off_while_the_database_is_down(database: str) -> None:
     with (
         Proxy(database) as proxy,
         served(database_url=proxy.url) as brain,
@@ -80,10 +82,12 @@ def test_02_the_database_is_away(database: str) -> None:
         time.sleep(6)
         Fleet.until(lambda: proxy.connections >= before + 4)
         tries = proxy.connections - before
-        # Whatever happens meanwhile is what they are told when it is back.
+        # Changes that happen now reach the clients when the database is back.
         execute(
             database,
-            "UPDATE runs SET status = 'failed' WHERE id < 'run-15'; INSERT INTO runs (id) VALUES ('while'); DELETE FROM runs WHERE id = 'run-3'",
+            """UPDATE runs SET status = 'failed' WHERE id < 'run-15';
+               INSERT INTO runs (id) VALUES ('while');
+               DELETE FROM runs WHERE id = 'run-3'""",
         )
         assert brain.get("/healthz")[0] == 200
         status, document = brain.get("/readyz")
@@ -92,18 +96,18 @@ def test_02_the_database_is_away(database: str) -> None:
         assert 'brain_source{source="none"} 1.0' in brain.get("/metrics")[1]
         status, problem = brain.get("/api/runs")
         assert (status, problem["status"]) == (503, 503)
-        # One line for each thing that is wrong, not for each try.
+        # One log line for each problem, not for each attempt.
         said = [re.sub(r"^\S+ ", "", line) for line in sources(brain)[lines:]]
         assert len(said) == len(set(said)) < tries, "\n".join(sources(brain))
         proxy.refuse(False)
-        fleet.told('"while"', WITHIN)
+        fleet.received('"while"', WITHIN)
         brain.wait_ready("replication")
         fleet.check(database)
         # Slower and slower, up to 1.5 s: at the pace of the first it would be hundreds.
         assert tries <= 14, tries
 
 
-def test_03_the_walsender_is_terminated(own: str) -> None:
+def test_changes_arrive_by_poll_when_the_walsender_is_terminated(own: str) -> None:
     with (
         served(database_url=own) as brain,
         sound(brain),
@@ -114,10 +118,11 @@ def test_03_the_walsender_is_terminated(own: str) -> None:
             Fleet.until(lambda: brain.get("/readyz")[1]["source"] == "replication", WITHIN)
             execute(
                 own,
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()",
+                """SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+                   WHERE database = current_database()""",
             )
             execute(own, f"INSERT INTO runs (id) VALUES ('after-{number}')")
-            fleet.told(f'"after-{number}"', WITHIN)
+            fleet.received(f'"after-{number}"', WITHIN)
         load.stop()
         brain.wait_ready("replication")
         fleet.check(own)
@@ -126,7 +131,7 @@ def test_03_the_walsender_is_terminated(own: str) -> None:
         assert len(walsenders(own)) == 2  # a walsender and its slot
 
 
-def test_a_writer_does_not_notice_what_becomes_of_brain(
+def test_a_writer_is_not_slowed_by_a_brain_that_is_suspended_or_killed(
     database: str, record_property: Callable[..., None]
 ) -> None:
     took: dict[str, float] = {}
@@ -143,12 +148,13 @@ def test_a_writer_does_not_notice_what_becomes_of_brain(
             f"{when}: p50 {median * 1e3:.2f} ms, p99 {last * 1e3:.2f} ms, {len(latencies)} commits"
         )
 
-    fill = "SET lock_timeout = '5s'; UPDATE runs SET error = repeat('x', 1000)"  # more than the sockets between can hold
+    # More than the socket buffers hold.
+    fill = "SET lock_timeout = '5s'; UPDATE runs SET error = repeat('x', 1000)"
     execute(database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
     write("absent")
     with Proxy(database) as proxy, Fleet(brain := Brain(database_url=proxy.url)) as fleet:
         try:
-            fleet.told('"1"')
+            fleet.received('"1"')
             brain.process.send_signal(signal.SIGSTOP)
             execute(database, fill)
             write("suspended")
@@ -166,12 +172,12 @@ def test_a_writer_does_not_notice_what_becomes_of_brain(
     write("absent again")
 
 
-# What mostly waits, side by side.
+# Scenarios that mostly wait, all at the same time
 
 
 @aside
-def test_04_packets_to_the_database_vanish() -> None:
-    """Of the connections that there are; new ones are served, as when a firewall forgets."""
+def test_brain_reconnects_when_packets_to_the_database_vanish() -> None:
+    """As when a firewall forgets its connections: only new ones are passed."""
     with ExitStack() as stack:
         _, url = stack.enter_context(fresh())
         proxy = stack.enter_context(Proxy(url))
@@ -188,7 +194,7 @@ def test_04_packets_to_the_database_vanish() -> None:
         began = time.monotonic()
         execute(url, "INSERT INTO runs (id) VALUES ('unheard')")
         for brain, fleet in zip(brains, fleets, strict=True):
-            fleet.told('"unheard"', 15 + WITHIN)
+            fleet.received('"unheard"', 15 + WITHIN)
             print(f"silence ends after {time.monotonic() - began:.1f} s")
             brain.wait_ready()
             fleet.check(url)
@@ -203,7 +209,7 @@ def test_04_packets_to_the_database_vanish() -> None:
 
 
 @pytest.mark.parametrize("source", ["auto", "poll"])
-def test_04_brain_ends_though_the_database_is_silent(database: str, source: str) -> None:
+def test_brain_stops_while_the_database_is_silent(database: str, source: str) -> None:
     with Proxy(database) as proxy:
         brain = Brain(
             database_url=proxy.url,
@@ -222,7 +228,7 @@ def test_04_brain_ends_though_the_database_is_silent(database: str, source: str)
 
 
 @aside
-def test_05_brain_is_suspended() -> None:
+def test_clients_converge_after_brain_was_suspended_longer_than_wal_sender_timeout() -> None:
     with (
         fresh() as (_, url),
         served(database_url=url) as brain,
@@ -240,13 +246,13 @@ def test_05_brain_is_suspended() -> None:
         finally:
             brain.process.send_signal(signal.SIGCONT)
         execute(url, "INSERT INTO runs (id) VALUES ('awake')")
-        fleet.told('"awake"', WITHIN)
+        fleet.received('"awake"', WITHIN)
         brain.wait_ready("replication")
         fleet.check(url)
 
 
 @aside
-def test_06_an_open_writing_transaction() -> None:
+def test_polls_while_a_write_transaction_blocks_the_slot() -> None:
     with fresh() as (_, url), psycopg.connect(url) as conn:
         conn.execute("INSERT INTO runs (id) VALUES ('open')")
         with served(database_url=url, follows="poll") as brain:
@@ -256,19 +262,19 @@ def test_06_an_open_writing_transaction() -> None:
                     lambda: "writing transaction is open" in str(brain.get("/readyz")[1]["detail"])
                 )
                 execute(url, "INSERT INTO runs (id) VALUES ('meanwhile')")
-                fleet.told('"meanwhile"', WITHIN)
+                fleet.received('"meanwhile"', WITHIN)
                 conn.commit()
                 brain.wait_ready("replication")
-                fleet.told('"open"')
+                fleet.received('"open"')
                 # And again, when it reconnects.
                 conn.execute("UPDATE runs SET status = 'running' WHERE id = 'open'")
                 execute(url, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
                 execute(url, "INSERT INTO runs (id) VALUES ('again')")
-                fleet.told('"again"', WITHIN)
+                fleet.received('"again"', WITHIN)
                 Fleet.until(lambda: brain.get("/readyz")[1]["source"] == "poll")
                 load.stop()
                 fleet.check(url)  # which says nothing of what is open either
-                assert fleet.state(bytes(fleet._taken[0]))["open"]["status"] == "queued"
+                assert fleet.state(bytes(fleet._received[0]))["open"]["status"] == "queued"
             # A Brain that goes while its slot is waiting leaves no walsender that waits on.
             Fleet.until(lambda: any(what == "walsender" for _, what in walsenders(url)))
             assert brain.stop() == 0

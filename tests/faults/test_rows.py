@@ -21,6 +21,8 @@ from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
 from tests.support.wire import Control, memory
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def url(postgres: Postgres) -> Iterator[str]:
@@ -76,7 +78,7 @@ def agrees(fleet: Fleet, url: str, prefix: str) -> None:
     assert wanted
 
     def right() -> bool:
-        states = [fleet.state(bytes(taken)) for taken in fleet._taken]
+        states = [fleet.state(bytes(taken)) for taken in fleet._received]
         return all(state.get(run_id) == row for state in states for run_id, row in wanted.items())
 
     Fleet.until(right)
@@ -102,7 +104,7 @@ def test_rows_that_are_not_committed_are_not_pushed(fleet: Fleet, url: str) -> N
             conn.commit()
         conn.execute("INSERT INTO runs (id) VALUES ('9-last')")
         conn.commit()
-    fleet.told('"9-last"')
+    fleet.received('"9-last"')
     assert own_rows(fleet, "9-") == [("9-yes", "queued"), ("9-last", "queued")]
     agrees(fleet, url, "9-")
 
@@ -110,7 +112,7 @@ def test_rows_that_are_not_committed_are_not_pushed(fleet: Fleet, url: str) -> N
 @pytest.mark.cheap
 def test_ten_thousand_rows_in_one_transaction_are_pushed_in_order(fleet: Fleet, url: str) -> None:
     execute(url, "INSERT INTO runs (id) SELECT '10-' || i FROM generate_series(1, 10000) i")
-    fleet.told('"10-10000"')
+    fleet.received('"10-10000"')
     assert own_rows(fleet, "10-") == [(f"10-{i}", "queued") for i in range(1, 10_001)]
     execute(url, "DELETE FROM runs WHERE id LIKE '10-%'")
 
@@ -126,11 +128,11 @@ def test_300_000_rows_in_one_transaction_need_little_memory(postgres: Postgres) 
         before, most = memory(brain.process.pid), 0
         execute(url, fill)
         execute(url, "INSERT INTO runs (id) VALUES ('last')")
-        while b'"last"' not in fleet._taken[0]:
+        while b'"last"' not in fleet._received[0]:
             most = max(most, memory(brain.process.pid) - before)
             time.sleep(0.02)
         assert most < 300 << 20
-        assert fleet._taken[0].count(b'"10-') == rows
+        assert fleet._received[0].count(b'"10-') == rows
         assert not fleet.ended
 
 
@@ -140,7 +142,7 @@ def test_a_large_unchanged_error_stays_in_the_next_push(fleet: Fleet, url: str) 
     execute(url, "INSERT INTO runs (id, error) VALUES ('11-a', repeat('é', 1000000))")
     execute(url, "UPDATE runs SET status = 'failed' WHERE id = '11-a'")
     execute(url, "INSERT INTO runs (id) VALUES ('11-last')")
-    fleet.told('"11-last"')
+    fleet.received('"11-last"')
     messages = [m["data"] for m in fleet.messages() if m["data"]["id"] == "11-a"]
     assert [run["status"] for run in messages] == ["queued", "failed"]
     assert {run["error"] for run in messages} == {"é" * 8192 + "… [cut]"}
@@ -156,10 +158,10 @@ def test_delete_and_truncate_forget_runs(postgres: Postgres) -> None:
         execute(url, "TRUNCATE runs")
         fleet.until(lambda: brain.get("/readyz")[1]["runs"] == 0)
         execute(url, "INSERT INTO runs (id) VALUES ('12-1')")
-        fleet.told('"12-1"')
+        fleet.received('"12-1"')
         fleet.until(lambda: len(own_rows(fleet, "12-")) == 6)
         with Fleet(brain, 1) as late:
-            late.until(lambda: late.state(bytes(late._taken[0])) == truth(url))
+            late.until(lambda: late.state(bytes(late._received[0])) == truth(url))
 
 
 @pytest.mark.cheap
@@ -183,10 +185,10 @@ def test_tables_with_other_types_and_new_columns_are_followed(
     with own(postgres, "DROP TABLE runs", f"CREATE TABLE runs ({definition})") as (url, _, fleet):
         execute(url, "INSERT INTO runs (status) VALUES ('queued')")
         ((run_id,),) = execute(url, "SELECT id::text FROM runs")
-        fleet.told(f'"{run_id}"')
+        fleet.received(f'"{run_id}"')
         execute(url, "ALTER TABLE runs ADD agent text DEFAULT 'all', ADD more int[]")
         execute(url, "UPDATE runs SET status = 'running'")
-        fleet.told('"running"')
+        fleet.received('"running"')
         assert fleet.messages()[-1]["data"]["agent"] == "all"
         if "timestamp" in definition:
             assert (
@@ -211,7 +213,7 @@ def test_updates_work_again_soon_after_the_key_is_dropped(postgres: Postgres) ->
 
         assert not written()
         Fleet.until(written)
-        fleet.told('"running"')
+        fleet.received('"running"')
         detail(brain, "no replica identity", "ADD PRIMARY KEY")
         assert "taken out of the publication" in brain.log()
 
@@ -219,10 +221,10 @@ def test_updates_work_again_soon_after_the_key_is_dropped(postgres: Postgres) ->
 def test_a_table_that_others_inherit_from_is_polled(postgres: Postgres) -> None:
     with own(postgres) as (url, brain, fleet):
         execute(url, "CREATE TABLE old () INHERITS (runs); INSERT INTO old (id) VALUES ('13-old')")
-        fleet.told('"13-old"')
+        fleet.received('"13-old"')
         detail(brain, "other tables inherit from public.runs")
         execute(url, "UPDATE runs SET status = 'running'")
-        fleet.told('"running"')
+        fleet.received('"running"')
 
 
 def test_rows_of_an_attached_partition_are_pushed(postgres: Postgres) -> None:
@@ -234,7 +236,7 @@ def test_rows_of_an_attached_partition_are_pushed(postgres: Postgres) -> None:
         "INSERT INTO part VALUES ('13-part', 'running')",
     ) as (url, _, fleet):
         execute(url, "ALTER TABLE runs ATTACH PARTITION part DEFAULT")
-        fleet.told('"13-part"')
+        fleet.received('"13-part"')
         assert own_rows(fleet, "13-") == [("13-part", "running")]
 
 
@@ -251,9 +253,9 @@ def test_a_table_name_with_percent_signs_works_everywhere(postgres: Postgres) ->
     )
     with own(postgres, *made, table="public.100%s of %(it)s") as (url, brain, fleet):
         assert brain.request("POST", "/api/runs", {"id": "a"})[0] == 201
-        fleet.told('"a"')
+        fleet.received('"a"')
         execute(url, "UPDATE \"100%s of %(it)s\" SET status = 'failed'")
-        fleet.told('"failed"')
+        fleet.received('"failed"')
         assert brain.get("/api/runs/a")[1]["status"] == "failed"
         assert brain.request("PATCH", "/api/runs/a", {"status": "running"})[0] == 409
         assert [run["id"] for run in brain.get("/api/runs")[1]["runs"]] == ["a"]
@@ -264,7 +266,7 @@ def test_a_table_name_with_percent_signs_works_everywhere(postgres: Postgres) ->
             " WHERE database = current_database()",
         )
         execute(url, "INSERT INTO \"100%s of %(it)s\" (id) VALUES ('b')")
-        fleet.told('"b"')
+        fleet.received('"b"')
         brain.wait_ready("replication")
 
 
@@ -293,8 +295,8 @@ def test_values_that_the_contract_cannot_express_are_corrected_or_rejected(
             " VALUES ('14-nan', 'NaN'), ('14-inf', 'Infinity'), ('14-less', -5)",
         )
         execute(url, "INSERT INTO runs (id, status) VALUES ('14-last', 'paused')")
-        fleet.told('"14-last"')
-        state = fleet.state(bytes(fleet._taken[0]))
+        fleet.received('"14-last"')
+        state = fleet.state(bytes(fleet._received[0]))
         assert [state[f"14-{i}"]["error"] for i in range(len(texts))] == texts
         assert "14-odd" not in state
         assert state["14-last"]["status"] == "queued"
@@ -363,7 +365,7 @@ def test_a_large_transaction_in_another_table_delays_but_loses_nothing(
         conn.execute("INSERT INTO elsewhere SELECT i, 'text' FROM generate_series(1, 300000) i")
         conn.commit()
     execute(url, "INSERT INTO runs (id) VALUES ('18-behind')")
-    fleet.told('"18-behind"')
+    fleet.received('"18-behind"')
     agrees(fleet, url, "18-")
 
 
@@ -376,11 +378,11 @@ def test_a_prepared_transaction_is_pushed_when_it_commits(fleet: Fleet, url: str
             f" PREPARE TRANSACTION 'brain {name}'",
         )
     execute(url, "INSERT INTO runs (id) VALUES ('2pc-now')")
-    fleet.told('"2pc-now"')
+    fleet.received('"2pc-now"')
     assert own_rows(fleet, "2pc-") == [("2pc-now", "queued")]
     execute(url, "ROLLBACK PREPARED 'brain left'")
     execute(url, "COMMIT PREPARED 'brain kept'")
-    fleet.told('"2pc-kept"')
+    fleet.received('"2pc-kept"')
     agrees(fleet, url, "2pc-")
     assert len(own_rows(fleet, "2pc-")) == 2
 
@@ -394,7 +396,7 @@ def test_polling_a_million_rows_pushes_within_a_second(
         took: list[float] = []
         for i in range(12):
             execute(url, f"INSERT INTO runs (id, status) VALUES ('p-{i}', 'running')")
-            took.append(fleet.told(f'"p-{i}"'))
+            took.append(fleet.received(f'"p-{i}"'))
             execute(url, f"UPDATE runs SET status = 'failed' WHERE id = 'p-{i}'")
             execute(url, f"DELETE FROM runs WHERE id = '{i}'")
             time.sleep(0.05 * i % 0.3)

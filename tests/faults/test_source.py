@@ -1,6 +1,8 @@
-"""The stream is refused, lost, or says nothing any more, and comes again: lines 7, 8, 17, 18 and 19 of the faults, end to end.
+"""The stream is refused, lost or silent, and comes back: docs/operations.md, "When the database
+fails".
 
-Whatever the source, clients are told in time; and /readyz says which it is, why it is not a better one, and what to run.
+Whatever the source, clients receive changes in time. /readyz says which source it is, why it is no
+better one, and what to run.
 """
 
 import asyncio
@@ -26,18 +28,18 @@ from tests.support.template import ROLE, TEMPLATE
 INSERT = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
 
-def told(fleet: Fleet, url: str, run_id: str, seconds: float = WITHIN) -> None:
-    """A change now is heard of by all."""
+def changed(fleet: Fleet, url: str, run_id: str, seconds: float = WITHIN) -> None:
+    """Insert a run, and wait until every client has received it."""
     execute(url, INSERT.format(run_id))
-    fleet.told(f'"{run_id}"', seconds)
+    fleet.received(f'"{run_id}"', seconds)
 
 
-# Line 7. What the server, the role or what stands between refuses.
+# The server, the role or a pooler refuses the stream
 
 
 @aside
-def test_07_refused_and_then_not() -> None:
-    """No slot is left; the role may not replicate, or have a second connection. Then all of them may."""
+def test_polls_without_a_slot_or_the_right_to_replicate_and_streams_once_it_has_both() -> None:
+    """No slot is free; the role may not replicate; it may not open a second connection."""
     with fresh(max_replication_slots="3") as (server, url), ExitStack() as stack:
         for number in range(3):
             execute(server.url(), f"SELECT pg_create_physical_replication_slot('taken_{number}')")
@@ -60,7 +62,7 @@ def test_07_refused_and_then_not() -> None:
             )
         for (brain, fleet), each, reason in zip(brains, urls, reasons, strict=True):
             detail(brain, *reason)
-            told(fleet, each, "while it is refused")
+            changed(fleet, each, "while it is refused")
             assert walsenders(each) == []
         said = [len(sources(brain)) for brain, _ in brains]
         for number in range(3):
@@ -69,28 +71,28 @@ def test_07_refused_and_then_not() -> None:
         execute(server.url(), "ALTER ROLE lonely CONNECTION LIMIT -1")
         for (brain, fleet), each, before in zip(brains, urls, said, strict=True):
             brain.wait_ready("replication")
-            told(fleet, each, "when it is not")
+            changed(fleet, each, "once it is allowed")
             fleet.check(each)
             assert len(sources(brain)) == before + 1
 
 
 @aside
-def test_07_no_walsender_is_left() -> None:
+def test_polls_while_no_walsender_is_free_and_streams_afterwards() -> None:
     with fresh(max_wal_senders="1") as (server, url):
         taken = psycopg.connect(server.url(replication="database"), autocommit=True)
         with followed(url, "poll") as (brain, fleet):
             detail(brain, "no connection for replication is free", "max_wal_senders")
-            told(fleet, url, "while there is none")
+            changed(fleet, url, "while none is free")
             taken.close()
             brain.wait_ready("replication")
             fleet.check(url)
 
 
 @aside
-def test_07_wal_level_changes_over_restarts() -> None:
+def test_the_source_follows_changes_of_wal_level() -> None:
     with fresh(wal_level="replica") as (server, url), followed(url, "poll") as (brain, fleet):
         detail(brain, "wal_level is not logical", "ALTER SYSTEM SET wal_level = logical")
-        told(fleet, url, "replica")
+        changed(fleet, url, "replica")
         for level, follows, senders in (
             ("logical", "replication", "20"),
             ("minimal", "poll", "0"),
@@ -98,7 +100,7 @@ def test_07_wal_level_changes_over_restarts() -> None:
             ("logical", "replication", "20"),
         ):
             server.restart(wal_level=level, max_wal_senders=senders)
-            told(fleet, url, f"{level} {senders} {time.monotonic()}")
+            changed(fleet, url, f"{level} {senders} {time.monotonic()}")
             brain.wait_ready(follows)
             if follows == "poll":
                 detail(brain, "wal_level is not logical" if senders != "0" else "max_wal_senders")
@@ -107,21 +109,22 @@ def test_07_wal_level_changes_over_restarts() -> None:
 
 @pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 @aside
-def test_07_a_pooler_between() -> None:
-    """It passes no replication on, nor start-up options. What is behind it is polled."""
+def test_polls_through_a_pooler() -> None:
+    """A pooler passes on neither replication nor start-up options."""
     with fresh() as (server, url), ExitStack() as stack:
         urls = [url, server.url(server.create_database(TEMPLATE, ROLE), ROLE)]
         for each, mode in zip(urls, ("transaction", "session"), strict=True):
             execute(
                 each,
-                f"ALTER ROLE {ROLE} SET datestyle = 'SQL, DMY'; ALTER ROLE {ROLE} SET timezone = 'Asia/Kolkata'",
+                f"ALTER ROLE {ROLE} SET datestyle = 'SQL, DMY';"
+                f" ALTER ROLE {ROLE} SET timezone = 'Asia/Kolkata'",
             )
             brain, fleet = stack.enter_context(
                 followed(stack.enter_context(pooled(each, mode)), "poll")
             )
             detail(brain, "what answers is a pooler", "name the database itself")
             with Load(each, 200):
-                told(fleet, each, mode)
+                changed(fleet, each, mode)
                 time.sleep(0.5)
             execute(
                 each,
@@ -132,12 +135,12 @@ def test_07_a_pooler_between() -> None:
             fleet.check(each)
 
 
-# Line 8.
+# The table has no replica identity
 
 
 @aside
-def test_08_nothing_tells_rows_apart() -> None:
-    """Then a publication would make the application's own UPDATEs fail (55000)."""
+def test_polls_and_publishes_nothing_without_a_replica_identity() -> None:
+    """A publication would make the application's own UPDATEs fail (55000)."""
     with fresh() as (server, url), ExitStack() as stack:
         urls = [url, server.url(server.create_database(TEMPLATE, ROLE), ROLE)]
         for each in urls:
@@ -147,7 +150,7 @@ def test_08_nothing_tells_rows_apart() -> None:
         brains = [stack.enter_context(followed(each, "poll")) for each in urls]
         for (brain, fleet), each in zip(brains, urls, strict=True):
             detail(brain, "no replica identity that contains id")
-            told(fleet, each, "a")
+            changed(fleet, each, "a")
             execute(each, "UPDATE runs SET status = 'failed'")
             assert execute(each, "SELECT FROM pg_publication") == []
             fleet.check(each)
@@ -158,7 +161,7 @@ def test_08_nothing_tells_rows_apart() -> None:
             fleet.check(each)
 
 
-# Line 17. What goes silent without an error.
+# The stream goes silent without an error
 
 
 @pytest.mark.parametrize(
@@ -171,13 +174,15 @@ def test_08_nothing_tells_rows_apart() -> None:
     ],
 )
 @aside
-def test_17_silent_without_an_error(version: int) -> None:
+def test_a_change_that_silences_the_stream_is_noticed(version: int) -> None:
     table = Table("public", "runs")
     changes = {
         "the publication is dropped": "DROP PUBLICATION brain_public_runs",
         "the publication loses the table": "ALTER PUBLICATION brain_public_runs DROP TABLE runs",
         "the table is dropped and made again": f"DROP TABLE runs; {init_sql(table)}",
-        "the publication filters rows": "ALTER PUBLICATION brain_public_runs SET TABLE runs WHERE (id = 'x')",
+        "the publication filters rows": (
+            "ALTER PUBLICATION brain_public_runs SET TABLE runs WHERE (id = 'x')"
+        ),
     }
     if version != 18:
         changes = dict(list(changes.items())[:3:2])
@@ -190,67 +195,66 @@ def test_17_silent_without_an_error(version: int) -> None:
             ),
         ]
         brains = [
-            stack.enter_context(followed(each, anew="made again" in name))
+            stack.enter_context(followed(each, reload="made again" in name))
             for each, name in zip(urls, changes, strict=True)
         ]
         for (_, fleet), each, (name, change) in zip(brains, urls, changes.items(), strict=True):
-            told(fleet, each, "before")
+            changed(fleet, each, "before")
             execute(each, change)
             execute(each, INSERT.format(name))
         for (brain, fleet), each, name in zip(brains, urls, changes, strict=True):
-            fleet.told(f'"{name}"')
+            fleet.received(f'"{name}"')
             if "filters" in name:
                 detail(brain, "filters rows", "DROP PUBLICATION")
                 assert brain.get("/readyz")[1]["source"] == "poll"
             else:
                 brain.wait_ready("replication")
-            told(fleet, each, "afterwards")
+            changed(fleet, each, "afterwards")
             fleet.check(each)
 
 
 @aside
-def test_17_the_table_is_renamed() -> None:
-    """There is no such table any more: Brain says so, and is not ready, until there is."""
+def test_brain_is_not_ready_while_the_table_has_another_name() -> None:
+    """Until the table exists again, Brain is not ready and says why."""
     with fresh() as (_, url), followed(url) as (brain, fleet):
-        told(fleet, url, "before")
+        changed(fleet, url, "before")
         execute(url, "ALTER TABLE runs RENAME TO others")
         detail(brain, "there is no table public.runs")
         assert brain.get("/readyz")[0] == 503
         execute(url, "ALTER TABLE others RENAME TO runs")
-        told(fleet, url, "again")
+        changed(fleet, url, "again")
         brain.wait_ready("replication")
         fleet.check(url)
 
 
-# Line 18, but for what concerns rows.
+# Standbys and long transactions
 
 
 @aside
-def test_18_a_standby() -> None:
-    """It is polled, and streamed once it is the primary."""
+def test_polls_a_standby_and_streams_once_it_is_promoted() -> None:
     with fresh() as (server, url):
         standby = server.standby()
         try:
             standby.start()
             there = url.replace(str(server.port), str(standby.port))
-            with followed(there, "poll", anew=True) as (brain, fleet):
+            with followed(there, "poll", reload=True) as (brain, fleet):
                 detail(brain, "read replica", "primary")
                 with Load(url, 200):
-                    told(fleet, url, "by way of the primary")
+                    changed(fleet, url, "by way of the primary")
                     time.sleep(0.5)
                 Fleet.until(lambda: truth(url) == truth(there))
                 fleet.check(there)
                 standby.program("pg_ctl", "promote", "-D", str(standby.data))
                 brain.wait_ready("replication")
-                told(fleet, there, "promoted")
+                changed(fleet, there, "promoted")
                 fleet.check(there)
         finally:
             standby.remove()
 
 
 @aside
-def test_18_long_transactions_back_to_back() -> None:
-    """There is never a moment without one, and the stream is joined all the same."""
+def test_streams_although_a_write_transaction_is_always_open() -> None:
+    """Long transactions overlap, so there is no moment without one."""
     ended = threading.Event()
 
     def write(url: str, number: int) -> None:
@@ -270,7 +274,7 @@ def test_18_long_transactions_back_to_back() -> None:
         try:
             time.sleep(1.2)
             with followed(url, "") as (brain, fleet):
-                told(fleet, url, "meanwhile")
+                changed(fleet, url, "during a transaction")
                 brain.wait_ready("replication")
                 ended.set()
                 for writer in writers:
@@ -280,11 +284,11 @@ def test_18_long_transactions_back_to_back() -> None:
             ended.set()
 
 
-# Line 19. A new beginning.
+# A new history
 
 
 async def refused(brain: Brain, since: str) -> bool:
-    """Whether who comes back with this moment is told to load everything anew."""
+    """Whether a client that reconnects with this `since` is closed with 4410."""
     async with brain.connect(f"?since={since}") as client:
         try:
             await message(client)
@@ -294,9 +298,9 @@ async def refused(brain: Brain, since: str) -> bool:
 
 
 @aside
-def test_19_restored_from_a_backup() -> None:
-    with fresh() as (server, url), followed(url, anew=True) as (brain, fleet):
-        told(fleet, url, "in the backup")
+def test_every_client_reloads_after_a_restore_from_a_backup() -> None:
+    with fresh() as (server, url), followed(url, reload=True) as (brain, fleet):
+        changed(fleet, url, "in the backup")
         execute(url, "INSERT INTO runs SELECT i, 'running' FROM generate_series(1, 50) i")
         fleet.check(url)
         server.stop()
@@ -305,40 +309,40 @@ def test_19_restored_from_a_backup() -> None:
         server.start()
         brain.wait_ready("replication")
         execute(url, "UPDATE runs SET status = 'failed'; INSERT INTO runs (id) VALUES ('lost')")
-        fleet.told('"lost"')
+        fleet.received('"lost"')
         stamp = fleet.messages()[-1]["timestamp"]
         assert not asyncio.run(refused(brain, stamp))
         server.stop()
         shutil.rmtree(server.data)
         copy(backup, server.data)
         server.start()
-        told(fleet, url, "after it")
+        changed(fleet, url, "after it")
         fleet.check(url)
         assert asyncio.run(refused(brain, stamp))
         brain.wait_ready("replication")
 
 
 def copy(source: Path, target: Path) -> None:
-    """With its owner, whom shutil would change."""
+    """Keeps the owner of the files, which shutil does not."""
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
 
 @aside
-def test_19_failed_over_to_a_standby() -> None:
-    """The URL names both; the primary dies, and the standby takes its place."""
+def test_every_client_reloads_after_a_failover() -> None:
+    """The URL names both. The primary is killed, and the standby is promoted."""
     with fresh() as (server, url):
         standby = server.standby()
         try:
             standby.start()
             both = url.replace(f":{server.port}/", f":{server.port},127.0.0.1:{standby.port}/")
-            with followed(f"{both}?target_session_attrs=read-write", anew=True) as (brain, fleet):
-                told(fleet, url, "before")
+            with followed(f"{both}?target_session_attrs=read-write", reload=True) as (brain, fleet):
+                changed(fleet, url, "before")
                 stamp = fleet.messages()[-1]["timestamp"]
                 there = url.replace(str(server.port), str(standby.port))
                 Fleet.until(lambda: truth(there) == truth(url))
                 server.kill()
                 standby.program("pg_ctl", "promote", "-D", str(standby.data))
-                told(fleet, there, "after it")
+                changed(fleet, there, "after it")
                 brain.wait_ready("replication")
                 fleet.check(there)
                 assert asyncio.run(refused(brain, stamp))

@@ -31,6 +31,8 @@ from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
+pytestmark = pytest.mark.long
+
 PROTOCOL = ROOT / "docs" / "protocol.md"
 
 

@@ -26,6 +26,8 @@ from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
+pytestmark = pytest.mark.long
+
 DOCUMENT = ROOT / "docs" / "client.md"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

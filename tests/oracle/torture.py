@@ -1,12 +1,14 @@
-"""The oracle: whatever is done to clients, Brain and PostgreSQL, in the end each client holds what SELECT shows.
+"""The oracle: whatever happens to clients, Brain and PostgreSQL, in the end each client holds what
+SELECT shows.
 
-    make torture                                            20 minutes of it, by a new seed
-    .venv/bin/python tests/torture.py --minutes 1 --seed 7  the schedule of seed 7 (again)
-    .venv/bin/python tests/torture.py --seed 7 --plan       just show it
+    make torture                                                     20 minutes, with a new seed
+    .venv/bin/python -m tests.oracle.torture --minutes 1 --seed 7    the schedule of seed 7
+    .venv/bin/python -m tests.oracle.torture --seed 7 --plan         print that schedule
 
-While writers of every kind change the table (writers.py) and clients of every kind look on (witness.py), things are cut, stopped and
-killed by a schedule that depends on the seed and on nothing else. Then all is left in peace, and every client is asked. What it has
-to hold, what it is entitled to have been told, and in what order, is written at the top of witness.py.
+Writers of every kind change the table (writers.py) while clients of every kind follow it
+(witness.py). Meanwhile connections and processes are cut, stopped and killed, by a schedule that
+depends only on the seed. Then everything is left alone, and every client is asked what it holds.
+The top of witness.py says what it must hold, which messages it is entitled to, and in what order.
 """
 
 import argparse
@@ -41,12 +43,12 @@ from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
 
 CREWS = ("steady", "dozing", "mortal")
-"""Processes of clients. All of them may lose connections; the second is stopped now and then, the third killed."""
+"""Processes of clients. All may lose connections; the second is also stopped, the third killed."""
 
 
 class Event(NamedTuple):
     at: float
-    """Seconds from the beginning."""
+    """Seconds from the start."""
     what: str
     which: float = 0.0
     lasts: float = 0.0
@@ -75,7 +77,9 @@ WEIGHTS = {
 
 
 def plan(seed: int, seconds: float) -> list[Event]:
-    """What will be done, and when. While something is away, nothing else is done to it; all is over 2 s before the end."""
+    """What is done, and when. Nothing is done to an actor that is down; all ends 2 s before the
+    end.
+    """
     dice = random.Random(seed)
     busy: dict[str, float] = {}
     found: list[Event] = []
@@ -109,7 +113,7 @@ class Crew:
 
     def ask(self, **command: object) -> dict[str, Any]:
         assert self.process.stdout is not None
-        assert self.process.poll() is None, "the witnesses themselves have failed"
+        assert self.process.poll() is None, "a process of witnesses has failed"
         self.tell(**command)
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
@@ -123,8 +127,8 @@ class Crew:
         self.process.wait()
 
 
-class InProcessServer:
-    """PostgreSQL, Brain and the crews, and what is done to them."""
+class Scene:
+    """PostgreSQL, Brain and the crews, and the events that happen to them."""
 
     def __init__(self, server: Postgres, seed: int) -> None:
         self.server = server
@@ -134,7 +138,7 @@ class InProcessServer:
         self.folder = Path(tempfile.mkdtemp(prefix="brain-torture-"))
         self.done: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        """What clients who were killed take with them."""
+        """What killed clients take with them."""
         self._dice = random.Random(f"{seed}/brain")
         self.port = free_port()
         self.brain = Brain(
@@ -144,16 +148,16 @@ class InProcessServer:
         self.crews = {name: self._crew(name) for name in CREWS}
 
     def await_clients(self) -> None:
-        """What is done before they are there, is done to nobody."""
+        """Wait until all clients are connected: an event before that would hit nobody."""
         until = time.monotonic() + LIFETIME
         while sum(crew.ask(present=True)["present"] for crew in self.crews.values()) < len(
             CREWS
         ) * len(KINDS):
-            assert time.monotonic() < until, "the clients have not come"
+            assert time.monotonic() < until, "the clients did not connect"
             time.sleep(0.1)
 
     def _settings(self) -> dict[str, Any]:
-        """Each Brain is set up otherwise. With so little memory some who were away are told to begin anew."""
+        """Each Brain gets other settings. With little memory, some clients are closed with 4410."""
         memory = self._dice.choice([1 << 20, 4 << 20, 128 << 20])
         source = self._dice.choice(["auto", "auto", "auto", "poll"]) if self.done else "auto"
         interval = self._dice.choice([0.005, 0.025, 0.1])
@@ -164,7 +168,7 @@ class InProcessServer:
         return Crew(self.port, f"{self.seed}/{name}/{self._lives}")
 
     def do(self, event: Event) -> Iterator[None]:
-        """The first part of it, and behind the yield, when it has lasted, the second."""
+        """Do the first part of the event; after the yield, when it has lasted, the second."""
         self.done[event.what] += 1
         actor, _, how = event.what.partition(": ")
         match actor, how:
@@ -193,9 +197,9 @@ class InProcessServer:
                 self.brain.process.send_signal(number)
                 yield
                 status = self.brain.process.wait(PATIENCE)
-                # A Python that has not come to Brain's first line dies of a SIGTERM, like any.
-                well = {0} if up else {0, -number}
-                assert status in (well if number == signal.SIGTERM else {-number}), (
+                # Python dies of a SIGTERM that arrives before Brain handles signals.
+                expected = {0} if up else {0, -number}
+                assert status in (expected if number == signal.SIGTERM else {-number}), (
                     f"Brain ended with {status}"
                 )
                 self.brain = Brain(
@@ -230,13 +234,11 @@ class InProcessServer:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def truth(self) -> Path:
-        """What SELECT shows, in the words of the contract, and when each row was committed."""
+        """What SELECT shows, in the words of the contract, with the commit time of each row."""
         path = self.folder / "truth.json"
         columns = "id, status, progress::float8, task_id, agent, started_at, completed_at, error"
-        rows = execute(
-            self.database,
-            f"SELECT {columns}, extract(epoch FROM pg_xact_commit_timestamp(xact::xid))::float8 FROM runs",
-        )
+        committed_at = "extract(epoch FROM pg_xact_commit_timestamp(xact::xid))::float8"
+        rows = execute(self.database, f"SELECT {columns}, {committed_at} FROM runs")
         document = []
         for *values, committed in rows:
             row = {
@@ -258,15 +260,13 @@ class InProcessServer:
 
 
 def _printed(moment: datetime) -> str:
-    """As PostgreSQL prints it: without a fraction's trailing zeros."""
+    """As PostgreSQL prints it: without trailing zeros in the fraction."""
     text = moment.astimezone(UTC).replace(tzinfo=None).isoformat()
     return (text.rstrip("0") if "." in text else text) + "Z"
 
 
-def carry_out(
-    in_process_server: InProcessServer, events: Sequence[Event], seconds: float, *, verbose: bool
-) -> None:
-    """The schedule, to its end. A step that takes long delays what comes behind it."""
+def carry_out(scene: Scene, events: Sequence[Event], seconds: float, *, verbose: bool) -> None:
+    """Carry out the schedule. A step that takes long delays those after it."""
     began = time.monotonic()
     todo: list[tuple[float, int, Event | Iterator[None]]] = [
         (e.at, i, e) for i, e in enumerate(events)
@@ -275,14 +275,14 @@ def carry_out(
         todo.sort(key=lambda each: each[:2])
         at, i, each = todo.pop(0)
         time.sleep(max(0.0, began + at - time.monotonic()))
-        for crew in in_process_server.crews.values():
+        for crew in scene.crews.values():
             assert crew.process.poll() in (None, -signal.SIGKILL), (
-                "the witnesses themselves have failed"
+                "a process of witnesses has failed"
             )
         if isinstance(each, Event):
             if verbose:
                 print(each, flush=True)
-            steps = in_process_server.do(each)
+            steps = scene.do(each)
             next(steps)
             todo.append((at + each.lasts, i, steps))
         else:
@@ -290,14 +290,16 @@ def carry_out(
     time.sleep(max(0.0, began + seconds - time.monotonic()))
 
 
-def verdict(in_process_server: InProcessServer, patience: float) -> tuple[dict[str, Any], float]:
-    """All witnesses together, as soon as nothing is wrong, or when there is no more time; and how long that took."""
+def verdict(scene: Scene, patience: float) -> tuple[dict[str, Any], float]:
+    """The sum of all witnesses, once nothing is wrong or `patience` is over; and the seconds
+    taken.
+    """
     began = time.monotonic()
     with contextlib.suppress(AssertionError):
-        in_process_server.brain.wait_ready("", patience)
-    path = str(in_process_server.truth())
+        scene.brain.wait_ready("", patience)
+    path = str(scene.truth())
     while True:
-        found = [crew.ask(judge=path) for crew in in_process_server.crews.values()]
+        found = [crew.ask(judge=path) for crew in scene.crews.values()]
         total = {
             name: sum((each[name] for each in found), type(found[0][name])()) for name in found[0]
         }
@@ -310,41 +312,44 @@ def verdict(in_process_server: InProcessServer, patience: float) -> tuple[dict[s
 def torture(
     seed: int, seconds: float, *, rate: float, version: int, patience: float, verbose: bool
 ) -> bool:
-    """Returns whether all was well, and prints the count."""
+    """Print a summary. Returns whether nothing was wrong."""
     began = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(running(version, track_commit_timestamp="on"))
-        in_process_server = InProcessServer(with_template(server), seed)
-        stack.callback(in_process_server.end)
-        in_process_server.await_clients()
-        writers = Writers(in_process_server.database, str(seed), rate)
+        scene = Scene(with_template(server), seed)
+        stack.callback(scene.end)
+        scene.await_clients()
+        writers = Writers(scene.database, str(seed), rate)
         try:
-            carry_out(in_process_server, plan(seed, seconds), seconds, verbose=verbose)
+            carry_out(scene, plan(seed, seconds), seconds, verbose=verbose)
         finally:
             writers.stop()
-        total, took = verdict(in_process_server, patience)
-        log = in_process_server.brain.log()
+        total, took = verdict(scene, patience)
+        log = scene.brain.log()
         complaints = re.findall(
             r"^.*(?:Traceback|stream differed|client failed|following failed).*$", log, re.MULTILINE
         )
-        assert in_process_server.brain.stop() == 0
-        runs = execute(in_process_server.database, "SELECT count(*) FROM runs")[0][0]
-    kills = ", ".join(f"{what} x {count}" for what, count in sorted(in_process_server.done.items()))
+        assert scene.brain.stop() == 0
+        runs = execute(scene.database, "SELECT count(*) FROM runs")[0][0]
+    kills = ", ".join(f"{what} x {count}" for what, count in sorted(scene.done.items()))
     bad = [*total["faults"], *total["wrong"], *complaints, *map(repr, writers.errors)]
     print(f"done: {kills}")
     print(
-        f"seed {seed}: {time.monotonic() - began:.0f} s, {writers.changes} changes of {runs} runs in "
-        f"{writers.transactions} transactions, {sum(in_process_server.done.values())} faults; {total['clients']} clients on "
-        f"{total['sessions']} connections received {total['messages']} messages and began anew {total['reloads']} times; "
-        f"{total['finals']} final states checked, {sum('missing' in w for w in total['wrong'])} missed; "
-        f"{total['untold']} not told on connections that had ended, which is not judged; "
-        f"{len(bad)} complaints; all right {took:.1f} s after the last fault"
+        f"seed {seed}: {time.monotonic() - began:.0f} s, {writers.changes} changes of {runs} runs "
+        f"in {writers.transactions} transactions, {sum(scene.done.values())} faults; "
+        f"{total['clients']} clients on {total['sessions']} connections "
+        f"received {total['messages']} messages and reloaded {total['reloads']} times; "
+        f"{total['finals']} final states checked, "
+        f"{sum('missing' in text for text in total['wrong'])} missed; "
+        f"{total['untold']} not sent on connections that had ended, which is not judged; "
+        f"{len(bad)} complaints; converged {took:.1f} s after the last fault"
     )
     for each in bad[:20]:
         print(f"WRONG  {each[:400]}")
     if bad:
         print(
-            f"The log of Brain: {in_process_server.folder / 'log'}. Again: tests/torture.py --minutes {seconds / 60:g} --seed {seed}"
+            f"The log of Brain: {scene.folder / 'log'}. To repeat: python -m tests.oracle.torture"
+            f" --minutes {seconds / 60:g} --seed {seed}"
         )
     return not bad
 
@@ -361,17 +366,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--patience",
         type=float,
         default=60.0,
-        help="seconds in which all have to be right, in the end",
+        help="seconds in which all clients must converge in the end",
     )
-    parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
-    parser.add_argument("--verbose", action="store_true", help="print each event when it comes")
+    parser.add_argument("--plan", action="store_true", help="print the schedule, and run nothing")
+    parser.add_argument("--verbose", action="store_true", help="print each event when it happens")
     asked = parser.parse_args(arguments)
     seconds = asked.minutes * 60
     print(f"seed {asked.seed}, {asked.minutes:g} minutes", flush=True)
     if asked.plan:
         print(*plan(asked.seed, seconds), sep="\n")
         return 0
-    well = torture(
+    passed = torture(
         asked.seed,
         seconds,
         rate=asked.rate,
@@ -379,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         patience=asked.patience,
         verbose=asked.verbose,
     )
-    return 0 if well else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

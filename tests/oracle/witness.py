@@ -1,23 +1,27 @@
-"""Clients for the oracle: one process with one witness of each kind, who remembers what it was told, and is asked about it.
+"""The clients of the oracle: a process with one witness of each kind, which remembers its messages.
 
-    python -m tests.oracle.witness PORT SEED       then one JSON document a line on standard input:
-    {"cut": 3, "how": "rst", "away": 1.5}   the third loses its connection, and comes back after so many seconds
-    {"present": true}                       a JSON document on standard output: how many of them are connected
-    {"judge": "/path/of/the/truth.json"}    a JSON document on standard output: what they hold against what is so
+    python -m tests.oracle.witness PORT SEED    takes one JSON document a line on standard input:
+    {"cut": 3, "how": "rst", "away": 1.5}       witness 3 loses its connection, and reconnects after
+                                                1.5 s
+    {"present": true}                           prints how many of them are connected
+    {"judge": "/path/of/the/truth.json"}        prints how what they hold differs from the truth
 
 What a witness is entitled to (docs/protocol.md):
 
-- with `snapshot`: every run that is unfinished when it joins; without it, none;
-- from the moment when it has joined a Brain that is ready: every change, as it was or superseded by a newer one. So when all
-  is quiet it holds the very row that SELECT shows, of each run that changed since, and of each that it was ever told of;
-- who comes back with `since` goes on as if it had not been away, or is refused by 4410: then it drops what it holds and begins
-  anew, with GET /api/runs, which gives it everything, or with `snapshot`;
-- who comes back without `since` begins anew. What its former connection had not been told when it ended is counted, and not judged: a
-  commit that a query finds after an outage has the time of that query, and of a scan that is cut off and begun again some rows have
-  the one time and some the other, so no time on that connection says that every commit before it was told.
+- With `snapshot`: every run that is unfinished when it joins. Without it: none.
+- Once it has joined a Brain that is ready: every change, as it was or superseded by a newer one. So
+  when nothing changes any more, it holds the row that SELECT shows of each run that changed since,
+  and of each run that it ever received.
+- A witness that reconnects with `since` continues as if it had stayed connected, or is closed with
+  4410. Then it discards what it holds and reloads: with GET /api/runs, which gives it everything,
+  or with `snapshot`.
+- A witness that reconnects without `since` starts from nothing. What its last connection had not
+  received when it ended is counted, but not judged: a commit that a query finds after an outage has
+  the time of that query, and if a scan is cut off and repeated, its rows have either time. So no
+  time on that connection proves that every earlier commit was sent.
 
-On one connection timestamps never decrease. A run's versions never decrease, across connections either. What was
-rolled back is never seen, and an end is final.
+On one connection, timestamps never decrease. The versions of a run never decrease, not even across
+connections. Nothing that was rolled back is ever seen, and a finished run stays finished.
 """
 
 import asyncio
@@ -39,6 +43,7 @@ from urllib.parse import urlencode
 
 import uvloop
 
+from brain.contract.close_codes import GAP
 from tests.support import wire
 from tests.support.wire import CLOSE, PONG, _decoded, frame, request
 
@@ -47,21 +52,21 @@ Row: TypeAlias = dict[str, Any]
 
 FINAL = ("completed", "failed")
 GHOST = "ROLLED BACK"
-"""In the `error` of whatever is written to be rolled back."""
+"""The `error` of every row that is written and then rolled back."""
 
 MARGIN = 2.0
-"""Seconds by which a commit's own time may be off from its place in the order of commits, and then some."""
+"""Seconds by which a commit's time may differ from its place in the order of commits, at most."""
 
-AGAIN = 4410
+RELOAD = GAP.code
 
 
 @dataclass(frozen=True)
 class Kind:
     name: str
     first: Literal["plain", "snapshot"] = "plain"
-    returns: Literal["since", "anew"] = "since"
+    returns: Literal["since", "fresh"] = "since"
     reloads: Literal["snapshot", "api"] = "snapshot"
-    """Where it begins anew after 4410."""
+    """How it reloads after 4410."""
     slow: bool = False
     filter: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -85,15 +90,17 @@ KINDS = (
     Kind(
         "some runs", first="snapshot", filter={"run_id": tuple(f"run-{i}" for i in range(1, 100))}
     ),
-    Kind("forgetful, snapshot", first="snapshot", returns="anew"),
-    Kind("forgetful", returns="anew"),
+    Kind("forgetful, snapshot", first="snapshot", returns="fresh"),
+    Kind("forgetful", returns="fresh"),
     Kind("slow", first="snapshot", slow=True),
     Kind("slow, two agents", reloads="api", slow=True, filter={"agent": ("agent-2", "agent-3")}),
 )
 
 
 class Ended(NamedTuple):
-    """A connection of one who forgets: what it was entitled to, and the ends that it was told."""
+    """A connection of a witness that starts fresh: what it was entitled to, and the runs that it
+    saw finish.
+    """
 
     since: float
     until: float
@@ -109,29 +116,29 @@ class Witness(asyncio.Protocol):
         self.ended: list[Ended] = []
         self._port = port
         self._dice = dice
-        self._begin_anew()
+        self._reset()
         self._transport: asyncio.Transport | None = None
         self._gone = asyncio.Event()
         self._away = 0.0
         self._code = 0
         self.awake = False
-        """Nothing more is written, and who is slow may read at last."""
+        """Nothing more is written, so slow witnesses read on."""
         self.present = False
-        """Connected, upgraded, and Brain was ready since."""
+        """Connected, upgraded, and Brain has been ready since."""
         self.heard = 0.0
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self.known: dict[str, Row] = {}
         self.everything = False
-        """It is entitled to every run that there is."""
+        """It is entitled to every run."""
         self.unfinished = False
-        """And this, to every unfinished one."""
+        """It is entitled to every unfinished run."""
         self.since = float("inf")
-        """And to whatever was committed after this moment."""
+        """It is entitled to everything committed after this time."""
         self._stamp = self._stamp_before = ""
         self._from_api: set[str] = set()
 
-    # Coming and going.
+    # Connections
 
     async def run(self) -> None:
         failures = 0
@@ -147,23 +154,23 @@ class Witness(asyncio.Protocol):
                 await asyncio.sleep(self._dice.uniform(0, min(1.0, 0.1 * 2**failures)))
 
     async def _session(self) -> bool:
-        """From one connection to its loss. Returns whether it was a good one."""
+        """From one connection to its loss. Returns whether Brain was ready on it."""
         loop = asyncio.get_running_loop()
         query: list[tuple[str, str]] = [
             (n, value) for n, values in self.kind.filter.items() for value in values
         ]
-        if self.kind.returns == "anew" and self.sessions:
+        if self.kind.returns == "fresh" and self.sessions:
             self._forget()
-        if self._code == AGAIN:
+        if self._code == RELOAD:
             self.reloads += 1
-            self._begin_anew()
+            self._reset()
             if self.kind.reloads == "api":
                 await self._reload(query)
             self._code = 0
         if self._stamp:
             query.append(("since", self._stamp))
         else:
-            self._begin_anew()
+            self._reset()
             if self.kind.first == "snapshot" or (self.reloads and self.kind.reloads == "snapshot"):
                 query.append(("snapshot", "true"))
                 self.unfinished = True
@@ -197,7 +204,7 @@ class Witness(asyncio.Protocol):
         if self._stamp_before and self.since < float("inf"):
             finals = frozenset(i for i, row in self.known.items() if row["status"] in FINAL)
             self.ended.append(Ended(self.since, _seconds(self._stamp_before), finals))
-        self._begin_anew()
+        self._reset()
 
     async def _become_present(self) -> None:
         while not self._upgraded:
@@ -217,7 +224,7 @@ class Witness(asyncio.Protocol):
         return urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10)
 
     async def _reload(self, query: list[tuple[str, str]]) -> None:
-        """GET /api/runs, page by page; the first page's timestamp is where to go on from."""
+        """GET /api/runs, page by page. The timestamp of the first page is the next `since`."""
 
         def pages() -> str:
             stamp, cursor = "", ""
@@ -253,7 +260,7 @@ class Witness(asyncio.Protocol):
         """Lose the connection: by RST, by FIN, or by a close frame."""
         self._away = away
         if self._transport is None or self._transport.is_closing():
-            return  # the other side was first
+            return  # the other side closed first
         match how:
             case "rst":
                 sock = self._transport.get_extra_info("socket")
@@ -264,7 +271,7 @@ class Witness(asyncio.Protocol):
             case _:
                 self._transport.write(frame(struct.pack("!H", 1000), CLOSE))
 
-    # What it is told.
+    # Messages
 
     def connection_lost(self, _: Exception | None) -> None:
         self._gone.set()
@@ -317,41 +324,41 @@ class Witness(asyncio.Protocol):
         run_id: str = row["id"]
         self.messages += 1
         if stamp < self._last:
-            self._fault(f"{run_id}: a message of {stamp} behind one of {self._last}")
+            self._fault(f"{run_id}: a message of {stamp} after one of {self._last}")
         if stamp != self._stamp:
             self._stamp_before, self._stamp = self._stamp, stamp
         self._last = stamp
         if GHOST in row["error"]:
-            self._fault(f"{run_id}: what was rolled back was told: {row}")
+            self._fault(f"{run_id}: a rolled-back row was sent: {row}")
         before = self.known.get(run_id)
         self.known[run_id] = row
         if before is None:
             return
         if version(row) < version(before):
             if run_id in self._from_api:
-                self.older_than_get += (
-                    1  # GET answers the later of board and table; the stream is behind it
-                )
+                # GET answers the newer of board and table, and the stream may lag behind the table.
+                self.older_than_get += 1
             else:
-                self._fault(f"{run_id}: version {version(row)} behind {version(before)}")
+                self._fault(f"{run_id}: version {version(row)} after {version(before)}")
         elif before["status"] in FINAL and row["status"] != before["status"]:
-            self._fault(f"{run_id}: {row['status']} behind {before['status']}")
+            self._fault(f"{run_id}: {row['status']} after {before['status']}")
         self._from_api.discard(run_id)
 
     def _fault(self, text: str) -> None:
         if len(self.faults) < 5:
             self.faults.append(f"{self.name}: {text}")
 
-    # What it says when it is asked.
+    # The verdict
 
     def judged(self, truth: dict[str, tuple[Row, float]]) -> tuple[list[str], int]:
-        """What it holds against what is so: the differences, and how many final states it was entitled to."""
+        """Where it differs from the truth, and how many final states it was entitled to."""
         wrong: list[str] = []
         finals = 0
         if not self.present:
             heard = time.monotonic() - self.heard
             wrong.append(
-                f"it is not connected; connection {self.sessions}, last heard {heard:.1f} s ago, holds {len(self.known)} runs"
+                f"not connected: connection {self.sessions}, last heard {heard:.1f} s ago,"
+                f" holds {len(self.known)} runs"
             )
         for run_id, (row, committed) in truth.items():
             held, wanted = self.known.get(run_id), self.kind.wants(row)
@@ -363,15 +370,18 @@ class Witness(asyncio.Protocol):
             finals += entitled and row["status"] in FINAL
             if held is None:
                 if entitled:
+                    after = committed - self.since
                     wrong.append(
-                        f"{run_id} is missing: {row}, committed {committed - self.since:.3f} s after it came"
+                        f"{run_id} is missing: {row}, committed {after:.3f} s after it joined"
                     )
             elif (wanted or self.kind.wants(held)) and held != row:
                 wrong.append(f"{run_id} is {row}, not {held}")
         return [f"{self.name}: {text}" for text in wrong], finals
 
     def untold(self, truth: dict[str, tuple[Row, float]]) -> int:
-        """Ends that former connections had not been told, of those before the last time but one."""
+        """Final states that ended connections had not received, committed before their last
+        timestamp but one.
+        """
         return sum(
             run_id not in ended.finals
             for ended in self.ended
@@ -393,7 +403,7 @@ def _seconds(stamp: str) -> float:
 
 @lru_cache(1)
 def _truth(path: str) -> dict[str, tuple[Row, float]]:
-    """Read once: 40 MB of it take a second, in which nobody here reads what Brain sends."""
+    """Read once: 40 MB take a second, in which no witness reads from its connection."""
     return {row["id"]: (row, committed) for row, committed in json.loads(Path(path).read_text())}
 
 

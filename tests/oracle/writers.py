@@ -1,7 +1,9 @@
-"""Those who write to `runs` while the oracle looks on: each in a thread and on a connection of its own, again and again.
+"""The writers of the oracle. Each has a thread and a connection of its own, and reconnects for
+ever.
 
-A run's version is `progress` in thousandths. Every UPDATE adds one, in the row and under its lock, so versions count up in the
-order of commits. Who finished a run has written its last version: an end is final.
+A run's version is `progress` in thousandths. Every UPDATE adds one, in the row and under its lock,
+so versions increase in the order of commits. The UPDATE that finishes a run writes its last
+version.
 """
 
 import contextlib
@@ -18,14 +20,15 @@ from tests.oracle.witness import GHOST
 from tests.support.patience import PATIENCE
 
 EXTRA: LiteralString = "ALTER TABLE runs ADD COLUMN xact xid8 DEFAULT pg_current_xact_id()"
-"""Which transaction has last changed a run, so that its commit time can be asked for. Not `xmin`: an ALTER that rewrites the table
-sets that of all rows."""
+"""The transaction that last changed a run, from which its commit time can be queried. `xmin` would
+not do: an ALTER that rewrites the table sets it in all rows."""
 
 NEXT: LiteralString = "progress = round(progress * 1000 + 1) / 1000, xact = pg_current_xact_id()"
-"""Of a double the nearest to its thousandth, of a numeric the same: both print as that."""
+"""Rounded, so that double precision and numeric print the same thousandth."""
 
-SOME: LiteralString = """(SELECT id FROM runs WHERE status IN ('queued', 'running') ORDER BY random() LIMIT %s
-                          FOR UPDATE SKIP LOCKED)"""
+SOME: LiteralString = """(
+    SELECT id FROM runs WHERE status IN ('queued', 'running') ORDER BY random() LIMIT %s
+    FOR UPDATE SKIP LOCKED)"""
 STEP: LiteralString = f"""
 UPDATE runs SET {NEXT}, started_at = coalesce(started_at, clock_timestamp()), status = 'running'
 WHERE id IN {SOME}"""
@@ -39,17 +42,19 @@ HAUNT: LiteralString = (
 INSERT: LiteralString = """
 INSERT INTO runs (id, progress, agent, task_id, error)
 SELECT 'run-' || i, 0.001, 'agent-' || i %% 5, 'task-' || i %% 7,
-       -- Now and then too long to be stored in its row: what an UPDATE leaves as it is, the stream then does not repeat.
-       CASE WHEN i %% 20 = 0 THEN (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 150) g) ELSE repeat('x', 500) END
+       -- Sometimes so long (TOAST) that the stream omits it when an UPDATE does not change it.
+       CASE WHEN i %% 20 = 0
+            THEN (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 150) g)
+            ELSE repeat('x', 500) END
 FROM generate_series(%s::int, %s::int) i"""
 
 Conn: TypeAlias = psycopg.Connection[tuple[object, ...]]
 Act: TypeAlias = Callable[[Conn, random.Random], int]
-"""One transaction or a few: returns how many rows were changed by what was committed."""
+"""One or more transactions. Returns how many rows the committed ones changed."""
 
 
 class Numbers:
-    """Fresh ids for all; a run that was deleted does not come again."""
+    """Ids for new runs. The id of a deleted run is never used again."""
 
     def __init__(self) -> None:
         self._next = 1
@@ -62,19 +67,19 @@ class Numbers:
 
 
 class Writers:
-    """`rate` is how many rows they change in a second, roughly, all together."""
+    """`rate`: rows that all writers together change in a second, roughly."""
 
     def __init__(self, url: str, seed: str, rate: float) -> None:
         self.changes = self.transactions = self.failures = 0
         self.errors: list[Exception] = []
-        """Beside those of a database that goes and comes: faults of the test's own."""
+        """Other errors than those of a database that is down: faults of the test itself."""
         self._url = url
         self._seed = seed
         self._numbers = Numbers()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         acts: dict[str, tuple[Act, float]] = {
-            # Its share of the rate.
+            # The writer, and its share of the rate
             "inserts": (self._insert, 0.05),
             "updates": (_update, 0.15),
             "bulk": (self._bulk, 0.6),
@@ -92,22 +97,22 @@ class Writers:
             thread.start()
 
     def stop(self) -> None:
-        """Returns when what was begun has ended, prepared transactions too."""
+        """Wait until all transactions have ended, and roll back those that are prepared."""
         self._stop.set()
         for thread in self._threads:
             thread.join(PATIENCE)
-            assert not thread.is_alive(), f"the writer that {thread.name} hangs"
+            assert not thread.is_alive(), f"the writer {thread.name!r} hangs"
         with psycopg.connect(self._url, autocommit=True) as conn:
             _clear(conn)
 
     def _connect(self) -> Conn:
-        # Without prepared statements: what is altered under them would fail those.
+        # No prepared statements: an ALTER of the table makes them fail.
         return psycopg.connect(self._url, connect_timeout=5, prepare_threshold=None)
 
     def _work(self, name: str, act: Act, rate: float) -> None:
         try:
             self._keep_working(name, act, rate)
-        except Exception as error:  # noqa: BLE001 - it is told in the end
+        except Exception as error:  # noqa: BLE001 - reported at the end
             self.errors.append(error)
 
     def _keep_working(self, name: str, act: Act, rate: float) -> None:
@@ -151,7 +156,9 @@ class Writers:
 
 
 def _update(conn: Conn, dice: random.Random) -> int:
-    """One run at a time, as a program would; its agent may change, and who filters must see it come and go."""
+    """One run at a time. Its agent may change, so it enters and leaves the view of a filter by
+    agent.
+    """
     match dice.choices(("step", "finish", "hand over"), (60, 25, 15))[0]:
         case "step":
             count = conn.execute(STEP, (1,)).rowcount
@@ -168,7 +175,7 @@ def _update(conn: Conn, dice: random.Random) -> int:
 
 
 def _waver(conn: Conn, dice: random.Random) -> int:
-    """Rolls back: all, or to a savepoint; or fails."""
+    """Rolls back the transaction, or to a savepoint, or fails."""
     count = 0
     match dice.randrange(3):
         case 0:
@@ -192,7 +199,7 @@ def _waver(conn: Conn, dice: random.Random) -> int:
 
 
 def _sit(conn: Conn, dice: random.Random) -> int:
-    """Writes, and takes its time: no slot can be made meanwhile."""
+    """Keeps a writing transaction open: until it ends, PostgreSQL creates no slot."""
     count = conn.execute(STEP, (dice.randint(1, 20),)).rowcount
     time.sleep(dice.uniform(0.2, 3))
     count += conn.execute(FINISH, (dice.randint(1, 3),)).rowcount
@@ -205,7 +212,8 @@ def _sit(conn: Conn, dice: random.Random) -> int:
 
 
 def _delete(conn: Conn, dice: random.Random) -> int:
-    query = "DELETE FROM runs WHERE id IN (SELECT id FROM runs ORDER BY random() LIMIT %s FOR UPDATE SKIP LOCKED)"
+    some: LiteralString = "SELECT id FROM runs ORDER BY random() LIMIT %s FOR UPDATE SKIP LOCKED"
+    query: LiteralString = f"DELETE FROM runs WHERE id IN ({some})"
     count = conn.execute(query, (dice.randint(1, 2),)).rowcount
     conn.commit()
     return count
@@ -224,7 +232,7 @@ ALTERATIONS: tuple[LiteralString, ...] = (
     "ALTER TABLE runs ALTER agent TYPE varchar(100)",
     "ALTER TABLE runs ALTER agent TYPE text",
 )
-"""Those of types are a new beginning: every client is told to come back."""
+"""A change of a type starts a new history: every client is closed with 4410."""
 
 
 def _alter(conn: Conn, dice: random.Random) -> int:
@@ -234,7 +242,7 @@ def _alter(conn: Conn, dice: random.Random) -> int:
 
 
 def _prepare(conn: Conn, dice: random.Random) -> int:
-    """Two-phase commit. What a crash leaves prepared is brought to an end by the next."""
+    """Two-phase commit. The next call rolls back what a crash left prepared."""
     conn.rollback()
     conn.autocommit = True
     try:
@@ -256,7 +264,7 @@ def _prepare(conn: Conn, dice: random.Random) -> int:
 
 
 def _clear(conn: Conn) -> None:
-    """Roll back what is prepared and that nobody ends any more."""
+    """Roll back every transaction that was left prepared."""
     for (gid,) in conn.execute(
         "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
     ).fetchall():

@@ -1,4 +1,4 @@
-"""Thousands of connections at once, of raw sockets and one epoll, from many addresses of loopback."""
+"""Thousands of connections at once: raw sockets and one epoll, from many addresses of loopback."""
 
 import contextlib
 import itertools
@@ -14,16 +14,16 @@ from tests.support.patience import PATIENCE
 from tests.support.wire import request
 
 IP_BIND_ADDRESS_NO_PORT = 24
-"""Linux, ip(7): the port is chosen when the peer is known, so one port serves many peers."""
+"""Linux, ip(7): the port is chosen when the peer is known, so one port can serve many peers."""
 
 PER_ADDRESS = 50
-"""Connections of one address, so that no rule for one address is met."""
+"""Connections of one address: few enough for the limits of an address."""
 
 _numbers = itertools.count()
 
 
-def room(count: int, spare: int = 500) -> int:
-    """How many of these connections the process may have: the hard limit of descriptors is the machine's."""
+def capped(count: int, spare: int = 500) -> int:
+    """`count`, or as many connections as the hard limit of descriptors permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -31,20 +31,22 @@ def room(count: int, spare: int = 500) -> int:
 
 
 class Member:
-    __slots__ = ("came", "data", "ended", "sock")
+    __slots__ = ("connected", "data", "ended", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.data = b""
-        """What it was sent; behind the head of the answer, if it asked for an upgrade."""
-        self.came = False
-        """Connected, and upgraded, if it asked for that."""
+        """What it received. Without the head of the answer, if it asked for an upgrade."""
+        self.connected = False
+        """Connected, and upgraded if it asked for that."""
         self.ended = 0.0
-        """When its stream has ended."""
+        """When its stream ended, or 0."""
 
 
 class Crowd:
-    """`ask` is what each says as soon as it is connected: with it, one has come when it was answered 101."""
+    """`ask`: bytes that each sends when it connects. Then it counts as connected once it gets a
+    101.
+    """
 
     def __init__(self, port: int, ask: bytes = b"", *, rcvbuf: int | None = None) -> None:
         self.members: list[Member] = []
@@ -60,14 +62,16 @@ class Crowd:
     def clients(
         cls, port: int, count: int, target: str = "/ws", *, rcvbuf: int | None = None
     ) -> Self:
-        """So many WebSocket clients, all of them connected."""
+        """`count` WebSocket clients, all of them connected."""
         crowd = cls(port, request(target), rcvbuf=rcvbuf)
-        crowd.come(count)
+        crowd.connect(count)
         return crowd
 
-    def come(self, count: int, *, window: int = 500) -> None:
-        """So many more: `window` of them under way at once. Returns when all have come, or been refused."""
-        room(0)
+    def connect(self, count: int, *, window: int = 500) -> None:
+        """Open `count` more connections, `window` at a time. Returns when all are connected or
+        refused.
+        """
+        capped(0)
         until = time.monotonic() + PATIENCE
         begun = 0
         while begun < count or self._under_way:
@@ -75,7 +79,7 @@ class Crowd:
                 self.members.append(self._begin())
                 begun += 1
             self.pump(0.0 if begun < count else 0.05, lambda: not self._under_way)
-            assert time.monotonic() < until, f"{self._under_way} of {count} have not come"
+            assert time.monotonic() < until, f"{self._under_way} of {count} did not connect"
 
     def _begin(self) -> Member:
         sock = socket.socket()
@@ -93,7 +97,7 @@ class Crowd:
         return member
 
     def pump(self, seconds: float, done: Callable[[], bool] | None = None) -> bool:
-        """Read what comes, for so long or until it is `done`. Returns whether it was."""
+        """Read for `seconds`, or until `done`. Returns whether it is done."""
         until = time.monotonic() + seconds
         while True:
             for fd, events in self._epoll.poll(max(0.0, min(0.05, until - time.monotonic())), 4096):
@@ -119,7 +123,7 @@ class Crowd:
             self._end(member)
             return
         member.data += data
-        if not member.came and (end := member.data.find(b"\r\n\r\n")) >= 0:
+        if not member.connected and (end := member.data.find(b"\r\n\r\n")) >= 0:
             if member.data.startswith(b"HTTP/1.1 101 "):
                 member.data = member.data[end + 4 :]
                 self._arrive(member)
@@ -128,28 +132,28 @@ class Crowd:
                 self._end(member)
 
     def _arrive(self, member: Member) -> None:
-        member.came = True
+        member.connected = True
         self._under_way -= 1
 
     def _end(self, member: Member) -> None:
-        self._under_way -= not member.came
+        self._under_way -= not member.connected
         member.ended = time.monotonic()
         del self._by_fd[member.sock.fileno()]
         self._epoll.unregister(member.sock)
         member.sock.close()
 
-    def say(self, data: bytes) -> None:
-        """Each sends this: a pong, for example, for nobody here answers a ping."""
+    def send(self, data: bytes) -> None:
+        """Send this on each connection. (Nothing here answers a ping.)"""
         for member in self.present:
             with contextlib.suppress(OSError):
                 member.sock.send(data)
 
     @property
     def present(self) -> list[Member]:
-        return [each for each in self.members if each.came and not each.ended]
+        return [each for each in self.members if each.connected and not each.ended]
 
-    def leave(self, *, reset: bool = False) -> None:
-        """All that are left close, by FIN or by RST."""
+    def close(self, *, reset: bool = False) -> None:
+        """Close all connections, by FIN or by RST."""
         for member in self._by_fd.values():
             if reset:
                 with contextlib.suppress(OSError):
@@ -167,12 +171,12 @@ class Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave(reset=True)
+        self.close(reset=True)
         self._epoll.close()
 
 
 def frames(data: bytes) -> list[tuple[int, bytes]]:
-    """The server's frames in this: (opcode, payload). The last may be cut."""
+    """The complete frames of a server in this: (opcode, payload)."""
     found: list[tuple[int, bytes]] = []
     at = 0
     while at + 2 <= len(data):

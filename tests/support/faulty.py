@@ -1,4 +1,6 @@
-"""Servers that do not behave: a proxy that cuts, stalls, resets and answers in place of the server, and one that says goodbye."""
+"""Servers with faults: a proxy that cuts, stalls, resets or answers itself, and a server that
+closes.
+"""
 
 import asyncio
 import contextlib
@@ -13,15 +15,15 @@ from websockets.asyncio.server import ServerConnection, serve
 
 
 class Proxy:
-    """Between the client and `port`, until it is told to do harm."""
+    """Passes bytes between a client and `port`, and causes faults."""
 
     def __init__(self, port: int) -> None:
         self.target = port
         self.stalled = False
         self.answers: deque[bytes] = deque()
-        """Given to the next connections, in place of what the server would say."""
+        """Sent to the next connections instead of the server's answer."""
         self.came: list[float] = []
-        """When each connection came."""
+        """When each connection was accepted."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -90,9 +92,10 @@ def answer(status: int, *headers: str) -> bytes:
 
 @contextlib.asynccontextmanager
 async def closing(*codes: int) -> AsyncIterator[tuple[str, list[tuple[float, str]]]]:
-    """A server that ends its connections with these codes, one after the other, the last for ever; 0 lets them be.
+    """A server that closes each connection with the next of these codes, and all further ones with
+    the last. 0 keeps the connection open.
 
-    What it yields besides its URL is when each connection came, and for what.
+    Yields its URL, and the time and target of each connection.
     """
     came: list[tuple[float, str]] = []
 

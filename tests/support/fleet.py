@@ -1,4 +1,7 @@
-"""Many clients at little cost, and the truth that they are held against: whatever broke, their state must be what SELECT says."""
+"""Many clients at little cost, and the check that they hold what SELECT shows, whatever broke.
+
+Load writes to the table, and `sound` checks that a block leaves nothing behind in Brain.
+"""
 
 import json
 import selectors
@@ -27,32 +30,34 @@ FIELDS = "id, status, progress, task_id, agent, started_at, completed_at, error"
 
 
 class Fleet:
-    """Clients that read all they are sent, in a thread of their own, and stay. What they were sent is looked at afterwards:
-    those who were sent the same bytes need be looked at once. `anew`: at the end each has been told, by 4410, to begin anew, and
-    has loaded GET /api/runs and come back.
+    """Clients that stay connected and read everything, in one thread.
+
+    Their messages are examined afterwards, once for all clients that received the same bytes.
+    `reload`: in the end each client has been closed with 4410, has loaded GET /api/runs and has
+    reconnected.
     """
 
     def __init__(
-        self, brain: Brain, count: int = 5, query: str = "?snapshot=true", *, anew: bool = False
+        self, brain: Brain, count: int = 5, query: str = "?snapshot=true", *, reload: bool = False
     ) -> None:
         self._brain = brain
-        self._anew = anew
+        self._reload = reload
         self._loaded: dict[int, list[dict[str, Any]]] = {}
-        """What who began anew was answered by GET /api/runs."""
+        """Client → the answer of GET /api/runs when it reloaded."""
         self._sockets: list[socket.socket] = []
-        self._taken: list[bytearray] = []
+        self._received: list[bytearray] = []
         self.ended: list[int] = []
-        """Those whose connection has ended, by number."""
+        """The clients whose connection has ended."""
         self._selector = selectors.DefaultSelector()
         for number in range(count):
             self._sockets.append(self._connect(number, query))
-            self._taken.append(bytearray())
+            self._received.append(bytearray())
         self._going = True
         self._thread = threading.Thread(target=self._read, name="fleet")
         self._thread.start()
-        self.until(lambda: all(b"\r\n\r\n" in taken for taken in self._taken))
-        assert all(taken.startswith(b"HTTP/1.1 101 ") for taken in self._taken), bytes(
-            self._taken[0][:500]
+        self.until(lambda: all(b"\r\n\r\n" in taken for taken in self._received))
+        assert all(taken.startswith(b"HTTP/1.1 101 ") for taken in self._received), bytes(
+            self._received[0][:500]
         )
 
     def _connect(self, number: int, query: str) -> socket.socket:
@@ -62,7 +67,7 @@ class Fleet:
         self._selector.register(sock, selectors.EVENT_READ, number)
         return sock
 
-    def _begin_anew(self, number: int) -> None:
+    def _reload_all(self, number: int) -> None:
         self._loaded[number], stamp, cursor = [], "", ""
         while not stamp or cursor:
             page = self._brain.get(
@@ -70,7 +75,7 @@ class Fleet:
             )[1]
             self._loaded[number] += page["runs"]
             stamp, cursor = stamp or page["timestamp"], page["next_cursor"]
-        self._taken[number] = bytearray()
+        self._received[number] = bytearray()
         self._sockets[number].close()
         self._sockets[number] = self._connect(number, f"?since={stamp}")
 
@@ -83,11 +88,11 @@ class Fleet:
                 except OSError:
                     data = b""
                 if data:
-                    self._taken[number] += data
+                    self._received[number] += data
                 else:
                     self._selector.unregister(sock)
-                    if self._anew and AGAIN in self._taken[number][-128:]:
-                        self._begin_anew(number)
+                    if self._reload and AGAIN in self._received[number][-128:]:
+                        self._reload_all(number)
                     else:
                         self.ended.append(number)
 
@@ -97,7 +102,9 @@ class Fleet:
     def __exit__(self, *error: object) -> None:
         self._going = False
         self._thread.join(PATIENCE)
-        assert error[0] is not None or len(self._loaded) == (len(self._taken) if self._anew else 0)
+        assert error[0] is not None or len(self._loaded) == (
+            len(self._received) if self._reload else 0
+        )
         for sock in self._sockets:
             sock.close()
         self._selector.close()
@@ -111,20 +118,24 @@ class Fleet:
         """Wait for it. Returns how long it took, in seconds. `what` says what is there instead."""
         begun = time.monotonic()
         while not condition():
-            assert time.monotonic() - begun < seconds, what() or "it did not come in time"
+            assert time.monotonic() - begun < seconds, (
+                what() or "the condition did not hold in time"
+            )
             time.sleep(0.003)
         return time.monotonic() - begun
 
-    def told(self, text: str, seconds: float = PATIENCE) -> float:
-        """Wait until every client has been sent this text, such as a run's id. Returns how long it took, in seconds."""
+    def received(self, text: str, seconds: float = PATIENCE) -> float:
+        """Wait until every client has been sent this text, such as a run's id. Returns how long it
+        took, in seconds.
+        """
         needle = text.encode()
-        left = set(range(len(self._taken)))
+        left = set(range(len(self._received)))
         looked = dict.fromkeys(left, 0)
 
         def everyone() -> bool:
             for number in list(left):
-                taken = self._taken[number]
-                if len(taken) < looked[number]:  # it has begun anew
+                taken = self._received[number]
+                if len(taken) < looked[number]:  # it has reloaded
                     looked[number] = 0
                 loaded = (
                     number in self._loaded and needle in json.dumps(self._loaded[number]).encode()
@@ -134,14 +145,19 @@ class Fleet:
                 looked[number] = len(taken)
             return not left
 
-        return self.until(everyone, seconds, lambda: f"{len(left)} clients were not told of {text}")
+        return self.until(
+            everyone, seconds, lambda: f"{len(left)} clients have not received {text}"
+        )
 
     def messages(self, number: int = 0) -> list[dict[str, Any]]:
-        """All that this client was sent so far."""
-        return list(_messages(bytes(self._taken[number])))
+        """Every message that this client has received."""
+        return list(_messages(bytes(self._received[number])))
 
     def state(self, taken: bytes, loaded: Sequence[dict[str, Any]] = ()) -> State:
-        """What a client knows who has loaded and then was sent this. Its clock never goes back, nor does a run of Load's."""
+        """The state of a client that loaded these runs and then received these bytes.
+
+        Checks that timestamps and the versions of the runs of Load never decrease.
+        """
         state: State = {run["id"]: _timed(run) for run in loaded}
         last = ""
         for message in _messages(taken):
@@ -155,16 +171,16 @@ class Fleet:
         return state
 
     def check(self, url: str) -> None:
-        """Every client is connected, and knows of each run in the table what SELECT says of it."""
+        """Every client is connected, and holds what SELECT shows of each run in the table."""
         until = time.monotonic() + PATIENCE
         while True:
             wanted = truth(url)
             states = [
                 self.state(taken)
-                for taken in {bytes(each) for each in self._taken if not self._loaded}
+                for taken in {bytes(each) for each in self._received if not self._loaded}
             ]
             states += [
-                self.state(bytes(self._taken[i]), loaded)
+                self.state(bytes(self._received[i]), loaded)
                 for i, loaded in list(self._loaded.items())
             ]
             wrong = [
@@ -174,7 +190,7 @@ class Fleet:
                 if state.get(i) != row
             ]
             assert not self.ended, f"clients {self.ended} have lost their connection"
-            if not wrong and len(self._loaded) in (0, len(self._taken)):
+            if not wrong and len(self._loaded) in (0, len(self._received)):
                 return
             assert time.monotonic() < until, (
                 f"{len(wrong)} states differ from SELECT, for example {wrong[:3]}"
@@ -183,7 +199,7 @@ class Fleet:
 
 
 def _messages(taken: bytes) -> Iterator[dict[str, Any]]:
-    """The messages in whole frames behind the answer to the upgrade; a close frame is a fault."""
+    """The messages after the answer to the upgrade. A close frame is a failure."""
     at = taken.index(b"\r\n\r\n") + 4
     while at + 2 <= len(taken):
         opcode, size, start = taken[at] & 0x0F, taken[at + 1], at + 2
@@ -218,7 +234,7 @@ def _moment(text: str) -> datetime:
 
 
 def truth(url: str) -> State:
-    """The table, as messages would tell it."""
+    """The table, as messages would show it."""
     with psycopg.connect(
         url, options="-c timezone=UTC -c datestyle=ISO", client_encoding="UTF8"
     ) as conn:
@@ -234,8 +250,8 @@ def truth(url: str) -> State:
 
 @contextmanager
 def sound(brain: Brain, growth: int = 48 << 20) -> Iterator[None]:
-    """What the block does leaves nothing behind in a Brain that is warm: no client, no descriptor, no traceback, and no
-    more memory than `growth` bytes.
+    """The block leaves nothing behind in a warm Brain: no client, descriptor or traceback, and at
+    most `growth` bytes of memory.
     """
     before, resident = baseline(brain), memory(brain.process.pid)
     yield
@@ -245,24 +261,25 @@ def sound(brain: Brain, growth: int = 48 << 20) -> Iterator[None]:
 
 
 class Load:
-    """Writers who change runs at a rate, one commit each, and connect again and again to a database that is away.
+    """Writers that change runs at `rate` a second, one commit each, and reconnect for ever.
 
-    `task_id` counts a run's versions, so that who follows can tell whether one ever goes back.
+    `task_id` counts a run's versions, so a client can tell whether one ever decreases.
     """
 
     CHANGE = (
         "INSERT INTO runs (id, status, task_id) VALUES (%s, 'queued', '1')"
         " ON CONFLICT (id) DO UPDATE SET task_id = (runs.task_id::int + 1)::text,"
-        " status = (ARRAY['queued', 'running', 'running', 'completed', 'failed'])[1 + runs.task_id::int %% 5]"
+        " status = (ARRAY['queued', 'running', 'running', 'completed', 'failed'])"
+        "[1 + runs.task_id::int %% 5]"
     )
 
     def __init__(self, url: str, rate: float = 1000, *, writers: int = 2, runs: int = 200) -> None:
         self._url = url
-        self._pace = writers / rate if rate else 0.0
+        self._seconds_each = writers / rate if rate else 0.0
         self._runs = runs // writers
         self._going = True
         self.commits: list[tuple[float, float]] = []
-        """When each began, and the seconds until it was committed."""
+        """When each transaction began, and the seconds until it was committed."""
         self._threads = [threading.Thread(target=self._write, args=(n,)) for n in range(writers)]
         for thread in self._threads:
             thread.start()
@@ -281,7 +298,7 @@ class Load:
                         now = time.monotonic()
                         self.commits.append((began, now - began))
                         number += 1
-                        due = max(due + self._pace, now - 0.1)
+                        due = max(due + self._seconds_each, now - 0.1)
                         time.sleep(max(0.0, due - now))
             except psycopg.OperationalError:
                 time.sleep(0.02)

@@ -31,7 +31,7 @@ class InProcessServer:
         self.state = ServerState(policy, self.limiter, connections)
         self.sockets = listen(["127.0.0.1"], 0)
         self.port: int = self.sockets[0].getsockname()[1]
-        self.server = Server(app, self.state, timeout=75, ping_interval=ping_interval)
+        self.server = Server(app, self.state, ping_interval=ping_interval)
         self.seen = 0
         self.hub.push(self.board.apply(Snapshot([], 1)))
 

@@ -1,7 +1,7 @@
-"""How long a test waits for what has to come: BRAIN_TEST_PATIENCE, a factor, makes all of it longer or shorter.
+"""How long a test waits. The factor BRAIN_TEST_PATIENCE makes every wait longer or shorter.
 
-No test asserts how quickly something comes: that is what benchmarks/ measures. A deadline only ends the wait for what will never come,
-so it is far beyond what a busy machine needs.
+No test asserts how quickly something happens: benchmarks/ measures that. A deadline only ends the
+wait for something that never happens, so it is far longer than a busy machine needs.
 """
 
 import asyncio

@@ -8,8 +8,10 @@ _dice = random.SystemRandom()  # workers of a test session must not all throw th
 
 
 def free_port() -> int:
-    """One below those that the kernel gives to clients. Of the others, a client that knocks while the server is away may be
-    given the very one, and is then connected to itself; or anybody's client has it when the server comes back.
+    """A port below the kernel's range for clients.
+
+    A port in that range may be given to a client that connects while the server is down. The client
+    is then connected to itself, or holds the port when the server comes back.
     """
     while True:
         port = _dice.randrange(10_000, 32_000)

@@ -72,7 +72,7 @@ class Postgres:
             os.chown(self.folder, account.pw_uid, account.pw_gid)
 
     def init(self) -> "Postgres":
-        """A new cluster: the copy of one that is made once, for a copy takes a tenth of initdb's time."""
+        """Copy a new cluster, which takes a tenth of the time of initdb."""
         subprocess.run(["cp", "-a", _new_cluster(self.version), self.data], check=True)
         return self
 
@@ -163,7 +163,8 @@ class Postgres:
     def create_database(self, template: str = "template1", owner: str = "postgres") -> str:
         """Returns the new database's name."""
         name = f"test_{next(_names)}"
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}")
+        # To copy the files takes half the time of writing them to the log.
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} STRATEGY FILE_COPY")
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(statement.format(*map(sql.Identifier, (name, template, owner))))
         return name

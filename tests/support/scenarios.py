@@ -1,4 +1,6 @@
-"""What the fault suites share: a server that may be harmed, a Brain with clients who stay, and scenarios that mostly wait."""
+"""What the fault tests share: a server to harm, a Brain with clients, and scenarios that mostly
+wait.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,12 +18,12 @@ from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE, with_template
 
 WITHIN = within(30)
-"""Seconds until who was cut off is told: fifteen times what is promised of an idle machine."""
+"""Seconds until a client receives what it missed: fifteen times the promise for an idle machine."""
 
 
 @contextmanager
 def fresh(version: int = 18, **settings: str) -> Iterator[tuple[Postgres, str]]:
-    """A server of one's own, and the URL of a database on it."""
+    """A server for this test alone, and the URL of a database on it."""
     with running(version, **settings) as server:
         with_template(server)
         yield server, server.url(server.create_database(TEMPLATE, ROLE), ROLE)
@@ -34,25 +36,25 @@ def followed(
     *,
     clients: int = 3,
     growth: int = 48 << 20,
-    anew: bool = False,
+    reload: bool = False,
     **settings: Any,
 ) -> Iterator[tuple[Brain, Fleet]]:
-    """A Brain, and clients of it who stay to the end, when nothing is left behind."""
+    """A Brain, and clients that stay connected to the end, when nothing is left behind."""
     with (
         served(database_url=url, follows=follows, **settings) as brain,
         sound(brain, growth),
-        Fleet(brain, clients, anew=anew) as fleet,
+        Fleet(brain, clients, reload=reload) as fleet,
     ):
         yield brain, fleet
 
 
 def sources(brain: Brain) -> list[str]:
-    """What the log says of the source: one line for each change."""
+    """The log lines about the source, one for each change."""
     return re.findall(r"^.*\bsource\b.*\bnow=.*$", brain.log(), re.MULTILINE)
 
 
 def detail(brain: Brain, *words: str, seconds: float = WITHIN) -> None:
-    """Wait until /readyz says this of the source."""
+    """Wait until `detail` and `hint` of /readyz contain these words."""
     found: dict[str, Any] = {}
 
     def said() -> bool:
@@ -63,16 +65,19 @@ def detail(brain: Brain, *words: str, seconds: float = WITHIN) -> None:
 
 
 def walsenders(url: str) -> list[tuple[int, str]]:
-    """Those of this database, and the slots."""
-    query = (
-        "SELECT pid, backend_type FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()"
-        " UNION ALL SELECT 0, slot_name FROM pg_replication_slots WHERE database = current_database()"
-    )
+    """The walsenders and slots of this database."""
+    query = """
+        SELECT pid, backend_type FROM pg_stat_activity
+        WHERE backend_type = 'walsender' AND datname = current_database()
+        UNION ALL
+        SELECT 0, slot_name FROM pg_replication_slots WHERE database = current_database()"""
     return [(int(pid), str(what)) for pid, what in execute(url, query)]
 
 
 def aside(scenario: Callable[..., None]) -> Callable[..., None]:
-    """A test that mostly waits, and need not do so alone: conftest's `begun` runs those of a module side by side."""
+    """Decorates a test that mostly waits: conftest's `begun` runs all of a module at the same
+    time.
+    """
 
     def test(request: pytest.FixtureRequest, begun: dict[str, Future[None]], **_: object) -> None:
         begun[request.node.name].result(within(600))

@@ -200,10 +200,15 @@ class Peer:
 
     async def message(self) -> dict[str, Any]:
         """The server's next message, after any pings."""
+        found = await self.text()
+        return _decoded(found.payload)
+
+    async def text(self) -> Frame:
+        """The next frame, which is a text. Pings are skipped."""
         while (found := await self.frame()).opcode == PING:
             assert found.payload == b""
         assert found.opcode == TEXT, found
-        return _decoded(found.payload)
+        return found
 
     async def frames(self) -> list[Frame]:
         """All frames up to the end of the server's stream."""
@@ -215,7 +220,7 @@ class Peer:
                 except asyncio.IncompleteReadError as end:
                     assert end.partial == b"", "the stream ends in the middle of a frame"  # noqa: PT017
                     return found
-                except ConnectionResetError:
+                except ConnectionError:
                     return found
 
     async def farewell(self) -> int:

@@ -171,7 +171,7 @@ REFUSED = [
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
     ("BRAIN_BOARD_MEMORY", "128MB", "the board memory is 1048576 bytes or more"),
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
-    ("BRAIN_PING_TIMEOUT", "59", "a ping timeout is 60 to 7200 seconds"),
+    ("BRAIN_PING_TIMEOUT", "4", "a ping timeout is 5 to 7200 seconds"),
     ("BRAIN_POLL_INTERVAL", "0", "a poll interval is 0.01 to 60 seconds"),
     ("BRAIN_LOG_LEVEL", "loud", "a level is debug, info, warning or error"),
 ]

@@ -65,7 +65,9 @@ _AUTHORITY: Final = re.compile(
     r"(?:([a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?)|\[([0-9a-f:.]+)(?:%(?:25)?[a-z0-9._~-]+)?\])"
     r"(?::([0-9]{0,5}))?"
 )
-_ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)")
+_ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
+_OPAQUE_HOST: Final = re.compile(r"[a-z0-9._~%:-]*")
+"""The host of an application's own scheme (URL Standard, section 3.2), without shell characters."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_AUTHORITY: Final = 400
 """Bytes of a Host or an Origin (a name has at most 253). A longer one is neither parsed nor
@@ -89,6 +91,8 @@ class Authority:
         )
         if match:
             name, literal, digits = match.groups()
+            # The dot of a complete name (RFC 1034, section 3.1) changes nothing.
+            name = name and name.removesuffix(".")
             found = address(name or literal)
             port = int(digits) if digits else None
             if (port or 0) <= 65535 and (name or found):
@@ -96,6 +100,12 @@ class Authority:
         raise AddressError(
             f"{quoted(text)} is not a host, such as localhost:5221 or 192.168.1.20 or [fd00::1]"
         )
+
+    @classmethod
+    def parse_setting(cls, text: str) -> "Authority":
+        """As an operator writes it: an IPv6 address may be without its brackets."""
+        literal = text.partition("%")[0]
+        return cls.parse(f"[{literal}]" if isinstance(address(text), IPv6Address) else text)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if isinstance(self.host, IPv6Address) else str(self.host)
@@ -108,7 +118,10 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`scheme://host[:port]` (RFC 6454, 6.2), always with the port of a scheme that has one."""
+    """`scheme://host[:port]` (RFC 6454, 6.2), always with the port of a scheme that has one.
+
+    What an application's own scheme has behind it (`app://obsidian.md`, `app://`) is only compared.
+    """
 
     scheme: str
     authority: Authority
@@ -122,13 +135,18 @@ class Origin:
             else None
         )
         try:
-            if match:
+            if match and match[1] in DEFAULT_PORTS:
                 return cls(match[1], Authority.parse(match[2]).on(match[1]))
+            if match and _OPAQUE_HOST.fullmatch(match[2]):
+                return cls(match[1], Authority(match[2], None))
         except AddressError:
             pass
         raise AddressError(
             f"{quoted(text)} is not an origin, such as http://app.example:3000"
         ) from None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
 
 
 def header_text(value: bytes) -> str:

@@ -42,6 +42,9 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 _ABSOLUTE: Final = re.compile(rb"(?:https?|wss?)://([^/?#]*)", re.IGNORECASE)
 _HOP: Final = re.compile(r"\[([^]]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 _OPAQUE: Final = frozenset({"null", "file://"})
+_OWN_HOST: Final = b"localhost"
+MAX_HINT: Final = 80
+"""Characters of a value that a hint repeats."""
 
 
 class Policy:
@@ -68,7 +71,7 @@ class Policy:
         self._opaque = lower & _OPAQUE
         self._origins = frozenset(map(Origin.parse, lower - _OPAQUE - {"*"}))
         self._any_host = "*" in hosts
-        self._hosts = frozenset(Authority.parse(text) for text in hosts if text != "*")
+        self._hosts = frozenset(Authority.parse_setting(text) for text in hosts if text != "*")
         own = machine.lower()
         self._names = frozenset({"localhost", own, f"{own}.local"} if own else {"localhost"})
         # Clients repeat themselves: a request costs look-ups, not parsing an address, a Host and an
@@ -84,15 +87,30 @@ class Policy:
         `target` is the request target as it was sent: an absolute one names a host of its own,
         which an ASGI scope does not contain.
         """
+        return self._check(peer, headers, target, any_host=False)
+
+    def check_probe(self, peer: str, headers: Headers, target: bytes) -> Address | Rejection:
+        """As `check`, but no Host, an empty one and that of another server are permitted.
+
+        For an answer that is the same for everybody, and tells a page that rebinds its name
+        nothing.
+        """
+        return self._check(peer, headers, target, any_host=True)
+
+    def _check(
+        self, peer: str, headers: Headers, target: bytes, *, any_host: bool
+    ) -> Address | Rejection:
         client = self.client_address(peer, headers)
         if client is None:
             return _no_address(peer, headers)
-        rejection = self._network_rule(client) or self._check_page(headers, target)
+        rejection = self._network_rule(client) or self._check_page(headers, target, any_host)
         return client if rejection is None else rejection
 
-    def _check_page(self, headers: Headers, target: bytes) -> Rejection | None:
+    def _check_page(self, headers: Headers, target: bytes, any_host: bool) -> Rejection | None:
         """The rules against pages of other sites: Host, Origin, cross-site."""
         hosts = [value for name, value in headers if name == b"host"]
+        if any_host and (not hosts or hosts == [b""]):
+            hosts = [_OWN_HOST]
         if len(hosts) != 1:
             return Rejection(
                 "host_header", f"a request has one Host header, and this one has {len(hosts)}"
@@ -107,8 +125,10 @@ class Policy:
             hosts.append(absolute[1])
         for host in hosts:
             rejection = (self._host_rule if len(host) <= MAX_AUTHORITY else self._check_host)(host)
-            if rejection is not None:
+            if rejection is not None and not (any_host and rejection.code == "host"):
                 return rejection
+        # A page of the Host itself may connect, but not of a Host that is not ours.
+        host = _OWN_HOST if any_host else hosts[-1]
         origins = [value for name, value in headers if name == b"origin"]
         if self._any_origin:
             return None
@@ -120,7 +140,7 @@ class Policy:
             )
         origin = origins[0]
         return (self._origin_rule if len(origin) <= MAX_AUTHORITY else self._check_origin)(
-            origin, hosts[-1]
+            origin, host
         )
 
     def client_address(self, peer: str, headers: Headers) -> Address | None:
@@ -171,19 +191,22 @@ class Policy:
             return None
         detail = (
             f"{quoted(value)} is not a name of this server: if it is one (a DNS name, "
-            f"a service of docker compose), start Brain with it in BRAIN_ALLOWED_HOSTS={host.host}"
+            "a service of docker compose), start Brain with it in BRAIN_ALLOWED_HOSTS"
+            + (f"={host.host}" if len(str(host.host)) <= MAX_HINT else "")
         )
         return Rejection("host", detail)
 
     def _check_origin(self, value: bytes, host: bytes) -> Rejection | None:
         text = header_text(value)
-        if text.lower() in self._opaque:
+        opaque = text.lower()
+        if opaque in self._opaque:
             return None
         try:
+            if opaque in _OPAQUE:
+                return _page_rejected(value, opaque)
             origin = Origin.parse(text)
         except AddressError as error:
-            detail = f"Origin: {error}; BRAIN_ALLOWED_ORIGINS can allow null and file://"
-            return Rejection("origin", detail)
+            return Rejection("origin", f"Origin: {error}")
         if origin in self._origins:
             return None
         # On any port: a front end often has its own dev server.
@@ -192,17 +215,13 @@ class Policy:
             or origin.authority == Authority.parse(header_text(host)).on(origin.scheme)
         ):
             return None
-        detail = (
-            f"pages of {quoted(value)} may not connect: to allow them, "
-            "add that to BRAIN_ALLOWED_ORIGINS"
-        )
-        return Rejection("origin", detail)
+        return _page_rejected(value, str(origin))
 
     def allowed(self) -> dict[str, str]:
         """The rules, for a log line."""
         origins = [
             *sorted(self._opaque),
-            *(f"{each.scheme}://{each.authority}" for each in self._origins),
+            *map(str, self._origins),
         ]
         hosts = [
             *sorted(self._names),
@@ -224,6 +243,13 @@ class Policy:
         if isinstance(host, str):
             return host in self._names or host.endswith(".localhost")
         return host.is_loopback or any(host in network for network in self._networks)
+
+
+def _page_rejected(value: bytes, origin: str) -> Rejection:
+    # The setting ends the sentence, so that nothing is pasted with it.
+    setting = "BRAIN_ALLOWED_ORIGINS" + (f"={origin}" if len(origin) <= MAX_HINT else "")
+    detail = f"pages of {quoted(value)} may not connect: to allow them, add them to {setting}"
+    return Rejection("origin", detail)
 
 
 _CROSS_SITE: Final = Rejection(

@@ -53,7 +53,8 @@ RejectionCode = Literal[
     "message_size",
     "flood",
     "silence",
-    # Brain itself stops.
+    # Brain itself starts, or stops.
+    "unread",
     "closing",
 ]
 """The label of the metric, and `code` in the log."""
@@ -165,9 +166,15 @@ REJECTIONS: Final[Mapping[RejectionCode, RejectionType]] = {
         "too many frames or bytes a second", Retry.NEVER, close_code=close_codes.FLOOD
     ),
     "silence": RejectionType(
-        "no byte arrived for `BRAIN_PING_TIMEOUT`",
+        "the client sent and took nothing for `BRAIN_PING_TIMEOUT`",
         Retry.BACK_OFF,
         close_code=close_codes.ABNORMAL_CLOSURE,
+    ),
+    "unread": RejectionType(
+        "a filter by `run_id`, `task_id` or `agent`, and the table has not been read yet",
+        Retry.BACK_OFF,
+        503,
+        retry_after=1,
     ),
     "closing": RejectionType(
         "the server is stopping or restarting", Retry.BACK_OFF, 503, retry_after=1

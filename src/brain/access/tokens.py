@@ -16,7 +16,7 @@ import jwt
 from brain.access.rejections import Rejection
 from brain.contract.errors import BrainError
 from brain.contract.messages import storable
-from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES
+from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES, Form, as_given
 
 Scope = Literal["read", "write"]
 
@@ -138,8 +138,10 @@ class Tokens:
         audience: str | None = None,
         issuer: str | None = None,
         now: Callable[[], float] = time.time,
+        form: Form = as_given,
     ) -> None:
         self.keys = keys
+        self._form = form
         self.now = now
         self._audience = audience
         self._issuer = issuer
@@ -175,12 +177,22 @@ class Tokens:
         if not expires > self.now():
             raise TokenError("token", _DETAILS[jwt.ExpiredSignatureError])
         scope = claims.get("scope", "read")
-        within = {name: _values(name, claims[name]) for name in BOUNDS if name in claims}
+        within = {
+            name: self.printed(name, _values(name, claims[name]))
+            for name in BOUNDS
+            if name in claims
+        }
         return Grant(
             expires,
             frozenset(_texts("scope", scope.split() if isinstance(scope, str) else scope)),
             within,
         )
+
+    def printed(self, name: str, values: Iterable[str]) -> frozenset[str]:
+        """The values as the column prints them; as they are, before the table has been read."""
+        given = frozenset(values)
+        found = self._form(name, given)
+        return given if found is None else found
 
 
 _DETAILS: Mapping[type[Exception], str] = {

@@ -5,6 +5,8 @@ RunError
 ├── RunConflict           the run, or the table, does not allow the change
 │   ├── RunExists
 │   ├── TransitionNotAllowed
+│   ├── RunEnded
+│   ├── IdNotUnique
 │   ├── UnknownStatus
 │   ├── RowRejected
 │   ├── RowNotInContract
@@ -12,10 +14,11 @@ RunError
 ├── InvalidRequest        a value of the request is wrong
 │   ├── ColumnNotWritable
 │   ├── IdRequired
-│   ├── CursorInvalid
-│   └── ParameterRepeated
+│   └── CursorInvalid
 ├── NotJSON
+├── PreconditionFailed
 ├── BeyondToken
+├── PolicyMissing
 └── TooManyRequests
 
 `problems.py` says with which status each is answered.
@@ -23,12 +26,12 @@ RunError
 
 # ruff: noqa: N818 - an exception is named for what is wrong: RunNotFound, TransitionNotAllowed
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import psycopg
 
 from brain.contract.errors import BrainError
-from brain.contract.messages import TRANSITIONS, Status
+from brain.contract.messages import TRANSITIONS, Status, shown
 
 FieldErrors = tuple[tuple[str, str], ...]
 """Pairs of a field and what is wrong with it."""
@@ -44,7 +47,7 @@ class RunNotFound(RunError):
     """`detail` says why a row of that id is not a run, if there is one."""
 
     def __init__(self, run_id: str, detail: str = "") -> None:
-        super().__init__(detail or f"there is no run {run_id!r}")
+        super().__init__(detail or f"there is no run {shown(run_id)}")
         self.run_id = run_id
 
 
@@ -54,7 +57,7 @@ class RunConflict(RunError):
 
 class RunExists(RunConflict):
     def __init__(self, run_id: str) -> None:
-        super().__init__(f"there is a run {run_id!r} already: change that one")
+        super().__init__(f"there is a run {shown(run_id)} already: change that one")
         self.run_id = run_id
 
 
@@ -62,10 +65,32 @@ class TransitionNotAllowed(RunConflict):
     def __init__(self, run_id: str, present: Status, wanted: Status) -> None:
         others = " or ".join(sorted(TRANSITIONS[present] - {present}))
         rule = f"from {present} it can become {others}" if others else f"{present} is final"
-        super().__init__(f"run {run_id!r} is {present} and cannot become {wanted}: {rule}")
+        super().__init__(f"run {shown(run_id)} is {present} and cannot become {wanted}: {rule}")
         self.run_id = run_id
         self.present = present
         self.wanted = wanted
+
+
+class RunEnded(RunConflict):
+    """`fields` are those that the change would have changed."""
+
+    def __init__(self, run_id: str, present: Status, changed: Collection[str]) -> None:
+        super().__init__(
+            f"run {shown(run_id)} is {present}, and an end is final: "
+            f"the change would give it another {' and another '.join(changed)}"
+        )
+        self.run_id = run_id
+        self.present = present
+        self.fields = tuple((name, f"{name} of an ended run stays as it is") for name in changed)
+
+
+class IdNotUnique(RunConflict):
+    def __init__(self, run_id: str, table: object) -> None:
+        super().__init__(
+            f"more than one row of the table {table} has the id {shown(run_id)}, so Brain shows "
+            "and changes none of them: make id unique on its own (a primary key or a unique index)"
+        )
+        self.run_id = run_id
 
 
 class UnknownStatus(RunConflict):
@@ -73,8 +98,8 @@ class UnknownStatus(RunConflict):
 
     def __init__(self, run_id: str, word: str | None) -> None:
         super().__init__(
-            f"run {run_id!r} has the status {word!r}, which Brain does not know and does not "
-            "change: map it with BRAIN_STATUS_MAP"
+            f"run {shown(run_id)} has the status {shown(word)}, which Brain does not know and does "
+            "not change: map it with BRAIN_STATUS_MAP"
         )
         self.run_id = run_id
         self.word = word
@@ -89,7 +114,7 @@ class RowNotInContract(RunConflict):
 
     def __init__(self, word: str | None) -> None:
         super().__init__(
-            f"the row has the status {word!r} or an id that has no place in the contract: "
+            f"the row has the status {shown(word)} or an id that has no place in the contract: "
             "map the table's own words with BRAIN_STATUS_MAP"
         )
         self.word = word
@@ -100,7 +125,7 @@ class ConcurrentChange(RunConflict):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
-            f"run {run_id!r} was not changed: a trigger or a rule of the table rejected the "
+            f"run {shown(run_id)} was not changed: a trigger or a rule of the table rejected the "
             "change, or others keep changing the run; try again"
         )
         self.run_id = run_id
@@ -130,21 +155,31 @@ class IdRequired(InvalidRequest):
 
 class CursorInvalid(InvalidRequest):
     def __init__(self, cursor: str, detail: str = "") -> None:
-        rule = "is not the next_cursor of a page"
-        super().__init__(f"cursor {cursor[:100]!r} {rule}", ("cursor", detail or rule))
+        message = f"cursor is the next_cursor of a page, not {shown(cursor)}"
+        message += f": {detail}" if detail else ""
+        super().__init__(message, ("cursor", message))
         self.cursor = cursor
-
-
-class ParameterRepeated(InvalidRequest):
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is given more than once", (name, "give it once"))
-        self.name = name
 
 
 class NotJSON(RunError):
     def __init__(self, content_type: str) -> None:
-        super().__init__(f"the Content-Type is {content_type[:100]!r}: send application/json")
+        super().__init__(
+            f"the Content-Type is application/json (with or without a charset), "
+            f"not {shown(content_type)}"
+        )
         self.content_type = content_type
+
+
+class PreconditionFailed(RunError):
+    """If-Match, or If-None-Match, does not allow the request."""
+
+    def __init__(self, run_id: str, etag: str) -> None:
+        super().__init__(
+            f"run {shown(run_id)} is no longer, or not yet, as If-Match or If-None-Match says: its "
+            f'ETag is "{etag}"'
+        )
+        self.run_id = run_id
+        self.etag = etag
 
 
 class BeyondToken(RunError):
@@ -155,6 +190,17 @@ class BeyondToken(RunError):
             f"the token is for other values of {name}: give one of those that it is for"
         )
         self.name = name
+
+
+class PolicyMissing(RunError):
+    """Row security rejects what the request would write. `policy` is SQL that permits it."""
+
+    def __init__(self, message: str, role: str, policy: str) -> None:
+        super().__init__(
+            f"{message}: the role {role}, as which Brain connects, needs a policy that permits the "
+            f"row, such as {policy}"
+        )
+        self.policy = policy
 
 
 class TooManyRequests(RunError):

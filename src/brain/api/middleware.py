@@ -1,4 +1,4 @@
-"""What every request passes before its route: the bound of its body, and its token."""
+"""What every request passes before its route: its token, the bound of its body, its path."""
 
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,10 +17,64 @@ WITHOUT_TOKEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/
 All others need a token.
 """
 
+FIXED = (*WITHOUT_TOKEN, "/api/runs")
+"""Paths without a parameter."""
+
+
+RUN = "/api/runs/"
+"""What the path of a run begins with."""
+
 
 def grant(request: Request) -> Grant:
     granted: Grant = request.scope.get(GRANT, OPEN)
     return granted
+
+
+class ExactPath:
+    """Starlette's patterns end in `$`, which also matches before a newline: `/api/runs%0A` would be
+    a list of runs.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "http"
+            and scope["path"].endswith("\n")
+            and not scope["path"].startswith(RUN)
+        ):
+            await problem_answer(Request(scope), HTTPException(404))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class Tolerance:
+    """Serves what clients mean: a fixed path with a slash behind it, and HEAD wherever there is GET
+    (RFC 9110, section 9.3.2). Without a redirect, which loses the body of a POST.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        # Only the id of a run may end with a slash.
+        if path.endswith("/") and path != "/" and path.removesuffix("/") in FIXED:
+            scope = {**scope, "path": path.removesuffix("/")}
+        if scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)
 
 
 class BodyLimit:

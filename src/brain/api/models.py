@@ -3,22 +3,46 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
-from brain.contract.messages import RunData, Status, parse_time, storable
+from brain.api.sentences import BREAKS_RULE
+from brain.contract.messages import MAX_ID_BYTES, RunData, Status, parse_time, storable
 
 
 def _utc(text: str) -> str:
-    parse_time(text)
+    try:
+        parse_time(text)
+    except ValueError:
+        raise PydanticCustomError(BREAKS_RULE, "is no time") from None
     try:
         return datetime.fromisoformat(text).astimezone(UTC).isoformat()
     except OverflowError:
-        raise ValueError(f"{text!r} is outside the years 1 to 9999 in UTC") from None
+        raise ValueError("is a time in the years 1 to 9999 in UTC, which this is not") from None
+
+
+def _fits(text: str) -> str:
+    if not 1 <= len(text.encode()) <= MAX_ID_BYTES:
+        raise PydanticCustomError(BREAKS_RULE, "is too long, or empty")
+    return text
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError(BREAKS_RULE, "is null")
+    return value
 
 
 String = Annotated[str, AfterValidator(storable)]
-RunId = Annotated[String, Field(min_length=1, max_length=1024)]
+RunId = Annotated[
+    String,
+    AfterValidator(_fits),
+    Field(
+        description=f"1 to {MAX_ID_BYTES} bytes in UTF-8",
+        json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES},
+    ),
+]
 Progress = Annotated[
     float, Field(ge=0, le=100, allow_inf_nan=False, strict=True, description="percent")
 ]
@@ -27,7 +51,6 @@ Time = Annotated[
     AfterValidator(_utc),
     Field(description="ISO 8601 with a UTC offset or Z", json_schema_extra={"format": "date-time"}),
 ]
-OneOf = Field(max_length=100, description="any of these values; repeatable")
 
 
 class _Request(BaseModel):
@@ -62,7 +85,7 @@ class RunPatch(_Request):
     The database's clock sets started_at and completed_at.
     """
 
-    status: Status | SkipJsonSchema[None] = None
+    status: Annotated[Status | SkipJsonSchema[None], BeforeValidator(_not_null)] = None
     progress: Progress | None = None
     task_id: String | None = None
     agent: String | None = None
@@ -72,20 +95,8 @@ class RunPatch(_Request):
     def _check(self) -> "RunPatch":
         if not self.model_fields_set:
             names = ", ".join(RunPatch.model_fields)
-            raise ValueError(f"name at least one field to change: {names}")
-        if "status" in self.model_fields_set and self.status is None:
-            raise ValueError("status cannot be null")
+            raise ValueError(f"has no field to change: name at least one of {names}")
         return self
-
-
-class RunQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    status: Annotated[list[Status], OneOf] = []
-    agent: Annotated[list[String], OneOf] = []
-    task_id: Annotated[list[String], OneOf] = []
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    cursor: Annotated[str | None, Field(description="`next_cursor` of the previous page")] = None
 
 
 class RunList(BaseModel):

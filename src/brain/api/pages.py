@@ -8,7 +8,18 @@ from typing import TypeAlias
 from brain.api.errors import CursorInvalid
 from brain.api.overlay import Overlay
 from brain.api.queries import ByFields
-from brain.contract.messages import AGENT, ID, STATUS, TASK_ID, Micros, Run, body, iso, storable
+from brain.contract.messages import (
+    AGENT,
+    ID,
+    MAX_ID_BYTES,
+    STATUS,
+    TASK_ID,
+    Micros,
+    Run,
+    body,
+    iso,
+    storable,
+)
 from brain.postgres.decoder import Decoder
 from brain.postgres.snapshots import PgSnapshot
 
@@ -82,7 +93,12 @@ async def read_page(
 
 
 def matches(run: Run | Sequence[str | None], wanted: ByFields) -> bool:
-    values = {"status": run[STATUS], "agent": run[AGENT], "task_id": run[TASK_ID]}
+    values = {
+        "run_id": run[ID],
+        "status": run[STATUS],
+        "agent": run[AGENT],
+        "task_id": run[TASK_ID],
+    }
     return all(not texts or values[name] in texts for name, texts in wanted.items())
 
 
@@ -94,6 +110,9 @@ def decode_cursor(cursor: str) -> str:
     """Raises CursorInvalid."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        return storable(base64.b64decode(padded, b"-_", validate=True).decode())
+        after = storable(base64.b64decode(padded, b"-_", validate=True).decode())
     except ValueError:
         raise CursorInvalid(cursor) from None
+    if len(after.encode()) > MAX_ID_BYTES:
+        raise CursorInvalid(cursor)
+    return after

@@ -6,7 +6,6 @@ libpq's own messages name the host and the user, so they are never sent.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -25,19 +24,24 @@ from brain.api.errors import (
     FieldErrors,
     InvalidRequest,
     NotJSON,
+    PolicyMissing,
+    PreconditionFailed,
     RunConflict,
     RunError,
     RunNotFound,
     TooManyRequests,
     postgres_message,
 )
+from brain.api.sentences import sentences
 from brain.contract.problems import CONTENT_TYPE, problem_document
 from brain.postgres.table import TableError
 
 STATUSES: Mapping[type[Exception], int] = {
     BeyondToken: 403,
+    PolicyMissing: 403,
     RunNotFound: 404,
     RunConflict: 409,
+    PreconditionFailed: 412,
     NotJSON: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
@@ -64,15 +68,17 @@ def problem_of(request: Request, error: Exception) -> Problem:
         case HTTPException():
             return _of_http(request, error)
         case RequestValidationError():
-            fields = tuple(map(_field_error, error.errors()))
-            return Problem(422, "; ".join(map(": ".join, fields[:3])), fields)
+            fields = sentences(error.errors())
+            return Problem(422, "; ".join(message for _, message in fields[:3]), fields)
         case psycopg.Error():
             return _of_database(request, error)
         case TokenError():
             return Problem(error.status, str(error))
         case RunError() | TableError():
             status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-            return Problem(status, str(error), getattr(error, "fields", ()))
+            etag = getattr(error, "etag", None)
+            headers = None if etag is None else {"ETag": f'"{etag}"'}
+            return Problem(status, str(error), getattr(error, "fields", ()), headers)
     return Problem(500, "internal error: Brain's log says which")
 
 
@@ -111,8 +117,6 @@ def handle_errors(app: FastAPI) -> None:
 
 def _of_http(request: Request, error: HTTPException) -> Problem:
     match error.status_code:
-        case 400:  # FastAPI's status for a body that is not text; a text that is not JSON is a 422
-            return Problem(422, "body: is not UTF-8", (("body", "is not UTF-8"),))
         case 404:
             return Problem(404, "this path does not exist: see /docs", headers=error.headers)
         case 405:
@@ -137,13 +141,6 @@ def _methods(request: Request) -> str:
         for method, scope in scopes.items()
         if any(route.matches(scope)[0] is Match.FULL for route in routes)
     )
-
-
-def _field_error(error: Mapping[str, Any]) -> tuple[str, str]:
-    where, *path = error["loc"]
-    if error["type"] == "json_invalid":
-        return "body", f"is not JSON: {error['ctx']['error']} at {path[0]}"
-    return ".".join(map(str, path)) or str(where), str(error["msg"]).removeprefix("Value error, ")
 
 
 def _of_database(request: Request, error: psycopg.Error) -> Problem:

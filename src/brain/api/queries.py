@@ -1,11 +1,14 @@
 """The SQL of the HTTP API: each statement with its values."""
 
 from collections.abc import Collection, Mapping
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 from psycopg import sql
 
-from brain.contract.messages import TRANSITIONS, Status
+from brain.api.preconditions import Preconditions
+from brain.contract.messages import ACTIVE, FIELDS, MAX_ID_BYTES, TRANSITIONS, Status
+from brain.postgres.canonical import COMPARABLE, canonical
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Description, Table
 
@@ -15,12 +18,26 @@ ByFields: TypeAlias = Mapping[str, Collection[str]]
 UNRESTRICTED: ByFields = {}
 """`within` of a token that covers every run."""
 
+UNCOMPARED: Mapping[str, str | None] = {}
+
 TIMES: Mapping[str, str] = {
     "running": "started_at",
     "completed": "completed_at",
     "failed": "completed_at",
 }
 """Status → the field that is set to the current time when a run gets that status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The rows that a request about one run is about: one, unless the table lets ids repeat."""
+
+    run_id: str
+    """As the column prints it."""
+    within: ByFields
+    salt: int
+    """Of the ETag: what besides the row decides how a run looks."""
+
 
 _SELECT = """
 SELECT s.seen, {fields}
@@ -30,17 +47,78 @@ ORDER BY r.id
 """
 
 
-def select_one(table: Table, described: Description, max_text: int, run_id: str) -> Statement:
-    """One row: the snapshot of the query, and the run's fields, all NULL without such a run."""
+def select_one(
+    table: Table,
+    described: Description,
+    max_text: int,
+    target: Target,
+    compared: Mapping[str, str | None] = UNCOMPARED,
+) -> Statement:
+    """Up to two rows of this id: the snapshot of the query, the run's fields, its ETag, and for
+    each of the `compared` fields whether it has this value already (t or f).
+
+    Without such a run it is one row, whose fields are NULL.
+    """
+    conditions, values = _within(described, target.within)
+    tag, salts = _etag(described, target.salt)
     query = sql.SQL(_SELECT).format(
-        fields=described.select("r", max_text),
+        fields=sql.SQL(", ").join(
+            [
+                described.select("r", max_text),
+                tag,
+                *(_equals(described, field) for field in compared),
+            ]
+        ),
         table=table.in_query,
-        conditions=sql.SQL("r.id = %s"),
+        conditions=sql.SQL(" AND ").join([sql.SQL("r.id = %s"), *conditions]),
     )
-    return query, [run_id, 1]
+    return query, [*salts, *compared.values(), target.run_id, *values, 2]
 
 
-_TEXTS = ('"pg_catalog"."text"', '"pg_catalog"."varchar"')
+def _equals(described: Description, field: str) -> sql.Composable:
+    equals = "{}::text IS NOT DISTINCT FROM %s::text"  # json has no =
+    if described.columns[field].base != "json":
+        equals = "{} IS NOT DISTINCT FROM %s"
+    return sql.SQL(equals).format(sql.Identifier("r", field))
+
+
+def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[object]]:
+    """Changes with every change that the API can show, and with no other one: not with a
+    heartbeat in another column, and not with what an UPDATE leaves as it was, as xmin would. And a
+    view has no xmin. Two values are 128 bits; md5 does not exist where FIPS rules.
+    """
+    names = [sql.Identifier("r", field) for field in FIELDS if field in described.columns]
+    row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(names))
+    tag = "to_hex(hashtextextended({}, %s)) || '-' || to_hex(hashtextextended({}, %s))"
+    return sql.SQL(tag).format(row, row), [salt, salt + 1]
+
+
+def _printed(described: Description, field: str) -> sql.Composable:
+    """The text that clients see: the type's own output, from which a cast may differ (bool).
+
+    Where it cannot differ it is a cast, because only a cast finds an index.
+    """
+    plain = described.columns[field].base in ("text", "varchar", "bpchar")
+    return sql.SQL("{}::text" if plain else "concat({})").format(sql.Identifier("r", field))
+
+
+def _one_of(
+    described: Description, field: str, texts: Collection[str]
+) -> tuple[sql.Composable, list[object]]:
+    """Compared as values where the type is known, so that an index serves, and otherwise as text: a
+    word that an enum or an inet cannot hold matches no row, and is no error.
+    """
+    if field == "status":
+        text, words = described.statuses.any_of("r", texts)
+        return sql.SQL("{} = ANY (%s::text[])").format(text), [words]
+    column = described.columns[field]
+    if column.base not in COMPARABLE:
+        condition = sql.SQL("{} = ANY (%s::text[])").format(_printed(described, field))
+        return condition, [list(texts)]
+    condition = sql.SQL("{} = ANY (%s::text[]::{}[])").format(
+        sql.Identifier("r", field), sql.Identifier("pg_catalog", column.base)
+    )
+    return condition, [[text for text in texts if canonical(column, text) is not None]]
 
 
 def select_page(
@@ -54,27 +132,27 @@ def select_page(
 ) -> Statement:
     """The first `limit` runs after the id `after` whose fields have one of the `wanted` texts.
 
-    Rows are as those of select_one; without any such run there is one of NULLs.
+    Rows are as those of select_one, without what follows the fields; without any such run there is
+    one of NULLs. A row whose id is too long for the contract is left out here already: it could
+    not be a cursor.
     """
     conditions: list[sql.Composable] = [sql.SQL("r.id IS NOT NULL")]
     values: list[object] = []
-    for field, texts in wanted.items():
+    if described.columns["id"].base not in COMPARABLE - {"bpchar"}:
+        conditions.append(
+            sql.SQL("octet_length({}) <= %s").format(_printed(described, "id")),
+        )
+        values.append(MAX_ID_BYTES)
+    for name, texts in wanted.items():
+        field = "id" if name == "run_id" else name
         if not texts:
             continue
         if field not in described.columns:
             conditions.append(sql.SQL("false"))
         else:
-            # Compared as text: a word that an enum or a uuid cannot hold matches no row, and is
-            # no error. The text is the type's own output, as clients see it, and a cast may
-            # differ from it (char(n)). Where it cannot differ, cast, because only a cast finds an
-            # index.
-            plain = described.columns[field].type in _TEXTS
-            text = sql.SQL("{}::text" if plain else "concat({})").format(sql.Identifier("r", field))
-            compared = list(texts)
-            if field == "status":
-                text, compared = described.statuses.any_of("r", texts)
-            conditions.append(sql.SQL("{} = ANY (%s::text[])").format(text))
-            values.append(compared)
+            condition, compared = _one_of(described, field, texts)
+            conditions.append(condition)
+            values += compared
     if after is not None:
         conditions.append(sql.SQL("r.id > %s"))
         values.append(after)
@@ -87,61 +165,90 @@ def select_page(
 
 
 def insert(
-    table: Table, described: Description, max_text: int, values: Mapping[str, str], now: str | None
+    table: Table,
+    described: Description,
+    max_text: int,
+    values: Mapping[str, str],
+    *,
+    now: str | None,
+    salt: int,
 ) -> Statement:
-    """A new run. `now` names the field to set to the current time, if the table has it."""
+    """A new run. `now` names the field to set to the current time, if the table has it.
+
+    Returns the run's fields and its ETag.
+    """
     columns: list[sql.Composable] = [sql.Identifier(field) for field in values]
     places: list[sql.Composable] = [sql.Placeholder()] * len(values)
     if now is not None and now not in values and (time := _now(described, now)):
         columns.append(sql.Identifier(now))
         places.append(time)
-    query = sql.SQL("INSERT INTO {} AS r ({}) VALUES ({}) RETURNING {}").format(
+    tag, salts = _etag(described, salt)
+    query = sql.SQL("INSERT INTO {} AS r ({}) VALUES ({}) RETURNING {}, {}").format(
         table.in_query,
         sql.SQL(", ").join(columns),
         sql.SQL(", ").join(places),
         described.select("r", max_text),
+        tag,
     )
-    return query, list(values.values())
+    return query, [*values.values(), *salts]
 
 
 def update(
     table: Table,
     described: Description,
     decoder: Decoder,
+    target: Target,
     *,
-    run_id: str,
     status: Status | None,
     values: Mapping[str, str | None],
-    within: ByFields,
+    preconditions: Preconditions,
 ) -> Statement:
-    """A change, if the run is `within` and its present status allows it.
+    """A change of one active run, if the target is one row, and its present status and its ETag
+    allow the change.
 
-    It is one statement, so that the second of two concurrent changes sees the first. A run that
-    becomes running gets started_at unless it has one; a run that ends gets completed_at.
+    It is one statement, so that the second of two concurrent changes sees the first: PostgreSQL
+    checks the conditions again on the row that the first has left (PostgreSQL documentation,
+    13.2.1 "Read Committed Isolation Level"). An end is final, so a run that has ended is never
+    written. A run that becomes running gets started_at unless it has one; a run that ends gets
+    completed_at. Returns the run's fields and its ETag.
     """
     changes: list[sql.Composable] = [
         sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values
     ]
     sent: list[object] = list(values.values())
-    conditions, compared = _within(described, within)
-    conditions.insert(0, sql.SQL("r.id = %s"))
-    compared.insert(0, run_id)
     if status is not None:
         changes.append(sql.SQL("status = %s"))
         sent.append(decoder.word(status, described.statuses.allowed))
         if time := _time(described, status):
             changes.append(time)
             sent.append(decoder.words(status))
-        conditions.append(sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r")))
-        before = [old for old, allowed in TRANSITIONS.items() if status in allowed]
-        compared.append(decoder.words(*before))
-    query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}").format(
+    before = [old for old in ACTIVE if status is None or status in TRANSITIONS[cast("Status", old)]]
+    conditions: list[sql.Composable] = [sql.SQL("r.id = %s")]
+    compared: list[object] = [target.run_id]
+    bounds, bounding = _within(described, target.within)
+    words = sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r"))
+    conditions += [*bounds, words]
+    compared += [*bounding, decoder.words(*before)]
+    tag, salts = _etag(described, target.salt)
+    if preconditions.tags is not None:
+        conditions.append(sql.SQL("{} = ANY (%s::text[])").format(tag))
+        compared += [*salts, list(preconditions.tags)]
+    if (known := preconditions.if_none_match) is not None:
+        conditions.append(sql.SQL("(%s AND {} <> ALL (%s::text[]))").format(tag))
+        compared += [not known.any, *salts, list(known.strong | known.weak)]
+    if described.primary_key != ("id",):  # something else may make it unique, or nothing
+        rows = sql.SQL("(SELECT count(*) FROM (SELECT FROM {} AS r WHERE {} LIMIT 2) AS n) = 1")
+        same = sql.SQL(" AND ").join([conditions[0], *bounds])
+        conditions.append(rows.format(table.in_query, same))
+        compared += [target.run_id, *bounding]
+    query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}, {}").format(
         table.in_query,
         sql.SQL(", ").join(changes),
         sql.SQL(" AND ").join(conditions),
         described.select("r", decoder.max_text),
+        tag,
     )
-    return query, [*sent, *compared]
+    return query, [*sent, *compared, *salts]
 
 
 def _within(described: Description, within: ByFields) -> tuple[list[sql.Composable], list[object]]:
@@ -151,9 +258,9 @@ def _within(described: Description, within: ByFields) -> tuple[list[sql.Composab
         if name not in described.columns:
             conditions.append(sql.SQL("false"))
         else:
-            condition = sql.SQL("{}::text = ANY (%s::text[])")
-            conditions.append(condition.format(sql.Identifier("r", name)))
-            values.append(list(texts))
+            condition, compared = _one_of(described, name, texts)
+            conditions.append(condition)
+            values += compared
     return conditions, values
 
 

@@ -6,20 +6,27 @@ column may be of any type.
 
 import time
 import uuid
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import cast
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from brain.api.errors import (
     ColumnNotWritable,
     ConcurrentChange,
     CursorInvalid,
+    IdNotUnique,
     IdRequired,
+    PolicyMissing,
+    PreconditionFailed,
     RowNotInContract,
     RowRejected,
+    RunEnded,
     RunExists,
     RunNotFound,
     TransitionNotAllowed,
@@ -29,9 +36,31 @@ from brain.api.errors import (
 from brain.api.overlay import Overlay
 from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
-from brain.api.queries import TIMES, UNRESTRICTED, ByFields, insert, select_one, select_page, update
-from brain.contract.messages import ID, STATUS, TRANSITIONS, Run, Status
+from brain.api.preconditions import NONE, Preconditions
+from brain.api.queries import (
+    TIMES,
+    UNCOMPARED,
+    UNRESTRICTED,
+    ByFields,
+    Target,
+    insert,
+    select_one,
+    select_page,
+    update,
+)
+from brain.contract.messages import (
+    ACTIVE,
+    FIELDS,
+    ID,
+    STATUS,
+    STATUSES,
+    TRANSITIONS,
+    Run,
+    Status,
+    body,
+)
 from brain.delivery.board import Board
+from brain.postgres.canonical import canonical, printed
 from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
 from brain.postgres.snapshots import PgSnapshot
@@ -41,7 +70,16 @@ DESCRIPTION_TTL = 10.0
 """Seconds after which the table's columns are looked up again."""
 
 MAX_TRIES = 3
-"""Of an UPDATE that changed no row although the status allows it."""
+"""Of an UPDATE that changed no row although the row allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A run, and the ETag of what it is now."""
+
+    run: Run
+    etag: str
+    """Without the quotes around it."""
 
 
 class RunRepository:
@@ -58,26 +96,30 @@ class RunRepository:
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
+        looks = (decoder.max_text, [decoder.words(status) for status in STATUSES])
+        self._salt = zlib.crc32(repr(looks).encode())
 
-    async def get(self, run_id: str, within: ByFields = UNRESTRICTED) -> Run:
+    async def get(self, run_id: str, within: ByFields = UNRESTRICTED) -> Version:
         async with self._connection() as (conn, description):
-            seen, *fields = await self._select(conn, description, run_id)
-        run = self._overlay.ahead(run_id, PgSnapshot.parse(str(seen)))
-        if run is None:
-            if fields[ID] is None or not matches(fields, within):
+            target = self._target(description, run_id, within)
+            seen, *row = await self._select(conn, description, target)
+        ahead = self._overlay.ahead(target.run_id, PgSnapshot.parse(str(seen)))
+        if ahead is not None:
+            if not matches(ahead, target.within):
                 raise RunNotFound(run_id)
-            try:
-                run = self._decode(fields)
-            except RowNotInContract as error:
-                raise RunNotFound(run_id, str(error)) from error
-        if not matches(run, within):
+            return Version(ahead, sha256(body(ahead).encode()).hexdigest()[:32])
+        if row[ID] is None:
             raise RunNotFound(run_id)
-        return run
+        try:
+            return self._version(row)
+        except RowNotInContract as error:
+            raise RunNotFound(run_id, str(error)) from error
 
     async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
         """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
-        words = {**wanted, "status": self._decoder.words(*wanted["status"])}
         async with self._connection() as (conn, description):
+            typed = _printed(description, wanted)
+            words = {**typed, "status": self._decoder.words(*wanted["status"])}
 
             async def query(after: str | None, limit: int) -> Rows:
                 statement = select_page(
@@ -92,35 +134,43 @@ class RunRepository:
 
             try:
                 return await read_page(
-                    query, self._decoder, self._overlay, wanted=wanted, after=after, limit=limit
+                    query, self._decoder, self._overlay, wanted=typed, after=after, limit=limit
                 )
             except psycopg.DataError as error:
                 if after is None:
                     raise
                 raise CursorInvalid(encode_cursor(after), postgres_message(error)) from error
 
-    async def create(self, status: Status, values: Mapping[str, str]) -> Run:
+    async def create(self, status: Status, values: Mapping[str, str]) -> Version:
         async with self._connection() as (conn, description):
             self._check_writable(description, values)
             row = {**values, "status": self._decoder.word(status, description.statuses.allowed)}
             made = "id" not in row and not description.columns["id"].default
             if made:
                 row["id"] = str(uuid.uuid4())
-            now = TIMES.get(status)
-            statement = insert(self._table, description, self._decoder.max_text, row, now)
+            statement = insert(
+                self._table,
+                description,
+                self._decoder.max_text,
+                row,
+                now=TIMES.get(status),
+                salt=self._salt,
+            )
             try:
                 rows = await fetch(conn, statement)
             except errors.UniqueViolation as error:
                 if "(id)=" in (error.diag.message_detail or ""):
                     raise RunExists(row.get("id", "")) from error
                 raise
+            except errors.InsufficientPrivilege as error:
+                raise await self._explained(conn, error) from error
             except psycopg.DataError as error:
                 if made:
                     raise IdRequired(postgres_message(error)) from error
                 raise
         if not rows:
             raise RowRejected
-        return self._decode(rows[0])
+        return self._version(rows[0])
 
     async def change(
         self,
@@ -128,50 +178,92 @@ class RunRepository:
         status: Status | None,
         values: Mapping[str, str | None],
         within: ByFields = UNRESTRICTED,
-    ) -> Run:
+        preconditions: Preconditions = NONE,
+    ) -> Version:
         async with self._connection() as (conn, description):
             self._check_writable(description, values)
+            target = self._target(description, run_id, within)
             statement = update(
                 self._table,
                 description,
                 self._decoder,
-                run_id=run_id,
+                target,
                 status=status,
                 values=values,
-                within=within,
+                preconditions=preconditions,
             )
             for _ in range(MAX_TRIES):
                 try:
                     rows = await fetch(conn, statement)
                 except psycopg.DataError:
-                    await self._word(conn, description, run_id, within)  # RunNotFound goes first
+                    await self._present(conn, description, target)  # RunNotFound goes first
                     raise
+                except errors.InsufficientPrivilege as error:
+                    raise await self._explained(conn, error) from error
                 if rows:
-                    return self._decode(rows[0])
-                word = await self._word(conn, description, run_id, within)
-                self._check_transition(run_id, word, status)
+                    return self._version(rows[0])
+                present, changed = await self._present(conn, description, target, values)
+                self._check_change(present, status, changed)
+                version = self._version(present)
+                if not preconditions.allow_change(version.etag):
+                    raise PreconditionFailed(run_id, version.etag)
+                if version.run[STATUS] not in ACTIVE:
+                    return version  # the request repeats what is true
                 # It is allowed, so the run changed between the two statements.
         raise ConcurrentChange(run_id)
 
-    async def _word(
-        self, conn: Conn, description: Description, run_id: str, within: ByFields
-    ) -> str | None:
-        """What the table has for the run's status."""
-        _, *fields = await self._select(conn, description, run_id)
-        if fields[ID] is None or not matches(fields, within):
-            raise RunNotFound(run_id)
-        return fields[STATUS]
+    async def _present(
+        self,
+        conn: Conn,
+        description: Description,
+        target: Target,
+        values: Mapping[str, str | None] = UNCOMPARED,
+    ) -> tuple[list[str | None], list[str]]:
+        """The fields of the run and its ETag, and which of the fields have not these values."""
+        _, *row = await self._select(conn, description, target, values)
+        if row[ID] is None:
+            raise RunNotFound(target.run_id)
+        equal = row[len(FIELDS) + 1 :]
+        changed = [name for name, same in zip(values, equal, strict=True) if same != "t"]
+        return row[: len(FIELDS) + 1], changed
 
     async def _select(
-        self, conn: Conn, description: Description, run_id: str
+        self,
+        conn: Conn,
+        description: Description,
+        target: Target,
+        values: Mapping[str, str | None] = UNCOMPARED,
     ) -> tuple[str | None, ...]:
+        statement = select_one(self._table, description, self._decoder.max_text, target, values)
         try:
-            rows = await fetch(
-                conn, select_one(self._table, description, self._decoder.max_text, run_id)
-            )
-        except psycopg.DataError:  # not a value of the column's type, so no row has it
-            raise RunNotFound(run_id) from None
+            rows = await fetch(conn, statement)
+        except psycopg.DataError:
+            if values:  # one of them may be to blame
+                await self._select(conn, description, target)
+                raise
+            # The id is not a value of the column's type, so no row has it.
+            raise RunNotFound(target.run_id) from None
+        if len(rows) > 1:
+            raise IdNotUnique(target.run_id, self._table)
         return rows[0]
+
+    def _target(self, description: Description, run_id: str, within: ByFields) -> Target:
+        """Raises RunNotFound if the column cannot hold this id."""
+        found = canonical(description.columns["id"], run_id)
+        if found is None:
+            raise RunNotFound(run_id)
+        return Target(found, _printed(description, within), self._salt)
+
+    async def _explained(self, conn: Conn, error: psycopg.Error) -> Exception:
+        """Of a refused write: what row security lacks, if it was that."""
+        # The name of PostgreSQL's function, unlike the message, is never translated.
+        if error.diag.source_function != "ExecWithCheckOptions":
+            return error
+        row = await (await conn.execute("SELECT current_user")).fetchone()
+        assert row is not None
+        role = sql.Identifier(str(row[0])).as_string()
+        policy = f"CREATE POLICY brain ON {self._table.sql.as_string()} TO {role} USING (true)"
+        return PolicyMissing(postgres_message(error), role, policy)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[Conn, Description]]:
@@ -196,19 +288,37 @@ class RunRepository:
         if wrong:
             raise ColumnNotWritable(wrong)
 
-    def _check_transition(self, run_id: str, word: str | None, wanted: Status | None) -> None:
+    def _check_change(
+        self, row: Sequence[str | None], wanted: Status | None, changed: Sequence[str]
+    ) -> None:
+        """Raises RunConflict."""
+        run_id, word = str(row[ID]), row[STATUS]
         status = self._decoder.status(word)
         if status is None:
             raise UnknownStatus(run_id, word)
         present = cast("Status", status)
         if wanted is not None and wanted not in TRANSITIONS[present]:
             raise TransitionNotAllowed(run_id, present, wanted)
+        if present not in ACTIVE and changed:
+            raise RunEnded(run_id, present, changed)
 
-    def _decode(self, row: Sequence[str | None]) -> Run:
-        run = self._decoder(row)
+    def _version(self, row: Sequence[str | None]) -> Version:
+        """`row` has the fields, and the ETag."""
+        *fields, etag = row
+        run = self._decoder(fields)
         if run is None:
-            raise RowNotInContract(row[STATUS])
-        return run
+            raise RowNotInContract(fields[STATUS])
+        return Version(run, str(etag))
+
+
+def _printed(description: Description, wanted: ByFields) -> ByFields:
+    """The wanted texts as the columns print them."""
+    return {
+        name: printed(description.columns.get("id" if name == "run_id" else name), texts)
+        if name != "status"
+        else texts
+        for name, texts in wanted.items()
+    }
 
 
 @asynccontextmanager

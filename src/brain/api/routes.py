@@ -7,26 +7,59 @@ change.
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, unquote
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from brain import __version__
 from brain.access.rejections import RejectionCounter
 from brain.access.tokens import BOUNDS, Grant, Tokens
+from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
-from brain.api.errors import BeyondToken, NotJSON, ParameterRepeated
-from brain.api.middleware import BodyLimit, TokenCheck, grant
-from brain.api.models import RunCreate, RunId, RunList, RunPatch, RunQuery
-from brain.api.openapi import API, problems
+from brain.api.errors import (
+    BeyondToken,
+    InvalidRequest,
+    NotJSON,
+    PreconditionFailed,
+    RunNotFound,
+)
+from brain.api.middleware import BodyLimit, ExactPath, TokenCheck, Tolerance, grant
+from brain.api.models import RunCreate, RunId, RunList, RunPatch
+from brain.api.openapi import (
+    API,
+    ETAG,
+    FILTER,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    PAGE,
+    problems,
+    request_body,
+)
 from brain.api.pages import decode_cursor
+from brain.api.preconditions import Preconditions
 from brain.api.problems import handle_errors
-from brain.api.repository import RunRepository
-from brain.contract.messages import ID, RunData, body
+from brain.api.repository import RunRepository, Version
+from brain.api.sentences import field_name
+from brain.contract.messages import ID, RunData, body, shown
+from brain.contract.subscription import Filter, FilterError, Form, as_given, parse_filter
 
 if TYPE_CHECKING:
     from brain.api.queries import ByFields
+
+
+MAX_LIMIT = 1000
+"""Runs of a page."""
+
+
+class AnyText(PathConvertor):
+    """The rest of a path, newlines included: every text can be an id."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", AnyText())
 
 
 def create_api(
@@ -43,6 +76,7 @@ def create_api(
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(ExactPath)
     app.add_middleware(BodyLimit)
     if tokens is not None:
         app.add_middleware(TokenCheck, tokens=tokens, rejections=rejections)
@@ -53,15 +87,21 @@ def create_api(
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST", "PATCH"],
-        allow_headers=["Authorization", "Content-Type"],
-        expose_headers=["Location", "Retry-After"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match"],
+        expose_headers=["ETag", "Location", "Retry-After"],
+        # A page of the internet that the rules permit asks so before it calls a private address.
+        allow_private_network=True,
     )
+    app.add_middleware(Tolerance)
     handle_errors(app)
-    app.include_router(_router(runs, ConcurrencyLimiter(rejections)))
+    form = as_given if tokens is None else tokens.printed
+    app.include_router(_router(runs, ConcurrencyLimiter(rejections), form))
     return app
 
 
-def _router(runs: RunRepository, limiter: ConcurrencyLimiter) -> APIRouter:
+def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> APIRouter:
+    """`form` makes a request's values comparable with those of a token."""
+
     def place(request: Request) -> AbstractAsyncContextManager[None]:
         # Behind a trusted proxy, server/http.py has put the client's own address here.
         return limiter.take("" if request.client is None else request.client.host)
@@ -74,82 +114,138 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter) -> APIRouter:
         summary="List runs",
         responses={200: {"model": RunList}, **problems(401, 403, 422, 429, 503)},
         response_model=None,
+        openapi_extra={"parameters": [*FILTER, *PAGE]},
     )
-    async def list_runs(request: Request, query: Annotated[RunQuery, Query()]) -> Response:
-        """Runs in the order of their ids. Several values of a field are alternatives; a run must
-        match every field.
+    async def list_runs(request: Request) -> Response:
+        """Runs in the order of their ids. The filters are those of `/ws`: several values of a field
+        are alternatives, and a run must match every field.
 
         To receive the changes from here on, connect to `/ws?since=<timestamp>` with the timestamp
         of the first page.
         """
-        for name in ("limit", "cursor"):
-            if len(request.query_params.getlist(name)) > 1:
-                raise ParameterRepeated(name)
+        filter_, once = _query(request)
+        filter_ = filter_.printed(form) or filter_
         granted = grant(request)
         wanted: ByFields = {
-            "status": query.status,
-            "agent": granted.narrowed("agent", query.agent),
-            "task_id": granted.narrowed("task_id", query.task_id),
+            "run_id": filter_.run_id,
+            "status": filter_.status,
+            "agent": granted.narrowed("agent", filter_.agent),
+            "task_id": granted.narrowed("task_id", filter_.task_id),
         }
-        after = None if query.cursor is None else decode_cursor(query.cursor)
+        limit = _limit(once.get("limit", "100"))
+        after = decode_cursor(once["cursor"]) if "cursor" in once else None
         async with place(request):
-            page = await runs.page(wanted, after, query.limit)
+            page = await runs.page(wanted, after, limit)
         return _json(page.json())
 
     @router.post(
         "",
         summary="Create a run",
         status_code=201,
-        responses={201: {"model": RunData}, **problems(401, 403, 409, 413, 415, 422, 429, 503)},
-        response_model=None,
-        dependencies=[Depends(_require_json)],
-    )
-    async def create_run(request: Request, new: Annotated[RunCreate, Body()]) -> Response:
-        given = new.texts(
-            "id", "progress", "task_id", "agent", "started_at", "completed_at", "error"
-        )
-        _check_bounds(grant(request), given, BOUNDS)
-        values = {name: text for name, text in given.items() if text is not None}
-        async with place(request):
-            run = await runs.create(new.status, values)
-        return _json(body(run), 201, Location=f"/api/runs/{quote(run[ID], safe='')}")
-
-    @router.get(
-        "/{run_id:path}",
-        summary="Get a run",
-        responses={200: {"model": RunData}, **problems(401, 403, 404, 422, 429, 503)},
-        response_model=None,
-    )
-    async def get_run(request: Request, run_id: Annotated[RunId, run_id_path]) -> Response:
-        async with place(request):
-            run = await runs.get(run_id, grant(request).within)
-        return _json(body(run))
-
-    @router.patch(
-        "/{run_id:path}",
-        summary="Change a run",
         responses={
-            200: {"model": RunData},
-            **problems(401, 403, 404, 409, 413, 415, 422, 429, 503),
+            201: {"model": RunData, "headers": ETAG},
+            **problems(401, 403, 409, 413, 415, 422, 429, 503),
         },
         response_model=None,
         dependencies=[Depends(_require_json)],
+        openapi_extra={"requestBody": request_body(RunCreate)},
     )
-    async def change_run(
-        request: Request, run_id: Annotated[RunId, run_id_path], change: Annotated[RunPatch, Body()]
-    ) -> Response:
+    async def create_run(request: Request) -> Response:
+        new = await read(request, RunCreate)
+        given = new.texts(
+            "id", "progress", "task_id", "agent", "started_at", "completed_at", "error"
+        )
+        _check_bounds(grant(request), given, BOUNDS, form)
+        values = {name: text for name, text in given.items() if text is not None}
+        async with place(request):
+            version = await runs.create(new.status, values)
+        return _run(version, 201, Location=f"/api/runs/{_escaped(version.run[ID])}")
+
+    @router.get(
+        "/{run_id:text}",
+        summary="Get a run",
+        responses={
+            200: {"model": RunData, "headers": ETAG},
+            304: {"description": "The run is as If-None-Match says", "headers": ETAG},
+            **problems(401, 403, 404, 409, 412, 422, 429, 503),
+        },
+        response_model=None,
+        dependencies=[Depends(_require_utf8)],
+        openapi_extra={"parameters": [IF_NONE_MATCH]},
+    )
+    async def get_run(request: Request, run_id: Annotated[RunId, run_id_path]) -> Response:
+        preconditions = Preconditions.parse(request)
+        async with place(request):
+            version = await runs.get(run_id, grant(request).within)
+        if not preconditions.match(version.etag):
+            raise PreconditionFailed(run_id, version.etag)
+        if preconditions.is_known(version.etag):
+            return Response(status_code=304, headers=_etag(version))
+        return _run(version)
+
+    @router.patch(
+        "/{run_id:text}",
+        summary="Change a run",
+        responses={
+            200: {"model": RunData, "headers": ETAG},
+            **problems(401, 403, 404, 409, 412, 413, 415, 422, 429, 503),
+        },
+        response_model=None,
+        dependencies=[Depends(_require_utf8), Depends(_require_json)],
+        openapi_extra={
+            "requestBody": request_body(RunPatch),
+            "parameters": [IF_MATCH],
+        },
+    )
+    async def change_run(request: Request, run_id: Annotated[RunId, run_id_path]) -> Response:
         """A queued run can become running or failed, a running one completed or failed.
 
-        An ended run stays ended.
+        An end is final: a change of an ended run is a 409, unless it repeats what is true. To claim
+        a run, send its ETag in If-Match: of several such requests one gets 200, the others 412.
         """
+        preconditions = Preconditions.parse(request)
+        change = await read(request, RunPatch)
         values = change.texts("progress", "task_id", "agent", "error")
         granted = grant(request)
-        _check_bounds(granted, values, values)
+        _check_bounds(granted, values, values, form)
         async with place(request):
-            run = await runs.change(run_id, change.status, values, granted.within)
-        return _json(body(run))
+            version = await runs.change(
+                run_id, change.status, values, granted.within, preconditions
+            )
+        return _run(version)
 
     return router
+
+
+def _query(request: Request) -> tuple[Filter, Mapping[str, str]]:
+    """The filter, and the parameters that may be given once. Raises InvalidRequest."""
+    text = request.scope["query_string"].decode("latin-1")
+    try:
+        query = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except ValueError:
+        message = f"the query is percent-encoded UTF-8, not {shown(text)}"
+        raise InvalidRequest(message, ("query", message)) from None
+    try:
+        return parse_filter(query, ("limit", "cursor"), "/api/runs")
+    except FilterError as error:
+        raise InvalidRequest(str(error), (field_name(error.field), str(error))) from None
+
+
+def _limit(text: str) -> int:
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else 0
+    if not 1 <= limit <= MAX_LIMIT:
+        message = f"limit is a whole number from 1 to {MAX_LIMIT}, not {shown(text)}"
+        raise InvalidRequest(message, ("limit", message))
+    return limit
+
+
+def _require_utf8(request: Request) -> None:
+    """Uvicorn reads other bytes as U+FFFD, which another run may have in its id."""
+    path = request.scope.get("raw_path", b"").decode("latin-1")
+    try:
+        unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        raise RunNotFound(path.removeprefix("/api/runs/")) from None
 
 
 def _require_json(request: Request) -> None:
@@ -160,12 +256,30 @@ def _require_json(request: Request) -> None:
         raise NotJSON(given)
 
 
-def _check_bounds(granted: Grant, values: Mapping[str, str | None], names: Iterable[str]) -> None:
+def _check_bounds(
+    granted: Grant, values: Mapping[str, str | None], names: Iterable[str], form: Form
+) -> None:
     """The request must not make a run that its token does not cover. Raises BeyondToken."""
     for name in names:
         permitted = granted.within.get(name)
-        if permitted is not None and values.get(name) not in permitted:
+        if permitted is None:
+            continue
+        value = values.get(name)
+        if value is None or not permitted >= (form(name, [value]) or {value}):
             raise BeyondToken(name)
+
+
+def _escaped(run_id: str) -> str:
+    """As a segment of a path. Many a client takes `.` and `..` for steps in it."""
+    return quote(run_id, safe="") if run_id.strip(".") else run_id.replace(".", "%2E")
+
+
+def _run(version: Version, status: int = 200, **headers: str) -> Response:
+    return _json(body(version.run), status, **_etag(version), **headers)
+
+
+def _etag(version: Version) -> dict[str, str]:
+    return {"ETag": f'"{version.etag}"'}
 
 
 def _json(text: str, status: int = 200, **headers: str) -> Response:

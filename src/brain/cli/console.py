@@ -15,17 +15,16 @@ from websockets.exceptions import InvalidURI
 from brain import __version__
 from brain.config import Settings, SettingsError
 from brain.contract.errors import BrainError
-from brain.embedded.server import EmbeddedError, running
+from brain.embedded.server import running
 from brain.log import Log, configure_logging, set_log_level
 from brain.postgres.connection import error_line
-from brain.postgres.table import TableError
 
 if TYPE_CHECKING:
     from brain.app import Started
 
 STDOUT, STDERR = 1, 2
 
-EXPECTED = (BrainError, EmbeddedError, TableError, psycopg.Error, OSError, InvalidURI)
+EXPECTED = (BrainError, psycopg.Error, OSError, InvalidURI)
 """Errors that a person can fix: one sentence without a traceback, and exit status 2."""
 
 

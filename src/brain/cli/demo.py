@@ -12,13 +12,13 @@ import psycopg
 from brain.cli.console import database_url, fail, note
 from brain.config import Settings
 from brain.contract.errors import BrainError
-from brain.contract.messages import ID, Run, Status
+from brain.contract.messages import ID, Status
 from brain.postgres.connection import connect, error_line, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import describe
 
 if TYPE_CHECKING:
-    from brain.api.repository import RunRepository
+    from brain.api.repository import RunRepository, Version
 
 
 async def play(settings: Settings, count: int, seconds: float) -> None:
@@ -57,7 +57,7 @@ async def _play(
     while True:
         given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
         present = {name: value for name, value in given.items() if name in columns}
-        run_id = (await _retry(partial(runs.create, "queued", present)))[ID]
+        run_id = (await _retry(partial(runs.create, "queued", present))).run[ID]
         try:
             await asyncio.sleep(random.uniform(0, seconds / 5))
             await change("running")
@@ -76,7 +76,7 @@ async def _play(
             raise
 
 
-async def _retry(query: Callable[[], Awaitable[Run]]) -> Run:
+async def _retry(query: Callable[[], Awaitable["Version"]]) -> "Version":
     """Try every second until the database answers."""
     while True:
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """Exponential back-off with full jitter: clients that were dropped together come back spread out."""
+    """Exponential back-off with full jitter: clients dropped together come back spread out."""
 
     first: float
     """Seconds: the bound of the first wait. It doubles with each failure."""

@@ -9,7 +9,8 @@ BrainError
 ├── postgres:  DatabaseURLError, TableError, PgoutputError, StreamLost, StreamUnavailable
 └── server:    ListenError, HandshakeError
 
-What libraries raise (psycopg, pydantic, PyJWT) is translated where it is caught, with `raise … from`.
+Errors of libraries (psycopg, pydantic, PyJWT) are translated where they are caught, with
+`raise … from`.
 """
 
 

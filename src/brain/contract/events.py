@@ -56,9 +56,9 @@ class Changes:
     """A slice of one committed transaction.
 
     The run of a delete has only its id; that of a truncate is empty. An UPDATE after which the
-    contract cannot express the row is a delete, whether or not the run is held. Nobody changes a slice that
-    has been yielded; it is not frozen because one is made for each transaction, and a frozen one
-    takes three times as long.
+    contract cannot express the row is a delete, whether or not the run is held. Nobody changes a
+    slice that has been yielded; it is not frozen because one is made for each transaction, and a
+    frozen one takes three times as long.
     """
 
     rows: list[tuple[Op, Run]]

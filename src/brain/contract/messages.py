@@ -40,8 +40,8 @@ TASK_ID: Final = 3
 AGENT: Final = 4
 
 MAX_ID_BYTES: Final = 1024
-"""Of a run's id, in UTF-8: the same bound for what is pushed, for the HTTP API, for a filter and for a cursor. Percent-encoded, it
-fits into a URL."""
+"""UTF-8 bytes of a run's id: one bound for messages, the HTTP API, filters and cursors. Such an id
+fits into a URL when it is percent-encoded."""
 
 UNCHANGED = "\0"
 """The value of a field that PostgreSQL did not send because it did not change (TOAST).
@@ -100,6 +100,16 @@ def storable(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("must not contain an unpaired surrogate: it is no character") from None
     return text
+
+
+def shown(value: object) -> str:
+    """A value for the sentence of an error: at most 40 characters, in printable ASCII."""
+    if isinstance(value, str):
+        return ascii(value[:40])
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)[:40]
 
 
 def body(run: Run) -> str:
@@ -168,7 +178,8 @@ def parse_time(text: str) -> Micros:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise ValueError(
-            f"{text!r} is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z"
+            f"{shown(text)} is not an ISO 8601 time with a zone, "
+            "such as 2026-11-21T09:30:00.123456Z"
         )
     return micros(moment)
 

@@ -1,10 +1,24 @@
-"""What a client of `/ws` asks for: a filter, and where to start."""
+"""What a client of `/ws` asks for: a filter, and where to start.
 
-from collections.abc import Collection
-from dataclasses import dataclass
+`GET /api/runs` takes the same filters.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from brain.contract.messages import AGENT, STATUS, STATUSES, TASK_ID, Micros, Run, parse_time
+from brain.contract.messages import (
+    AGENT,
+    MAX_ID_BYTES,
+    STATUS,
+    STATUSES,
+    TASK_ID,
+    Micros,
+    Run,
+    parse_time,
+    shown,
+    storable,
+)
 
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
@@ -13,9 +27,21 @@ _INDEXES = {"agent": AGENT, "task_id": TASK_ID}
 
 MAX_VALUES = 100
 """Values of all fields of a filter together."""
-
 MAX_CHARACTERS = 1024
-"""Characters of one value."""
+"""Of a task_id or an agent. A run_id has at most MAX_ID_BYTES."""
+
+Form: TypeAlias = Callable[[str, Collection[str]], "frozenset[str] | None"]
+"""A field and its values → the texts by which the field's column prints them: `7` for `007` where
+it holds integers. None: the column's type is not known yet.
+
+A value that the column cannot hold stays as it is, so it equals that of no row.
+"""
+
+
+def as_given(_field: str, values: Collection[str]) -> frozenset[str]:
+    """The Form of columns of text."""
+    return frozenset(values)
+
 
 Facet: TypeAlias = tuple[str, str | None, str | None]
 """What filters test besides the id: status, agent, task_id."""
@@ -29,7 +55,11 @@ def facet(run: Run) -> Facet:
 
 
 class FilterError(ValueError):
-    """The query of `/ws` is not valid. The message names the parameter, the value and the rule."""
+    """The query is not valid. The message names the parameter, the value and the rule."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +76,16 @@ class Filter:
     Bounds test only what a run *is*. That a run was in bounds is no reason to show what it is now,
     and an unknown past must not grant access.
     """
+
+    def printed(self, form: Form) -> "Filter | None":
+        """The filter in the texts that the columns print. None: they are not known yet."""
+        if not (self.run_id or self.task_id or self.agent):
+            return self
+        run_id, task_id = form("run_id", self.run_id), form("task_id", self.task_id)
+        agent = form("agent", self.agent)
+        if run_id is None or task_id is None or agent is None:
+            return None
+        return replace(self, run_id=run_id, task_id=task_id, agent=agent)
 
     def permits(self, run: Run) -> bool:
         return all(run[_INDEXES[name]] in values for name, values in self.bounds)
@@ -76,40 +116,67 @@ class Subscription:
     """First send the current state of every run that changed at or after this time."""
 
 
-def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
-    """Parse the decoded query parameters of `/ws`. Raises FilterError."""
+def parse_filter(
+    query: Collection[tuple[str, str]], others: Collection[str], path: str
+) -> tuple[Filter, Mapping[str, str]]:
+    """Parse a decoded query into its filter and its `others`, which may each be given once.
+
+    `path` is named in errors. Raises FilterError.
+    """
     fields: dict[str, set[str]] = {name: set() for name in FIELDS}
     once: dict[str, str] = {}
     for name, value in query:
         if name in fields:
-            if not value or len(value) > MAX_CHARACTERS:
-                raise FilterError(
-                    f"{name} takes a text of 1 to {MAX_CHARACTERS} characters, not {value[:40]!r}"
-                )
-            fields[name].add(value)
-        elif name in ("snapshot", "since"):
-            if name in once:
-                raise FilterError(f"{name} may be given once")
+            fields[name].add(_checked(name, value))
+        elif name in once:
+            raise FilterError(name, f"{name} may be given once, and {shown(value)} is another")
+        elif name in others:
             once[name] = value
         else:
-            known = ", ".join((*FIELDS, "snapshot", "since"))
-            raise FilterError(f"unknown parameter {name[:40]!r}: /ws knows {known}")
+            known = ", ".join((*FIELDS, *others))
+            raise FilterError(name, f"unknown parameter {shown(name)}: {path} knows {known}")
     if sum(map(len, fields.values())) > MAX_VALUES:
+        largest = max(FIELDS, key=lambda name: len(fields[name]))
         raise FilterError(
-            f"a filter takes at most {MAX_VALUES} values: leave it out and filter in the client"
+            largest,
+            f"a filter takes at most {MAX_VALUES} values: "
+            f"leave {largest} out and filter in the client",
         )
-    if unknown := fields["status"] - set(STATUSES):
-        raise FilterError(f"status is one of {', '.join(STATUSES)}, not {min(unknown)[:40]!r}")
+    run_ids, task_ids, agents, statuses = (frozenset(fields[name]) for name in FIELDS)
+    return Filter(run_ids, task_ids, agents, statuses), once
+
+
+def _checked(name: str, value: str) -> str:
+    if name == "status":
+        if value not in STATUSES:
+            raise FilterError(name, f"status is one of {', '.join(STATUSES)}, not {shown(value)}")
+        return value
+    try:
+        storable(value)
+    except ValueError as error:
+        raise FilterError(name, f"{name} {error}: {shown(value)}") from None
+    if name == "run_id":
+        fits, bound = len(value.encode()) <= MAX_ID_BYTES, f"{MAX_ID_BYTES} bytes"
+    else:
+        fits, bound = len(value) <= MAX_CHARACTERS, f"{MAX_CHARACTERS} characters"
+    if not value or not fits:
+        raise FilterError(name, f"{name} takes a text of 1 to {bound}, not {shown(value)}")
+    return value
+
+
+def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
+    """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
+    filter_, once = parse_filter(query, ("snapshot", "since"), "/ws")
     if once.get("snapshot", "true") not in ("true", "false"):
-        raise FilterError(f"snapshot is true or false, not {once['snapshot'][:40]!r}")
+        raise FilterError("snapshot", f"snapshot is true or false, not {shown(once['snapshot'])}")
     snapshot = once.get("snapshot") == "true"
     if snapshot and "since" in once:
         raise FilterError(
-            "snapshot and since exclude each other: since already sends what has changed"
+            "since",
+            "snapshot and since exclude each other: since already sends what has changed",
         )
     try:
         since = parse_time(once["since"]) if "since" in once else None
     except ValueError as error:
-        raise FilterError(f"since: {error}; in a URL, write + as %2B") from None
-    run_ids, task_ids, agents, statuses = (frozenset(fields[name]) for name in FIELDS)
-    return Subscription(Filter(run_ids, task_ids, agents, statuses), snapshot, since)
+        raise FilterError("since", f"since: {error}; in a URL, write + as %2B") from None
+    return Subscription(filter_, snapshot, since)

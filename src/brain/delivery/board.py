@@ -194,8 +194,8 @@ class Board:
         return pushes
 
     def _advance(self, at: Micros) -> None:
-        # (R9) Above `floor_time`: who loads the table after an eviction needs a `since` that is no
-        # gap.
+        # (R9) Above `floor_time`, so that a client that loads the table after an eviction gets a
+        # `since` that is no gap.
         self.time = max(self.time, at, self.floor_time + 1)
 
     def _changes(self, event: Changes) -> list[Push]:

@@ -21,7 +21,7 @@ import structlog
 
 from brain.contract.back_off import BackOff
 from brain.embedded.ports import candidates, claim, is_free
-from brain.embedded.processes import postmaster_folder, processes
+from brain.embedded.processes import POLL_INTERVAL, postmaster_folder, processes
 from brain.embedded.programs import ALTERNATIVE, EmbeddedError, last_lines, spawn, until
 
 log = structlog.get_logger()
@@ -131,7 +131,8 @@ class Postmaster:
         failures = 0
         while True:
             since = time.monotonic()
-            await until(lambda: not self.alive(), math.inf, every=0.1)
+            every = POLL_INTERVAL if self.child is None else 0.1
+            await until(lambda: not self.alive(), math.inf, every)
             log.warning("embedded postgres died", pid=self.pid)
             if time.monotonic() - since > self.timing.steady:
                 failures = 0

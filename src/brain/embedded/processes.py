@@ -11,6 +11,9 @@ from pathlib import Path
 
 HAS_PROC = sys.platform == "linux"
 
+POLL_INTERVAL = 0.1 if HAS_PROC else 1.0
+"""Seconds between two looks at a process that is not a child: ps takes some 10 ms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -44,10 +47,15 @@ def _folder_from_proc(pid: int) -> Path | None:
 
 
 def _folder_from_ps(pid: int) -> Path | None:
-    # ps does not mark where an argument ends. Brain always starts `PATH/postgres -D FOLDER -c …`.
-    command = _ps("-o", "command=", "-p", str(pid))
-    found = re.match(r"/.*?/postgres -D (.+?) -c ", command)
-    return Path(found[1]) if found else None
+    # ps does not mark where an argument ends. Brain starts `PATH/postgres -D FOLDER -c …`, pg_ctl
+    # `PATH/postgres -D FOLDER`. The folder is the longest text after -D that is one.
+    command = _ps("-o", "command=", "-p", str(pid)).rstrip()
+    found = re.match(r"/.*?/postgres (?:.* )?-D (.+)", command, re.DOTALL)
+    if found is None:
+        return None
+    ends = [end.start() for end in re.finditer(r" -|\Z", found[1])]
+    folders = (found[1][:end] for end in reversed(ends))
+    return next((Path(folder) for folder in folders if os.path.isdir(folder)), None)  # noqa: PTH112 - no error if closed to us
 
 
 def _from_proc() -> Iterator[Process]:
@@ -59,13 +67,17 @@ def _from_proc() -> Iterator[Process]:
 
 
 def _from_ps() -> Iterator[Process]:
-    for line in _ps("-ax", "-o", "pid=,uid=,command=").splitlines():
-        pid, uid, command = line.split(maxsplit=2)
-        yield Process(int(pid), int(uid), command)
+    for line in _ps("-ax", "-o", "pid=,uid=,command=").split("\n"):
+        # A command line may be empty, or contain a line feed.
+        if found := re.match(r" *(\d+) +(\d+) (.*)", line):
+            yield Process(int(found[1]), int(found[2]), found[3].rstrip())
 
 
 def _ps(*options: str) -> str:
-    """What ps prints; empty if there is no such process. It takes about 5 ms."""
-    return subprocess.run(  # noqa: S603
-        ["/bin/ps", "-ww", *options], capture_output=True, text=True, errors="replace", check=False
-    ).stdout
+    """What ps prints; empty if there is no such process."""
+    # In the C locale, which a service has, ps replaces the characters of a path that are not ASCII.
+    locale = "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8"
+    done = subprocess.run(  # noqa: S603 - the options are constants and a pid
+        ["/bin/ps", "-ww", *options], env={"LC_ALL": locale}, capture_output=True, check=False
+    )
+    return os.fsdecode(done.stdout)

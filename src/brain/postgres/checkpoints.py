@@ -1,10 +1,12 @@
 """The checkpoint: what is known of the table, so that the next poll brings only what changed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from brain.postgres.pgoutput import LSN
 from brain.postgres.snapshots import PgSnapshot
+from brain.postgres.table import Column
 
 Identity: TypeAlias = tuple[str | None, ...]
 """System identifier, timeline, database, table and its columns. When one of them changes, nothing
@@ -50,3 +52,5 @@ class Progress:
     checkpoint: Checkpoint | None = None
     unseen: set[int] = field(default_factory=set)
     """Transactions that a stream has delivered and that a query may not see yet."""
+    columns: Mapping[str, Column] | None = None
+    """Of the table, as last described. None until it has been described once."""

@@ -18,7 +18,7 @@ has changed since.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 import psycopg
@@ -34,7 +34,7 @@ from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.replication import StreamLost, StreamSilent
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
-from brain.postgres.table import Table, TableError
+from brain.postgres.table import Column, Table, TableError
 from brain.postgres.timing import TIMING, Timing
 from brain.postgres.unavailable import StreamUnavailable
 
@@ -72,6 +72,11 @@ class Follow:
         self._promotion = Promotion(
             url, table, decoder, self.state, application=application, timing=timing
         )
+
+    @property
+    def columns(self) -> Mapping[str, Column] | None:
+        """Of the table. None until it has been described once."""
+        return self._progress.columns
 
     async def events(self) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()

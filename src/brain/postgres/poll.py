@@ -86,6 +86,7 @@ class Poll:
         async with deadline():
             self.description = await describe(self.conn, self._table)
             self._identity = await self._identify(self.description)
+        self.progress.columns = self.description.columns
 
     async def _identify(self, description: Description) -> Identity:
         try:
@@ -232,8 +233,8 @@ class Poll:
         """Those of the ids that the table no longer has, or has with a status that is none."""
         if not ids:
             return []
-        query = sql.SQL("SELECT r.id, r.status FROM {} r WHERE {}").format(
-            self._table.in_query, by_id
+        query = sql.SQL("SELECT {}, r.status FROM {} r WHERE {}").format(
+            self.description.unpadded("r", "id"), self._table.in_query, by_id
         )
         async with deadline(self._timing.first_scan, "the ids of unfinished runs"):
             found = {
@@ -281,4 +282,6 @@ class Poll:
 
     def _by_text(self) -> sql.Composed:
         """For ids of another table, whose type may have been another. It uses no index."""
-        return sql.SQL("format('%%s', r.id) = ANY (%s::text[])").format()
+        return sql.SQL("format('%%s', {}) = ANY (%s::text[])").format(
+            self.description.unpadded("r", "id")
+        )

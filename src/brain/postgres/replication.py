@@ -12,9 +12,10 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Callable
 from operator import itemgetter
 from struct import Struct
-from typing import Any, assert_never
+from typing import assert_never
 
 import psycopg
 from psycopg import generators, pq, sql
@@ -60,6 +61,23 @@ class StreamSilent(StreamLost):
     """Nothing arrives any more. The ordinary connection takes the same route: it is as dead."""
 
 
+def _without_padding(
+    pick: Callable[[Values], tuple[str | None, ...]], padded: tuple[int, ...]
+) -> Callable[[Values], tuple[str | None, ...]]:
+    """`pick`, and no spaces at the end of the columns of type char(n), if there are any."""
+    if not padded:
+        return pick
+
+    def unpadded(values: Values) -> tuple[str | None, ...]:
+        picked = list(pick(values))
+        for i in padded:
+            value = picked[i]
+            picked[i] = None if value is None else type(value)(value.rstrip(" "))
+        return tuple(picked)
+
+    return unpadded
+
+
 def _wake(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
@@ -87,11 +105,12 @@ class Stream:
         self._pg = conn.pgconn
         self._publication = publication
         self._oid = description.oid
+        self._padded = description.padded
         self._decoder = decoder
         self._codec = codec_of(conn)
         self._timing = timing
         self._loop = asyncio.get_running_loop()
-        self._picks: itemgetter[Any] | None = None
+        self._picks: Callable[[Values], tuple[str | None, ...]] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
         self._visible = PgSnapshot(0, 0, frozenset())
@@ -276,7 +295,7 @@ class Stream:
                     places = (
                         message.columns.index(f) if f in message.columns else -1 for f in FIELDS
                     )
-                    self._picks = itemgetter(*places)
+                    self._picks = _without_padding(itemgetter(*places), self._padded)
             case Truncate():
                 if self._oid in message.oids and not self._skip:
                     self._slice(taken).rows.append(("truncate", only_id("")))
@@ -328,8 +347,7 @@ class Stream:
         if self._picks is None:
             raise PgoutputError("a row before its relation")
         values.append(None)
-        picked: tuple[str | None, ...] = self._picks(values)
-        return picked
+        return self._picks(values)
 
     # Replying.
 

@@ -79,6 +79,10 @@ class Column:
     """The type's name, quoted and with its schema, for a cast in a query that has parameters."""
     generated: bool
     default: bool
+    base: str = ""
+    """The name of a built-in type (of a domain: of its base type): uuid, int8, bpchar …"""
+    scale: int | None = None
+    """Of a numeric with one: digits behind the point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +108,30 @@ class Description:
     def select(self, alias: str, max_text: int) -> sql.Composable:
         """The fields of the contract as a select list, with NULL for a column that the table lacks.
 
-        No cast: the stream carries the output of the type itself, and for bool and char(n) a cast
-        differs from that.
+        No cast: the stream carries the output of the type itself, and for bool a cast differs from
+        that. Only the padding of char(n), which the cast takes away, is left out there too.
         """
         return sql.SQL(", ").join(
             sql.SQL("NULL")
-            if name not in self.columns
+            if field not in self.columns
             # One more than the bound, so that the decoder sees that the text is longer.
-            else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, name), max_text + 1)
-            if name == "error"
-            else sql.Identifier(alias, name)
-            for name in FIELDS
+            else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, field), max_text + 1)
+            if field == "error"
+            else self.unpadded(alias, field)
+            for field in FIELDS
+        )
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The places in FIELDS of the columns of type char(n)."""
+        found = ((i, self.columns.get(field)) for i, field in enumerate(FIELDS))
+        return tuple(i for i, column in found if column is not None and column.base == "bpchar")
+
+    def unpadded(self, alias: str, field: str) -> sql.Composable:
+        """The column, which prints the field without the padding of char(n)."""
+        column = sql.Identifier(alias, field)
+        return (
+            sql.SQL("{}::text").format(column) if self.columns[field].base == "bpchar" else column
         )
 
 
@@ -130,7 +147,17 @@ SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
            AND CASE c.relreplident WHEN 'f' THEN true WHEN 'd' THEN i.indisprimary
                WHEN 'i' THEN i.indisreplident END),
        (SELECT json_agg(json_build_array(a.attname, n.nspname, t.typname, a.attgenerated <> '',
-                                         a.atthasdef OR a.attidentity <> '') ORDER BY a.attnum)
+                                         a.atthasdef OR a.attidentity <> '',
+                                         (WITH RECURSIVE b(oid, typmod) AS (
+                                              SELECT t.oid, a.atttypmod UNION ALL
+                                              SELECT d.typbasetype, d.typtypmod
+                                                FROM b JOIN pg_type d USING (oid)
+                                               WHERE d.typtype = 'd')
+                                          SELECT json_build_array(d.typname, b.typmod)
+                                            FROM b JOIN pg_type d USING (oid)
+                                           WHERE d.typtype <> 'd'
+                                             AND d.typnamespace = 'pg_catalog'::regnamespace)
+                                        ) ORDER BY a.attnum)
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
           JOIN pg_namespace n ON n.oid = t.typnamespace
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -151,6 +178,13 @@ class MissingTableError(TableError):
     """The table does not exist."""
 
 
+def _base(name: str = "", modifier: int = -1) -> tuple[str, int | None]:
+    """The scale of a numeric lies in the lowest eleven bits of its modifier, with a sign."""
+    if name != "numeric" or modifier < 4:
+        return name, None
+    return name, ((modifier - 4 & 0x7FF) ^ 0x400) - 0x400
+
+
 async def describe(conn: Conn, table: Table) -> Description:
     """Raises MissingTableError, or TableError if the table has no column `id` or `status`."""
     row = await (await conn.execute(_DESCRIBE, (table.schema, table.name))).fetchone()
@@ -161,8 +195,10 @@ async def describe(conn: Conn, table: Table) -> Description:
         )
     oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {
-        name: Column(name, escaped(sql.Identifier(schema, type_)), generated, default)
-        for name, schema, type_, generated, default in json.loads(columns or "[]")
+        name: Column(
+            name, escaped(sql.Identifier(schema, type_)), generated, default, *_base(*(base or ()))
+        )
+        for name, schema, type_, generated, default, base in json.loads(columns or "[]")
     }
     missing = [field for field in ("id", "status") if field not in found]
     if missing:

@@ -81,17 +81,24 @@ def parse_handshake(
     return Handshake(subscription, keys[0], offers_bearer(headers))
 
 
+def target_path(target: bytes) -> str | None:
+    """The decoded path of a request target, as uvicorn has it. None if it is not a URL."""
+    try:
+        return unquote((httptools.parse_url(target).path or b"/").decode("latin-1"))
+    except httptools.HttpParserInvalidURLError:
+        return None
+
+
 @lru_cache(1024)
 def parse_target(target: bytes) -> Subscription:
     """Cached: clients repeat themselves. Raises HandshakeError."""
-    try:
-        url = httptools.parse_url(target)
-    except httptools.HttpParserInvalidURLError:
-        raise HandshakeError("malformed", "the target of the request is not a URL") from None
-    if unquote((url.path or b"/").decode("latin-1")) != PATH:
+    path = target_path(target)
+    if path is None:
+        raise HandshakeError("malformed", "the target of the request is not a URL")
+    if path not in (PATH, f"{PATH}/"):
         raise HandshakeError("path", f"the path of the WebSocket is {PATH}")
     try:
-        query = (url.query or b"").decode("ascii")
+        query = (httptools.parse_url(target).query or b"").decode("ascii")
         return parse_subscription(parse_qsl(query, keep_blank_values=True, errors="strict"))
     except FilterError as error:
         # The text may quote the query, which may hold a secret: only the client sees it.

@@ -13,6 +13,8 @@ upgraded.
 """
 
 import asyncio
+import re
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -28,11 +30,18 @@ from brain.contract.subscription import Subscription
 from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
 from brain.server.handshake import Handshake, HandshakeError, parse_handshake
+from brain.server.probes import BARE, is_probe
 from brain.server.state import ServerState
 from brain.server.websocket import Connection
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
+_NO_PATH = re.compile(rb"^([a-z]+://[^/?#]+)(?![^?#])", re.IGNORECASE)
+"""An absolute target without a path, which is that of `/` (RFC 9110, section 4.2.3)."""
 _CLOSING = Rejection("closing", "the server is stopping: come back")
+_UNREAD = Rejection(
+    "unread",
+    "the table has not been read yet, so nobody knows which values its columns have: come back",
+)
 
 REFUSED_TIMEOUT = 1.0
 """Seconds for the client to read a refusal and to close."""
@@ -62,6 +71,10 @@ class HTTPProtocol(HttpToolsProtocol):
         self._admitting: asyncio.Task[None] | None = None
         self.peer = ""
         self.accepted = 0.0
+        self.heard = 0.0
+        """When the client last took some of an answer that waits for it, or none waited."""
+        self.taken: int | None = None
+        """See uptake.py."""
 
     # The connection
 
@@ -81,7 +94,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._lease, self._rejection = entered, full
         else:
             self._rejection = entered
-        self.accepted = self.loop.time()
+        self.accepted = self.heard = self.loop.time()
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -145,11 +158,35 @@ class HTTPProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(part)
             except httptools.HttpParserUpgrade as upgrade:
-                self._upgrade(part[upgrade.args[0] :] + data)
-                return
+                data = part[upgrade.args[0] :] + data
+                if self._should_upgrade():
+                    self._upgrade(data)
+                    return
+                data = self._without_upgrade() + data
             except httptools.HttpParserError:
                 self._refuse(self._parse_error)
                 return
+
+    def _without_upgrade(self) -> bytes:
+        """The head just parsed, for a new parser, without the upgrade that Brain ignores (RFC 9110,
+        section 7.8). The old one takes what follows a head with an upgrade for another protocol,
+        also where it is a body.
+        """
+        head = [b"%s %s HTTP/%s" % (
+            self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+        )]  # fmt: skip
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [each for each in value.split(b",") if each.strip().lower() != b"upgrade"]
+                if options:
+                    head.append(b"%s:%s" % (name, b",".join(options)))
+            elif name != b"upgrade":
+                head.append(b"%s:%s" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn does, for what a client sends behind a request with `Connection: close`.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._in_head, self._room = True, self._limits.max_head
+        return b"\r\n".join([*head, b"", b""])
 
     def _too_large(self) -> Rejection:
         if self._in_head:
@@ -163,8 +200,9 @@ class HTTPProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_upgrade = None
-        self._begun = True
-        self._expect_request()
+        if not self._begun:  # the parser meets a head with an ignored upgrade a second time
+            self._begun = True
+            self._expect_request()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -178,13 +216,19 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._room = False, self._limits.max_behind_head
-        if self._should_upgrade():
-            return  # `_upgrade` judges it
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._stop_parser("malformed", "CONNECT is for proxies, and this server is none")
+            return  # `_upgrade` judges it, or the next parser has it without its upgrade
+        if not self.url.startswith(b"/"):
+            self.url = _NO_PATH.sub(rb"\1/", self.url)  # uvicorn wants one
         self._cycles = self._unanswered()
         if len(self._cycles) >= self._limits.max_pipelined:
             detail = f"a connection has at most {self._limits.max_pipelined} unanswered requests"
             self._stop_parser("malformed", detail)
         client = self._check()
+        if isinstance(client, Rejection) and client.code in ("host", "host_header"):
+            client = self._check_probe(client)
         if isinstance(client, Rejection):
             self._note(client)
             self.app = partial(reject, client)
@@ -196,11 +240,12 @@ class HTTPProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._present = self.cycle
         self._cycles.append(self.cycle)
-        if self.parser.should_upgrade():
-            # h2c and the like: answered over HTTP/1.1, and then closed.
-            self.cycle.keep_alive = False
+        if self._rejection is not None:
+            self.cycle.keep_alive = False  # a probe: it has its answer, and no slot
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._begun, self._in_head, self._present = False, True, None
         self._room = self._limits.max_head
@@ -214,14 +259,29 @@ class HTTPProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         """The parser looks at all Connection headers; uvicorn would look only at the last."""
         if self._is_upgrade is None:
-            self._is_upgrade = self.parser.should_upgrade() and [
-                value.lower() for name, value in self.headers if name == b"upgrade"
-            ] == [b"websocket"]
+            self._is_upgrade = self.parser.should_upgrade() and any(
+                offer.strip().lower() == b"websocket"
+                for name, value in self.headers
+                if name == b"upgrade"
+                for offer in value.split(b",")
+            )
         return self._is_upgrade
 
     def _check(self) -> Address | Rejection:
         """The client's address, if the access rules permit the request."""
-        return self._rejection or self._state.policy.check(self.peer, self.headers, self.url)
+        if self._rejection is not None and (self.parser.should_upgrade() or not self._is_probe()):
+            return self._rejection
+        return self._state.policy.check(self.peer, self.headers, self.url)
+
+    def _is_probe(self) -> bool:
+        return is_probe(self.parser.get_method(), self.url)
+
+    def _check_probe(self, rejection: Rejection) -> Address | Rejection:
+        """Instead of a rejection for its Host, a probe gets the bare verdict."""
+        if not self._is_probe():
+            return rejection
+        self.scope[BARE] = True  # type: ignore[typeddict-unknown-key]
+        return self._state.policy.check_probe(self.peer, self.headers, self.url)
 
     def _unanswered(self) -> list[RequestResponseCycle]:
         return [cycle for cycle in self._cycles if not cycle.response_complete]
@@ -231,8 +291,6 @@ class HTTPProtocol(HttpToolsProtocol):
     def _upgrade(self, rest: bytes) -> None:
         """The upgrade is complete; `rest` followed it. What costs little is checked first."""
         self._state.waiting.pop(self, None)
-        if not self._should_upgrade():
-            return
         if self._unanswered():
             # The answer to an earlier request would land in the stream of the WebSocket.
             self.transport.abort()
@@ -251,21 +309,35 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._state.closing:
             self._refuse(_CLOSING)
             return
+        filter_ = handshake.subscription.filter.printed(self._state.form)
+        if filter_ is None:
+            self._refuse(_UNREAD)
+            return
+        subscription = handshake.subscription
+        if filter_ is not subscription.filter:
+            subscription = replace(subscription, filter=filter_)
         wait = self._state.limiter.wait(client, self.loop.time())
         if isinstance(wait, Rejection):
             self._refuse(wait)
         elif wait or self._state.tokens is not None:
             self.transport.pause_reading()
             self._admitting = self.loop.create_task(
-                self._admit(handshake, rest, client, wait), name="admit"
+                self._admit(handshake, subscription, rest, client, wait), name="admit"
             )
         else:
-            self._switch(handshake, handshake.subscription, rest, client, None)
+            self._switch(handshake, subscription, rest, client, None)
 
-    async def _admit(self, handshake: Handshake, rest: bytes, client: Address, wait: float) -> None:
+    async def _admit(
+        self,
+        handshake: Handshake,
+        subscription: Subscription,
+        rest: bytes,
+        client: Address,
+        wait: float,
+    ) -> None:
         """Wait for the turn of the client's address, and verify its token."""
         await asyncio.sleep(wait)
-        subscription, grant = handshake.subscription, None
+        grant = None
         tokens = self._state.tokens
         try:
             if tokens is not None and (token := bearer(self.headers)) is not None:

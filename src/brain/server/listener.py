@@ -126,21 +126,10 @@ def raise_descriptors() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - RESERVED, soft // 2)
 
 
-def set_user_timeout(listener: socket.socket, seconds: float) -> None:
-    """Let accepted connections inherit TCP_USER_TIMEOUT: the kernel then drops a client that took
-    nothing in for this long, acknowledged or not. Only Linux has it; elsewhere the pings find such
-    a client.
-    """
-    if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
-
-
 class Server(uvicorn.Server):
     """uvicorn's server with another shutdown. `stop` ends it; a second `stop` ends it at once."""
 
-    def __init__(
-        self, app: Any, state: ServerState, *, timeout: float, ping_interval: float
-    ) -> None:
+    def __init__(self, app: Any, state: ServerState, *, ping_interval: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -158,7 +147,6 @@ class Server(uvicorn.Server):
         )
         self._state = state
         state.http = self.server_state.connections  # type: ignore[assignment]
-        self._timeout = timeout
         self._ping_interval = ping_interval
 
     def stop(self) -> None:
@@ -188,8 +176,6 @@ class Server(uvicorn.Server):
                 hint=f"for the {limiter.max_connections} of BRAIN_MAX_CONNECTIONS raise the limit "
                 "of the process: ulimit -n, or LimitNOFILE= of systemd",
             )
-        for each in sockets or []:
-            set_user_timeout(each, self._timeout)
         await super().startup(sockets)
 
     async def main_loop(self) -> None:
@@ -209,6 +195,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(self._ping_interval / len(connections.shares))
             connections.sweep(share)
             share = (share + 1) % len(connections.shares)
+            if not share:
+                self._state.drop_unread()
 
     async def _expire(self) -> None:
         while True:

@@ -3,28 +3,26 @@
 import json
 from dataclasses import asdict
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from brain.access.rejections import Rejection
 from brain.metrics import Metrics, Parts
 from brain.server.answers import answer
 from brain.server.handshake import PATH
+from brain.server.probes import BARE
 from brain.server.state import ServerState
 
 
 def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metrics) -> None:
-    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operations"], summary="Alive: the process answers")
     async def healthz() -> Response:
         return Response('{"status":"alive"}', media_type="application/json")
 
-    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         state = parts.state
         ready = parts.board.begun and state.source != "none" and not server.closing
-        document = {
-            "ready": ready,
+        detail = {
             "source": state.source,
             "code": state.code,
             "detail": "the server is stopping" if server.closing else state.detail or None,
@@ -35,9 +33,9 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "runs": len(parts.board),
             "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
+        document = {"ready": ready} | ({} if request.scope.get(BARE) else detail)
         return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
 
-    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", tags=["operations"], summary="For Prometheus")
     async def read_metrics() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)

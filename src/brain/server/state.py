@@ -11,7 +11,9 @@ from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.access.rejections import Rejection, RejectionCounter
 from brain.access.tokens import Tokens
+from brain.contract.subscription import Form, as_given
 from brain.server.limits import Limits
+from brain.server.uptake import is_stalled
 from brain.server.websocket import Connection, Connections
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class ServerState:
     waiting: dict["HTTPProtocol", float] = field(default_factory=dict)
     """Connections without a complete request → the deadline of that request, earliest first."""
     tokens: Tokens | None = None
+    form: Form = as_given
+    """How the columns print the values of a filter."""
     http: Collection["HTTPProtocol"] = ()
     """uvicorn's set of the connections that are not WebSockets."""
 
@@ -81,6 +85,23 @@ class ServerState:
                 each.abort(detail)
             if total <= self.limits.max_unsent:
                 return
+
+    def drop_unread(self) -> None:
+        """Close the connections whose answer nobody reads, as `Connections.sweep` does for
+        WebSockets. Call it once per interval of pings.
+        """
+        now, timeout = self.connections.loop.time(), self.connections.timeout
+        for http in list(self.http):
+            if not http.unsent:
+                http.taken = None
+                continue
+            if http.taken is None:
+                http.heard = now  # the answer waits since the last round, or not for as long
+            # Its transport is open: uvicorn's set loses it when it is closed.
+            if is_stalled(http, http.transport, now) and http.heard < now - timeout:
+                detail = f"it took nothing of an answer for {timeout:.0f} s"
+                self.rejections.note(Rejection("silence", detail), peer=http.peer)
+                http.abort(detail)
 
     def tidy(self) -> None:
         self.rejections.lines.settle()

@@ -36,6 +36,7 @@ from brain.contract.subscription import Subscription
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.server.limits import Limits
+from brain.server.uptake import is_stalled
 
 log = structlog.get_logger()
 
@@ -73,7 +74,7 @@ class Connections:
     hub: Hub
     loop: asyncio.AbstractEventLoop
     timeout: float
-    """Seconds without a byte from a client after which it counts as dead."""
+    """Seconds after which a client that sends nothing and takes nothing counts as dead."""
     limits: Limits = field(default_factory=Limits)
     shares: list[set["Connection"]] = field(default_factory=lambda: [set() for _ in range(SHARES)])
     closing: set["Connection"] = field(default_factory=set)
@@ -81,6 +82,8 @@ class Connections:
     rejections: RejectionCounter = field(default_factory=lambda: RejectionCounter(log))
     fault: Callable[[str], object] = lambda _: None
     """Called with the address of each client that broke a rule."""
+    swept: list[float] = field(default_factory=lambda: [0.0] * SHARES)
+    """When each share was last pinged."""
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
 
     def place(self) -> int:
@@ -97,17 +100,13 @@ class Connections:
         """Ping one share of the clients, and close the silent ones. Call it SHARES times per
         interval.
         """
-        oldest = self.loop.time() - self.timeout
+        now = self.loop.time()
+        last, self.swept[share] = self.swept[share], now
         for connection in list(self.shares[share]):
-            if connection.heard < oldest:
-                detail = f"no byte arrived for {self.timeout:.0f} s"
-                self.rejections.note(Rejection("silence", detail), peer=connection.peer)
-                connection.abort(detail)
-            elif not connection.paused:
-                try:
-                    connection.write(PING)
-                except Exception as error:  # noqa: BLE001 - one client's failure must never end the round
-                    connection.drop(error)
+            try:
+                connection.visit(now, last)
+            except Exception as error:  # noqa: BLE001 - one client's failure must never end the round
+                connection.drop(error)
 
     def unsent(self) -> list[tuple[float, int, "Connection"]]:
         """Of each client that does not keep up: when it was last heard, and the bytes queued for
@@ -142,6 +141,7 @@ class Connection(Client, asyncio.Protocol):
         "_transport",
         "heard",
         "peer",
+        "taken",
     )
 
     def __init__(
@@ -157,6 +157,7 @@ class Connection(Client, asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._share = all_.place()
         self._discarded = 0
+        self.taken: int | None = None
         self.peer = peer
         self.paused = False
         self.cohort = None
@@ -249,6 +250,19 @@ class Connection(Client, asyncio.Protocol):
     def unsent(self) -> int:
         """Bytes that the client has not read."""
         return self._transport.get_write_buffer_size()
+
+    def visit(self, now: float, last: float) -> None:
+        """The round of pings has come here; `last` is when it came before."""
+        timeout = self._all.timeout
+        if self.heard > last:
+            self.taken = None  # it answered the last ping, so its socket need not tell
+        elif is_stalled(self, self._transport, now) and self.heard < now - timeout:
+            detail = f"it sent and took nothing for {timeout:.0f} s"
+            self._all.rejections.note(Rejection("silence", detail), peer=self.peer)
+            self.abort(detail)
+            return
+        if not self.paused:
+            self.write(PING)
 
     def drop(self, error: Exception) -> None:
         log.error("client failed", peer=self.peer, error=repr(error), exc_info=error)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,82 +12,28 @@ import httpx
 import jsonschema
 import psycopg
 import pytest
-import uvicorn
 
 from brain.access.limits import MAX_BODY
 from brain.access.rejections import RejectionCounter
 from brain.api import concurrency
-from brain.api.repository import open_repository
-from brain.api.routes import create_api
 from brain.contract.events import Changes, Op, Snapshot
-from brain.contract.messages import STATUSES, TRANSITIONS, Run, Status, body, iso, message
+from brain.contract.messages import ACTIVE, STATUSES, TRANSITIONS, Run, Status, body, iso, message
 from brain.delivery.board import Board
-from brain.postgres.connection import parse_url
 from brain.postgres.decoder import Decoder
-from brain.postgres.table import Table
+from tests.support.api import fields, problem, serving
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+pytestmark = pytest.mark.long
+
 FIRST = ("first", "running", None, None, None, None, None, None)
-
-
-@asynccontextmanager
-async def serving(
-    url: str,
-    *,
-    board: Board | None = None,
-    table: str = "public.runs",
-    statuses: Mapping[str, Status] | None = None,
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an API that listens on a free port during the block."""
-    decoder = Decoder(statuses or {}, 10_000)
-    async with open_repository(
-        parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
-    ) as runs:
-        config = uvicorn.Config(create_api(runs), lifespan="off", ws="none", log_config=None)
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
-        # With the protocol named, asyncio turns Nagle off; with it on, an answer takes 40 ms.
-        with socket.socket(proto=socket.IPPROTO_TCP) as listener:
-            listener.bind(("127.0.0.1", 0))
-            # Not serve(), which installs signal handlers and takes a tenth of a second.
-            await server.startup([listener])
-            base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            async with httpx.AsyncClient(
-                base_url=base, timeout=PATIENCE, trust_env=False
-            ) as client:
-                yield client
-            for each in server.servers:
-                each.close()
-                await each.wait_closed()
 
 
 @pytest.fixture
 async def api(database: str) -> AsyncIterator[httpx.AsyncClient]:
     async with serving(database) as client:
         yield client
-
-
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """What every error must be; returns its document."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = json.loads(answer.content)
-    assert document["type"] == "about:blank"
-    assert document["status"] == status
-    assert document["title"]
-    assert document["detail"]
-    assert document["instance"].startswith("/")
-    assert "?" not in document["instance"]
-    assert "Traceback" not in answer.text
-    assert ("retry-after" in answer.headers) == (status in (429, 503))
-    return document
-
-
-def fields(document: dict[str, Any]) -> list[str]:
-    return [each["field"] for each in document["errors"]]
 
 
 # Creating
@@ -162,7 +108,11 @@ async def test_only_allowed_transitions_change_a_run(
 ) -> None:
     before = (await api.post("/api/runs", json={"id": "a", "status": old})).json()
     answer = await api.patch("/api/runs/a", json={"status": new, "agent": "me"})
-    if new in TRANSITIONS[old]:
+    if old == new and old not in ACTIVE:
+        assert "an end is final" in problem(answer, 409)["detail"]
+        assert (await api.get("/api/runs/a")).json() == before
+        assert (await api.patch("/api/runs/a", json={"status": new})).json() == before
+    elif new in TRANSITIONS[old]:
         run = answer.json()
         assert run.pop("agent") == "me"
         expected = before | {"status": new}
@@ -191,8 +141,8 @@ async def test_a_run_that_starts_keeps_the_started_at_it_has(api: httpx.AsyncCli
 
 async def test_a_repeated_end_keeps_the_completed_at_of_the_first(api: httpx.AsyncClient) -> None:
     first = (await api.post("/api/runs", json={"id": "a", "status": "failed"})).json()
-    again = (await api.patch("/api/runs/a", json={"status": "failed", "error": "x"})).json()
-    assert again == first | {"error": "x"}
+    again = (await api.patch("/api/runs/a", json={"status": "failed"})).json()
+    assert again == first
 
 
 async def test_a_patch_changes_only_its_fields_and_null_empties_one(api: httpx.AsyncClient) -> None:
@@ -306,7 +256,6 @@ async def test_values_of_a_field_are_alternatives_and_fields_narrow(
         "status=running&status=queued": "123",
         "agent=a": "12",
         "agent=a&agent=b&task_id=t": "13",
-        "agent=": "5",
         "task_id=t,u": "5",
         "agent=nobody": "",
         "agent=%27%3B%20DROP%20TABLE%20runs": "",
@@ -527,14 +476,10 @@ async def test_columns_may_have_other_types(database: str) -> None:
         }
         ended = (await api.patch("/api/runs/1", json={"status": "completed", "agent": "x"})).json()
         assert ended["completed_at"].endswith("Z")
-        assert ended["agent"] == "x    "
-        for agent, count in (
-            ("x    ", 1),
-            ("x", 0),
-        ):  # as clients see it, so that /ws matches the same runs
-            assert (
-                len((await api.get("/api/runs", params={"agent": agent})).json()["runs"]) == count
-            )
+        assert ended["agent"] == "x", "the padding of char(n) has no meaning"
+        for agent in ("x", "x    ", "x" + " " * 9):
+            found = (await api.get("/api/runs", params={"agent": agent})).json()["runs"]
+            assert [each["id"] for each in found] == ["1"]
         for _ in range(12):
             await api.post("/api/runs", json={})
         assert [each["id"] for each in await pages(api, limit=5)] == [str(i) for i in range(1, 14)]
@@ -816,13 +761,15 @@ BAD_QUERIES: list[tuple[str, str]] = [
     ("limit=x", "limit"),
     ("limit=1&limit=2", "limit"),
     ("cursor=YQ&cursor=YQ", "cursor"),
-    ("status=paused", "status.0"),
+    ("status=paused", "status"),
     ("stauts=running", "stauts"),
-    ("agent=%00", "agent.0"),
+    ("agent=%00", "agent"),
     ("cursor=%25%25", "cursor"),
     ("cursor=AA", "cursor"),
     ("cursor=%C3%A4", "cursor"),
     ("cursor=_w", "cursor"),
+    ("agent=", "agent"),
+    ("agent=%FF", "query"),
     ("&".join(f"agent={i}" for i in range(101)), "agent"),
 ]
 
@@ -835,7 +782,7 @@ async def test_a_bad_query_is_a_422_that_names_its_parameter(api: httpx.AsyncCli
 
 
 async def test_a_bad_id_in_the_path_is_a_422(api: httpx.AsyncClient) -> None:
-    for path in ("/api/runs/", f"/api/runs/{'x' * 1025}", "/api/runs/a%00b"):
+    for path in (f"/api/runs/{'x' * 1025}", "/api/runs/a%00b"):
         assert fields(problem(await api.get(path), 422)) == ["run_id"]
         assert fields(problem(await api.patch(path, json={"progress": 1}), 422)) == ["run_id"]
 
@@ -858,7 +805,8 @@ async def test_a_body_that_is_not_utf_8_is_a_422(api: httpx.AsyncClient) -> None
         "/api/runs", content=b'{"id": "\xff"}', headers={"Content-Type": "application/json"}
     )
     problem(answer, 422)
-    assert answer.json()["errors"] == [{"field": "body", "message": "is not UTF-8"}]
+    message = "the body is not UTF-8: byte 0xff at position 8"
+    assert answer.json()["errors"] == [{"field": "body", "message": message}]
 
 
 # Without the database
@@ -996,6 +944,9 @@ async def test_openapi_describes_each_operation_and_its_answers(api: httpx.Async
             assert operation["summary"]
             for status, answer in operation["responses"].items():
                 assert answer["description"]
+                if status == "304":
+                    assert "content" not in answer
+                    continue
                 assert list(answer["content"]) == [
                     "application/json" if status[0] == "2" else "application/problem+json"
                 ]

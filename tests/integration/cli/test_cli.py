@@ -21,6 +21,8 @@ from tests.support.postgres import Postgres, execute
 from tests.support.served import BRAIN, Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
+pytestmark = pytest.mark.long
+
 
 def run(*arguments: str, code: int = 0, **settings: object) -> str:
     """All that a command prints. Its exit status must be `code`."""

@@ -31,6 +31,8 @@ from tests.support.postgres import Postgres, _readable, execute, running
 from tests.support.served import BRAIN, served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
 
+pytestmark = pytest.mark.long
+
 RUNS = Table("public", "runs")
 OPERATIONS = ROOT / "docs" / "operations.md"
 

@@ -10,7 +10,7 @@ from brain.postgres.connection import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.polling import Mode
 from brain.postgres.table import Table, init_sql
-from tests.integration.api.test_routes import serving
+from tests.support.api import serving
 from tests.support.following import Following
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.issuer import SECRET, Key, hosting, jwks, token
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, silent
 from tests.support.wire import TEXT, Baseline, Frame, Peer, baseline, frame, request, settled
@@ -190,12 +190,14 @@ async def test_a_filter_cannot_be_widened(brain: Brain, shared: str) -> None:
         assert (await ended(client))[0] == 4403
     # Every way by which a run of others might come along: its past, an unknown past, the beginning,
     # what was missed.
+    runs = brain.metric("brain_runs")
     execute(
         shared,
         "INSERT INTO runs (id, status, agent)"
         " VALUES ('x', 'running', 'mine'), ('y', 'running', 'other')",
     )
     execute(shared, "INSERT INTO runs (id, status) VALUES ('z', 'running')")
+    await eventually(lambda: brain.metric("brain_runs") == runs + 3)
     await asyncio.sleep(0.1)
     async with (
         by_header(brain, mine) as live,

@@ -97,7 +97,7 @@ async def test_the_heap_is_trimmed_once_after_a_crowd_has_left(
         await asyncio.sleep(0.2)
         for peer in peers[:35]:
             peer.reset()
-        await asyncio.sleep(0.2)
+        await eventually(lambda: given)
         assert given == [25]
         for peer in peers[35:]:
             await peer.close()
@@ -179,13 +179,12 @@ async def test_a_client_that_vanishes_is_dropped_and_one_that_answers_or_reads_s
 
 @on_uvloop
 async def test_a_connection_has_the_options_of_the_listener() -> None:
-    """Without them, one that stalls costs 4 MB of the kernel's memory, and one that is unplugged
-    stays for 15 minutes.
-    """
+    """Without them, one that stalls costs 4 MB of the kernel's memory."""
     async with in_process_server() as it, await Peer.upgraded(it.port):
         sock = it.connections[0]._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 75_000
+        # It would end a client that answers and reads slowly: see uptake.py.
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
 @on_uvloop

@@ -246,11 +246,16 @@ async def test_a_flood_is_closed_at_the_frame_rate(
     if "continuations" in sent:
         many = frame(b"x", fin=False) + many
     with control.undisturbed():
-        async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
-            peer.send(many)
-            got = await peer.frames()
-            assert got[-1].code == 1008
-            assert len(got) <= 300, "the answers are bounded too"
+        for _ in range(10):
+            async with await Peer.upgraded(brain.port, "/ws?run_id=nobody") as peer:
+                peer.send(many)
+                got = await peer.frames()
+                assert len(got) <= 300, "the answers are bounded too"
+                # It has only a moment to read why, which a busy machine may not leave to it.
+                if got and got[-1].opcode == CLOSE:
+                    assert got[-1].code == 1008
+                    return
+    pytest.fail("it is never told why")
 
 
 def flood_on(port: int) -> tuple[int, float, bytes]:

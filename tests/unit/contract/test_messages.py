@@ -1,4 +1,4 @@
-"""The wire contract: what the hand-written encoding says is what the model says, and frames are what RFC 6455 reads."""
+"""The hand-written encoding agrees with the model, and websockets can read the frames."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -72,7 +72,7 @@ def read(data: bytes) -> Frame:
 )
 @example(("'\"", "queued", 0.1 + 0.2, "", "\\", None, None, None))
 @example(("r", "running", 1e-07, None, None, None, None, None))
-def test_body_says_what_the_model_says(run: Run) -> None:
+def test_body_encodes_what_the_model_encodes(run: Run) -> None:
     text = body(run)
     assert text.isascii()
     assert text.isprintable()
@@ -83,7 +83,7 @@ def test_body_says_what_the_model_says(run: Run) -> None:
     assert json.loads(text).keys() == json.loads(model.model_dump_json(exclude_none=True)).keys()
 
 
-def test_a_null_is_left_out() -> None:
+def test_a_field_that_is_none_is_absent() -> None:
     assert (
         body(("r", "queued", None, None, None, None, None, None)) == '{"id":"r","status":"queued"}'
     )
@@ -91,7 +91,7 @@ def test_a_null_is_left_out() -> None:
 
 
 @given(runs, times)
-def test_a_message_is_a_text_frame_with_the_contract_in_it(run: Run, time: int) -> None:
+def test_a_message_is_a_text_frame_with_a_valid_ws_message(run: Run, time: int) -> None:
     frame = read(message(run, time))
     assert (frame.opcode, frame.fin, frame.rsv1, frame.rsv2, frame.rsv3) == (
         Opcode.TEXT,
@@ -100,12 +100,12 @@ def test_a_message_is_a_text_frame_with_the_contract_in_it(run: Run, time: int) 
         False,
         False,
     )
-    told = WSMessage.model_validate_json(bytes(frame.data))
-    assert told.type == TYPES[run[1]]
-    assert micros(told.timestamp) == time
+    parsed = WSMessage.model_validate_json(bytes(frame.data))
+    assert parsed.type == TYPES[run[1]]
+    assert micros(parsed.timestamp) == time
 
 
-def test_the_schema_says_the_same_and_knows_no_null() -> None:
+def test_the_schema_accepts_messages_and_contains_no_null() -> None:
     schema = WSMessage.model_json_schema()
     assert "null" not in json.dumps(schema)
     assert schema["$defs"]["RunData"]["required"] == ["id", "status"]
@@ -118,10 +118,10 @@ def test_the_schema_says_the_same_and_knows_no_null() -> None:
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_the_type_follows_the_status(status: str) -> None:
-    said: Any = json.loads(
+    found: Any = json.loads(
         bytes(read(message(("r", status, None, None, None, None, None, None), NOW)).data)
     )
-    assert said == {
+    assert found == {
         "type": {"completed": "run_complete", "failed": "run_failed"}.get(status, "run_update"),
         "data": {"id": "r", "status": status},
         "timestamp": "2023-11-14T22:13:20.123456Z",
@@ -129,20 +129,20 @@ def test_the_type_follows_the_status(status: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 1_000_000])
-def test_a_frame_of_every_size_class(size: int) -> None:
+def test_a_frame_of_each_size_class_is_valid(size: int) -> None:
     payload = b"x" * size
     frame = read(text_frame(payload))
     assert (frame.opcode, bytes(frame.data)) == (Opcode.TEXT, payload)
     assert text_frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
 
 
-def test_the_model_knows_nothing_else() -> None:
+def test_the_model_rejects_unknown_fields() -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
         RunData.model_validate({"id": "r", "status": "queued", "colour": "red"})
 
 
 @given(times)
-def test_iso_is_read_back_exactly(time: int) -> None:
+def test_parse_time_inverts_iso(time: int) -> None:
     assert parse_time(iso(time)) == time
     assert len(iso(time)) == len("2026-11-21T09:30:00.123456Z")
 
@@ -153,7 +153,7 @@ def test_iso_sorts_as_time_does(one: int, other: int) -> None:
 
 
 @given(times)
-def test_micros_loses_nothing(time: int) -> None:
+def test_micros_is_exact(time: int) -> None:
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time)
     assert micros(moment) == time
     assert (
@@ -166,7 +166,7 @@ def test_micros_loses_nothing(time: int) -> None:
     "text",
     ["2023-11-14T22:13:20.123456Z", "2023-11-15T03:43:20.123456+05:30", "20231114T221320.123456Z"],
 )
-def test_any_zone_is_understood(text: str) -> None:
+def test_a_time_in_any_zone_is_parsed(text: str) -> None:
     assert parse_time(text) == NOW
 
 
@@ -174,7 +174,7 @@ def test_any_zone_is_understood(text: str) -> None:
     "text",
     ["", "yesterday", "2023-11-14", "2023-11-14T22:13:20", "1700000000", "2023-13-01T00:00:00Z"],
 )
-def test_a_time_without_zone_is_refused_with_an_example(text: str) -> None:
+def test_a_time_without_a_zone_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(
         ValueError,
         match=r"is not an ISO 8601 time with a zone, such as 2026-11-21T09:30:00.123456Z",

@@ -2,9 +2,8 @@
 
 import pytest
 
-from brain.contract.messages import iso
+from brain.contract.messages import MAX_ID_BYTES, iso
 from brain.contract.subscription import (
-    MAX_CHARACTERS,
     MAX_VALUES,
     Filter,
     FilterError,
@@ -15,7 +14,7 @@ from brain.contract.subscription import (
 T = 1_700_000_000_000_000
 
 
-def test_a_subscription_is_read_from_the_query() -> None:
+def test_a_query_is_parsed_into_a_subscription() -> None:
     query = [
         ("run_id", "r"),
         ("status", "running"),
@@ -40,7 +39,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
             [("colour", "red")],
             "unknown parameter 'colour': /ws knows run_id, task_id, agent, status, snapshot, since",
         ),
-        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_CHARACTERS} characters, not ''"),
+        ([("run_id", "")], f"run_id takes a text of 1 to {MAX_ID_BYTES} bytes, not ''"),
         (
             [("agent", "x" * 2000)],
             "agent takes a text of 1 to 1024 characters, not '" + "x" * 40 + "'",
@@ -60,7 +59,7 @@ def test_a_subscription_is_read_from_the_query() -> None:
         ([("run_id", str(i)) for i in range(MAX_VALUES + 1)], "a filter takes at most 100 values"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_the_rule(
+def test_an_invalid_query_is_rejected_with_the_rule(
     query: list[tuple[str, str]], sentence: str
 ) -> None:
     with pytest.raises(FilterError) as refusal:
@@ -68,6 +67,6 @@ def test_what_is_not_understood_is_refused_with_the_rule(
     assert sentence in str(refusal.value)
 
 
-def test_a_hundred_values_are_welcome() -> None:
+def test_a_hundred_values_are_accepted() -> None:
     query = [("run_id", str(i)) for i in range(MAX_VALUES)]
     assert len(parse_subscription(query + query).filter.run_id) == MAX_VALUES

@@ -1,7 +1,7 @@
 """A simulated world for random histories: a table, a Brain that follows it, and its clients.
 
 The world runs board and hub on a loop of its own, in which anything may happen in the middle of a
-sweep. Clients connect, stall, are cut off at any byte and come back. The clock is virtual and a
+sweep. Clients connect, stall, are cut off at any byte and reconnect. The clock is virtual and a
 write takes time, so sweeps and catch-up exceed their budget and yield, and other events come
 between. Everything is drawn from one seed; judge.py decides what is right.
 """
