@@ -108,7 +108,9 @@ class Settings(BaseSettings):
     status_map: Annotated[Mapping[str, Status], NoDecode, from_text(validators.status_map)] = (
         _setting(
             {},
-            "The table's own words for a status, such as `pending=queued,done=completed`.",
+            "The table's own words for a status, such as `paused=queued,ok=completed`. They are "
+            "added to the common words below, or override them. `strict`: only the contract's "
+            "four words, and those beside it (`strict,ok=completed`).",
             unit="list of word=status",
         )
     )

@@ -12,6 +12,7 @@ from brain.access.addresses import Authority, Origin
 from brain.access.jwks import SHORTEST_SECRET
 from brain.contract.messages import STATUSES, Status
 from brain.postgres.connection import parse_url
+from brain.postgres.statuses import STRICT, fold
 
 T = TypeVar("T")
 
@@ -92,10 +93,20 @@ def key_set(text: str) -> str:
 def status_map(text: str) -> dict[str, Status]:
     statuses: dict[str, Status] = {status: status for status in STATUSES}
     found: dict[str, Status] = {}
+    folded: dict[str, Status] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
+        if pair.lower() == "strict":
+            found |= STRICT
+            folded |= STRICT
+            continue
         word, equals, status = (part.strip() for part in pair.partition("="))
         if not word or not equals or status not in statuses:
-            raise ValueError(f"{pair!r} is not word=status with a status of {', '.join(STATUSES)}")
-        if found.setdefault(word, statuses[status]) != status:
-            raise ValueError(f"{word!r} cannot mean both {found[word]} and {status}")
+            raise ValueError(
+                f"{pair!r} is not word=status with a status of {', '.join(STATUSES)}; "
+                "`strict` stands for these four words alone"
+            )
+        meant = folded.setdefault(fold(word), statuses[status])
+        if meant != status:
+            raise ValueError(f"{word!r} cannot mean both {meant} and {status}")
+        found[word] = meant
     return found

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
+import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from brain.api.queries import Statement
@@ -58,6 +59,14 @@ async def _check(conn: Conn) -> None:
 
 
 async def fetch(conn: Conn, statement: Statement) -> list[Row]:
+    """Raises psycopg.Error."""
     query, values = statement
     async with deadline(STATEMENT_DEADLINE):
-        return await (await conn.execute(query, values)).fetchall()
+        try:
+            return await (await conn.execute(query, values)).fetchall()
+        except UnicodeEncodeError as error:
+            encoding = conn.info.parameter_status("server_encoding")
+            raise psycopg.errors.UntranslatableCharacter(
+                f"the database's encoding, {encoding}, has no character "
+                f"{error.object[error.start]!a}"
+            ) from error

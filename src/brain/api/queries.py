@@ -108,6 +108,9 @@ def _one_of(
     """Compared as values where the type is known, so that an index serves, and otherwise as text: a
     word that an enum or an inet cannot hold matches no row, and is no error.
     """
+    if field == "status":
+        text, words = described.statuses.any_of("r", texts)
+        return sql.SQL("{} = ANY (%s::text[])").format(text), [words]
     column = described.columns[field]
     if column.base not in COMPARABLE:
         condition = sql.SQL("{} = ANY (%s::text[])").format(_printed(described, field))
@@ -215,7 +218,7 @@ def update(
     sent: list[object] = list(values.values())
     if status is not None:
         changes.append(sql.SQL("status = %s"))
-        sent.append(decoder.word(status))
+        sent.append(decoder.word(status, described.statuses.allowed))
         if time := _time(described, status):
             changes.append(time)
             sent.append(decoder.words(status))
@@ -223,7 +226,8 @@ def update(
     conditions: list[sql.Composable] = [sql.SQL("r.id = %s")]
     compared: list[object] = [target.run_id]
     bounds, bounding = _within(described, target.within)
-    conditions += [*bounds, sql.SQL("r.status::text = ANY (%s::text[])")]
+    words = sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r"))
+    conditions += [*bounds, words]
     compared += [*bounding, decoder.words(*before)]
     tag, salts = _etag(described, target.salt)
     if preconditions.tags is not None:
@@ -263,7 +267,7 @@ def _within(described: Description, within: ByFields) -> tuple[list[sql.Composab
 def _time(described: Description, status: Status) -> sql.Composable | None:
     """Sets the status's time, unless the run has this status already.
 
-    It takes one value: the table's words for this status.
+    It takes one value: the words for this status, folded.
     """
     field = TIMES.get(status)
     now = None if field is None else _now(described, field)
@@ -271,8 +275,9 @@ def _time(described: Description, status: Status) -> sql.Composable | None:
         return None
     old = sql.Identifier("r", field)
     new = sql.SQL("coalesce({}, {})").format(old, now) if status == "running" else now
-    change = "{} = CASE WHEN r.status::text = ANY (%s::text[]) THEN {} ELSE {} END"
-    return sql.SQL(change).format(sql.Identifier(field), old, new)
+    word = described.statuses.folded("r")
+    change = "{} = CASE WHEN {} = ANY (%s::text[]) THEN {} ELSE {} END"
+    return sql.SQL(change).format(sql.Identifier(field), word, old, new)
 
 
 def _now(described: Description, field: str) -> sql.Composable | None:

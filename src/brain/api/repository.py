@@ -144,7 +144,7 @@ class RunRepository:
     async def create(self, status: Status, values: Mapping[str, str]) -> Version:
         async with self._connection() as (conn, description):
             self._check_writable(description, values)
-            row = {**values, "status": self._decoder.word(status)}
+            row = {**values, "status": self._decoder.word(status, description.statuses.allowed)}
             made = "id" not in row and not description.columns["id"].default
             if made:
                 row["id"] = str(uuid.uuid4())

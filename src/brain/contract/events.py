@@ -37,7 +37,8 @@ class Snapshot:
     at: Micros
     """The database's time of the query."""
     gone: Collection[str] = ()
-    """Ids that the board holds as unfinished and that the table no longer has."""
+    """Ids that the board holds, and whose rows are no longer in the table, or no longer in the
+    contract."""
     complete: bool = True
     """False for each piece of a Snapshot but the last."""
     new: bool = False
@@ -54,9 +55,10 @@ class Snapshot:
 class Changes:
     """A slice of one committed transaction.
 
-    The run of a delete has only its id; that of a truncate is empty. Nobody changes a slice that
-    has been yielded; it is not frozen because one is made for each transaction, and a frozen one
-    takes three times as long.
+    The run of a delete has only its id; that of a truncate is empty. An UPDATE after which the
+    contract cannot express the row is a delete, whether or not the run is held. Nobody changes a
+    slice that has been yielded; it is not frozen because one is made for each transaction, and a
+    frozen one takes three times as long.
     """
 
     rows: list[tuple[Op, Run]]

@@ -22,17 +22,15 @@ async def indexes(context: Context) -> list[Finding]:
 
 
 async def _status_index(context: Context, rows: str) -> list[Finding]:
-    active = sql.SQL(", ").join(map(sql.Literal, context.decoder.active_words))
-    if not await _scans(context, sql.SQL("r.status::text IN ({})").format(active)):
+    statuses, active = context.inspection.description.statuses, context.decoder.active_words
+    if not await _scans(context, statuses.one_of("r", active)):
         return []
     what = "no index finds the queued and running rows"
     detail = f"Brain reads the whole table when it starts, {rows}"
-    if await _is_enum(context):
-        # The text of an enum is STABLE, which no index may contain. Brain compares text, because
-        # one of its words may not be in the enum.
-        what += ", and none can: status is an enum, and PostgreSQL allows no index on its text"
+    if not statuses.indexable:
+        what += ", and none can: PostgreSQL allows no index on what the type of status prints"
         return [Finding("status_index", "note", what, detail)]
-    condition = f"status::text IN ({active.as_string()})"
+    condition = statuses.one_of("", active).as_string()
     hint = f"CREATE INDEX ON {context.sql_name} (id) WHERE {condition};"
     return [Finding("status_index", "better", what, detail, hint)]
 
@@ -109,17 +107,6 @@ async def _size(context: Context) -> str | None:
     except psycopg.errors.QueryCanceled:
         return "and counting its rows took more than 5 s"
     return f"{large} rows or more" if int(str(counted)) >= large else None
-
-
-async def _is_enum(context: Context) -> bool:
-    """Whether the column status is an enum, or a domain over one."""
-    (kind,) = await context.row(
-        "SELECT coalesce(b.typtype, t.typtype) FROM pg_attribute a"
-        " JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype"
-        " WHERE a.attrelid = %s AND a.attname = 'status'",
-        [context.inspection.description.oid],
-    )
-    return kind == "e"
 
 
 async def _scans(context: Context, condition: sql.Composable) -> bool:

@@ -17,9 +17,6 @@ SAMPLE = 1000
 MAX_LISTED = 10
 """Ids of rows that a hint lists."""
 
-# As the column prints it: a cast would remove the blanks of a char(n).
-_KNOWN_STATUS = sql.SQL("format('%%s', r.status) = ANY (%s::text[])")
-
 _TOO_LARGE = "the table is so large that this would take more than 5 s"
 
 
@@ -27,9 +24,14 @@ def _words(context: Context) -> list[str]:
     return context.decoder.words("queued", "running", "completed", "failed")
 
 
+def _known_status(context: Context) -> sql.Composed:
+    word = context.inspection.description.statuses.folded("r")
+    return sql.SQL("coalesce({} = ANY (%s::text[]), false)").format(word)
+
+
 async def statuses(context: Context) -> list[Finding]:
     query = sql.SQL("SELECT DISTINCT r.status FROM {} r WHERE NOT {} LIMIT 10").format(
-        context.table.sql, _KNOWN_STATUS
+        context.table.in_query, _known_status(context)
     )
     try:
         async with context.briefly():
@@ -45,29 +47,25 @@ async def statuses(context: Context) -> list[Finding]:
             "status",
             "better",
             f"rows of {context.table} have a status that the contract does not have: {shown}",
-            "clients do not receive them; brain_rows_rejected_total counts them",
-            _status_hint(context, sorted(word for word in unknown if word)),
+            "clients do not see these runs; brain_rows_rejected_total counts them",
+            _status_hint(context, sorted(word for word in unknown if word is not None)),
         )
     ]
 
 
 def _status_hint(context: Context, unknown: list[str]) -> str:
-    name, words = context.sql_name, _words(context)
-    if any(word.strip() in words for word in unknown):
-        return (
-            f"ALTER TABLE {name} ALTER COLUMN status TYPE text USING trim(status::text);"
-            " -- rewrites the table"
-        )
     if unknown:
-        pairs = ",".join(f"{word}=…" for word in unknown)
-        return f"BRAIN_STATUS_MAP='{pairs}', with queued, running, completed or failed for each …"
-    return f"SELECT * FROM {name} WHERE status IS NULL; -- set their status"
+        return context.decoder.map_hint(unknown)
+    return f"SELECT * FROM {context.sql_name} WHERE status IS NULL; -- set their status"
 
 
 async def values(context: Context) -> list[Finding]:
     description = context.inspection.description
     query = sql.SQL("SELECT {} FROM {} r WHERE {} LIMIT {}").format(
-        description.select("r", context.decoder.max_text), context.table.sql, _KNOWN_STATUS, SAMPLE
+        description.select("r", context.decoder.max_text),
+        context.table.in_query,
+        _known_status(context),
+        SAMPLE,
     )
     try:
         async with context.briefly():

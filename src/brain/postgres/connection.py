@@ -1,17 +1,23 @@
 """Connecting to PostgreSQL: the URL, the session that Brain needs, and errors as one line."""
 
+import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 import psycopg
-from psycopg import AsyncConnection, conninfo
-from psycopg.adapt import AdaptersMap
+import structlog
+from psycopg import AsyncConnection, AsyncCursor, conninfo, sql
+from psycopg.abc import Buffer
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.types.string import TextLoader
 
 from brain.contract.errors import BrainError
 from brain.postgres.cancellation import timeout
+from brain.postgres.text import unreadable
+
+log = structlog.get_logger()
 
 Text: TypeAlias = tuple[str | None, ...]
 Conn: TypeAlias = AsyncConnection[Text]
@@ -32,6 +38,13 @@ SESSION = {
 }
 """These settings decide how values look as text, and a role or a database may have others (seen:
 `21/11/2026 06:32:03 IST`, and `3e+01` for 30). Start-up options override both."""
+
+FOREIGN_VARIABLES = ("PGDATESTYLE", "PGTZ", "PGGEQO", "PGSERVICE")
+"""Of libpq: it sends the first three after the start-up options, which they override, and takes
+from PGSERVICE whatever the URL does not say. Brain removes them from its environment. It gives
+PGOPTIONS, PGCLIENTENCODING, PGAPPNAME, PGCONNECT_TIMEOUT, PGTARGETSESSIONATTRS and
+PGLOADBALANCEHOSTS values of its own or of the URL's. The others say how to reach the database that
+the URL means (PGPASSFILE, PGSSLROOTCERT …), and count."""
 
 ANSWER_TIMEOUT = 10.0
 """Seconds. A query that waits for no lock is answered within them, or the database is gone."""
@@ -130,6 +143,8 @@ def parameters(
         "keepalives_count": 3,
         "tcp_user_timeout": 15_000,  # ms: the time to notice that packets vanish
         "application_name": application,
+        "target_session_attrs": "any",
+        "load_balance_hosts": "disable",
         **given,
         "client_encoding": "UTF8",
         **({"replication": "database"} if replication else {}),
@@ -152,6 +167,7 @@ class Session(AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **given: Any) -> Self:
+        _clear_environment(given)
         try:
             return await super().connect(conninfo, **given)
         except psycopg.OperationalError as error:
@@ -165,6 +181,18 @@ class Session(AsyncConnection[Any]):
             await conn.execute("SET datestyle = 'ISO,MDY'")
             await conn.execute("SET timezone = 'UTC'")
         return conn
+
+
+def _clear_environment(given: Mapping[str, Any]) -> None:
+    """Remove the variables by which libpq would make another session of it, or go elsewhere."""
+    # With a host in the URL, PGHOSTADDR would be another server than the one that the URL names.
+    names = (*FOREIGN_VARIABLES, *(("PGHOSTADDR",) if given.get("host") else ()))
+    if found := [name for name in names if os.environ.pop(name, None) is not None]:
+        log.info(
+            "variables ignored",
+            names=" ".join(found),
+            hint="only the database URL decides what Brain's sessions are like",
+        )
 
 
 @asynccontextmanager
@@ -185,10 +213,64 @@ async def deadline(
 
 
 async def configure(conn: AsyncConnection[Any]) -> None:
-    """Read every type as text: one decoder for queries and the stream keeps equal rows equal."""
+    """Read every type as text: one decoder for queries and the stream keeps equal rows equal.
+
+    A server whose encoding is not UTF8 fails a query, or the stream, if one row has bytes that it
+    cannot convert: any in SQL_ASCII (22021), 0x81 in WIN1252 (22P05). So it converts nothing here,
+    and Brain decodes the texts.
+    """
     conn.prepare_threshold = None  # a pooler may give each statement to another session
+    text: type[Loader] = TextLoader
+    encoding = conn.info.parameter_status("server_encoding") or "UTF8"
+    if encoding != "UTF8":
+        try:
+            async with deadline():
+                await conn.execute(b"SET client_encoding = " + encoding.encode())
+            text = _tolerant_loader(codec_of(conn))
+        except psycopg.NotSupportedError:  # Python cannot decode EUC_TW and MULE_INTERNAL
+            async with deadline():
+                await conn.execute(b"SET client_encoding = UTF8")
+        if encoding == "SQL_ASCII":
+            conn.cursor_factory = _Utf8Cursor
     for oid in _oids(conn.adapters):
-        conn.adapters.register_loader(oid, TextLoader)
+        conn.adapters.register_loader(oid, text)
+
+
+def codec_of(conn: AsyncConnection[Any]) -> str:
+    """Python's name of the encoding in which the texts arrive. Raises NotSupportedError."""
+    encoding = conn.info.encoding
+    return "utf-8" if encoding == "ascii" else encoding  # ascii: of SQL_ASCII
+
+
+def _tolerant_loader(codec: str) -> type[Loader]:
+    """Psycopg's own is written in C, but fails the whole query if one value is no text."""
+
+    class TolerantLoader(Loader):
+        def load(self, data: Buffer) -> str:
+            encoded = bytes(data)
+            try:
+                return encoded.decode(codec)
+            except UnicodeDecodeError:
+                return unreadable(encoded, codec)
+
+    return TolerantLoader
+
+
+class _Utf8Cursor(AsyncCursor[Any]):
+    """Of a database without an encoding. psycopg would encode only ASCII there."""
+
+    async def execute(self, query: Any, *arguments: Any, **given: Any) -> Self:
+        return await super().execute(_encoded(query), *arguments, **given)
+
+    def stream(self, query: Any, *arguments: Any, **given: Any) -> AsyncGenerator[Any]:
+        return cast("AsyncGenerator[Any]", super().stream(_encoded(query), *arguments, **given))
+
+
+def _encoded(query: Any) -> bytes:
+    if isinstance(query, bytes):
+        return query
+    text = query.as_string() if isinstance(query, sql.Composable) else query
+    return str(text).encode()
 
 
 def _oids(adapters: AdaptersMap) -> list[int]:

@@ -2,14 +2,17 @@
 
 import math
 import re
-from collections import Counter
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import structlog
 
-from brain.contract.messages import ACTIVE, STATUSES, UNCHANGED, Run, Status
+from brain.contract.messages import ACTIVE, MAX_ID_BYTES, UNCHANGED, Run, Status
+from brain.postgres.statuses import Words, fold
+from brain.postgres.text import Unreadable
 
 log = structlog.get_logger()
 
@@ -18,89 +21,156 @@ CUT = "… [cut]"
 """The end of a text that was cut at the bound."""
 
 
+MAX_SPELLINGS = 1000
+"""Of words that Brain knows. More of them are folded anew each time."""
+
+MAX_REASONS = 20
+"""Reasons to reject rows that are named. Rows with others are only counted."""
+
+_SHORTEST_LONG_ID = MAX_ID_BYTES // 4
+"""Characters. A shorter id is within the bound, because a character has four bytes at most."""
+
+
+@dataclass(slots=True)
+class Rejected:
+    """Rows that the contract cannot express, for one reason."""
+
+    what: str
+    """What they have: `status 'paused'`."""
+    hint: str
+    """What to set or to do."""
+    rows: int = 0
+
+
 class Decoder:
-    """`statuses` maps the table's own words to the statuses of the contract.
+    """`statuses` maps the table's own words to the statuses of the contract. See statuses.py.
 
     A row that the contract cannot express (no id, an unknown status) is rejected: counted, and
-    logged once per word. A value that it cannot express (NaN, the year 10000) is left out of its
-    run, and progress out of range becomes 0 or 100: both are counted as corrected.
+    logged once per word. A value that it cannot express (NaN, the year 10000, bytes that are no
+    text) is left out of its run or replaced, and progress out of range becomes 0 or 100: all are
+    counted as corrected.
     """
 
     def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
-        self._map = dict(statuses)
-        self._statuses: dict[str | None, str] = {
-            status: status for status in (*STATUSES, UNCHANGED)
-        }
-        self._statuses.update(statuses)
+        self._words = Words(statuses)
+        self._statuses: dict[str | None, str] = {UNCHANGED: UNCHANGED}
+        """What a word means, as it is spelled in the rows."""
         self.max_text = max_text
         self.rejected = 0
         self.corrected = 0
-        self._words: Counter[str] = Counter()
+        self._reasons: dict[str, Rejected] = {}
+        self._unreadable: set[str] = set()
+
+    @property
+    def reasons(self) -> list[Rejected]:
+        """Why rows were rejected: at most MAX_REASONS, and one for all others."""
+        return list(self._reasons.values())
 
     @property
     def active_words(self) -> list[str]:
-        """The table's words for queued and running."""
+        """The words for queued and running, folded."""
         return self.words(*ACTIVE)
 
     def words(self, *statuses: str) -> list[str]:
-        """Every word of the table for one of these statuses."""
-        return [
-            word
-            for word, status in self._statuses.items()
-            if word is not None and status in statuses
-        ]
+        """Every word for one of these statuses, folded."""
+        return self._words.of(statuses)
 
-    def word(self, status: Status) -> str:
-        """The table's word to write for `status`: the first that the map gives, or itself."""
-        return next((word for word, mapped in self._map.items() if mapped == status), status)
+    def word(self, status: Status, allowed: Sequence[str] | None = None) -> str:
+        """The word to write for `status` into a column that allows these words, or any."""
+        return self._words.to_write(status, allowed)
 
     def status(self, word: str | None) -> str | None:
         """None if the word stands for no status of the contract."""
-        return self._statuses.get(word)
+        status = self._statuses.get(word)
+        if status is None and word is not None:
+            status = self._words.meaning(word)
+            if status is not None and len(self._statuses) < MAX_SPELLINGS:
+                self._statuses[word] = status
+        return status
 
     def __call__(self, row: Sequence[str | None]) -> Run | None:
         """`row` has the fields of the contract in their order. None: the row is rejected."""
         run_id, word, progress, task_id, agent, started_at, completed_at, error = row
-        status = self._statuses.get(word)
-        if status is None or not run_id or len(run_id) > self.max_text:
+        status = self._statuses.get(word) or self.status(word)
+        if (
+            status is None
+            or not run_id
+            or (len(run_id) > _SHORTEST_LONG_ID and not is_expressible(run_id))
+        ):
             self._reject(run_id, word)
             return None
+        limit = self.max_text
         return (
             run_id,
             status,
             None if progress is None else self._progress(progress),
-            task_id if task_id is None or len(task_id) <= self.max_text else self._cut(task_id),
-            agent if agent is None or len(agent) <= self.max_text else self._cut(agent),
+            task_id if task_id is None or len(task_id) <= limit else self._cut("task_id", task_id),
+            agent if agent is None or len(agent) <= limit else self._cut("agent", agent),
             None if started_at is None else self._time(started_at),
             None if completed_at is None else self._time(completed_at),
-            error if error is None or len(error) <= self.max_text else self._cut(error),
+            error if error is None or len(error) <= limit else self._cut("error", error),
         )
 
     def _reject(self, run_id: str | None, word: str | None) -> None:
         self.rejected += 1
         if not run_id:
             what, hint = "an empty id", "give the run an id"
-        elif len(run_id) > self.max_text:
-            what, hint = (
-                f"an id of more than {self.max_text} characters",
-                "give the run a shorter one, or raise BRAIN_MAX_TEXT",
-            )
+        elif isinstance(run_id, Unreadable):
+            what, hint = "an id with bytes that are no text", "give the run another id"
+        elif not is_expressible(run_id):
+            what = f"an id of more than {MAX_ID_BYTES} bytes"
+            hint = "give the run a shorter one"
         else:
-            what, hint = (
-                f"status {str(word)[:40]!r}",
-                "map the table's own words with BRAIN_STATUS_MAP",
-            )
-        self._words[what] += 1
-        if self._words[what] == 1 and len(self._words) <= 100:
+            what, hint = self._unknown(word)
+        if what not in self._reasons and len(self._reasons) >= MAX_REASONS:
+            what, hint = "other words or ids", "brain doctor lists some of them"
+        reason = self._reasons.get(what)
+        if reason is None:
+            reason = self._reasons[what] = Rejected(what, hint)
             log.warning(
                 "row rejected",
-                detail=f"{what} has no place in the contract",
+                detail=f"{what} has no place in the contract: clients do not see the run",
                 id=str(run_id)[:40],
                 hint=hint,
             )
+        reason.rows += 1
 
-    def _cut(self, text: str) -> str:
-        return text[: self.max_text] + CUT
+    def _unknown(self, word: str | None) -> tuple[str, str]:
+        """What is wrong with a row of this status, and what to do about it."""
+        if word is None:
+            return "status NULL", "give the run a status"
+        return f"status {word[:40]!r}", self.map_hint([word])
+
+    def map_hint(self, words: Sequence[str]) -> str:
+        """The setting that maps these unknown words as well, to paste into a shell."""
+        meant = [fold(word) for word in words]
+        if not all(word and len(word) <= 40 and word.isprintable() for word in meant) or any(
+            isinstance(word, Unreadable) or "," in word or "=" in word for word in words
+        ):
+            return "rename it in the table: BRAIN_STATUS_MAP cannot contain this word"
+        given = [f"{word}={status}" for word, status in self._words.given.items()]
+        if self._words.strict:
+            given = ["strict", *(pair for pair in given if len(set(pair.split("="))) == 2)]
+        pairs = ",".join([*given, *(f"{word}=failed" for word in dict.fromkeys(meant))])
+        return f"{shlex.join([f'BRAIN_STATUS_MAP={pairs}'])} (or =queued, =running, =completed)"
+
+    def _cut(self, field: str, text: str) -> str:
+        """A text at the bound, or one that is Unreadable, which says that it is longer than any."""
+        if isinstance(text, Unreadable):
+            self._correct(field)
+            text = str(text)  # without its false length
+        return text if len(text) <= self.max_text else text[: self.max_text] + CUT
+
+    def _correct(self, field: str) -> None:
+        self.corrected += 1
+        if field not in self._unreadable:
+            self._unreadable.add(field)
+            log.warning(
+                "value corrected",
+                field=field,
+                detail="bytes that are no text in the database's encoding are pushed as U+FFFD",
+                hint="brain_values_corrected_total counts them",
+            )
 
     def _progress(self, text: str) -> float | None:
         value = _number(text)
@@ -114,6 +184,10 @@ class Decoder:
         if moment is None:
             self.corrected += 1
         return moment
+
+
+def is_expressible(run_id: str) -> bool:
+    return not isinstance(run_id, Unreadable) and len(run_id.encode()) <= MAX_ID_BYTES
 
 
 @lru_cache(maxsize=4096)  # thousands of rows have few different values

@@ -13,6 +13,7 @@ from typing import NewType, TypeAlias
 
 from brain.contract.errors import BrainError
 from brain.contract.messages import UNCHANGED, Micros
+from brain.postgres.text import unreadable
 
 LSN = NewType("LSN", int)
 """A position in the write-ahead log, in bytes. Printed by PostgreSQL as two hexadecimal halves:
@@ -107,10 +108,14 @@ _NULL, _UNCHANGED, _TEXT = b"nut"
 _NEW, _KEY, _OLD = b"NKO"
 
 
-def parse(data: bytes) -> Message:
-    """One message, as CopyData carries it. Raises nothing but PgoutputError, for any bytes."""
+def parse(data: bytes, codec: str = "utf-8") -> Message:
+    """One message, as CopyData carries it. Raises nothing but PgoutputError, for any bytes.
+
+    `codec` is Python's name of the encoding of the texts. A text that has other bytes is an
+    Unreadable.
+    """
     try:
-        return _PARSERS[data[0]](data)
+        return _PARSERS[data[0]](data, codec)
     except (LookupError, ValueError, ArithmeticError, struct.error) as error:
         raise _malformed(data) from error
 
@@ -121,7 +126,7 @@ def _malformed(data: bytes) -> PgoutputError:
     )
 
 
-def _tuple(data: bytes, at: int) -> tuple[Values, int]:
+def _tuple(data: bytes, at: int, codec: str) -> tuple[Values, int]:
     (count,) = _u16(data, at)
     at += 2
     values: Values = []
@@ -133,7 +138,10 @@ def _tuple(data: bytes, at: int) -> tuple[Values, int]:
         if kind == _TEXT:
             start = at + 5
             at = start + size
-            append(data[start:at].decode())
+            try:
+                append(data[start:at].decode(codec))
+            except UnicodeDecodeError:
+                append(unreadable(data[start:at], codec))
         elif kind == _NULL:
             append(None)
             at += 1
@@ -151,17 +159,17 @@ def _whole(data: bytes, at: int) -> None:
         raise _malformed(data)
 
 
-def _parse_begin(data: bytes) -> Begin:
+def _parse_begin(data: bytes, _codec: str) -> Begin:
     lsn, time, xid = _begin(data)
     return Begin(lsn, time + POSTGRES_EPOCH, xid)
 
 
-def _parse_commit(data: bytes) -> Commit:
+def _parse_commit(data: bytes, _codec: str) -> Commit:
     lsn, end, time = _commit(data)
     return Commit(lsn, end, time + POSTGRES_EPOCH)
 
 
-def _parse_relation(data: bytes) -> Relation:
+def _parse_relation(data: bytes, codec: str) -> Relation:
     (oid,) = _u32(data, 1)
     schema, name, rest = data[5:].split(b"\0", 2)
     identity = chr(rest[0])
@@ -170,55 +178,61 @@ def _parse_relation(data: bytes) -> Relation:
     columns = []
     for _ in range(count):
         end = rest.index(b"\0", at + 1)
-        columns.append(str(rest[at + 1 : end], "utf-8"))
+        columns.append(rest[at + 1 : end].decode(codec, "replace"))
         at = end + 9  # past the OID and modifier of its type: Brain reads every type as text
     _whole(rest, at)
-    return Relation(oid, str(schema, "utf-8"), str(name, "utf-8"), identity, tuple(columns))
+    return Relation(
+        oid,
+        schema.decode(codec, "replace"),
+        name.decode(codec, "replace"),
+        identity,
+        tuple(columns),
+    )
 
 
-def _parse_insert(data: bytes) -> Insert:
+def _parse_insert(data: bytes, codec: str) -> Insert:
     (oid,) = _u32(data, 1)
     if data[5] != _NEW:
         raise _malformed(data)
-    new, at = _tuple(data, 6)
+    new, at = _tuple(data, 6, codec)
     _whole(data, at)
     return Insert(oid, new)
 
 
-def _parse_update(data: bytes) -> Update:
+def _parse_update(data: bytes, codec: str) -> Update:
     (oid,) = _u32(data, 1)
     mark = data[5]
     old = None
     at = 5
     if mark in (_KEY, _OLD):
-        old, at = _tuple(data, 6)
+        old, at = _tuple(data, 6, codec)
     if data[at] != _NEW:
         raise _malformed(data)
-    new, at = _tuple(data, at + 1)
+    new, at = _tuple(data, at + 1, codec)
     _whole(data, at)
     return Update(oid, new, old, mark == _OLD)
 
 
-def _parse_delete(data: bytes) -> Delete:
+def _parse_delete(data: bytes, codec: str) -> Delete:
     (oid,) = _u32(data, 1)
     if data[5] not in (_KEY, _OLD):
         raise _malformed(data)
-    old, at = _tuple(data, 6)
+    old, at = _tuple(data, 6, codec)
     _whole(data, at)
     return Delete(oid, old)
 
 
-def _parse_truncate(data: bytes) -> Truncate:
+def _parse_truncate(data: bytes, _codec: str) -> Truncate:
     (count,) = _u32(data, 1)
     _whole(data, 6 + 4 * count)
     return Truncate(tuple(_u32(data, 6 + 4 * i)[0] for i in range(count)))
 
 
-def _parse_ignored(data: bytes) -> Ignored:
+def _parse_ignored(data: bytes, _codec: str) -> Ignored:
     return Ignored(chr(data[0]))
 
 
-_PARSERS: dict[int, Callable[[bytes], Message]] = {
+_PARSERS: dict[int, Callable[[bytes, str], Message]] = {
     ord("B"): _parse_begin,
     ord("C"): _parse_commit,
     ord("R"): _parse_relation,

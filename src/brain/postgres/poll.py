@@ -178,6 +178,7 @@ class Poll:
         seen = base.versions if base is not None else frozenset()
         versions: set[tuple[str, str | None]] = set()
         rows: list[Run] = []
+        rejected: list[str] = []
         row: Text | None
         async with self.conn.cursor() as cursor:
             answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
@@ -193,6 +194,8 @@ class Poll:
                     row = await anext(answer, None)
                     run_id = values[ID]
                     if run_id is None:
+                        if xmin is not None:  # a row, and not the one of NULLs
+                            self._decoder(values)
                         continue
                     missing.discard(run_id)
                     if xmin is not None and widen(int(xmin), visible.xmax) >= visible.xmin:
@@ -200,12 +203,15 @@ class Poll:
                     if (run_id, xmin) in seen:
                         continue
                     run = self._decoder(values)
-                    if run is not None and (keep is None or keep(run)):
+                    if run is None:
+                        if run_id in self._known:
+                            rejected.append(run_id)
+                    elif keep is None or keep(run):
                         rows.append(run)
                         if len(rows) == PIECE:
                             yield Snapshot(rows, at, complete=False, new=new), None
                             rows, new = [], False
-        gone = await self._gone(missing, by_id)
+        gone = [*rejected, *await self._gone(missing, by_id)]
         # The catalog was read before the scan: the next reading finds a partition that was attached
         # between the two.
         tree = self.description.tree
@@ -213,7 +219,7 @@ class Poll:
         yield Snapshot(rows, at, gone, new=new), reached
 
     async def fetch(self, ids: list[str]) -> dict[str, Run]:
-        """The rows as they are now."""
+        """The rows as they are now, without those that the contract cannot express."""
         query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
             self.description.select("r", self._decoder.max_text),
             self._table.in_query,
@@ -224,14 +230,18 @@ class Poll:
         return {run[ID]: run for run in runs if run is not None}
 
     async def _gone(self, ids: set[str], by_id: sql.Composable) -> list[str]:
-        """Those of the ids that the table no longer has."""
+        """Those of the ids that the table no longer has, or has with a status that is none."""
         if not ids:
             return []
-        query = sql.SQL("SELECT {} FROM {} r WHERE {}").format(
+        query = sql.SQL("SELECT {}, r.status FROM {} r WHERE {}").format(
             self.description.unpadded("r", "id"), self._table.in_query, by_id
         )
         async with deadline(self._timing.first_scan, "the ids of unfinished runs"):
-            found = {row[0] async for row in await self.conn.execute(query, [list(ids)])}
+            found = {
+                run_id
+                async for run_id, word in await self.conn.execute(query, [list(ids)])
+                if self._decoder.status(word) is not None
+            }
         return [run_id for run_id in ids if run_id not in found]
 
     # Statements.
@@ -262,9 +272,8 @@ class Poll:
         )
 
     def _active(self) -> sql.Composed:
-        # Constants, because a partial index serves no parameter.
-        words = [sql.SQL(escaped(sql.Literal(word))) for word in self._decoder.active_words]
-        return sql.SQL("r.status::text IN ({})").format(sql.SQL(", ").join(words))
+        condition = self.description.statuses.one_of("r", self._decoder.active_words)
+        return sql.SQL(escaped(condition)).format()
 
     def _by_id(self) -> sql.Composed:
         return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(

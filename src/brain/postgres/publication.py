@@ -9,7 +9,7 @@ from psycopg import sql
 
 from brain.contract.messages import FIELDS
 from brain.postgres.blockers import HARMFUL, blockers, drop_statement
-from brain.postgres.connection import Conn, error_line
+from brain.postgres.connection import Conn, codec_of, error_line
 from brain.postgres.inspection import Inspection, inspect
 from brain.postgres.table import MissingTableError, Table, TableError, init_sql
 from brain.postgres.unavailable import StreamUnavailable
@@ -146,7 +146,7 @@ async def initialize(conn: Conn, table: Table, application: str) -> StreamUnavai
 
     Returns why Brain cannot stream the table by its publication. Raises TableError, psycopg.Error.
     """
-    await conn.execute(init_sql(table).encode())
+    await conn.execute(init_sql(table).encode(codec_of(conn)))
     try:
         await ensure_publication(conn, table, application)
     except StreamUnavailable as unavailable:

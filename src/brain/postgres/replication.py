@@ -23,8 +23,8 @@ from psycopg import generators, pq, sql
 from brain.contract.errors import BrainError
 from brain.contract.events import Changes, only_id
 from brain.contract.messages import FIELDS, ID, UNCHANGED, Micros
-from brain.postgres.connection import Conn, connect, deadline, error_line
-from brain.postgres.decoder import Decoder
+from brain.postgres.connection import Conn, codec_of, connect, deadline, error_line
+from brain.postgres.decoder import Decoder, is_expressible
 from brain.postgres.pgoutput import (
     LSN,
     POSTGRES_EPOCH,
@@ -72,7 +72,7 @@ def _without_padding(
         picked = list(pick(values))
         for i in padded:
             value = picked[i]
-            picked[i] = None if value is None else value.rstrip(" ")
+            picked[i] = None if value is None else type(value)(value.rstrip(" "))
         return tuple(picked)
 
     return unpadded
@@ -107,6 +107,7 @@ class Stream:
         self._oid = description.oid
         self._padded = description.padded
         self._decoder = decoder
+        self._codec = codec_of(conn)
         self._timing = timing
         self._loop = asyncio.get_running_loop()
         self._picks: Callable[[Values], tuple[str | None, ...]] | None = None
@@ -168,12 +169,12 @@ class Stream:
         """
         self._visible, self._joined_at = visible, upto
         # A list of identifiers, in a literal.
-        name = sql.Identifier(self._publication).as_string(self._conn)
-        publication = sql.Literal(name).as_string(self._conn)
+        name = sql.Identifier(self._publication).as_string()
+        publication = sql.Literal(name).as_string()
         options = f"proto_version '1', publication_names {publication}"
         try:
             self._pg.send_query(
-                f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode()
+                f"START_REPLICATION SLOT {self.slot} LOGICAL 0/0 ({options})".encode(self._codec)
             )
             async with deadline():
                 results = await self._conn.wait(generators.execute(self._pg))
@@ -241,7 +242,7 @@ class Stream:
             fresh = False
             heard = True
             if data[0] == _XLOG_DATA:
-                rows += self._handle(parse(bytes(data[25:])), taken)
+                rows += self._handle(parse(bytes(data[25:]), self._codec), taken)
             elif data[0] == _KEEPALIVE:
                 self.position = max(self.position, LSN(_lsn(data, 1)[0]))
                 if data[17]:
@@ -329,10 +330,17 @@ class Stream:
                     o if value == UNCHANGED else value for value, o in zip(values, old, strict=True)
                 )
         run = self._decoder(values)
-        if run is not None:
-            changes.rows.append(("insert" if isinstance(message, Insert) else "update", run))
-            if UNCHANGED in run:
-                changes.incomplete = True
+        if run is None:
+            # The board may hold the run as it was, in words of the contract.
+            run_id = values[ID]
+            if isinstance(message, Update) and run_id and is_expressible(run_id):
+                changes.rows.append(("delete", only_id(run_id)))
+            return
+        if UNCHANGED in run:
+            if run[ID] == UNCHANGED:
+                return  # an id that is no part of the replica identity: a comparison finds the run
+            changes.incomplete = True
+        changes.rows.append(("insert" if isinstance(message, Insert) else "update", run))
 
     def _pick(self, values: Values) -> tuple[str | None, ...]:
         """The fields of the contract, in their order."""

@@ -2,7 +2,7 @@
 -- It can run any number of times: a table that exists stays as it is.
 --
 -- Brain may have a role of its own. If the publication exists, the role needs no more than this:
---   CREATE ROLE brain LOGIN REPLICATION PASSWORD '…';      to stream; without REPLICATION Brain polls
+--   CREATE ROLE brain LOGIN REPLICATION PASSWORD '...';      to stream; without REPLICATION Brain polls
 --   GRANT USAGE ON SCHEMA {schema} TO brain;
 --   GRANT SELECT ON {table} TO brain;                      to follow; on the whole table, not on columns
 --   GRANT INSERT, UPDATE ON {table} TO brain;              for POST and PATCH /api/runs

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
 
-from brain.contract.events import Changes, Event, Known, Snapshot
-from brain.contract.messages import ID, UNCHANGED, Run
+from brain.contract.events import Changes, Event, Known, Op, Snapshot, only_id
+from brain.contract.messages import ID, STATUS, UNCHANGED, Run
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
 from brain.postgres.source_state import SourceState
@@ -76,10 +76,15 @@ class Streaming:
         if not wanted:
             return changes
         present = await self._poll.fetch(wanted)
-        rows = [
-            (op, _filled(run, present[run[ID]]) if run[ID] in present else run)
-            for op, run in changes.rows
-        ]
+        rows: list[tuple[Op, Run]] = []
+        for op, run in changes.rows:
+            if run[ID] in present:
+                rows.append((op, _filled(run, present[run[ID]])))
+            elif run[STATUS] == UNCHANGED and run[ID] not in self._known:
+                # Only a status of thousands of characters is not sent, and it is none.
+                rows.append(("delete", only_id(run[ID])))
+            else:
+                rows.append((op, run))
         return replace(changes, rows=rows)
 
     async def close(self) -> None:

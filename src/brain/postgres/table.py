@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 from psycopg import sql
@@ -10,6 +10,7 @@ from psycopg import sql
 from brain.contract.errors import BrainError
 from brain.contract.messages import FIELDS
 from brain.postgres.connection import Conn
+from brain.postgres.statuses import StatusColumn, status_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Description:
     tree: frozenset[int]
     """The OIDs of all tables that a query of this one reads: itself, and, at any depth, its
     partitions or the tables that inherit from it."""
+    statuses: StatusColumn = field(compare=False)
+    """Not compared: a stream does not depend on it."""
 
     def select(self, alias: str, max_text: int) -> sql.Composable:
         """The fields of the contract as a select list, with NULL for a column that the table lacks.
@@ -212,4 +215,5 @@ async def describe(conn: Conn, table: Table) -> Description:
         identity=tuple(dict.fromkeys(json.loads(identity or "[]"))),
         columns=found,
         tree=frozenset(json.loads(tree)),
+        statuses=await status_column(conn, int(oid), "status"),
     )

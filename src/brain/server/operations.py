@@ -1,6 +1,7 @@
 """The operator's routes, and the plain GET of /ws."""
 
 import json
+from dataclasses import asdict
 
 from fastapi import FastAPI, Request, Response
 
@@ -30,6 +31,7 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,
             "runs": len(parts.board),
+            "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
         document = {"ready": ready} | ({} if request.scope.get(BARE) else detail)
         return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")

@@ -430,7 +430,8 @@ async def test_the_status_map_translates_in_both_directions(database: str) -> No
         assert (await api.patch("/api/runs/a", json={"status": "completed"})).json()[
             "status"
         ] == "completed"
-        assert execute(database, "SELECT status FROM runs") == [("done",)]
+        # Two words of the map mean it, so Brain writes the contract's.
+        assert execute(database, "SELECT status FROM runs") == [("completed",)]
         execute(
             database,
             "INSERT INTO runs (id, status) VALUES ('b', 'ok'), ('c', 'completed'), ('d', 'odd')",

@@ -169,7 +169,7 @@ async def test_loses_the_stream_at_bytes_that_are_no_message(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with streaming(database) as stream:
-        monkeypatch.setattr(replication, "parse", lambda data: pgoutput.parse(b"S" + data))
+        monkeypatch.setattr(replication, "parse", lambda data, _: pgoutput.parse(b"S" + data))
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
         with pytest.raises(StreamLost, match="not a pgoutput message"):
             await until(stream, "a")

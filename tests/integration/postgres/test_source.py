@@ -199,13 +199,15 @@ async def test_keeps_a_value_that_the_stream_leaves_out(
         assert all(run[7] == "n" * 1_000_000 for run in f.pushes if run[:2] == ("new", "running"))
 
 
-async def test_follows_the_longest_id_that_an_index_allows(database: str, mode: Mode) -> None:
+async def test_follows_the_longest_id_that_the_contract_allows(database: str, mode: Mode) -> None:
     """It is stored out of line: the stream sends it as the old row's key, not in the new row."""
     long = "SELECT string_agg(md5(i::text || 'x'), '') FROM generate_series(1, 80) i"
     async with following(database, mode) as f:
         await f.sql(
             "ALTER TABLE runs ALTER id SET STORAGE EXTERNAL",
-            f"INSERT INTO runs (id) VALUES ((SELECT right(({long}), 2500)))",
+            "ALTER TABLE runs ALTER error SET STORAGE PLAIN",  # so that the row is too long
+            f"INSERT INTO runs (id, error)"
+            f" VALUES ((SELECT right(({long}), 1024)), repeat('x', 1500))",
         )
         await f.settled()
         await f.sql("UPDATE runs SET status = 'running'")

@@ -22,6 +22,7 @@ from brain.postgres.pgoutput import (
     Update,
     parse,
 )
+from brain.postgres.text import Unreadable
 
 Recording: TypeAlias = dict[str, list[bytes]]
 RECORDINGS = sorted(Path(__file__).parent.glob("golden/pgoutput-*.txt"))
@@ -185,6 +186,15 @@ def test_refuses_a_message_that_is_cut_short_or_too_long(message: bytes) -> None
         parse(message + b"\0")
 
 
+def test_reads_a_text_in_its_encoding_and_replaces_bytes_that_are_none() -> None:
+    data = b"I\0\0\0\1N\0\2t\0\0\0\2a\xfft\0\0\0\1b"
+    assert parse(data, "iso8859-1") == Insert(1, ["a\xff", "b"])
+    found = parse(data)
+    assert found == Insert(1, ["a\ufffd", "b"])
+    assert isinstance(found, Insert)
+    assert [type(value) for value in found.new] == [Unreadable, str]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -195,7 +205,6 @@ def test_refuses_a_message_that_is_cut_short_or_too_long(message: bytes) -> None
         b"I\0\0\0\1N\0\1t\0\0\0\2a",
         b"I\0\0\0\1N\0\1t\xff\xff\xff\xffa",
         b"I\0\0\0\1N\0\1b\0\0\0\1a",  # binary, which Brain does not request
-        b"I\0\0\0\1N\0\1t\0\0\0\1\xff",
         b"I\0\0\0\1N\xff\xffn",
         b"U\0\0\0\1K\0\1nK\0\1n",
         b"U\0\0\0\1?\0\1n",
@@ -203,7 +212,6 @@ def test_refuses_a_message_that_is_cut_short_or_too_long(message: bytes) -> None
         b"T\0\0\0\2\0\0\0\0\1",
         b"T\xff\xff\xff\xff\0\0\0\0\1",
         b"R\0\0\0\1public\0runs",
-        b"R\0\0\0\1\xff\0runs\0d\0\0",
         b"R\0\0\0\1public\0runs\0d\0\1\0id\0\0\0",
         b"B" + 19 * b"\0",
     ],
