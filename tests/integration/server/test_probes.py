@@ -16,7 +16,17 @@ from tests.support.ports import free_port
 from tests.support.served import Brain, served
 from tests.support.wire import Answer, Peer, get, request
 
-DETAILS = {"source", "code", "detail", "hint", "lag_seconds", "clients", "lagging", "runs"}
+DETAILS = {
+    "source",
+    "code",
+    "detail",
+    "hint",
+    "lag_seconds",
+    "clients",
+    "lagging",
+    "rejected",
+    "runs",
+}
 NAMELESS = {
     "no Host": b"%s HTTP/1.0\r\n\r\n",
     "no Host, in HTTP/1.1": b"%s HTTP/1.1\r\n\r\n",
