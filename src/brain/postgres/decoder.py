@@ -22,7 +22,7 @@ CUT = "… [cut]"
 
 
 MAX_SPELLINGS = 1000
-"""Of words that Brain knows. More of them are folded anew each time."""
+"""Cached spellings of status words. A spelling beyond this number is folded each time."""
 
 MAX_REASONS = 20
 """Reasons to reject rows that are named. Rows with others are only counted."""
