@@ -10,14 +10,14 @@ from tests.support.postgres import execute
 
 NAME = '"My %s"."Jobs {0}"'
 COLUMNS = (
-    'id="runId",status=State,progress="100 %s {0}",agent="a ""quoted"" agent",'
+    'id="runId",status="State {}",progress="100 %s {0}",agent="a ""quoted"" agent",'
     "started_at=startedAt,completed_at=ended_at,error=errorMessage"
 )
 CREATE = f"""
 CREATE SCHEMA "My %s";
 CREATE TABLE {NAME} (
     id bigserial, agent int,
-    "runId" text PRIMARY KEY, "State" text NOT NULL, "100 %s {{0}}" float8, task_id text,
+    "runId" text PRIMARY KEY, "State {{}}" text NOT NULL, "100 %s {{0}}" float8, task_id text,
     "a ""quoted"" agent" text NOT NULL DEFAULT 'x', "startedAt" timestamptz, ended_at timestamp,
     "errorMessage" text)
 """
@@ -56,7 +56,7 @@ async def test_runs_are_created_changed_and_read(api: httpx.AsyncClient, any_dat
 async def test_pages_are_filtered_and_follow_each_other(
     api: httpx.AsyncClient, any_database: str
 ) -> None:
-    insert = f'INSERT INTO {NAME} ("runId", "State", task_id, "a ""quoted"" agent") '
+    insert = f'INSERT INTO {NAME} ("runId", "State {{}}", task_id, "a ""quoted"" agent") '
     execute(
         any_database,
         f"{insert} SELECT 'r' || i, CASE i % 2 WHEN 0 THEN 'queued' ELSE 'Running' END, i, i % 3"
@@ -85,7 +85,8 @@ async def test_errors_name_the_fields_of_the_contract(
     assert fields(document) == ["agent"]
     problem(await api.get("/api/runs/b"), 404)
     execute(any_database, f'ALTER TABLE {NAME} DROP CONSTRAINT "Jobs {{0}}_pkey"')
-    execute(any_database, f"""INSERT INTO {NAME} ("runId", "State") VALUES ('a', 'queued')""")
+    execute(any_database, f"ALTER TABLE {NAME} ADD PRIMARY KEY (id)")  # which is not the run's id
+    execute(any_database, f"""INSERT INTO {NAME} ("runId", "State {{}}") VALUES ('a', 'queued')""")
     async with serving(any_database, table=NAME, columns=COLUMNS) as fresh:
         document = problem(await fresh.patch("/api/runs/a", json={"progress": 5}), 409)
     assert "more than one row" in document["detail"]
