@@ -226,7 +226,8 @@ class RunRepository:
         values: Mapping[str, str | None] = UNCOMPARED,
     ) -> tuple[list[str | None], list[str]]:
         """The fields of the run and its ETag, and the names of the `values` that the run does not
-        have yet."""
+        have yet.
+        """
         _, *row = await self._select(conn, description, target, values)
         if row[ID] is None:
             raise RunNotFound(target.run_id)

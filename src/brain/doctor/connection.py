@@ -74,7 +74,7 @@ def version(name: str, number: int) -> list[Finding]:
 
 async def pooler(context: Context) -> list[Finding]:
     """A pooler in transaction mode gives consecutive queries to different backends."""
-    if context.conn.info.backend_pid == context.backend_pid or "pooler" in context.report:
+    if context.conn.info.backend_pid == context.backend_pid or context.report.has("pooler"):
         return []
     return [
         Finding(

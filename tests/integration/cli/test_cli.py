@@ -290,6 +290,8 @@ def test_watch_reconnects(database: str) -> None:
             )
         finally:
             output = interrupt(watching)
+    assert f"brain: connected to ws://127.0.0.1:{port}/ws\n" in output
+    assert output.count("connected to") == 1
     assert output.count("; trying again") == 1
     assert output.count("connected again") == 1
 
