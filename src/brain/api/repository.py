@@ -333,6 +333,6 @@ def _as_printed(description: Description, wanted: ByFields) -> ByFields:
 async def open_repository(
     url: str, table: Table, decoder: Decoder, board: Board
 ) -> AsyncIterator[RunRepository]:
-    """`url` is one that postgres.connection.parse_url returned."""
+    """`url` is one that postgres.database_url.parse_url returned."""
     async with open_pool(url) as pool:
         yield RunRepository(pool, table, decoder, board)

@@ -186,7 +186,10 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
     ("settings", "says"),
     [
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
-        ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
+        (
+            {"database_url": "mysql://user:secret@host/db"},
+            "begins with mysql://, not with postgresql://",
+        ),
         (
             {"flush_interval": "soon"},
             "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
