@@ -24,6 +24,7 @@ from brain.api.errors import (
     IdRequired,
     PolicyMissing,
     PreconditionFailed,
+    PrivilegeMissing,
     RowNotInContract,
     RowRejected,
     RunEnded,
@@ -63,6 +64,7 @@ from brain.delivery.board import Board
 from brain.postgres.canonical import canonical, printed
 from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
+from brain.postgres.privileges import missing_privileges
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe
 
@@ -168,8 +170,6 @@ class RunRepository:
                 if "(id)=" in (error.diag.message_detail or ""):
                     raise RunExists(row.get("id", "")) from error
                 raise
-            except errors.InsufficientPrivilege as error:
-                raise await self._write_refused(conn, error) from error
             except psycopg.DataError as error:
                 if generated:
                     raise IdRequired(postgres_message(error)) from error
@@ -204,8 +204,6 @@ class RunRepository:
                 except psycopg.DataError:
                     await self._read(conn, description, target)  # RunNotFound goes first
                     raise
-                except errors.InsufficientPrivilege as error:
-                    raise await self._write_refused(conn, error) from error
                 if rows:
                     return self._version(rows[0])
                 present, changed = await self._read(conn, description, target, values)
@@ -262,8 +260,15 @@ class RunRepository:
             raise RunNotFound(run_id)
         return Target(canonical_id, _as_printed(description, within), self._salt)
 
-    async def _write_refused(self, conn: Conn, error: psycopg.Error) -> Exception:
-        """PolicyMissing if row security refused the write, and otherwise `error` itself."""
+    async def _forbidden(
+        self, conn: Conn, description: Description, error: psycopg.Error
+    ) -> Exception:
+        """The policy or the privilege that Brain's role lacks, or else `error` itself."""
+        missing = await missing_privileges(conn, self._table, description.oid)
+        if grants := (*missing.to_read, *missing.to_write):
+            # A comment behind a statement would hide the next one.
+            statements = [grant.partition(" --")[0] for grant in grants]
+            return PrivilegeMissing(postgres_message(error), statements)
         # The name of PostgreSQL's function, unlike the message, is never translated.
         if error.diag.source_function != "ExecWithCheckOptions":
             return error
@@ -281,6 +286,8 @@ class RunRepository:
                 self._described_until = time.monotonic() + DESCRIPTION_TTL
             try:
                 yield conn, self._description
+            except errors.InsufficientPrivilege as error:
+                raise await self._forbidden(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described
                 self._description = None
                 raise
