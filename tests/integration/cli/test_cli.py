@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from brain import __version__
+from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -22,26 +23,6 @@ from tests.support.served import BRAIN, Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
-
-
-def run(*arguments: str, code: int = 0, **settings: object) -> str:
-    """All that a command prints. Its exit status must be `code`."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
-    }
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    assert "Traceback" not in output
-    return output
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:

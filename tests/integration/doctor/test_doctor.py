@@ -24,11 +24,12 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
 from brain.postgres.unavailable import UnavailableCode
 from tests.support import ROOT
+from tests.support.commands import run
 from tests.support.hints import followed, follows, paste, shell
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres, execute, running
-from tests.support.served import BRAIN, served
+from tests.support.served import served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
 
 pytestmark = pytest.mark.long
@@ -827,28 +828,10 @@ async def test_a_pooler_is_found(postgres: Postgres, database: str, options: str
 # The command.
 
 
-def brain(*arguments: str, code: int, **settings: object) -> str:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
-    }
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
 @follows("CREATE INDEX ON {} (id) WHERE {};")
 def test_the_exit_status_the_text_and_the_json(database: str) -> None:
     assert (
-        brain("doctor", code=0, database_url=database).splitlines()[-1]
+        run("doctor", code=0, database_url=database).splitlines()[-1]
         == "Brain streams public.runs."
     )
     execute(database, "DROP INDEX runs_id_idx")
@@ -857,24 +840,22 @@ def test_the_exit_status_the_text_and_the_json(database: str) -> None:
         "INSERT INTO runs (id, status) SELECT i, 'failed' FROM generate_series(1, 10000) i",
     )
     execute(database, "ANALYZE runs")
-    said = brain("doctor", code=1, database_url=database)
+    said = run("doctor", code=1, database_url=database)
     assert "could be better: no index finds the queued and running rows\n  detail  " in said
     assert "\n  hint    CREATE INDEX ON" in said
-    document = json.loads(brain("doctor", "--json", code=1, database_url=database))
+    document = json.loads(run("doctor", "--json", code=1, database_url=database))
     assert document["status"] == 1
     assert document["source"] == "replication"
     assert [found["check"] for found in document["findings"]] == ["status_index"]
     paste(document["findings"][0]["hint"], database)
-    assert json.loads(brain("doctor", "--json", code=0, database_url=database))["findings"] == []
-    away = json.loads(
-        brain("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d")
-    )
+    assert json.loads(run("doctor", "--json", code=0, database_url=database))["findings"] == []
+    away = json.loads(run("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d"))
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
 
 
 def test_remove_drops_the_publication(database: str) -> None:
     for _ in range(2):
-        assert "the publication brain_public_runs is removed" in brain(
+        assert "the publication brain_public_runs is removed" in run(
             "doctor", "--remove", code=0, database_url=database
         )
     assert execute(database, "SELECT pubname FROM pg_publication") == []
