@@ -15,7 +15,7 @@ from brain.api.routes import create_api
 from brain.contract.messages import Status
 from brain.delivery.board import Board
 from brain.postgres.column_map import ColumnMap
-from brain.postgres.connection import parse_url
+from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
 from tests.support.patience import PATIENCE

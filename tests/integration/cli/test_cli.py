@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from brain import __version__
+from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -23,26 +24,6 @@ from tests.support.served import BRAIN, Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
-
-
-def run(*arguments: str, code: int = 0, **settings: object) -> str:
-    """All that a command prints. Its exit status must be `code`."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
-    }
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    assert "Traceback" not in output
-    return output
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
@@ -239,7 +220,10 @@ def test_demo_says_why_it_cannot_create_a_run(database: str) -> None:
     [
         ({"column_map": "id="}, "BRAIN_COLUMN_MAP='id=': the column of 'id' is no name"),
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
-        ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
+        (
+            {"database_url": "mysql://user:secret@host/db"},
+            "begins with mysql://, not with postgresql://",
+        ),
         (
             {"flush_interval": "soon"},
             "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
@@ -343,6 +327,8 @@ def test_watch_reconnects(database: str) -> None:
             )
         finally:
             output = interrupt(watching)
+    assert f"brain: connected to ws://127.0.0.1:{port}/ws\n" in output
+    assert output.count("connected to") == 1
     assert output.count("; trying again") == 1
     assert output.count("connected again") == 1
 
