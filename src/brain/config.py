@@ -15,6 +15,8 @@ import structlog
 from pydantic import (
     AliasChoices,
     Field,
+    InstanceOf,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -29,6 +31,7 @@ from brain.access.addresses import NETWORKS, Network, parse_network
 from brain.contract.errors import BrainError
 from brain.contract.messages import Status
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from brain.validators import from_list, from_text
 
 log = structlog.get_logger()
@@ -113,6 +116,14 @@ class Settings(BaseSettings):
             "four words, and those beside it (`strict,ok=completed`).",
             unit="list of word=status",
         )
+    )
+    timezone: Annotated[
+        InstanceOf[TimeZone], PlainSerializer(str), NoDecode, from_text(TimeZone.parse)
+    ] = _setting(
+        DEFAULT,
+        "What a time without a zone means, in a column of type `timestamp` or `date`: `UTC`, or a "
+        "name such as `Europe/Berlin`.",
+        unit="time zone",
     )
     push_unchanged: bool = _setting(
         True,

@@ -16,6 +16,7 @@ from brain.delivery.board import Board
 from brain.postgres.connection import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support.patience import PATIENCE
 
 
@@ -26,9 +27,10 @@ async def serving(
     board: Board | None = None,
     table: str = "public.runs",
     statuses: Mapping[str, Status] | None = None,
+    zone: TimeZone = DEFAULT,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an API that listens on a free port during the block."""
-    decoder = Decoder(statuses or {}, 10_000)
+    decoder = Decoder(statuses or {}, 10_000, zone)
     async with open_repository(
         parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
     ) as runs:

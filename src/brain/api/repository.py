@@ -96,7 +96,8 @@ class RunRepository:
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
-        looks = (decoder.max_text, [decoder.words(status) for status in STATUSES])
+        words = [decoder.words(status) for status in STATUSES]
+        looks = (decoder.max_text, words, decoder.zone.name)
         self._salt = zlib.crc32(repr(looks).encode())
 
     async def get(self, run_id: str, within: ByFields = UNRESTRICTED) -> Version:
@@ -151,7 +152,7 @@ class RunRepository:
             statement = insert(
                 self._table,
                 description,
-                self._decoder.max_text,
+                self._decoder,
                 row,
                 now=TIMES.get(status),
                 salt=self._salt,

@@ -154,7 +154,7 @@ def doctor_command(
         if remove:
             print(await doctor.remove(url, settings.table))
             return
-        decoder = Decoder(settings.status_map, settings.max_text)
+        decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
         report = await doctor.examine(
             url, settings.table, decoder, stream=settings.source != "poll"
         )

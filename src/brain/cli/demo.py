@@ -30,7 +30,7 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
     url = database_url(settings)
     async with await connect(url, "brain-demo") as conn:
         columns = frozenset((await describe(conn, settings.table)).columns)
-    decoder = Decoder(settings.status_map, settings.max_text)
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
     print(
         f"playing {count} runs at a time in {settings.table} of {redact(url)}; "
         "press Ctrl-C to end them"
