@@ -38,6 +38,7 @@ QUICK = Timing(
     back_off=WithoutJitter(first=0.1, longest=0.75),
     promote_every=0.05,
     rejoin_within=0,
+    check_every=0.05,
     watch_every=0.05,
 )
 """What takes ten seconds in production."""

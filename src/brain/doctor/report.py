@@ -17,7 +17,6 @@ CheckCode: TypeAlias = Literal[
     "version",
     "select",
     "write",
-    "row_security",
     "columns",
     "status",
     "values",

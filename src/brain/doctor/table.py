@@ -56,20 +56,12 @@ async def writable(context: Context) -> list[Finding]:
 
 
 async def row_security(context: Context) -> list[Finding]:
-    oid = context.inspection.description.oid
-    (active,) = await context.row("SELECT row_security_active(%s::oid)", (oid,))
-    if active == "f":
+    """If BRAIN_SOURCE is poll. Otherwise it is a blocker."""
+    if context.inspection.row_security is None or context.blockers:
         return []
-    return [
-        Finding(
-            "row_security",
-            "better",
-            f"row security hides rows of {context.table} from the role {context.user}",
-            "the stream carries every row, a query only those that the role may see:"
-            " the two would contradict each other",
-            f"ALTER ROLE {context.sql_role} BYPASSRLS;",
-        )
-    ]
+    what = f"row security decides which rows of {context.table} the role {context.user} may see"
+    detail = "clients see only these; Brain polls, because the stream has every row"
+    return [Finding("row_security", "note", what, detail)]
 
 
 async def columns(context: Context) -> list[Finding]:

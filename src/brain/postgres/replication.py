@@ -101,6 +101,9 @@ class Stream:
         """Everything that was committed before it has been read."""
         self.heard = 0.0
         """When, by the loop's clock, the database last sent anything."""
+        self.redescribed = False
+        """PostgreSQL has described the table, for the first time or again: it may be another than
+        the one that was inspected. Nothing behind that description has been read yet."""
         self._conn = conn
         self._pg = conn.pgconn
         self._publication = publication
@@ -111,6 +114,7 @@ class Stream:
         self._timing = timing
         self._loop = asyncio.get_running_loop()
         self._picks: Callable[[Values], tuple[str | None, ...]] | None = None
+        self._ready: asyncio.Future[None] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
         self._visible = PgSnapshot(0, 0, frozenset())
@@ -212,7 +216,7 @@ class Stream:
         rest = self._gulped + self._timing.gulp - self._loop.time()
         if rest > 0:
             await asyncio.sleep(rest)
-        ready: asyncio.Future[None] = self._loop.create_future()
+        self._ready = ready = self._loop.create_future()
         self._loop.add_reader(self._pg.socket, _wake, ready)
         try:
             async with asyncio.timeout(self._timing.idle):
@@ -220,7 +224,13 @@ class Stream:
         except TimeoutError:
             pass
         finally:
+            self._ready = None
             self._loop.remove_reader(self._pg.socket)
+
+    def interrupt(self) -> None:
+        """Let `read` return at once, if it waits."""
+        if self._ready is not None:
+            _wake(self._ready)
 
     def _take(self) -> list[Changes]:
         taken: list[Changes] = []
@@ -270,7 +280,9 @@ class Stream:
         return message.removeprefix("ERROR:").strip() or "the database has ended the stream"
 
     def _handle(self, message: Message, taken: list[Changes]) -> int:
-        """Returns the number of rows that the message adds. The most frequent cases come first."""
+        """Returns the number of rows that the message adds, or SLICE to end the slice. The most
+        frequent cases come first.
+        """
         match message:
             case Update() | Insert() | Delete():
                 if self._skip or message.oid != self._oid:
@@ -296,6 +308,8 @@ class Stream:
                         message.columns.index(f) if f in message.columns else -1 for f in FIELDS
                     )
                     self._picks = _without_padding(itemgetter(*places), self._padded)
+                    self.redescribed = True
+                    return SLICE  # read on when the reader has looked at the table
             case Truncate():
                 if self._oid in message.oids and not self._skip:
                     self._slice(taken).rows.append(("truncate", only_id("")))
