@@ -22,7 +22,7 @@ from brain.doctor.stream import (
     transactions,
     unexplained,
 )
-from brain.doctor.table import columns, readable, row_security, unusable, writable
+from brain.doctor.table import columns, readable, row_security, unusable, warnings, writable
 from brain.postgres.blockers import blockers
 from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
@@ -37,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     statuses,
     values,
     indexes,
+    warnings,
 )
 """In this order, until one finds something `broken`."""
 

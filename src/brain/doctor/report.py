@@ -22,6 +22,8 @@ CheckCode: TypeAlias = Literal[
     "values",
     "status_index",
     "id_index",
+    "id_unique",
+    "time_zone",
     "slot_log",
 ]
 """The codes of findings that are not reasons to poll."""

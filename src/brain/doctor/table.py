@@ -4,8 +4,10 @@ from psycopg import sql
 
 from brain.contract.messages import FIELDS
 from brain.doctor.context import Context
-from brain.doctor.report import NOTHING, Finding
+from brain.doctor.indexes import check_unique
+from brain.doctor.report import NOTHING, Finding, Level
 from brain.postgres.table import MissingTableError, Table, TableError
+from brain.postgres.table_warnings import table_warnings
 
 
 def unusable(table: Table, error: TableError) -> Finding:
@@ -62,6 +64,27 @@ async def row_security(context: Context) -> list[Finding]:
     what = f"row security decides which rows of {context.table} the role {context.user} may see"
     detail = "clients see only these; Brain polls, because the stream has every row"
     return [Finding("row_security", "note", what, detail)]
+
+
+async def warnings(context: Context) -> list[Finding]:
+    """What `brain serve` warns of."""
+    found = []
+    async for warning in table_warnings(
+        context.conn,
+        context.url,
+        context.table,
+        context.inspection.description,
+        context.decoder.zone,
+    ):
+        if any(blocker.hint.endswith(warning.hint) for blocker in context.blockers):
+            continue  # another finding has this hint
+        duplicates, hint = await check_unique(context, warning.hint)
+        if any(finding.hint == hint for finding in context.report.findings):
+            hint = ""  # the index that finds a run by its id
+        level: Level = "note" if warning.intended else "better"
+        what = f"{warning.detail}{duplicates}"
+        found.append(Finding(warning.code, level, what, warning.effect, hint))
+    return found
 
 
 async def columns(context: Context) -> list[Finding]:

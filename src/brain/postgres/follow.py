@@ -90,7 +90,7 @@ class Follow:
                 async with conn:
                     self.state.connects += 1
                     self._promotion.due = 0.0
-                    self._warnings.due = True
+                    self._warnings.reset()
                     poll = Poll(
                         conn,
                         self._table,

@@ -58,7 +58,7 @@ class Polling:
                 async for piece in pieces:
                     yield piece
             self._state.heard = loop.time()
-            await self._warnings.look(self._poll.conn, self._poll.description)
+            await self._warnings.look(self._poll.conn, self._poll.description, self._fingerprint)
             self.promoted = self._promotion.collect()
             if self.promoted is not None:
                 return
@@ -95,7 +95,6 @@ class Polling:
             return
         await self._reread_catalog()
         if self._fingerprint is not None:
-            self._warnings.due = True
             self._promotion.retry_in(0)
         self._fingerprint = seen
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from operator import itemgetter
 from struct import Struct
 from typing import assert_never
@@ -101,9 +101,9 @@ class Stream:
         """Everything that was committed before it has been read."""
         self.heard = 0.0
         """When, by the loop's clock, the database last sent anything."""
-        self.redescribed = False
-        """PostgreSQL has described the table, for the first time or again: it may be another than
-        the one that was inspected. Nothing behind that description has been read yet."""
+        self.inspect: Callable[[], Awaitable[None]] | None = None
+        """Called when PostgreSQL has described the table, for the first time or again, before a row
+        behind that is read: the table may be another than it was. What it raises ends `read`."""
         self._conn = conn
         self._pg = conn.pgconn
         self._publication = publication
@@ -114,6 +114,8 @@ class Stream:
         self._timing = timing
         self._loop = asyncio.get_running_loop()
         self._picks: Callable[[Values], tuple[str | None, ...]] | None = None
+        self._described = False
+        """`inspect` is due."""
         self._ready: asyncio.Future[None] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
@@ -203,11 +205,17 @@ class Stream:
         """Up to SLICE rows; waits for up to `idle` seconds for the first. Raises StreamLost."""
         try:
             await self._readable()
-            return self._take()
+            taken = [] if self._described else self._take()
         except psycopg.Error as error:
             raise StreamLost(error_line(error)) from error
         except PgoutputError as error:
             raise StreamLost(str(error)) from error
+        if self._described and not taken:
+            self._described = False
+            if self.inspect is not None:
+                await self.inspect()
+            return await self.read()
+        return taken
 
     async def _readable(self) -> None:
         if self._more:
@@ -308,8 +316,8 @@ class Stream:
                         message.columns.index(f) if f in message.columns else -1 for f in FIELDS
                     )
                     self._picks = _without_padding(itemgetter(*places), self._padded)
-                    self.redescribed = True
-                    return SLICE  # read on when the reader has looked at the table
+                    self._described = True
+                    return SLICE
             case Truncate():
                 if self._oid in message.oids and not self._skip:
                     self._slice(taken).rows.append(("truncate", only_id("")))

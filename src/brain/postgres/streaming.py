@@ -67,15 +67,12 @@ class Streaming:
             warnings=self._warnings,
             timing=self._timing,
         )
-        self._watch = watch
+        self._watch, stream.inspect = watch, watch.check_now
         while True:
             for changes in await stream.read():
                 complete = await self._completed(changes) if changes.incomplete else changes
                 progress.unseen.add(changes.xid)
                 yield complete
-            if stream.redescribed:
-                stream.redescribed = False
-                await watch.check_now()
             self._state.heard = stream.heard
             for comparison in watch.passed(stream.position):
                 yield comparison

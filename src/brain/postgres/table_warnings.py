@@ -21,17 +21,21 @@ class TableWarnings:
     """Looks once after each connect, and when the catalog has changed."""
 
     def __init__(self, url: str, table: Table, zone: TimeZone, state: SourceState) -> None:
-        self.due = True
         self._url = url
         self._table = table
         self._zone = zone
         self._state = state
+        self._seen: int | None = None
 
-    async def look(self, conn: Conn, description: Description) -> None:
-        """Raises psycopg.OperationalError."""
-        if not self.due:
+    def reset(self) -> None:
+        """Look again, whatever the fingerprint: the database's TimeZone is no part of it."""
+        self._seen = None
+
+    async def look(self, conn: Conn, description: Description, seen: int | None) -> None:
+        """`seen` is the catalog's fingerprint. Raises psycopg.OperationalError."""
+        if seen == self._seen:
             return
-        self.due = False
+        self._seen = seen
         found = table_warnings(conn, self._url, self._table, description, self._zone)
         try:
             self._state.warn([warning async for warning in found])

@@ -136,9 +136,7 @@ class Watch:
         seen = await fingerprint(self._poll.conn, self._table, self._inspection.description)
         if seen != self._fingerprint:
             await self._inspect()
-            if self._fingerprint is not None:
-                self._warnings.due = True
-                await self._warnings.look(self._poll.conn, self._inspection.description)
+            await self._warnings.look(self._poll.conn, self._inspection.description, seen)
             self._fingerprint = seen
 
     async def _look(self, *, compare: bool) -> Mark:
