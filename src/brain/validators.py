@@ -9,12 +9,14 @@ from typing import TypeVar
 from pydantic import BeforeValidator, SecretStr
 
 from brain.access.addresses import Authority, Origin
-from brain.access.jwks import SHORTEST_SECRET
 from brain.contract.messages import STATUSES, Status
 from brain.postgres.connection import parse_url
 from brain.postgres.statuses import STRICT, fold
 
 T = TypeVar("T")
+
+MIN_SECRET = 32
+"""Bytes of BRAIN_JWT_SECRET (RFC 7518, section 3.2)."""
 
 
 def from_text(parse: Callable[[str], T]) -> BeforeValidator:
@@ -68,9 +70,9 @@ def database_url(text: str) -> SecretStr:
 
 def jwt_secret(text: str) -> SecretStr:
     text = text.strip()
-    if len(text.encode()) < SHORTEST_SECRET:
+    if len(text.encode()) < MIN_SECRET:
         raise ValueError(
-            f"a secret has {SHORTEST_SECRET} bytes or more (RFC 7518, 3.2): "
+            f"a secret has {MIN_SECRET} bytes or more (RFC 7518, 3.2): "
             "openssl rand -base64 32 makes one"
         )
     return SecretStr(text)

@@ -17,8 +17,8 @@ from psycopg_pool import PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from brain.access.grants import TokenError
 from brain.access.rejections import status_headers
-from brain.access.tokens import TokenError
 from brain.api.errors import (
     BeyondToken,
     FieldErrors,

@@ -23,9 +23,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from brain.access.addresses import Address
+from brain.access.grants import Grant, TokenError, bearer
 from brain.access.limits import BODY_TOO_LARGE, Lease
 from brain.access.rejections import Rejection
-from brain.access.tokens import Grant, TokenError, bearer
 from brain.contract.subscription import Subscription
 from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
