@@ -428,6 +428,12 @@ async def test_updates_work_again_soon_after_the_key_is_dropped(
                 await f.until(lambda: f.board.begun and f.follow.state.code == wanted)
                 if while_ == "waiting":
                     await f.until(lambda: bool(execute(any_database, WAITING)))
+                elif (
+                    while_ == "streaming"
+                ):  # until the first look, which is a thorough one, is over
+                    progress = f.follow._progress
+                    joined = progress.checkpoint
+                    await f.until(lambda: progress.checkpoint is not joined)
                 await f.sql("ALTER TABLE runs DROP CONSTRAINT runs_pkey")
                 await updates_work_again(f)
                 assert publications(any_database) == [(NAME, None)]
