@@ -1,6 +1,7 @@
 """What Brain warns of, and that the hint ends the warning."""
 
 from collections.abc import Iterator
+from datetime import UTC
 
 import pytest
 from psycopg import conninfo
@@ -13,6 +14,7 @@ from brain.postgres.polling import Mode
 from brain.postgres.table import Table
 from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support.following import RUNS, Following
+from tests.support.hints import follows, paste, shell
 from tests.support.postgres import Postgres, execute
 from tests.support.served import served
 from tests.support.template import ROLE
@@ -94,6 +96,9 @@ UNIQUE = {
 }
 
 
+@follows(
+    "CREATE UNIQUE INDEX ON {} (id);", "ALTER TABLE {} ADD PRIMARY KEY (id);", all_of_them=False
+)
 @pytest.mark.parametrize("name", REPEATING)
 async def test_ids_that_may_repeat_are_found_and_the_hint_makes_them_unique(
     any_database: str, name: str
@@ -102,10 +107,11 @@ async def test_ids_that_may_repeat_are_found_and_the_hint_makes_them_unique(
     execute(any_database, create)
     (found,) = await look(any_database)
     assert (found.check, found.level, found.hint) == ("id_unique", "better", hint)
-    execute(any_database, found.hint)
+    paste(found.hint, any_database)
     assert await look(any_database) == []
 
 
+@follows("{} -- make these unique: no index can")
 @pytest.mark.parametrize("name", NO_INDEX_CAN)
 async def test_where_no_index_can_make_ids_unique_the_hint_lists_those_that_repeat(
     any_database: str, name: str
@@ -113,6 +119,7 @@ async def test_where_no_index_can_make_ids_unique_the_hint_lists_those_that_repe
     execute(any_database, NO_INDEX_CAN[name])
     execute(any_database, "INSERT INTO runs VALUES ('t1', 'a', 'queued'), ('t1', 'b', 'queued')")
     (found,) = await look(any_database)
+    paste(found.hint, any_database)
     assert execute(any_database, found.hint) == []
     table = "part" if name == "inheritance" else "runs"
     execute(any_database, f"INSERT INTO {table} VALUES ('t2', 'a', 'running')")
@@ -181,12 +188,7 @@ def database_zone(url: str, zone: str) -> str:
     return f"ALTER DATABASE \"{conninfo.conninfo_to_dict(url)['dbname']}\" SET TimeZone = '{zone}'"
 
 
-def chosen(hint: str) -> TimeZone:
-    name, _, value = hint.partition("=")
-    assert name == "BRAIN_TIMEZONE"
-    return TimeZone.parse(value)
-
-
+@follows("BRAIN_TIMEZONE={}")
 async def test_another_time_zone_of_the_database_is_found_and_the_hint_names_the_setting(
     any_database: str, admin: str
 ) -> None:
@@ -197,7 +199,9 @@ async def test_another_time_zone_of_the_database_is_found_and_the_hint_names_the
     assert (found.check, found.level) == ("time_zone", "better")
     assert "write started_at in its TimeZone, Europe/Berlin" in found.what
     assert "for times in UTC (BRAIN_TIMEZONE)" in found.detail
-    assert await look(any_database, zone=chosen(found.hint)) == []
+    said = shell(found.hint, "brain doctor", BRAIN_DATABASE_URL=any_database)
+    assert said.endswith("Brain streams public.runs.\n")
+    assert "time" not in said
     (found,) = await look(any_database, zone=TimeZone.parse("Asia/Tokyo"))
     assert found.level == "note", "somebody has chosen it"
 
@@ -211,16 +215,18 @@ async def test_other_names_of_the_same_zone_are_no_finding(
     assert await look(any_database) == []
 
 
+@follows("ALTER DATABASE {} SET TimeZone = '{}';")
 async def test_a_zone_that_has_no_name_is_found_and_the_hint_changes_it(
     any_database: str, admin: str
 ) -> None:
     execute(any_database, LOCAL)
     execute(admin, database_zone(any_database, "<+02>-02"))
     (found,) = await look(any_database)
-    execute(admin, found.hint)
+    paste(found.hint, admin)
     assert await look(any_database) == []
 
 
+@follows("ALTER ROLE {}{} SET TimeZone = '{}';")
 @pytest.mark.parametrize("where", ["", " IN DATABASE {}"])
 async def test_a_role_that_writes_in_another_zone_is_found_and_the_hint_changes_it(
     any_database: str, admin: str, writer: str, where: str
@@ -230,7 +236,7 @@ async def test_a_role_that_writes_in_another_zone_is_found_and_the_hint_changes_
     execute(admin, f"ALTER ROLE {writer}{where} SET TimeZone = 'America/New_York'")
     (found,) = await look(any_database)
     assert "the role zone_writer writes started_at in its TimeZone, America/New_York" in found.what
-    execute(admin, found.hint)
+    paste(found.hint, admin)
     assert await look(any_database) == []
     execute(admin, f"ALTER ROLE {writer}{where} SET TimeZone = 'America/New_York'")
     execute(admin, f"REVOKE UPDATE ON runs FROM {writer}")
@@ -251,6 +257,16 @@ async def test_brains_own_role_and_session_say_nothing_of_other_sessions(
         assert await look(any_database) == []
     finally:
         execute(any_postgres.url(), f"ALTER ROLE {ROLE} RESET TimeZone")
+
+
+async def test_a_zone_that_the_database_does_not_know_is_found(any_database: str) -> None:
+    execute(any_database, LOCAL)
+    (found,) = await look(any_database, zone=TimeZone("Europe/Nowhere", UTC))
+    assert 'time zone "Europe/Nowhere" not recognized' in found.what
+    assert (found.level, found.detail) == (
+        "better",
+        "POST and PATCH /api/runs cannot write started_at",
+    )
 
 
 def test_serve_warns_once_and_readyz_has_the_hint(any_database: str, admin: str) -> None:
