@@ -26,7 +26,7 @@ def admin(any_postgres: Postgres, any_database: str) -> str:
 @follows(
     "{} SET LOGGED;",
     "ALTER TABLE {} SET LOGGED;",
-    "{} ADD PRIMARY KEY (id);",
+    "{} ADD PRIMARY KEY ({});",
     "ALTER TABLE {} REPLICA IDENTITY DEFAULT;",
     "ALTER TABLE {} REPLICA IDENTITY FULL;",
     "{}; -- Brain creates it again",

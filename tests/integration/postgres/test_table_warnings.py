@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from brain.doctor.checks import examine
 from brain.doctor.report import Finding
+from brain.postgres.column_map import ColumnMap
 from brain.postgres.decoder import Decoder
 from brain.postgres.polling import Mode
 from brain.postgres.table import Table
@@ -97,7 +98,7 @@ UNIQUE = {
 
 
 @follows(
-    "CREATE UNIQUE INDEX ON {} (id);", "ALTER TABLE {} ADD PRIMARY KEY (id);", all_of_them=False
+    "CREATE UNIQUE INDEX ON {} ({});", "ALTER TABLE {} ADD PRIMARY KEY ({});", all_of_them=False
 )
 @pytest.mark.parametrize("name", REPEATING)
 async def test_ids_that_may_repeat_are_found_and_the_hint_makes_them_unique(
@@ -130,6 +131,23 @@ async def test_where_no_index_can_make_ids_unique_the_hint_lists_those_that_repe
 async def test_ids_that_are_unique_are_no_finding(any_database: str, name: str) -> None:
     execute(any_database, UNIQUE[name])
     assert await look(any_database) == []
+
+
+@pytest.mark.parametrize("partitions", ["", " PARTITION BY LIST (tenant)"])
+async def test_the_hint_names_the_column_that_holds_the_ids(
+    any_database: str, partitions: str
+) -> None:
+    execute(
+        any_database,
+        'DROP TABLE runs; CREATE TABLE runs (tenant text, "runId" text, status text,'
+        f' PRIMARY KEY (tenant, "runId")){partitions}',
+    )
+    table = Table("public", "runs", ColumnMap.parse("id=runId"))
+    (found,) = await look(any_database, table=table)
+    assert '"runId"' in found.hint
+    execute(any_database, found.hint)
+    if not partitions:
+        assert await look(any_database, table=table) == []
 
 
 async def test_ids_that_repeat_come_before_the_index(any_database: str) -> None:
