@@ -82,7 +82,7 @@ class Screen:
         self.rows[self._row] = row + text
         self._column = cell_len(self.rows[self._row])
         if self._column > self.columns or self._row >= self.lines:
-            self.faults.append(f"beyond {self.columns}×{self.lines}: {self.rows[self._row]!r}")
+            self.faults.append(f"beyond {self.columns} by {self.lines}: {self.rows[self._row]!r}")
 
     def text(self) -> str:
         """What a person sees now."""

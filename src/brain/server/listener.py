@@ -231,7 +231,7 @@ class Server(uvicorn.Server):
         log.info(
             "stopping",
             clients=len(everyone),
-            detail=f"at most {ABORT_AFTER + CANCEL_TIMEOUT:g} s, a second signal at once",
+            detail=f"at most {ABORT_AFTER + CANCEL_TIMEOUT:g} s; a second signal ends it at once",
         )
         for protocol in list(unupgraded):
             protocol.shutdown()  # closes an idle connection; a request still gets its answer
