@@ -7,10 +7,13 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 
@@ -91,17 +94,23 @@ class Screen:
 
 class Terminal:
     def __init__(
-        self, *arguments: str, columns: int = 80, lines: int = 24, **environment: str
+        self,
+        *arguments: str,
+        columns: int = 80,
+        lines: int = 24,
+        program: str = "",
+        **environment: str,
     ) -> None:
+        """`program` is run instead of `python -m brain`."""
         self.screen = Screen(columns, lines)
         self.raw = b""
         self._master, slave = pty.openpty()
         self._size(columns, lines)
         ignored = ("BRAIN_", "CI", "NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")
         kept = {name: v for name, v in os.environ.items() if not name.startswith(ignored)}
-        self.attributes = termios.tcgetattr(slave)
+        self.attributes = (termios.tcgetattr(slave), True)
         self.process = subprocess.Popen(
-            [*BRAIN, *arguments],
+            [*([sys.executable, "-c", program] if program else BRAIN), *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -109,7 +118,7 @@ class Terminal:
             preexec_fn=_control_terminal,  # noqa: PLW1509 - it makes one system call
             start_new_session=True,
         )
-        self._slave = slave
+        self.slave = slave
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -145,18 +154,26 @@ class Terminal:
             lambda: f"{parts} not in\n{self.screen.text()}\n{self.screen.left}",
         )
 
+    def state(self) -> str:
+        """Of the process, as ps shows it: T is stopped."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def attributes_now(self) -> tuple[object, bool]:
+        """Of the terminal, and of the file that the shell shares with its commands."""
+        return termios.tcgetattr(self.slave), os.get_blocking(self.slave)
+
     def ends(self) -> int:
         status = self.process.wait(PATIENCE)
-        os.close(self._slave)
-        self._slave = -1
+        os.close(self.slave)
+        self.slave = -1
         self._reader.join(PATIENCE)
         return status
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        if self._slave >= 0:
-            os.close(self._slave)
+        if self.slave >= 0:
+            os.close(self.slave)
         self._reader.join(PATIENCE)
         os.close(self._master)
 
@@ -167,8 +184,8 @@ def _control_terminal() -> None:
 
 
 @contextmanager
-def terminal(*arguments: str, **options: object) -> Iterator[Terminal]:
-    it = Terminal(*arguments, **options)  # type: ignore[arg-type]
+def terminal(*arguments: str, **options: Any) -> Iterator[Terminal]:
+    it = Terminal(*arguments, **options)
     try:
         yield it
         assert not it.screen.faults, it.screen.faults[:3]

@@ -26,7 +26,8 @@ class Screen:
         self._changed = changed
         self._stop = stop
         self.terminated = False
-        self._keys: list[Any] | None = None
+        self._attributes: list[Any] | None = None
+        self._keys = -1
         encoding = sys.stdout.encoding or "ascii"
         self.console = Console(
             # A run may contain what the terminal's encoding does not.
@@ -73,25 +74,31 @@ class Screen:
         with contextlib.suppress(termios.error, OSError):
             # A job in the background may not touch the keys: it would be stopped.
             if os.tcgetpgrp(STDIN) == os.getpgrp():
-                self._keys = termios.tcgetattr(STDIN)
-                quiet = termios.tcgetattr(STDIN)
-                quiet[3] &= ~(termios.ECHO | termios.ICANON)
-                termios.tcsetattr(STDIN, termios.TCSADRAIN, quiet)
-                asyncio.get_running_loop().add_reader(STDIN, self._read_key)
+                self._attributes = termios.tcgetattr(STDIN)
+                silent = termios.tcgetattr(STDIN)
+                silent[3] &= ~(termios.ECHO | termios.ICANON)
+                termios.tcsetattr(STDIN, termios.TCSADRAIN, silent)
+                # Opened anew: the loop makes what it reads non-blocking, and standard input shares
+                # that with standard output, and with the shell.
+                self._keys = os.open(os.ttyname(STDIN), os.O_RDONLY | os.O_NOCTTY)
+                asyncio.get_running_loop().add_reader(self._keys, self._read_key)
 
     def _leave(self) -> None:
-        if self._keys is not None:
-            asyncio.get_running_loop().remove_reader(STDIN)
+        if self._keys >= 0:
+            asyncio.get_running_loop().remove_reader(self._keys)
+            os.close(self._keys)
+            self._keys = -1
+        if self._attributes is not None:
             with contextlib.suppress(termios.error):
-                termios.tcsetattr(STDIN, termios.TCSADRAIN, self._keys)
-            self._keys = None
+                termios.tcsetattr(STDIN, termios.TCSADRAIN, self._attributes)
+            self._attributes = None
         with contextlib.suppress(OSError):  # the terminal may have been closed
             self.console.show_cursor(True)
             self.console.set_alt_screen(False)
 
     def _read_key(self) -> None:
         try:
-            keys = os.read(STDIN, 64)
+            keys = os.read(self._keys, 64)
         except OSError:
             keys = b""
         if not keys or set(keys) & set(STOP_KEYS):

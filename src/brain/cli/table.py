@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from rich.console import Console
 from rich.segment import Segment
@@ -44,8 +44,17 @@ STYLES: Final = {
     "failed": "bold red",
     "quiet": "yellow",
 }
-NARROW: Final = 60
-"""Columns below which task and agent are left out."""
+COLUMNS: Final[dict[str, dict[str, Any]]] = {
+    "RUN": {"ratio": 3},
+    "STATUS": {"min_width": 11},
+    "DONE": {"min_width": 5, "justify": "right"},
+    "TASK": {"ratio": 2},
+    "AGENT": {"ratio": 2},
+    "ELAPSED": {"min_width": 9, "justify": "right"},
+    "CHANGED": {"min_width": 11, "justify": "right"},
+}
+ROOM: Final = {"STATUS": 24, "DONE": 30, "ELAPSED": 40, "CHANGED": 52, "AGENT": 60, "TASK": 60}
+"""Columns that the terminal needs for each of these to be shown, beside the run's id."""
 
 
 @dataclass
@@ -108,33 +117,18 @@ class View:
         self, console: Console, rows: list[Row], now: float | None, columns: int
     ) -> list[list[Segment]]:
         table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="dim")
-        wide = columns >= NARROW
-        tasks = wide and any(row.run.task_id for row in rows)
-        agents = wide and any(row.run.agent for row in rows)
-        table.add_column("RUN", ratio=3, no_wrap=True)
-        table.add_column("STATUS", no_wrap=True, min_width=11)
-        table.add_column("DONE", no_wrap=True, justify="right", min_width=5)
-        if tasks:
-            table.add_column("TASK", ratio=2, no_wrap=True)
-        if agents:
-            table.add_column("AGENT", ratio=2, no_wrap=True)
-        table.add_column("ELAPSED", no_wrap=True, justify="right", min_width=9)
-        table.add_column("CHANGED", no_wrap=True, justify="right", min_width=11)
+        names = [name for name in COLUMNS if columns >= ROOM.get(name, 0)]
+        for name, present in (
+            ("TASK", any(row.run.task_id for row in rows)),
+            ("AGENT", any(row.run.agent for row in rows)),
+        ):
+            if name in names and not present:
+                names.remove(name)
+        for name in names:
+            table.add_column(name, no_wrap=True, **COLUMNS[name])
         for row in rows:
-            word = "quiet" if row.is_quiet(now, self.quiet) else row.run.status
-            style = STYLES[word]
-            done = "" if row.run.progress is None else f"{row.run.progress:.0f} %"
-            cells = [
-                Text(printable(row.run.id)),
-                Text(f"{self.glyphs[word]} {row.run.status}", style),
-                Text(done),
-            ]
-            if tasks:
-                cells.append(Text(printable(row.run.task_id or "")))
-            if agents:
-                cells.append(Text(printable(row.run.agent or "")))
-            cells += [Text(self._elapsed(row, now)), Text(self._changed(row, now, word), style)]
-            table.add_row(*cells)
+            cells = self._cells(row, now)
+            table.add_row(*(cells[name] for name in names))
         options = console.options.update(width=columns, height=None)
         lines = console.render_lines(table, options, pad=True)
         found = lines[:1]
@@ -144,6 +138,19 @@ class View:
                 error = Text(f"  {printable(row.run.error or '')}", "red")
                 found += _lines(console, [error], columns)
         return found
+
+    def _cells(self, row: Row, now: float | None) -> dict[str, Text]:
+        run = row.run
+        word = "quiet" if row.is_quiet(now, self.quiet) else run.status
+        return {
+            "RUN": Text(printable(run.id)),
+            "STATUS": Text(f"{self.glyphs[word]} {run.status}", STYLES[word]),
+            "DONE": Text("" if run.progress is None else f"{run.progress:.0f} %"),
+            "TASK": Text(printable(run.task_id or "")),
+            "AGENT": Text(printable(run.agent or "")),
+            "ELAPSED": Text(self._elapsed(row, now)),
+            "CHANGED": Text(self._changed(row, now, word), STYLES[word]),
+        }
 
     def _elapsed(self, row: Row, now: float | None) -> str:
         run = row.run
@@ -276,7 +283,8 @@ async def _draw(view: View, dirty: asyncio.Event, screen: Screen) -> None:
         columns, lines = screen.size()
         screen.draw(view.render(screen.console, columns, lines))
         spent = time.monotonic() - began
-        await asyncio.sleep(max(INTERVAL, SHARE * spent))
+        pause = max(INTERVAL, SHARE * spent)
+        await asyncio.sleep(pause)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TICK):
+            async with asyncio.timeout(max(0, TICK - pause)):
                 await dirty.wait()
