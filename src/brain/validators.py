@@ -77,7 +77,8 @@ def brain_url(text: str) -> str:
         parts = urlsplit(f"//{_in_brackets(rest)}")
         user, at, host = parts.netloc.rpartition("@")
         host = f"localhost{host}" if not found and re.fullmatch(r":\d+", host) else host
-        port = Authority.parse(host.encode("idna").decode() if not host.isascii() else host).port
+        host = host if host.isascii() else host.encode("idna").decode()
+        port = Authority.parse(host).port
         valid = (
             scheme in _SCHEMES
             and text.isprintable()

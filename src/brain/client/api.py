@@ -154,5 +154,6 @@ def _base(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     scheme = "https" if parts.scheme == "wss" else "http"
     user, _, host = parts.netloc.rpartition("@")
-    path = parts.path.removesuffix("/").removesuffix("/ws")
+    host = host if host.isascii() else host.encode("idna").decode()
+    path = quote(parts.path.removesuffix("/").removesuffix("/ws"), safe="/%:@!$&'()*+,;=")
     return f"{scheme}://{host}{path}", unquote(user)

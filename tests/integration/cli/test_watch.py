@@ -188,12 +188,12 @@ def test_it_is_not_drawn_more_than_four_times_a_second(brain: Brain, shared: str
     with terminal("watch", brain.url(), "--agent", "storm") as it:
         it.shows("storm-1")
         drawn, received = it.raw.count(b"\x1b[1;1H"), brain.metric("brain_deliveries_total")
-        for _ in range(40):
-            execute(
-                shared,
-                "DO $$ BEGIN FOR i IN 1..5 LOOP UPDATE runs SET progress = random() * 100"
-                " WHERE id = 'storm-1'; COMMIT; PERFORM pg_sleep(0.005); END LOOP; END $$",
-            )
+        execute(
+            shared,
+            "DO $$ BEGIN FOR i IN 1..200 LOOP UPDATE runs SET progress = i / 2.0"
+            " WHERE id = 'storm-1'; COMMIT; PERFORM pg_sleep(0.005); END LOOP; END $$",
+        )
+        it.shows("100 %")
         received = brain.metric("brain_deliveries_total") - received
         assert received > 20
         assert it.raw.count(b"\x1b[1;1H") - drawn < received / 2

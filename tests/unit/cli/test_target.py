@@ -18,7 +18,7 @@ from brain.validators import brain_url, without_password
         ("192.168.1.20", "ws://192.168.1.20:5221/ws"),
         ("::1", "ws://[::1]:5221/ws"),
         ("[fd00::1]:80", "ws://[fd00::1]:80/ws"),
-        ("bücher.example", "ws://bücher.example:5221/ws"),
+        ("bücher.example", "ws://xn--bcher-kva.example:5221/ws"),
         ("http://myhost", "ws://myhost/ws"),
         ("HTTPS://brain.example/", "wss://brain.example/ws"),
         ("https://example.com/brain/", "wss://example.com/brain/ws"),
