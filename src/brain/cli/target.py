@@ -35,8 +35,8 @@ class Target:
             return cls(url, token, {})
         if token is not None:
             fail(
-                f"{without_password(url)!r} and BRAIN_TOKEN exclude each other: both are sent in "
-                "the header Authorization"
+                f"{without_password(url)!r} and BRAIN_TOKEN exclude each other, because a request "
+                "has one header Authorization: unset BRAIN_TOKEN, or leave the user out of the URL"
             )
         basic = b64encode(unquote(user).encode()).decode()
         return cls(parts._replace(netloc=host).geturl(), None, {"Authorization": f"Basic {basic}"})

@@ -88,6 +88,7 @@ def test_a_free_port_cannot_be_found(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         find(port=0)
     assert "set BRAIN_URL" in capfd.readouterr().err
+    assert find(port=0, url="localhost:27754").url == "ws://localhost:27754/ws"
 
 
 def test_a_password_is_a_header_and_stands_in_no_message(capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,5 +98,7 @@ def test_a_password_is_a_header_and_stands_in_no_message(capfd: pytest.CaptureFi
     with pytest.raises(SystemExit, match="2"):
         find("me:secret@myhost", token="hunter2")
     error = capfd.readouterr().err
-    assert "exclude each other" in error
+    assert "unset BRAIN_TOKEN, or leave the user out of the URL" in error
     assert "secret" not in error
+    assert find("me:secret@myhost").token is None
+    assert find("myhost", token="hunter2").token == "hunter2"
