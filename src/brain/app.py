@@ -165,7 +165,7 @@ async def _serve(
     if state.tokens is not None:
         await state.tokens.keys.begin()
     async with open_repository(url, settings.table, decoder, board) as runs:
-        api = create_api(runs, state.tokens, state.rejections)
+        api = create_api(runs, state.tokens, state.rejections, form)
         add_operations(api, parts, state, metrics)
         server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)

@@ -89,11 +89,20 @@ FILTER = [
 ]
 """Those of `/ws`: contract/subscription.py reads them."""
 
+ORDERS = ("id", "changed")
+
 PAGE = [
+    _parameter(
+        "order",
+        "`changed`: the runs that changed last, newest change first, from Brain's memory. One page",
+        type="string",
+        enum=[*ORDERS],
+        default="id",
+    ),
     _parameter(
         "limit", "most runs of the page", type="integer", minimum=1, maximum=1000, default=100
     ),
-    _parameter("cursor", "`next_cursor` of the previous page"),
+    _parameter("cursor", "`next_cursor` of the previous page; only with `order=id`"),
 ]
 
 IF_MATCH = _parameter(

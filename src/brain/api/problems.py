@@ -29,6 +29,7 @@ from brain.api.errors import (
     RunConflict,
     RunError,
     RunNotFound,
+    TableNotRead,
     TooManyRequests,
     postgres_message,
 )
@@ -45,6 +46,7 @@ STATUSES: Mapping[type[Exception], int] = {
     NotJSON: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
+    TableNotRead: 503,
     TableError: 503,
 }
 """Our own exceptions. A subclass has the status of its nearest base."""
