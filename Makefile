@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help run test unit check contract faults matrix
-.PHONY: bench fuzz conformance torture soak lock clean
+.PHONY: bench fuzz conformance torture soak lock swagger clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -96,6 +96,15 @@ lock:         ## pin the dependencies again
 lock: $(VENV)/dev.done
 	$(PIP_COMPILE) --group run -o requirements.lock pyproject.toml
 	$(PIP_COMPILE) --group dev -o requirements-dev.lock pyproject.toml
+
+# As published. The version is in docs_page.py, and in the path under which Brain serves them.
+SWAGGER_UI  = $(shell sed -n 's/^SWAGGER_UI: Final = "\(.*\)"$$/\1/p' src/brain/api/docs_page.py)
+SWAGGER_FILES = swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt swagger-ui.css LICENSE NOTICE
+
+swagger:      ## fetch the files of /docs again, from npm
+	cd src/brain/api/swagger_ui && npm pack --silent swagger-ui-dist@$(SWAGGER_UI) && \
+		tar -xzf swagger-ui-dist-$(SWAGGER_UI).tgz --strip-components=1 \
+		$(addprefix package/,$(SWAGGER_FILES)) && rm swagger-ui-dist-$(SWAGGER_UI).tgz
 
 clean:        ## remove what the other targets made, except the data in .brain
 	rm -rf $(VENV) .matrix dist benchmarks/build .autobahn .fuzz .coverage*

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from brain.access.limits import MAX_BODY
+from brain.api.examples import add_examples
 from brain.api.models import RunCreate, RunPatch
 from brain.contract.messages import MAX_ID_BYTES, STATUSES, WSMessage
 from brain.contract.problems import CONTENT_TYPE
@@ -115,9 +116,20 @@ IF_NONE_MATCH = _parameter(
 )
 
 
+TOKEN: dict[str, Any] = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "Reading takes the scope `read`, POST and PATCH `write` (docs/settings.md)",
+}
+
+
 class API(FastAPI):
+    requires_token = False
+    """Then /docs has the button Authorize."""
+
     def openapi(self) -> dict[str, Any]:
-        """With the schemas that no route refers to by itself."""
+        """With the schemas that no route refers to by itself, and examples."""
         if self.openapi_schema is None:
             schema = super().openapi()
             _, extra = models_json_schema(
@@ -130,4 +142,10 @@ class API(FastAPI):
                 ref_template="#/components/schemas/{model}",
             )
             schema["components"]["schemas"] |= extra["$defs"]
+            add_examples(schema)
+            if self.requires_token:
+                schema["components"]["securitySchemes"] = {"token": TOKEN}
+                for path, operations in schema["paths"].items():
+                    for operation in operations.values() if path.startswith("/api/") else ():
+                        operation["security"] = [{"token": []}]
         return super().openapi()

@@ -18,6 +18,7 @@ from brain.access.grants import BOUNDS, Grant
 from brain.access.rejections import RejectionCounter
 from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
+from brain.api.docs_page import add_docs_page
 from brain.api.errors import (
     BeyondToken,
     InvalidRequest,
@@ -77,13 +78,15 @@ def create_api(
         title="Brain",
         version=__version__,
         description="Runs and their changes. A client first loads `GET /api/runs`; "
-        "then `/ws` pushes each change as a `WSMessage`.",
+        "then `/ws` pushes each change as a `WSMessage` ([AsyncAPI](/asyncapi.json)).",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.add_middleware(ExactPath)
     app.add_middleware(BodyLimit)
     if tokens is not None:
+        app.requires_token = True
         app.add_middleware(TokenCheck, tokens=tokens, rejections=rejections)
     # Any origin, because the access rules have rejected those that may not read, and Brain uses
     # no cookies. Outermost, because a preflight carries no token, and a page may read why its
@@ -99,6 +102,7 @@ def create_api(
     )
     app.add_middleware(Tolerance)
     handle_errors(app)
+    add_docs_page(app)
     app.include_router(_router(runs, ConcurrencyLimiter(rejections), form))
     return app
 
