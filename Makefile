@@ -120,9 +120,10 @@ $(VENV)/dev.done: requirements-dev.lock pyproject.toml .ci/install
 	@.ci/install $(VENV) $< "$(PYTHON)"
 	@touch $(VENV)/run.done $@
 
-# wscat and tsc, if Node.js is installed. Without it, the tests that need them are skipped.
+# wscat, tsc and the parser of AsyncAPI, if Node.js is installed. Without it, the tests that need
+# them are skipped. No package needs its scripts; one of them reports the installation to its maker.
 $(VENV)/node.done: tests/support/node/package-lock.json | $(VENV)/dev.done
 	@if command -v npm >/dev/null; then \
-		cd tests/support/node && npm ci --silent --no-audit --no-fund; \
+		cd tests/support/node && npm ci --silent --no-audit --no-fund --ignore-scripts; \
 	else echo "npm not found: the tests with wscat and tsc will be skipped"; fi
 	@touch $@

@@ -16,6 +16,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from brain import __version__
 from brain.access.grants import BOUNDS, Grant
 from brain.access.rejections import RejectionCounter
+from brain.api.asyncapi import add_asyncapi
 from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.docs_page import add_docs_page
@@ -103,6 +104,7 @@ def create_api(
     app.add_middleware(Tolerance)
     handle_errors(app)
     add_docs_page(app)
+    add_asyncapi(app, requires_token=tokens is not None)
     app.include_router(_router(runs, ConcurrencyLimiter(rejections), form))
     return app
 
