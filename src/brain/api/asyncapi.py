@@ -176,7 +176,7 @@ def _rejections() -> list[dict[str, Any]]:
 
 def add_asyncapi(app: FastAPI, *, requires_token: bool) -> None:
     async def document(request: Request) -> Response:
-        # A proxy that ends TLS says so. Whoever asks gets back what they sent, and nobody else does.
+        # A proxy that ends TLS says so. What else a client sends comes back to itself alone.
         scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
         protocol = "wss" if scheme == "https" else "ws"
         return JSONResponse(
