@@ -45,6 +45,7 @@ def test_defaults() -> None:
     assert settings.host == ()
     assert settings.port == 5221
     assert settings.database_url is None
+    assert settings.embedded is True
     assert settings.data_dir == Path(".brain")
     assert settings.postgres_port is None
     assert settings.table == Table("public", "runs")
@@ -82,6 +83,7 @@ READ = [
         "status_map",
         {"pending": "queued", "done": "completed"},
     ),
+    ("BRAIN_EMBEDDED", "false", "embedded", False),
     ("BRAIN_PUSH_UNCHANGED", "false", "push_unchanged", False),
     ("BRAIN_FLUSH_INTERVAL", "0", "flush_interval", 0.0),
     (
@@ -148,6 +150,7 @@ REFUSED = [
     ("BRAIN_STATUS_MAP", "pending=waiting", "'pending=waiting' is not word=status"),
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
+    ("BRAIN_EMBEDDED", "no database", "it is true or false"),
     ("BRAIN_PUSH_UNCHANGED", "maybe", "it is true or false"),
     ("BRAIN_FLUSH_INTERVAL", "10.1", "a flush interval is 0 to 10 seconds"),
     ("BRAIN_FLUSH_INTERVAL", "nan", "a flush interval is 0 to 10 seconds"),
