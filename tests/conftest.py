@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from psycopg import conninfo
 
+from tests.support.issuer import SECRET
 from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
-from tests.support.served import Brain
+from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE, with_template
 from tests.support.wire import Baseline, Control, baseline, settled
 
@@ -139,6 +140,14 @@ def shared(postgres: Postgres) -> Iterator[str]:
     name = postgres.create_database(TEMPLATE, ROLE)
     yield postgres.url(name, ROLE)
     postgres.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def guarded(shared: str) -> Iterator[Brain]:
+    """Another Brain for that database, which requires tokens and never logs one."""
+    with served(database_url=shared, jwt_secret=SECRET) as brain:
+        yield brain
+        assert "eyJ" not in brain.log()
 
 
 @pytest.fixture(scope="module")

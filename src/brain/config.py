@@ -8,6 +8,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,10 +16,13 @@ import structlog
 from pydantic import (
     AliasChoices,
     Field,
+    InstanceOf,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -28,12 +32,18 @@ from brain import validators
 from brain.access.addresses import NETWORKS, Network, parse_network
 from brain.contract.errors import BrainError
 from brain.contract.messages import Status
+from brain.postgres.column_map import ColumnMap
+from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from brain.validators import from_list, from_text
 
 log = structlog.get_logger()
 
 PREFIX = "BRAIN_"
+DATABASE_VARIABLES = ("BRAIN_DATABASE_URL", "DATABASE_URL")
+"""The first that is set counts."""
+DEFAULT_TABLE = Table("public", "runs")
 SECRETS = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
 """Errors never contain their values."""
 
@@ -82,7 +92,7 @@ class Settings(BaseSettings):
         "PostgreSQL database to follow. If unset, Brain reads `DATABASE_URL`. "
         "If both are unset: the embedded PostgreSQL.",
         unit="URL",
-        validation_alias=AliasChoices("BRAIN_DATABASE_URL", "DATABASE_URL"),
+        validation_alias=AliasChoices(*DATABASE_VARIABLES),
     )
     embedded: bool = _setting(
         True,
@@ -102,8 +112,17 @@ class Settings(BaseSettings):
         ge=1,
         le=65535,
     )
+    column_map: Annotated[ColumnMap, NoDecode, from_text(ColumnMap.parse)] = _setting(
+        ColumnMap(),
+        "Columns that have other names in the table, such as "
+        '`id=run_id,completed_at=ended_at,started_at="startedAt"`.',
+        unit="list of field=column",
+    )
     table: Annotated[Table, NoDecode, from_text(Table.parse)] = _setting(
-        Table("public", "runs"), "Table to follow.", unit="schema.name"
+        DEFAULT_TABLE,
+        'Table to follow: `public.runs`, or `"App"."Runs"` with quotes as in SQL. If unset, and '
+        "the database URL has a parameter `schema` (as for Prisma): `runs` in that schema.",
+        unit="schema.name",
     )
     source: Literal["auto", "replication", "poll"] = _setting(
         "auto",
@@ -120,6 +139,14 @@ class Settings(BaseSettings):
             "four words, and those beside it (`strict,ok=completed`).",
             unit="list of word=status",
         )
+    )
+    timezone: Annotated[
+        InstanceOf[TimeZone], PlainSerializer(str), NoDecode, from_text(TimeZone.parse)
+    ] = _setting(
+        DEFAULT,
+        "What a time without a zone means, in a column of type `timestamp` or `date`: `UTC`, or a "
+        "name such as `Europe/Berlin`.",
+        unit="time zone",
     )
     push_unchanged: bool = _setting(
         True,
@@ -246,6 +273,17 @@ class Settings(BaseSettings):
         )
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _table_in_the_schema_of_the_url(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """A URL for Prisma says in which schema the tables are: `?schema=app`."""
+        if given.get("table") is None:
+            named = (given.get(name) for name in ("database_url", *DATABASE_VARIABLES))
+            url = next((each for each in named if each), None)
+            if isinstance(url, str) and (schema := schema_of(url)):
+                given["table"] = Table(schema, DEFAULT_TABLE.name)
+        return given
+
     @field_validator("*", mode="before")
     @classmethod
     def _is_utf_8(cls, value: object) -> object:
@@ -256,6 +294,11 @@ class Settings(BaseSettings):
                 # Undecodable bytes of the environment: the first SQL statement would fail.
                 raise ValueError("it is not text in UTF-8") from None
         return value
+
+    @field_validator("table")
+    @classmethod
+    def _with_its_columns(cls, value: Table, info: ValidationInfo) -> Table:
+        return replace(value, columns=info.data.get("column_map", value.columns))
 
     @field_validator("allowed_networks")
     @classmethod

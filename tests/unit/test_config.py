@@ -2,8 +2,10 @@ import os
 import subprocess
 import sys
 import traceback
+from datetime import UTC
 from ipaddress import ip_network
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -14,7 +16,10 @@ from brain.access.addresses import NETWORKS
 from brain.access.policy import Policy
 from brain.config import Settings, SettingsError
 from brain.contract.messages import STATUSES
+from brain.postgres.column_map import ColumnMap
+from brain.postgres.names import Name
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support import ROOT
 
 PAGE = ROOT / "docs" / "settings.md"
@@ -76,6 +81,20 @@ READ = [
     ("BRAIN_DATA_DIR", "~/brain", "data_dir", Path.home() / "brain"),
     ("BRAIN_TABLE", "jobs", "table", Table("public", "jobs")),
     ("BRAIN_TABLE", "work.Jobs", "table", Table("work", "Jobs")),
+    ("BRAIN_TABLE", '"App"."Runs"', "table", Table("App", "Runs")),
+    ("BRAIN_TABLE", '"a.b" . "c""d"', "table", Table("a.b", 'c"d')),
+    (
+        "BRAIN_COLUMN_MAP",
+        ' id = run_id , error="a,b",started_at=startedAt,',
+        "column_map",
+        ColumnMap(
+            (
+                ("id", Name("run_id", quoted=False)),
+                ("error", Name("a,b")),
+                ("started_at", Name("startedAt", quoted=False)),
+            )
+        ),
+    ),
     ("BRAIN_SOURCE", "poll", "source", "poll"),
     (
         "BRAIN_STATUS_MAP",
@@ -119,6 +138,14 @@ READ = [
     ("BRAIN_POLL_INTERVAL", "0.01", "poll_interval", 0.01),
     ("BRAIN_LOG_LEVEL", "DEBUG", "log_level", "debug"),
     ("BRAIN_PORT", "", "port", 5221),
+    ("BRAIN_TIMEZONE", "", "timezone", DEFAULT),
+    ("BRAIN_TIMEZONE", "utc", "timezone", TimeZone("UTC", UTC)),
+    (
+        "BRAIN_TIMEZONE",
+        "America/New_York",
+        "timezone",
+        TimeZone("America/New_York", ZoneInfo("America/New_York")),
+    ),
     ("BRAIN_ALLOWED_NETWORKS", "", "allowed_networks", NETWORKS),
     ("DATABASE_URL", "", "database_url", None),
 ]
@@ -141,6 +168,8 @@ REFUSED = [
     ("BRAIN_POSTGRES_PORT", "0", "a port to listen on is 1 to 65535"),
     ("BRAIN_TABLE", "a.b.c", "is not the name of a table"),
     ("BRAIN_TABLE", ".", "is not the name of a table"),
+    ("BRAIN_TABLE", '"App.Runs', "is not closed; write schema.name, such as public.runs"),
+    ("BRAIN_COLUMN_MAP", "finished_at=x", "'finished_at' is no field of the contract"),
     ("BRAIN_SOURCE", "trigger", "a source is auto, replication or poll"),
     (
         "BRAIN_STATUS_MAP",
@@ -151,6 +180,11 @@ REFUSED = [
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
     ("BRAIN_EMBEDDED", "no database", "it is true or false"),
+    ("BRAIN_TIMEZONE", "europe/berlin", "did you mean Europe/Berlin?"),
+    ("BRAIN_TIMEZONE", "Berlin", "did you mean Europe/Berlin?"),
+    ("BRAIN_TIMEZONE", "+02:00", "a time zone is UTC or a name such as Europe/Berlin"),
+    ("BRAIN_TIMEZONE", "../../etc/passwd", "a time zone is UTC or a name such as Europe/Berlin"),
+    ("BRAIN_TIMEZONE", "localtime", "a time zone is UTC or a name such as Europe/Berlin"),
     ("BRAIN_PUSH_UNCHANGED", "maybe", "it is true or false"),
     ("BRAIN_FLUSH_INTERVAL", "10.1", "a flush interval is 0 to 10 seconds"),
     ("BRAIN_FLUSH_INTERVAL", "nan", "a flush interval is 0 to 10 seconds"),
@@ -188,6 +222,12 @@ def test_an_error_names_the_variable_the_value_and_the_rule(
     assert message.startswith(f"{variable}={text!r}: ")
     assert rule in message
     assert "\n" not in message
+
+
+def test_the_table_has_the_columns_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, BRAIN_COLUMN_MAP="id=run_id", BRAIN_TABLE="jobs")
+    assert settings.table == Table("public", "jobs", settings.column_map)
+    assert str(settings.column_map) == "id=run_id"
 
 
 def test_every_setting_has_a_rule() -> None:
@@ -261,6 +301,16 @@ def test_brains_own_variable_overrides_database_url(monkeypatch: pytest.MonkeyPa
     assert url(load(monkeypatch, BRAIN_DATABASE_URL="")) == "postgresql://one/x"
 
 
+def test_the_schema_of_the_url_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for Prisma. BRAIN_TABLE overrides it, and so does a URL that overrides the other."""
+    prisma = "postgresql://one/x?schema=app&pgbouncer=true"
+    assert load(monkeypatch, DATABASE_URL=prisma).table == Table("app", "runs")
+    assert Settings.load(database_url="postgresql://x?schema=k").table == Table("k", "runs")
+    assert load(monkeypatch, BRAIN_TABLE="jobs").table == Table("public", "jobs")
+    monkeypatch.delenv("BRAIN_TABLE")
+    assert load(monkeypatch, BRAIN_DATABASE_URL="postgresql://two/x").table.schema == "public"
+
+
 BROKEN_URLS = [
     f"mysql://u:{PASSWORD}@h/d",
     f"postgresql://u:p%zz{PASSWORD}@h/d",
@@ -281,7 +331,8 @@ def test_an_invalid_url_is_refused_and_never_printed(
     with pytest.raises(SettingsError) as caught:
         Settings.load()
     message = str(caught.value)
-    assert message.startswith(f"{variable}: a database URL is postgresql://")
+    assert message.startswith(f"{variable}: the database URL ")
+    assert "postgresql://" in message
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__context__ is None
 

@@ -19,6 +19,7 @@ RunError
 ├── PreconditionFailed
 ├── BeyondToken
 ├── PolicyMissing
+├── PrivilegeMissing
 ├── TableNotRead
 └── TooManyRequests
 
@@ -210,6 +211,14 @@ class TableNotRead(RunError):
             "Brain has not read the table yet, so it does not know which runs changed last: "
             "try again, or list by order=id"
         )
+
+
+class PrivilegeMissing(RunError):
+    """Brain's role lacks a right. `grants` are statements that give it to it."""
+
+    def __init__(self, message: str, grants: Collection[str]) -> None:
+        super().__init__(f"{message}: run {' '.join(grants)}")
+        self.grants = tuple(grants)
 
 
 class TooManyRequests(RunError):

@@ -26,6 +26,7 @@ from brain.api.errors import (
     NotJSON,
     PolicyMissing,
     PreconditionFailed,
+    PrivilegeMissing,
     RunConflict,
     RunError,
     RunNotFound,
@@ -47,6 +48,7 @@ STATUSES: Mapping[type[Exception], int] = {
     InvalidRequest: 422,
     TooManyRequests: 429,
     TableNotRead: 503,
+    PrivilegeMissing: 503,
     TableError: 503,
 }
 """Our own exceptions. A subclass has the status of its nearest base."""
@@ -154,7 +156,7 @@ def _of_database(request: Request, error: psycopg.Error) -> Problem:
         column = error.diag.column_name
         return Problem(422, detail, ((column, detail),) if column else ())
     if isinstance(error, errors.InsufficientPrivilege):
-        detail += ": GRANT SELECT, INSERT, UPDATE on it to the role that Brain connects as"
+        detail += ": the role that Brain connects as lacks this right"
     elif not sqlstate:
         detail = "the database does not answer: try again"
         if request.method != "GET" and not isinstance(error, PoolTimeout):

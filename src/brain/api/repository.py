@@ -22,8 +22,10 @@ from brain.api.errors import (
     CursorInvalid,
     IdNotUnique,
     IdRequired,
+    InvalidRequest,
     PolicyMissing,
     PreconditionFailed,
+    PrivilegeMissing,
     RowNotInContract,
     RowRejected,
     RunEnded,
@@ -66,6 +68,7 @@ from brain.delivery.board import Board
 from brain.postgres.canonical import canonical, printed
 from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
+from brain.postgres.privileges import missing_privileges
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, TableError, describe
 
@@ -73,7 +76,7 @@ DESCRIPTION_TTL = 10.0
 """Seconds after which the table's columns are looked up again."""
 
 MAX_TRIES = 3
-"""Of an UPDATE that changed no row although the row allows it."""
+"""How often a change runs its UPDATE if that changes no row although the row allows the change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,8 @@ class Version:
 class RunRepository:
     """Raises RunError, TableError and psycopg.Error.
 
-    `within` is where a token ends: field → the values that its runs have. A run beyond it counts
-    as absent.
+    `within` is what a token may access: field → the values that a run may have there. To that
+    token, any other run does not exist.
     """
 
     def __init__(self, pool: Pool, table: Table, decoder: Decoder, board: Board) -> None:
@@ -100,8 +103,10 @@ class RunRepository:
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
-        looks = (decoder.max_text, [decoder.words(status) for status in STATUSES])
-        self._salt = zlib.crc32(repr(looks).encode())
+        words = [decoder.words(status) for status in STATUSES]
+        settings = (decoder.max_text, words, decoder.zone.name)
+        self._salt = zlib.crc32(repr(settings).encode())
+        """Changes with the settings that change how the API shows a row, and so its ETag."""
 
     async def get(self, run_id: str, within: ByFields = UNRESTRICTED) -> Version:
         async with self._connection() as (conn, description):
@@ -122,15 +127,15 @@ class RunRepository:
     async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
         """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
         async with self._connection() as (conn, description):
-            typed = _printed(description, wanted)
-            words = {**typed, "status": self._decoder.words(*wanted["status"])}
+            as_printed = _as_printed(description, wanted)
+            in_table = {**as_printed, "status": self._decoder.words(*wanted["status"])}
 
             async def query(after: str | None, limit: int) -> Rows:
                 statement = select_page(
                     self._table,
                     description,
                     self._decoder.max_text,
-                    wanted=words,
+                    wanted=in_table,
                     after=after,
                     limit=limit,
                 )
@@ -138,7 +143,12 @@ class RunRepository:
 
             try:
                 return await read_page(
-                    query, self._decoder, self._overlay, wanted=typed, after=after, limit=limit
+                    query,
+                    self._decoder,
+                    self._overlay,
+                    wanted=as_printed,
+                    after=after,
+                    limit=limit,
                 )
             except psycopg.DataError as error:
                 if after is None:
@@ -164,13 +174,13 @@ class RunRepository:
         async with self._connection() as (conn, description):
             self._check_writable(description, values)
             row = {**values, "status": self._decoder.word(status, description.statuses.allowed)}
-            made = "id" not in row and not description.columns["id"].default
-            if made:
+            generated = "id" not in row and not description.columns["id"].default
+            if generated:
                 row["id"] = str(uuid.uuid4())
             statement = insert(
                 self._table,
                 description,
-                self._decoder.max_text,
+                self._decoder,
                 row,
                 now=TIMES.get(status),
                 salt=self._salt,
@@ -178,13 +188,11 @@ class RunRepository:
             try:
                 rows = await fetch(conn, statement)
             except errors.UniqueViolation as error:
-                if "(id)=" in (error.diag.message_detail or ""):
+                if description.is_key_of_id(error.diag.message_detail or ""):
                     raise RunExists(row.get("id", "")) from error
                 raise
-            except errors.InsufficientPrivilege as error:
-                raise await self._explained(conn, error) from error
             except psycopg.DataError as error:
-                if made:
+                if generated:
                     raise IdRequired(postgres_message(error)) from error
                 raise
         if not rows:
@@ -215,13 +223,11 @@ class RunRepository:
                 try:
                     rows = await fetch(conn, statement)
                 except psycopg.DataError:
-                    await self._present(conn, description, target)  # RunNotFound goes first
+                    await self._read(conn, description, target)  # RunNotFound goes first
                     raise
-                except errors.InsufficientPrivilege as error:
-                    raise await self._explained(conn, error) from error
                 if rows:
                     return self._version(rows[0])
-                present, changed = await self._present(conn, description, target, values)
+                present, changed = await self._read(conn, description, target, values)
                 self._check_change(present, status, changed)
                 version = self._version(present)
                 if not preconditions.allow_change(version.etag):
@@ -231,14 +237,16 @@ class RunRepository:
                 # It is allowed, so the run changed between the two statements.
         raise ConcurrentChange(run_id)
 
-    async def _present(
+    async def _read(
         self,
         conn: Conn,
         description: Description,
         target: Target,
         values: Mapping[str, str | None] = UNCOMPARED,
     ) -> tuple[list[str | None], list[str]]:
-        """The fields of the run and its ETag, and which of the fields have not these values."""
+        """The fields of the run and its ETag, and the names of the `values` that the run does not
+        have yet.
+        """
         _, *row = await self._select(conn, description, target, values)
         if row[ID] is None:
             raise RunNotFound(target.run_id)
@@ -268,13 +276,20 @@ class RunRepository:
 
     def _target(self, description: Description, run_id: str, within: ByFields) -> Target:
         """Raises RunNotFound if the column cannot hold this id."""
-        found = canonical(description.columns["id"], run_id)
-        if found is None:
+        canonical_id = canonical(description.columns["id"], run_id)
+        if canonical_id is None:
             raise RunNotFound(run_id)
-        return Target(found, _printed(description, within), self._salt)
+        return Target(canonical_id, _as_printed(description, within), self._salt)
 
-    async def _explained(self, conn: Conn, error: psycopg.Error) -> Exception:
-        """Of a refused write: what row security lacks, if it was that."""
+    async def _forbidden(
+        self, conn: Conn, description: Description, error: psycopg.Error
+    ) -> Exception:
+        """The policy or the privilege that Brain's role lacks, or else `error` itself."""
+        missing = await missing_privileges(conn, self._table, description.oid)
+        if grants := (*missing.to_read, *missing.to_write):
+            # A comment behind a statement would hide the next one.
+            statements = [grant.partition(" --")[0] for grant in grants]
+            return PrivilegeMissing(postgres_message(error), statements)
         # The name of PostgreSQL's function, unlike the message, is never translated.
         if error.diag.source_function != "ExecWithCheckOptions":
             return error
@@ -292,6 +307,12 @@ class RunRepository:
                 self._described_until = time.monotonic() + DESCRIPTION_TTL
             try:
                 yield conn, self._description
+            except errors.NotNullViolation as error:
+                detail = postgres_message(error)
+                field = self._description.field(error.diag.column_name or "")
+                raise InvalidRequest(detail, (field, detail)) from error
+            except errors.InsufficientPrivilege as error:
+                raise await self._forbidden(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described
                 self._description = None
                 raise
@@ -330,8 +351,8 @@ class RunRepository:
         return Version(run, str(etag))
 
 
-def _printed(description: Description, wanted: ByFields) -> ByFields:
-    """The wanted texts as the columns print them."""
+def _as_printed(description: Description, wanted: ByFields) -> ByFields:
+    """The wanted texts as the columns print them: of a number, `1` for `01` (see canonical.py)."""
     return {
         name: printed(description.columns.get("id" if name == "run_id" else name), texts)
         if name != "status"
@@ -344,6 +365,6 @@ def _printed(description: Description, wanted: ByFields) -> ByFields:
 async def open_repository(
     url: str, table: Table, decoder: Decoder, board: Board
 ) -> AsyncIterator[RunRepository]:
-    """`url` is one that postgres.connection.parse_url returned."""
+    """`url` is one that postgres.database_url.parse_url returned."""
     async with open_pool(url) as pool:
         yield RunRepository(pool, table, decoder, board)

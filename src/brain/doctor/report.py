@@ -17,12 +17,13 @@ CheckCode: TypeAlias = Literal[
     "version",
     "select",
     "write",
-    "row_security",
     "columns",
     "status",
     "values",
     "status_index",
     "id_index",
+    "id_unique",
+    "time_zone",
     "slot_log",
 ]
 """The codes of findings that are not reasons to poll."""
@@ -71,7 +72,13 @@ class Report:
     def status(self) -> int:
         return max((STATUSES[finding.level] for finding in self.findings), default=0)
 
-    def __contains__(self, check: str) -> bool:
+    @property
+    def broken(self) -> bool:
+        """Whether Brain cannot follow the table at all."""
+        return any(finding.level == "broken" for finding in self.findings)
+
+    def has(self, check: str) -> bool:
+        """Whether there is a finding with this code."""
         return any(finding.check == check for finding in self.findings)
 
     def json(self) -> str:

@@ -1,48 +1,33 @@
 """Whether the table exists, what the role may do with it, and which columns it has."""
 
-from psycopg import sql
-
 from brain.contract.messages import FIELDS
 from brain.doctor.context import Context
-from brain.doctor.report import NOTHING, Finding
+from brain.doctor.indexes import check_unique
+from brain.doctor.report import NOTHING, Finding, Level
+from brain.postgres.column_map import guess
+from brain.postgres.privileges import Missing, missing_privileges
 from brain.postgres.table import MissingTableError, Table, TableError
+from brain.postgres.table_warnings import table_warnings
 
 
 def unusable(table: Table, error: TableError) -> Finding:
-    hint = ""
+    hint = error.hint
     if isinstance(error, MissingTableError):
-        hint = f"brain init-db  (or another table: BRAIN_TABLE, which is {table})"
+        hint = f"brain init-db  # or name another table than {table} in BRAIN_TABLE"
     return Finding("table", "broken", str(error), NOTHING, hint)
 
 
 async def readable(context: Context) -> list[Finding]:
-    table = context.table
-    usage, select = await context.row(
-        "SELECT has_schema_privilege(%s, 'USAGE'), has_table_privilege(%s::oid, 'SELECT')",
-        (table.schema, context.inspection.description.oid),
-    )
-    hints = []
-    if usage == "f":
-        schema = sql.Identifier(table.schema).as_string()
-        hints.append(f"GRANT USAGE ON SCHEMA {schema} TO {context.sql_role};")
-    if select == "f":
-        hints.append(
-            f"GRANT SELECT ON {context.sql_name} TO {context.sql_role};"
-            " -- on the whole table, not on columns"
-        )
-    if not hints:
+    missing = await _missing(context)
+    if not missing.to_read:
         return []
-    what = f"the role {context.user} may not read {table}"
-    return [Finding("select", "broken", what, NOTHING, "\n".join(hints))]
+    what = f"the role {context.user} may not read {context.table}"
+    return [Finding("select", "broken", what, NOTHING, "\n".join(missing.to_read))]
 
 
 async def writable(context: Context) -> list[Finding]:
-    oid = context.inspection.description.oid
-    insert, update = await context.row(
-        "SELECT has_table_privilege(%s::oid, 'INSERT'), has_table_privilege(%s::oid, 'UPDATE')",
-        (oid, oid),
-    )
-    if insert == update == "t":
+    missing = await _missing(context)
+    if not missing.to_write:
         return []
     return [
         Finding(
@@ -50,31 +35,51 @@ async def writable(context: Context) -> list[Finding]:
             "note",
             f"the role {context.user} may not write {context.table}",
             "POST and PATCH /api/runs are refused; the role can follow the table without it",
-            f"GRANT INSERT, UPDATE ON {context.sql_name} TO {context.sql_role};",
+            "\n".join(missing.to_write),
         )
     ]
+
+
+async def _missing(context: Context) -> Missing:
+    return await missing_privileges(context.conn, context.table, context.inspection.description.oid)
 
 
 async def row_security(context: Context) -> list[Finding]:
-    oid = context.inspection.description.oid
-    (active,) = await context.row("SELECT row_security_active(%s::oid)", (oid,))
-    if active == "f":
+    """If BRAIN_SOURCE is poll. Otherwise it is a blocker."""
+    if context.inspection.row_security is None or context.blockers:
         return []
-    return [
-        Finding(
-            "row_security",
-            "better",
-            f"row security hides rows of {context.table} from the role {context.user}",
-            "the stream carries every row, a query only those that the role may see:"
-            " the two would contradict each other",
-            f"ALTER ROLE {context.sql_role} BYPASSRLS;",
-        )
-    ]
+    what = f"row security decides which rows of {context.table} the role {context.user} may see"
+    detail = "clients see only these; Brain polls, because the stream has every row"
+    return [Finding("row_security", "note", what, detail)]
+
+
+async def warnings(context: Context) -> list[Finding]:
+    """What `brain serve` warns of."""
+    found = []
+    async for warning in table_warnings(
+        context.conn,
+        context.url,
+        context.table,
+        context.inspection.description,
+        context.decoder.zone,
+    ):
+        if any(blocker.hint.endswith(warning.hint) for blocker in context.blockers):
+            continue  # another finding has this hint
+        duplicates, hint = await check_unique(context, warning.hint)
+        if any(finding.hint == hint for finding in context.report.findings):
+            hint = ""  # the index that finds a run by its id
+        level: Level = "note" if warning.intended else "better"
+        what = f"{warning.detail}{duplicates}"
+        found.append(Finding(warning.code, level, what, warning.effect, hint))
+    return found
 
 
 async def columns(context: Context) -> list[Finding]:
-    missing = [name for name in FIELDS if name not in context.inspection.description.columns]
+    description = context.inspection.description
+    missing = [name for name in FIELDS if name not in description.columns]
     if not missing:
         return []
     what = f"the table has no column {', '.join(missing)}"
-    return [Finding("columns", "note", what, "messages do not have them; this is allowed")]
+    usual = guess(missing, [column.name for column in description.others])
+    hint = f"{context.table.columns.hint(usual)} # if that is what they mean" if usual else ""
+    return [Finding("columns", "note", what, "messages do not have them; this is allowed", hint)]

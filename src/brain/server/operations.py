@@ -19,7 +19,7 @@ _READY: Final[dict[str, Any]] = {
     "source": "poll",
     "code": "wal_level",
     "detail": "wal_level is replica",
-    "hint": "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL",
+    "hint": "what to run for a better source, as brain doctor prints it",
     "lag_seconds": 0.012,
     "clients": 40,
     "lagging": 0,
@@ -70,6 +70,10 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,
             "runs": len(parts.board),
+            "warnings": [
+                {"code": each.code, "detail": f"{each.detail}: {each.effect}", "hint": each.hint}
+                for each in state.warnings
+            ],
             "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
         document = {"ready": ready} | ({} if request.scope.get(BARE) else detail)

@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from brain import __version__
+from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -22,26 +24,6 @@ from tests.support.served import BRAIN, Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
-
-
-def run(*arguments: str, code: int = 0, **settings: object) -> str:
-    """All that a command prints. Its exit status must be `code`."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
-    }
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    assert "Traceback" not in output
-    return output
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
@@ -182,11 +164,94 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
         assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
 
 
+def test_a_mapped_table_is_created_followed_examined_and_played(postgres: Postgres) -> None:
+    """By each command, and with the commands that `serve` prints."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    settings: dict[str, Any] = {
+        "database_url": url,
+        "table": '"App"."Runs"',
+        "column_map": 'id=run_id,status="runStatus",completed_at=endedAt',
+    }
+    assert 'CREATE TABLE "App"."Runs" (' in run("init-db", "--sql", **settings)
+    assert '"App"."Runs" of' in run("init-db", **settings)
+    assert 'Brain streams "App"."Runs".' in run("doctor", **settings)
+    assert "brain_App_Runs" in run("doctor", "--remove", **settings)
+    with served(**settings) as brain:
+        found = dict(
+            re.findall(r"^  (create one|change it|no psql\?) +(.*)", brain.log(), re.MULTILINE)
+        )
+        for command in found.values():
+            subprocess.run(
+                command,
+                shell=True,
+                check=True,
+                env=os.environ | {"BRAIN_DATABASE_URL": url},
+                capture_output=True,
+            )
+        assert brain.get("/api/runs")[1]["runs"][0]["status"] == "running"
+        # A column that needs a value which the API cannot give.
+        execute(url, 'ALTER TABLE "App"."Runs" ADD kind int NOT NULL DEFAULT 1')
+        execute(url, 'ALTER TABLE "App"."Runs" ALTER kind DROP DEFAULT')
+        playing = subprocess.Popen(
+            [*BRAIN, "demo", "--runs", "2", "--seconds", "0.2"],
+            env=os.environ | {f"BRAIN_{name.upper()}": each for name, each in settings.items()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            until = time.monotonic() + PATIENCE
+            while not brain.get("/api/runs?status=completed")[1]["runs"]:
+                assert time.monotonic() < until
+                assert playing.poll() is None
+                time.sleep(0.1)
+        finally:
+            interrupt(playing)
+
+
+def test_demo_says_why_it_cannot_create_a_run(database: str) -> None:
+    execute(database, "ALTER TABLE runs ADD place point NOT NULL")
+    assert "no run can be created: the column place needs a value" in run(
+        "demo", code=2, database_url=database
+    )
+
+
+def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
+    postgres: Postgres, superuser_url: str
+) -> None:
+    """The owner may create everything; who serves may not read it."""
+    execute(postgres.url(), "DROP ROLE IF EXISTS init_reader; CREATE ROLE init_reader LOGIN")
+    server = superuser_url.replace("postgres@", "init_reader@")
+    try:
+        for arguments in ((), ("--database-url", superuser_url)):
+            said = run("init-db", *arguments, code=2, database_url=server)
+            assert "broken: the role init_reader may not read public.runs" in said
+            assert "Brain cannot follow public.runs as it is." in said
+            assert "is ready" not in said
+        for line in said.splitlines():
+            if "GRANT" in line:
+                execute(superuser_url, line.partition("GRANT")[1] + line.partition("GRANT")[2])
+        said = run("init-db", "--database-url", superuser_url, database_url=server)
+        assert "could be better: the role may not replicate" in said
+        assert "Brain follows public.runs by polling." in said
+        assert "is ready: brain serve" in said
+        # Another database, or an environment that names none: the given URL serves.
+        for url in (superuser_url, server.replace("init_reader@", "nobody@") + "_else"):
+            said = run("init-db", "--database-url", superuser_url, database_url=url)
+            assert "Brain streams public.runs." in said
+        assert "is ready" in run("init-db", "--database-url", superuser_url, database_url="x://")
+    finally:
+        execute(superuser_url, "DROP OWNED BY init_reader; DROP ROLE init_reader")
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"column_map": "id="}, "BRAIN_COLUMN_MAP='id=': the column of 'id' is no name"),
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
-        ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
+        (
+            {"database_url": "mysql://user:secret@host/db"},
+            "begins with mysql://, not with postgresql://",
+        ),
         (
             {"flush_interval": "soon"},
             "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
@@ -290,6 +355,8 @@ def test_watch_reconnects(database: str) -> None:
             )
         finally:
             output = interrupt(watching)
+    assert f"brain: connected to ws://127.0.0.1:{port}/ws\n" in output
+    assert output.count("connected to") == 1
     assert output.count("; trying again") == 1
     assert output.count("connected again") == 1
 
