@@ -19,7 +19,7 @@ _READY: Final[dict[str, Any]] = {
     "source": "poll",
     "code": "wal_level",
     "detail": "wal_level is replica",
-    "hint": "what to run for a better source, as brain doctor prints it",
+    "hint": "a sentence that says what to run",
     "lag_seconds": 0.012,
     "clients": 40,
     "lagging": 0,
@@ -32,7 +32,7 @@ _AWAY: Final[dict[str, Any]] = {
     "source": "none",
     "code": "away",
     "detail": "connection refused",
-    "hint": "start PostgreSQL",
+    "hint": "a sentence that says what to do",
     "lag_seconds": 4.2,
 }
 
