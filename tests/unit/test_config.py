@@ -205,6 +205,7 @@ REFUSED = [
         "no token is required: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too",
     ),
     ("BRAIN_JWT_ISSUER", "https://idp.example", "no token is required"),
+    ("BRAIN_URL", "ftp://myhost", "Brain is at host:port, such as myhost:5221, or at a URL of ws"),
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
     ("BRAIN_BOARD_MEMORY", "128MB", "the board memory is 1048576 bytes or more"),
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
