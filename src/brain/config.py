@@ -94,6 +94,13 @@ class Settings(BaseSettings):
         unit="URL",
         validation_alias=AliasChoices(*DATABASE_VARIABLES),
     )
+    embedded: bool = _setting(
+        True,
+        "Start the embedded PostgreSQL if no database is configured. `false`, for production: "
+        "`brain serve` then refuses to start without one.",
+        unit="true or false",
+        rule="it is true or false",
+    )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
         Path(".brain"), "Where the embedded PostgreSQL keeps its data.", unit="folder"
     )

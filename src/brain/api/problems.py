@@ -30,6 +30,7 @@ from brain.api.errors import (
     RunConflict,
     RunError,
     RunNotFound,
+    TableNotRead,
     TooManyRequests,
     postgres_message,
 )
@@ -46,6 +47,7 @@ STATUSES: Mapping[type[Exception], int] = {
     NotJSON: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
+    TableNotRead: 503,
     PrivilegeMissing: 503,
     TableError: 503,
 }
