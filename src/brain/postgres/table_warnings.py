@@ -95,10 +95,9 @@ async def _repeating_ids(conn: Conn, table: Table, description: Description) -> 
     if inherited or row[1] != "t":
         # An index of a partitioned table is unique only together with the partition key, and none
         # spans the tables that inherit from one.
-        query = sql.SQL("SELECT {0}, count(*) FROM {1} GROUP BY {0} HAVING count(*) > 1;").format(
-            sql.SQL(run_id), table.sql
-        )
-        hint = f"{query.as_string()} -- make these unique: no index can"
+        query = sql.SQL("SELECT {id}, count(*) FROM {table} GROUP BY {id} HAVING count(*) > 1;")
+        repeated = query.format(id=sql.SQL(run_id), table=table.sql).as_string()
+        hint = f"{repeated} -- make these unique: no index can"
     elif description.primary_key or description.kind == "m":
         hint = f"CREATE UNIQUE INDEX ON {name} ({run_id});"
     else:

@@ -162,6 +162,23 @@ async def test_ids_that_repeat_come_before_the_index(any_database: str) -> None:
     assert await look(any_database) == []
 
 
+@follows(
+    "CREATE UNIQUE INDEX ON {} ({});", "{} -- make these unique: no index can", all_of_them=False
+)
+async def test_hints_name_the_columns_that_the_table_has(any_database: str) -> None:
+    table = Table("public", "runs", ColumnMap.parse('id="runId",started_at="startedAt"'))
+    head = 'DROP TABLE runs; CREATE TABLE runs ("runId" text, "startedAt" timestamp, status text'
+    execute(any_database, f'{head}, PRIMARY KEY ("runId", status)) PARTITION BY LIST (status)')
+    (found,) = await look(any_database, table=table)
+    paste(found.hint, any_database)
+    execute(any_database, f'{head}, PRIMARY KEY ("runId", status))')
+    (found,) = await look(any_database, table=table)
+    paste(found.hint, any_database)
+    assert await look(any_database, table=table) == []
+    (found,) = await look(any_database, table=table, zone=TimeZone.parse("Asia/Tokyo"))
+    assert "write startedAt in its TimeZone" in found.what
+
+
 def warned(f: Following) -> list[str]:
     return [warning.code for warning in f.follow.state.warnings]
 
