@@ -20,6 +20,7 @@ from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.errors import (
     BeyondToken,
+    EncodedBody,
     InvalidRequest,
     NotJSON,
     PreconditionFailed,
@@ -255,6 +256,9 @@ def _require_json(request: Request) -> None:
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != "application/json":
         raise NotJSON(given)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise EncodedBody(encoding)
 
 
 def _check_bounds(

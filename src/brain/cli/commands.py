@@ -73,7 +73,7 @@ def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
 @app.command("watch")
 def watch_command(
     url: Annotated[
-        str | None, typer.Argument(help="ws://HOST:PORT/ws, with or without a filter.")
+        str | None, typer.Argument(help="HOST:PORT, or ws://HOST:PORT/ws with or without a filter.")
     ] = None,
     snapshot: Annotated[
         bool, typer.Option(help="First print the queued and running runs.")
@@ -84,7 +84,7 @@ def watch_command(
     Sends the token in BRAIN_TOKEN to a Brain that requires tokens.
     """
     settings = console.load_settings()
-    target = url or f"ws://localhost:{settings.port}/ws"
+    target = watch.complete(url or f"localhost:{settings.port}")
     token = settings.token.get_secret_value() if settings.token else None
     console.run_until_interrupted(watch.print_messages(target, snapshot=snapshot, token=token))
 

@@ -1,10 +1,18 @@
 """`brain watch`: messages on standard output, and on standard error whether it is connected."""
 
 from typing import assert_never
+from urllib.parse import urlsplit
 
 from brain import Away, Connected, Message
 from brain import watch as watch_events
 from brain.cli.console import note
+
+
+def complete(url: str) -> str:
+    """The URL of /ws from what people type: `localhost:5221`, or `http://host` of a browser."""
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    return parts._replace(scheme=scheme, path=parts.path.rstrip("/") or "/ws").geturl()
 
 
 async def print_messages(url: str, *, snapshot: bool, token: str | None) -> None:

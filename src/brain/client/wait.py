@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from websockets.datastructures import Headers, HeadersLike
 
 from brain.client.endings import Ending, WatchError, refused
+from brain.client.proxies import is_loopback
 from brain.client.watch import TIMING, Connected, Event, Message, Timing, Token, headers_with, watch
 from brain.contract.messages import ACTIVE, RunData, Status
 from brain.contract.problems import CONTENT_TYPE
@@ -63,6 +64,8 @@ async def wait(
         timing=timing,
         **options,
     )
+    if is_loopback(url):
+        options = {"proxy": None} | options
     opener, target = _opener(options), _run_url(url, run_id)
 
     async def get() -> RunData | None:

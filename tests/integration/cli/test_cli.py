@@ -280,6 +280,21 @@ def test_watch_reconnects(database: str) -> None:
     assert output.count("connected again") == 1
 
 
+def test_watch_takes_what_people_type(embedded: Brain) -> None:
+    """And does not ask the proxy of the environment for this machine."""
+    for url in ("localhost:{}", "http://localhost:{}/", "ws://127.0.0.1:{}", "ws://[::1]:{}/ws"):
+        watching = subprocess.Popen(
+            [*BRAIN, "watch", url.format(embedded.port)],
+            env=os.environ | {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "", "NO_PROXY": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stderr
+        assert watching.stderr.readline().startswith("brain: connected to ws://")
+        interrupt(watching)
+
+
 def test_watch_sends_the_token_of_the_environment(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
