@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from brain import __version__
+from tests.support import ROOT
 from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
@@ -114,6 +115,19 @@ def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
     finally:
         interrupt(watching)
     assert [m["data"]["status"] for m in seen] == ["queued", "running"]
+
+
+def test_the_readme_has_the_commands_that_serve_prints(embedded: Brain) -> None:
+    """But for the ports, and the path of the command."""
+    readme = re.sub(r"[.]venv/bin/", "", (ROOT / "README.md").read_text())
+    printed = embedded.log().replace(f"localhost:{embedded.port}", "localhost:5221")
+    printed = re.sub(r"psql -h localhost -p \d+", "psql -h localhost", printed)
+    commands = re.findall(
+        r"  (?:watch it|create one|change it) +(.+?)(?:   .*)?$", printed, re.MULTILINE
+    )
+    assert len(commands) == 3
+    for command in commands:
+        assert f"    {command}" in readme, command
 
 
 def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
