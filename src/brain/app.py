@@ -6,10 +6,11 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import psycopg
 import structlog
 
 from brain.access.limits import ConnectionLimiter
@@ -24,12 +25,13 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
-from brain.postgres.cancellation import cancel
+from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
+from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
-from brain.postgres.table import init_sql
+from brain.postgres.table import TableError, init_sql
 from brain.server.listener import Server, listen
 from brain.server.operations import add_operations
 from brain.server.state import ServerState
@@ -50,6 +52,9 @@ PENDING_CHECK = 0.005
 COLLECTOR = (2_000, 2, 2_500)
 """Thresholds of the garbage collector's three generations: see `_deliver`."""
 
+EXAMPLE_TIMEOUT = 3.0
+"""Seconds to wait for the example before `brain serve` prints the usual one."""
+
 FIRST_READ = 3.0
 """Seconds to wait for the first read of the table before clients are accepted without it."""
 
@@ -62,8 +67,14 @@ class Started:
     database: str
     """Without the password."""
     embedded_port: int | None
+    example: Example | None = None
+    """What to create and change. None if the table could not be looked at."""
     detail: str | None = None
     """Why Brain does not follow the table yet, or None if it does."""
+
+
+Announce: TypeAlias = Callable[[str | None, Example | None], None]
+"""Takes why Brain does not follow the table yet, and the example."""
 
 
 async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
@@ -85,7 +96,10 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
             port = sockets[0].getsockname()[1]
             started = Started(port, redact(url), embedded_port)
             await _serve(
-                settings, url, sockets, lambda detail: announce(replace(started, detail=detail))
+                settings,
+                url,
+                sockets,
+                lambda detail, example: announce(replace(started, detail=detail, example=example)),
             )
             _on_signal(task.cancel)
     log.info("stopped")
@@ -112,7 +126,7 @@ async def _serve(
     settings: Settings,
     url: str,
     sockets: list[socket.socket],
-    announce: Callable[[str | None], None],
+    announce: Announce,
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = Decoder(settings.status_map, settings.max_text)
@@ -175,7 +189,10 @@ async def _serve(
             )
             await _wait_for_first_read(parts)
             announcing = tasks.create_task(
-                _announce_start(server, parts, announce), name="announce"
+                _announce_start(
+                    server, parts, announce, lambda: look(url, settings.table, decoder)
+                ),
+                name="announce",
             )
             await server.serve(sockets)
             announcing.cancel()
@@ -248,8 +265,14 @@ async def _wait_for_first_read(parts: Parts) -> None:
 
 
 async def _announce_start(
-    server: Server, parts: Parts, announce: Callable[[str | None], None]
+    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[Example]]
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    announce(None if parts.board.begun else parts.state.detail)
+    detail = None if parts.board.begun else parts.state.detail
+    example = None
+    if detail is None:
+        with contextlib.suppress(TableError, psycopg.Error, OSError, TimeoutError):
+            async with timeout(EXAMPLE_TIMEOUT):
+                example = await look()
+    announce(detail, example)

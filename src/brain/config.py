@@ -8,6 +8,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,6 +30,7 @@ from brain import validators
 from brain.access.addresses import NETWORKS, Network, parse_network
 from brain.contract.errors import BrainError
 from brain.contract.messages import Status
+from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
 from brain.validators import from_list, from_text
@@ -100,10 +102,16 @@ class Settings(BaseSettings):
         ge=1,
         le=65535,
     )
+    column_map: Annotated[ColumnMap, NoDecode, from_text(ColumnMap.parse)] = _setting(
+        ColumnMap(),
+        "Columns that have other names in the table, such as "
+        '`id=run_id,completed_at=ended_at,started_at="startedAt"`.',
+        unit="list of field=column",
+    )
     table: Annotated[Table, NoDecode, from_text(Table.parse)] = _setting(
         DEFAULT_TABLE,
-        "Table to follow. If unset, and the database URL has a parameter `schema` (as for Prisma): "
-        "`runs` in that schema.",
+        'Table to follow: `public.runs`, or `"App"."Runs"` with quotes as in SQL. If unset, and '
+        "the database URL has a parameter `schema` (as for Prisma): `runs` in that schema.",
         unit="schema.name",
     )
     source: Literal["auto", "replication", "poll"] = _setting(
@@ -269,6 +277,11 @@ class Settings(BaseSettings):
                 # Undecodable bytes of the environment: the first SQL statement would fail.
                 raise ValueError("it is not text in UTF-8") from None
         return value
+
+    @field_validator("table")
+    @classmethod
+    def _with_its_columns(cls, value: Table, info: ValidationInfo) -> Table:
+        return replace(value, columns=info.data.get("column_map", value.columns))
 
     @field_validator("allowed_networks")
     @classmethod

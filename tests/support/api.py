@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.contract.messages import Status
 from brain.delivery.board import Board
+from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
@@ -25,12 +27,16 @@ async def serving(
     *,
     board: Board | None = None,
     table: str = "public.runs",
+    columns: str = "",
     statuses: Mapping[str, Status] | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an API that listens on a free port during the block."""
     decoder = Decoder(statuses or {}, 10_000)
     async with open_repository(
-        parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
+        parse_url(url),
+        replace(Table.parse(table), columns=ColumnMap.parse(columns)),
+        decoder,
+        Board(1 << 20) if board is None else board,
     ) as runs:
         config = uvicorn.Config(create_api(runs), lifespan="off", ws="none", log_config=None)
         config.load()

@@ -169,13 +169,14 @@ class Following:
             }
         }
         words = {word: str(self.decoder.status(word)) for word in words}
+        column = self.table.columns.resolve(names)
         return {
-            str(row["id"]): tuple(
-                str(row["id"])
+            str(row[column["id"]]): tuple(
+                str(row[column["id"]])
                 if field == "id"
-                else words[row["status"]]
+                else words[row[column["status"]]]
                 if field == "status"
-                else _moment(row.get(field))
+                else _moment(row.get(column.get(field, "")))
                 for field in FIELDS
             )
             for row in rows

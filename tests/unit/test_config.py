@@ -14,6 +14,8 @@ from brain.access.addresses import NETWORKS
 from brain.access.policy import Policy
 from brain.config import Settings, SettingsError
 from brain.contract.messages import STATUSES
+from brain.postgres.column_map import ColumnMap
+from brain.postgres.names import Name
 from brain.postgres.table import Table
 from tests.support import ROOT
 
@@ -75,6 +77,20 @@ READ = [
     ("BRAIN_DATA_DIR", "~/brain", "data_dir", Path.home() / "brain"),
     ("BRAIN_TABLE", "jobs", "table", Table("public", "jobs")),
     ("BRAIN_TABLE", "work.Jobs", "table", Table("work", "Jobs")),
+    ("BRAIN_TABLE", '"App"."Runs"', "table", Table("App", "Runs")),
+    ("BRAIN_TABLE", '"a.b" . "c""d"', "table", Table("a.b", 'c"d')),
+    (
+        "BRAIN_COLUMN_MAP",
+        ' id = run_id , error="a,b",started_at=startedAt,',
+        "column_map",
+        ColumnMap(
+            (
+                ("id", Name("run_id", quoted=False)),
+                ("error", Name("a,b")),
+                ("started_at", Name("startedAt", quoted=False)),
+            )
+        ),
+    ),
     ("BRAIN_SOURCE", "poll", "source", "poll"),
     (
         "BRAIN_STATUS_MAP",
@@ -139,6 +155,8 @@ REFUSED = [
     ("BRAIN_POSTGRES_PORT", "0", "a port to listen on is 1 to 65535"),
     ("BRAIN_TABLE", "a.b.c", "is not the name of a table"),
     ("BRAIN_TABLE", ".", "is not the name of a table"),
+    ("BRAIN_TABLE", '"App.Runs', "is not closed; write schema.name, such as public.runs"),
+    ("BRAIN_COLUMN_MAP", "finished_at=x", "'finished_at' is no field of the contract"),
     ("BRAIN_SOURCE", "trigger", "a source is auto, replication or poll"),
     (
         "BRAIN_STATUS_MAP",
@@ -185,6 +203,12 @@ def test_an_error_names_the_variable_the_value_and_the_rule(
     assert message.startswith(f"{variable}={text!r}: ")
     assert rule in message
     assert "\n" not in message
+
+
+def test_the_table_has_the_columns_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, BRAIN_COLUMN_MAP="id=run_id", BRAIN_TABLE="jobs")
+    assert settings.table == Table("public", "jobs", settings.column_map)
+    assert str(settings.column_map) == "id=run_id"
 
 
 def test_every_setting_has_a_rule() -> None:

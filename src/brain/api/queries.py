@@ -42,8 +42,8 @@ class Target:
 _SELECT = """
 SELECT s.seen, {fields}
 FROM (SELECT pg_current_snapshot()::text) AS s(seen)
-LEFT JOIN (SELECT r.* FROM {table} AS r WHERE {conditions} ORDER BY r.id LIMIT %s) AS r ON true
-ORDER BY r.id
+LEFT JOIN (SELECT r.* FROM {table} AS r WHERE {conditions} ORDER BY {id} LIMIT %s) AS r ON true
+ORDER BY {id}
 """
 
 
@@ -70,7 +70,8 @@ def select_one(
             ]
         ),
         table=table.in_query,
-        conditions=sql.SQL(" AND ").join([sql.SQL("r.id = %s"), *conditions]),
+        conditions=sql.SQL(" AND ").join([_has_id(described), *conditions]),
+        id=described.column("r", "id"),
     )
     return query, [*salts, *compared.values(), target.run_id, *values, 2]
 
@@ -79,7 +80,11 @@ def _equals(described: Description, field: str) -> sql.Composable:
     equals = "{}::text IS NOT DISTINCT FROM %s::text"  # json has no =
     if described.columns[field].base != "json":
         equals = "{} IS NOT DISTINCT FROM %s"
-    return sql.SQL(equals).format(sql.Identifier("r", field))
+    return sql.SQL(equals).format(described.column("r", field))
+
+
+def _has_id(described: Description) -> sql.Composed:
+    return sql.SQL("{} = %s").format(described.column("r", "id"))
 
 
 def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[object]]:
@@ -87,7 +92,7 @@ def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[objec
     heartbeat in another column, and not with what an UPDATE leaves as it was, as xmin would. And a
     view has no xmin. Two values are 128 bits; md5 does not exist where FIPS rules.
     """
-    names = [sql.Identifier("r", field) for field in FIELDS if field in described.columns]
+    names = [described.column("r", field) for field in FIELDS if field in described.columns]
     row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(names))
     tag = "to_hex(hashtextextended({}, %s)) || '-' || to_hex(hashtextextended({}, %s))"
     return sql.SQL(tag).format(row, row), [salt, salt + 1]
@@ -99,7 +104,7 @@ def _printed(described: Description, field: str) -> sql.Composable:
     Where it cannot differ it is a cast, because only a cast finds an index.
     """
     plain = described.columns[field].base in ("text", "varchar", "bpchar")
-    return sql.SQL("{}::text" if plain else "concat({})").format(sql.Identifier("r", field))
+    return sql.SQL("{}::text" if plain else "concat({})").format(described.column("r", field))
 
 
 def _one_of(
@@ -116,7 +121,7 @@ def _one_of(
         condition = sql.SQL("{} = ANY (%s::text[])").format(_printed(described, field))
         return condition, [list(texts)]
     condition = sql.SQL("{} = ANY (%s::text[]::{}[])").format(
-        sql.Identifier("r", field), sql.Identifier("pg_catalog", column.base)
+        described.column("r", field), sql.Identifier("pg_catalog", column.base)
     )
     return condition, [[text for text in texts if canonical(column, text) is not None]]
 
@@ -136,7 +141,8 @@ def select_page(
     one of NULLs. A row whose id is too long for the contract is left out here already: it could
     not be a cursor.
     """
-    conditions: list[sql.Composable] = [sql.SQL("r.id IS NOT NULL")]
+    run_id = described.column("r", "id")
+    conditions: list[sql.Composable] = [sql.SQL("{} IS NOT NULL").format(run_id)]
     values: list[object] = []
     if described.columns["id"].base not in COMPARABLE - {"bpchar"}:
         conditions.append(
@@ -154,12 +160,13 @@ def select_page(
             conditions.append(condition)
             values += compared
     if after is not None:
-        conditions.append(sql.SQL("r.id > %s"))
+        conditions.append(sql.SQL("{} > %s").format(run_id))
         values.append(after)
     query = sql.SQL(_SELECT).format(
         fields=described.select("r", max_text),
         table=table.in_query,
         conditions=sql.SQL(" AND ").join(conditions),
+        id=run_id,
     )
     return query, [*values, limit]
 
@@ -177,10 +184,10 @@ def insert(
 
     Returns the run's fields and its ETag.
     """
-    columns: list[sql.Composable] = [sql.Identifier(field) for field in values]
+    columns: list[sql.Composable] = [described.column("", field) for field in values]
     places: list[sql.Composable] = [sql.Placeholder()] * len(values)
     if now is not None and now not in values and (time := _now(described, now)):
-        columns.append(sql.Identifier(now))
+        columns.append(described.column("", now))
         places.append(time)
     tag, salts = _etag(described, salt)
     query = sql.SQL("INSERT INTO {} AS r ({}) VALUES ({}) RETURNING {}, {}").format(
@@ -213,17 +220,17 @@ def update(
     completed_at. Returns the run's fields and its ETag.
     """
     changes: list[sql.Composable] = [
-        sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values
+        sql.SQL("{} = %s").format(described.column("", field)) for field in values
     ]
     sent: list[object] = list(values.values())
     if status is not None:
-        changes.append(sql.SQL("status = %s"))
+        changes.append(sql.SQL("{} = %s").format(described.column("", "status")))
         sent.append(decoder.word(status, described.statuses.allowed))
         if time := _time(described, status):
             changes.append(time)
             sent.append(decoder.words(status))
     before = [old for old in ACTIVE if status is None or status in TRANSITIONS[cast("Status", old)]]
-    conditions: list[sql.Composable] = [sql.SQL("r.id = %s")]
+    conditions: list[sql.Composable] = [_has_id(described)]
     compared: list[object] = [target.run_id]
     bounds, bounding = _within(described, target.within)
     words = sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r"))
@@ -236,7 +243,7 @@ def update(
     if (known := preconditions.if_none_match) is not None:
         conditions.append(sql.SQL("(%s AND {} <> ALL (%s::text[]))").format(tag))
         compared += [not known.any, *salts, list(known.strong | known.weak)]
-    if described.primary_key != ("id",):  # something else may make it unique, or nothing
+    if not described.id_is_key:  # something else may make it unique, or nothing
         rows = sql.SQL("(SELECT count(*) FROM (SELECT FROM {} AS r WHERE {} LIMIT 2) AS n) = 1")
         same = sql.SQL(" AND ").join([conditions[0], *bounds])
         conditions.append(rows.format(table.in_query, same))
@@ -273,11 +280,11 @@ def _time(described: Description, status: Status) -> sql.Composable | None:
     now = None if field is None else _now(described, field)
     if field is None or now is None:
         return None
-    old = sql.Identifier("r", field)
+    old = described.column("r", field)
     new = sql.SQL("coalesce({}, {})").format(old, now) if status == "running" else now
     word = described.statuses.folded("r")
     change = "{} = CASE WHEN {} = ANY (%s::text[]) THEN {} ELSE {} END"
-    return sql.SQL(change).format(sql.Identifier(field), word, old, new)
+    return sql.SQL(change).format(described.column("", field), word, old, new)
 
 
 _HOLD_A_TIME = frozenset({"timestamptz", "timestamp", "date", "text", "varchar", "bpchar"})

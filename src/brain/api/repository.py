@@ -22,6 +22,7 @@ from brain.api.errors import (
     CursorInvalid,
     IdNotUnique,
     IdRequired,
+    InvalidRequest,
     PolicyMissing,
     PreconditionFailed,
     PrivilegeMissing,
@@ -167,7 +168,7 @@ class RunRepository:
             try:
                 rows = await fetch(conn, statement)
             except errors.UniqueViolation as error:
-                if "(id)=" in (error.diag.message_detail or ""):
+                if description.is_key_of_id(error.diag.message_detail or ""):
                     raise RunExists(row.get("id", "")) from error
                 raise
             except psycopg.DataError as error:
@@ -286,6 +287,10 @@ class RunRepository:
                 self._described_until = time.monotonic() + DESCRIPTION_TTL
             try:
                 yield conn, self._description
+            except errors.NotNullViolation as error:
+                detail = postgres_message(error)
+                field = self._description.field(error.diag.column_name or "")
+                raise InvalidRequest(detail, (field, detail)) from error
             except errors.InsufficientPrivilege as error:
                 raise await self._forbidden(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described

@@ -28,6 +28,7 @@ from brain.postgres.blockers import blockers
 from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.inspection import inspect
+from brain.postgres.names import shown
 from brain.postgres.table import Table, TableError
 
 CHECKS: tuple[Check, ...] = (
@@ -144,4 +145,6 @@ async def remove(url: str, table: Table) -> str:
     name = sql.Identifier(table.publication)
     async with await connect(url, APPLICATION) as conn:
         await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
-    return f"the publication {table.publication} is removed; a running Brain creates it again"
+    return (
+        f"the publication {shown(table.publication)} is removed; a running Brain creates it again"
+    )

@@ -3,12 +3,13 @@
 from brain.contract.messages import FIELDS
 from brain.doctor.context import Context
 from brain.doctor.report import NOTHING, Finding
+from brain.postgres.column_map import guess
 from brain.postgres.privileges import Missing, missing_privileges
 from brain.postgres.table import MissingTableError, Table, TableError
 
 
 def unusable(table: Table, error: TableError) -> Finding:
-    hint = ""
+    hint = error.hint
     if isinstance(error, MissingTableError):
         hint = f"brain init-db  # or name another table than {table} in BRAIN_TABLE"
     return Finding("table", "broken", str(error), NOTHING, hint)
@@ -59,8 +60,11 @@ async def row_security(context: Context) -> list[Finding]:
 
 
 async def columns(context: Context) -> list[Finding]:
-    missing = [name for name in FIELDS if name not in context.inspection.description.columns]
+    description = context.inspection.description
+    missing = [name for name in FIELDS if name not in description.columns]
     if not missing:
         return []
     what = f"the table has no column {', '.join(missing)}"
-    return [Finding("columns", "note", what, "messages do not have them; this is allowed")]
+    usual = guess(missing, [column.name for column in description.others])
+    hint = f"{context.table.columns.hint(usual)} # if that is what they mean" if usual else ""
+    return [Finding("columns", "note", what, "messages do not have them; this is allowed", hint)]

@@ -100,7 +100,7 @@ class Follow:
                         async for event in events:
                             yield event
             except TableError as error:
-                self.state.change("none", "table", str(error))
+                self.state.change("none", "table", str(error), error.hint)
             except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
                 self.state.change("none", "away", error_line(error))
             except Exception as error:

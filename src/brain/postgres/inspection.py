@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from brain.contract.messages import FIELDS
 from brain.postgres.connection import Conn, deadline
 from brain.postgres.table import Description, Table, describe
 
@@ -82,7 +81,7 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         "name": table.name,
         "oid": description.oid,
         "tree": list(description.tree),
-        "fields": list(FIELDS),
+        "fields": [column.name for column in description.columns.values()],
     }
     async with deadline():
         row = await (await conn.execute(_INSPECT, values)).fetchone()

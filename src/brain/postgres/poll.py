@@ -233,8 +233,11 @@ class Poll:
         """Those of the ids that the table no longer has, or has with a status that is none."""
         if not ids:
             return []
-        query = sql.SQL("SELECT {}, r.status FROM {} r WHERE {}").format(
-            self.description.unpadded("r", "id"), self._table.in_query, by_id
+        query = sql.SQL("SELECT {}, {} FROM {} r WHERE {}").format(
+            self.description.unpadded("r", "id"),
+            self.description.column("r", "status"),
+            self._table.in_query,
+            by_id,
         )
         async with deadline(self._timing.first_scan, "the ids of unfinished runs"):
             found = {
@@ -271,13 +274,13 @@ class Poll:
             condition,
         )
 
-    def _active(self) -> sql.Composed:
+    def _active(self) -> sql.SQL:
         condition = self.description.statuses.one_of("r", self._decoder.active_words)
-        return sql.SQL(escaped(condition)).format()
+        return sql.SQL(escaped(condition))
 
     def _by_id(self) -> sql.Composed:
-        return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(
-            sql.SQL(self.description.columns["id"].type)
+        return sql.SQL("{} = ANY (%s::text[]::{}[])").format(
+            self.description.column("r", "id"), sql.SQL(self.description.columns["id"].type)
         )
 
     def _by_text(self) -> sql.Composed:

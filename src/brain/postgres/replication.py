@@ -90,7 +90,7 @@ class Stream:
         self,
         conn: Conn,
         slot: str,
-        publication: str,
+        table: Table,
         description: Description,
         decoder: Decoder,
         *,
@@ -103,8 +103,9 @@ class Stream:
         """When, by the loop's clock, the database last sent anything."""
         self._conn = conn
         self._pg = conn.pgconn
-        self._publication = publication
+        self._publication = table.publication
         self._oid = description.oid
+        self._columns = table.columns
         self._padded = description.padded
         self._decoder = decoder
         self._codec = codec_of(conn)
@@ -159,7 +160,7 @@ class Stream:
         except BaseException:
             await conn.close()
             raise
-        return cls(conn, slot, table.publication, description, decoder, timing=timing)
+        return cls(conn, slot, table, description, decoder, timing=timing)
 
     async def start(self, visible: PgSnapshot, upto: LSN) -> None:
         """Start streaming, without what the last poll has seen. Raises StreamLost.
@@ -291,10 +292,9 @@ class Stream:
                 self._begin = None
             case Relation():
                 if message.oid == self._oid:
+                    names = self._columns.resolve(message.columns)
                     # -1, for a column that the table lacks, picks the None that _pick appends.
-                    places = (
-                        message.columns.index(f) if f in message.columns else -1 for f in FIELDS
-                    )
+                    places = (message.columns.index(names[f]) if f in names else -1 for f in FIELDS)
                     self._picks = _without_padding(itemgetter(*places), self._padded)
             case Truncate():
                 if self._oid in message.oids and not self._skip:

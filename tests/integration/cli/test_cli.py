@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,9 +178,61 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
         assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
 
 
+def test_a_mapped_table_is_created_followed_examined_and_played(postgres: Postgres) -> None:
+    """By each command, and with the commands that `serve` prints."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    settings: dict[str, Any] = {
+        "database_url": url,
+        "table": '"App"."Runs"',
+        "column_map": 'id=run_id,status="runStatus",completed_at=endedAt',
+    }
+    assert 'CREATE TABLE "App"."Runs" (' in run("init-db", "--sql", **settings)
+    assert '"App"."Runs" of' in run("init-db", **settings)
+    assert 'Brain streams "App"."Runs".' in run("doctor", **settings)
+    assert "brain_App_Runs" in run("doctor", "--remove", **settings)
+    with served(**settings) as brain:
+        found = dict(
+            re.findall(r"^  (create one|change it|no psql\?) +(.*)", brain.log(), re.MULTILINE)
+        )
+        for command in found.values():
+            subprocess.run(
+                command,
+                shell=True,
+                check=True,
+                env=os.environ | {"BRAIN_DATABASE_URL": url},
+                capture_output=True,
+            )
+        assert brain.get("/api/runs")[1]["runs"][0]["status"] == "running"
+        # A column that needs a value which the API cannot give.
+        execute(url, 'ALTER TABLE "App"."Runs" ADD kind int NOT NULL DEFAULT 1')
+        execute(url, 'ALTER TABLE "App"."Runs" ALTER kind DROP DEFAULT')
+        playing = subprocess.Popen(
+            [*BRAIN, "demo", "--runs", "2", "--seconds", "0.2"],
+            env=os.environ | {f"BRAIN_{name.upper()}": each for name, each in settings.items()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            until = time.monotonic() + PATIENCE
+            while not brain.get("/api/runs?status=completed")[1]["runs"]:
+                assert time.monotonic() < until
+                assert playing.poll() is None
+                time.sleep(0.1)
+        finally:
+            interrupt(playing)
+
+
+def test_demo_says_why_it_cannot_create_a_run(database: str) -> None:
+    execute(database, "ALTER TABLE runs ADD place point NOT NULL")
+    assert "no run can be created: the column place needs a value" in run(
+        "demo", code=2, database_url=database
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"column_map": "id="}, "BRAIN_COLUMN_MAP='id=': the column of 'id' is no name"),
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
         (
             {"database_url": "mysql://user:secret@host/db"},
