@@ -129,7 +129,7 @@ async def _serve(
     announce: Announce,
 ) -> None:
     loop = asyncio.get_running_loop()
-    decoder = Decoder(settings.status_map, settings.max_text)
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
     board = Board(settings.board_memory, push_unchanged=settings.push_unchanged)
     metrics = Metrics(time.time)
     hub = Hub(

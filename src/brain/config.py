@@ -16,6 +16,8 @@ import structlog
 from pydantic import (
     AliasChoices,
     Field,
+    InstanceOf,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -33,6 +35,7 @@ from brain.contract.messages import Status
 from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from brain.validators import from_list, from_text
 
 log = structlog.get_logger()
@@ -129,6 +132,14 @@ class Settings(BaseSettings):
             "four words, and those beside it (`strict,ok=completed`).",
             unit="list of word=status",
         )
+    )
+    timezone: Annotated[
+        InstanceOf[TimeZone], PlainSerializer(str), NoDecode, from_text(TimeZone.parse)
+    ] = _setting(
+        DEFAULT,
+        "What a time without a zone means, in a column of type `timestamp` or `date`: `UTC`, or a "
+        "name such as `Europe/Berlin`.",
+        unit="time zone",
     )
     push_unchanged: bool = _setting(
         True,

@@ -18,6 +18,7 @@ from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support.patience import PATIENCE
 
 
@@ -29,9 +30,10 @@ async def serving(
     table: str = "public.runs",
     columns: str = "",
     statuses: Mapping[str, Status] | None = None,
+    zone: TimeZone = DEFAULT,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an API that listens on a free port during the block."""
-    decoder = Decoder(statuses or {}, 10_000)
+    decoder = Decoder(statuses or {}, 10_000, zone)
     async with open_repository(
         parse_url(url),
         replace(Table.parse(table), columns=ColumnMap.parse(columns)),

@@ -2,8 +2,10 @@ import os
 import subprocess
 import sys
 import traceback
+from datetime import UTC
 from ipaddress import ip_network
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -17,6 +19,7 @@ from brain.contract.messages import STATUSES
 from brain.postgres.column_map import ColumnMap
 from brain.postgres.names import Name
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support import ROOT
 
 PAGE = ROOT / "docs" / "settings.md"
@@ -133,6 +136,14 @@ READ = [
     ("BRAIN_POLL_INTERVAL", "0.01", "poll_interval", 0.01),
     ("BRAIN_LOG_LEVEL", "DEBUG", "log_level", "debug"),
     ("BRAIN_PORT", "", "port", 5221),
+    ("BRAIN_TIMEZONE", "", "timezone", DEFAULT),
+    ("BRAIN_TIMEZONE", "utc", "timezone", TimeZone("UTC", UTC)),
+    (
+        "BRAIN_TIMEZONE",
+        "America/New_York",
+        "timezone",
+        TimeZone("America/New_York", ZoneInfo("America/New_York")),
+    ),
     ("BRAIN_ALLOWED_NETWORKS", "", "allowed_networks", NETWORKS),
     ("DATABASE_URL", "", "database_url", None),
 ]
@@ -166,6 +177,11 @@ REFUSED = [
     ("BRAIN_STATUS_MAP", "pending=waiting", "'pending=waiting' is not word=status"),
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
+    ("BRAIN_TIMEZONE", "europe/berlin", "did you mean Europe/Berlin?"),
+    ("BRAIN_TIMEZONE", "Berlin", "did you mean Europe/Berlin?"),
+    ("BRAIN_TIMEZONE", "+02:00", "a time zone is UTC or a name such as Europe/Berlin"),
+    ("BRAIN_TIMEZONE", "../../etc/passwd", "a time zone is UTC or a name such as Europe/Berlin"),
+    ("BRAIN_TIMEZONE", "localtime", "a time zone is UTC or a name such as Europe/Berlin"),
     ("BRAIN_PUSH_UNCHANGED", "maybe", "it is true or false"),
     ("BRAIN_FLUSH_INTERVAL", "10.1", "a flush interval is 0 to 10 seconds"),
     ("BRAIN_FLUSH_INTERVAL", "nan", "a flush interval is 0 to 10 seconds"),

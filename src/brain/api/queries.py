@@ -11,6 +11,7 @@ from brain.contract.messages import ACTIVE, FIELDS, MAX_ID_BYTES, TRANSITIONS, S
 from brain.postgres.canonical import COMPARABLE, canonical
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Description, Table
+from brain.postgres.time_zone import TimeZone
 
 Statement: TypeAlias = tuple[sql.Composed, list[object]]
 ByFields: TypeAlias = Mapping[str, Collection[str]]
@@ -174,7 +175,7 @@ def select_page(
 def insert(
     table: Table,
     described: Description,
-    max_text: int,
+    decoder: Decoder,
     values: Mapping[str, str],
     *,
     now: str | None,
@@ -185,8 +186,8 @@ def insert(
     Returns the run's fields and its ETag.
     """
     columns: list[sql.Composable] = [described.column("", field) for field in values]
-    places: list[sql.Composable] = [sql.Placeholder()] * len(values)
-    if now is not None and now not in values and (time := _now(described, now)):
+    places = [decoder.zone.written(described.columns[field]) for field in values]
+    if now is not None and now not in values and (time := _now(described, decoder.zone, now)):
         columns.append(described.column("", now))
         places.append(time)
     tag, salts = _etag(described, salt)
@@ -194,7 +195,7 @@ def insert(
         table.in_query,
         sql.SQL(", ").join(columns),
         sql.SQL(", ").join(places),
-        described.select("r", max_text),
+        described.select("r", decoder.max_text),
         tag,
     )
     return query, [*values.values(), *salts]
@@ -226,7 +227,7 @@ def update(
     if status is not None:
         changes.append(sql.SQL("{} = %s").format(described.column("", "status")))
         sent.append(decoder.word(status, described.statuses.allowed))
-        if time := _time(described, status):
+        if time := _time(described, decoder.zone, status):
             changes.append(time)
             sent.append(decoder.words(status))
     before = [old for old in ACTIVE if status is None or status in TRANSITIONS[cast("Status", old)]]
@@ -271,13 +272,13 @@ def _within(described: Description, within: ByFields) -> tuple[list[sql.Composab
     return conditions, values
 
 
-def _time(described: Description, status: Status) -> sql.Composable | None:
+def _time(described: Description, zone: TimeZone, status: Status) -> sql.Composable | None:
     """Sets the status's time, unless the run has this status already.
 
     It takes one value: the words for this status, folded.
     """
     field = TIMES.get(status)
-    now = None if field is None else _now(described, field)
+    now = None if field is None else _now(described, zone, field)
     if field is None or now is None:
         return None
     old = described.column("r", field)
@@ -292,8 +293,8 @@ _HOLD_A_TIME = frozenset({"timestamptz", "timestamp", "date", "text", "varchar",
 bigint with seconds, stay as they are: the application sets them."""
 
 
-def _now(described: Description, field: str) -> sql.Composable | None:
+def _now(described: Description, zone: TimeZone, field: str) -> sql.Composable | None:
     column = described.columns.get(field)
     if column is None or column.generated or column.base not in _HOLD_A_TIME:
         return None
-    return sql.SQL(f"now()::{column.type}")  # describe() has quoted the type
+    return zone.now(column)

@@ -99,7 +99,8 @@ class RunRepository:
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
-        settings = (decoder.max_text, [decoder.words(status) for status in STATUSES])
+        words = [decoder.words(status) for status in STATUSES]
+        settings = (decoder.max_text, words, decoder.zone.name)
         self._salt = zlib.crc32(repr(settings).encode())
         """Changes with the settings that change how the API shows a row, and so its ETag."""
 
@@ -160,7 +161,7 @@ class RunRepository:
             statement = insert(
                 self._table,
                 description,
-                self._decoder.max_text,
+                self._decoder,
                 row,
                 now=TIMES.get(status),
                 salt=self._salt,

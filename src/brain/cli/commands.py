@@ -11,6 +11,7 @@ from brain import __version__
 from brain.cli import console, demo, watch
 from brain.config import Settings
 from brain.doctor import checks as doctor
+from brain.doctor.report import Report
 from brain.embedded.server import EmbeddedError, program
 from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
@@ -98,7 +99,8 @@ def init_db(
 ) -> None:
     """Create the table, its index and its publication where they are missing.
 
-    Running it twice changes nothing.
+    Then examine them, as `brain doctor` does, for the role that `brain serve` connects as. Running
+    it twice changes nothing. Exit status: 0 Brain can follow the table, 2 it cannot.
     """
     settings = console.load_settings(database_url=database_url)
     console.run(_print_init_sql(settings) if sql else _init_db(settings))
@@ -129,7 +131,16 @@ async def _init_db(settings: Settings) -> None:
         unavailable = await initialize(conn, settings.table, APPLICATION)
     if unavailable is not None:
         print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
+    report = await _examine(settings, console.serving_url(settings))
+    print(report.text())
+    if report.status == 2:
+        raise SystemExit(2)
     print(f"{settings.table} of {redact(url)} is ready: brain serve")
+
+
+async def _examine(settings: Settings, url: str) -> Report:
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
+    return await doctor.examine(url, settings.table, decoder, stream=settings.source != "poll")
 
 
 @app.command("doctor")
@@ -154,10 +165,7 @@ def doctor_command(
         if remove:
             print(await doctor.remove(url, settings.table))
             return
-        decoder = Decoder(settings.status_map, settings.max_text)
-        report = await doctor.examine(
-            url, settings.table, decoder, stream=settings.source != "poll"
-        )
+        report = await _examine(settings, url)
         print(report.json() if as_json else report.text())
         status = report.status
 

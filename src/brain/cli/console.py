@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 import uvloop
+from psycopg import conninfo
+from pydantic import ValidationError
 from websockets.exceptions import InvalidURI
 
 from brain import __version__
@@ -90,6 +92,28 @@ def database_url(settings: Settings) -> str:
             "set BRAIN_DATABASE_URL"
         )
     return server.url
+
+
+def serving_url(settings: Settings) -> str:
+    """The URL by which `brain serve` will connect to the database that the settings name.
+
+    A command may be given another URL, that of the table's owner. The role of `brain serve` is that
+    of the environment, if it names the same database.
+    """
+    url = database_url(settings)
+    try:
+        ours = Settings().database_url
+    except ValidationError:
+        return url
+    if ours is None or _place(ours.get_secret_value()) != _place(url):
+        return url
+    return ours.get_secret_value()
+
+
+def _place(url: str) -> tuple[str, ...]:
+    info = conninfo.conninfo_to_dict(url)
+    host, port = info.get("host") or info.get("hostaddr"), info.get("port") or 5432
+    return tuple(map(str, (host, port, info.get("dbname") or info.get("user"))))
 
 
 def welcome(started: "Started", settings: Settings) -> str:

@@ -35,7 +35,7 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
     from brain.delivery.board import Board  # noqa: PLC0415
 
     url = database_url(settings)
-    decoder = Decoder(settings.status_map, settings.max_text)
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
     async with await connect(url, "brain-demo") as conn:
         description = await describe(conn, settings.table)
     example = await look(url, settings.table, decoder)

@@ -23,7 +23,7 @@ from brain.doctor.stream import (
     transactions,
     unexplained,
 )
-from brain.doctor.table import columns, readable, row_security, unusable, writable
+from brain.doctor.table import columns, readable, row_security, unusable, warnings, writable
 from brain.postgres.blockers import blockers
 from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
@@ -39,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     statuses,
     values,
     indexes,
+    warnings,
 )
 """They run in this order. After a finding that is `broken`, no other check runs."""
 

@@ -68,6 +68,20 @@ def _view(candidate: Candidate) -> StreamUnavailable | None:
     return StreamUnavailable(detail, "", "view")
 
 
+def _row_security(candidate: Candidate) -> StreamUnavailable | None:
+    """The stream has every row. What SELECT shows is the truth."""
+    security = candidate.found.row_security
+    if security is None:
+        return None
+    role = sql.Identifier(security.role).as_string()
+    return StreamUnavailable(
+        f"row security decides which rows of {candidate.table} the role {security.role} may see,"
+        " and the stream would show all of them",
+        f"ALTER ROLE {role} BYPASSRLS;",
+        "row_security",
+    )
+
+
 def _unlogged(candidate: Candidate) -> StreamUnavailable | None:
     if candidate.found.description.logged:
         return None
@@ -172,6 +186,7 @@ Check: TypeAlias = Callable[[Candidate], StreamUnavailable | None]
 CHECKS: tuple[Check, ...] = (
     _standby,
     _view,
+    _row_security,
     _unlogged,
     _unlogged_partition,
     _inheritance,

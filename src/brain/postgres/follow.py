@@ -35,6 +35,7 @@ from brain.postgres.replication import StreamLost, StreamSilent
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
 from brain.postgres.table import Column, Table, TableError
+from brain.postgres.table_warnings import TableWarnings
 from brain.postgres.timing import TIMING, Timing
 from brain.postgres.unavailable import StreamUnavailable
 
@@ -69,6 +70,7 @@ class Follow:
         self._application = application
         self._timing = timing
         self._progress = Progress()
+        self._warnings = TableWarnings(url, table, decoder.zone, self.state)
         self._promotion = Promotion(
             url, table, decoder, self.state, application=application, timing=timing
         )
@@ -88,6 +90,7 @@ class Follow:
                 async with conn:
                     self.state.connects += 1
                     self._promotion.due = 0.0
+                    self._warnings.reset()
                     poll = Poll(
                         conn,
                         self._table,
@@ -120,6 +123,8 @@ class Follow:
                     poll,
                     self._promotion,
                     self.state,
+                    table=self._table,
+                    warnings=self._warnings,
                     mode=self._mode,
                     interval=self._interval,
                     timing=self._timing,
@@ -151,6 +156,7 @@ class Follow:
             table=self._table,
             known=self._known,
             state=self.state,
+            warnings=self._warnings,
             timing=self._timing,
         )
         try:

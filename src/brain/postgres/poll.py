@@ -25,6 +25,7 @@ from brain.postgres.checkpoints import Checkpoint, Identity, Progress
 from brain.postgres.connection import Conn, Text, deadline
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
+from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.snapshots import PgSnapshot, widen
 from brain.postgres.table import Description, Table, describe, escaped
 from brain.postgres.timing import TIMING, PollTiming
@@ -78,6 +79,7 @@ class Poll:
         self._clock = clock
         self._took = 0.0
         self._identity: Identity
+        self._row_security: RowSecurity | None = None
 
     # The catalog and the server.
 
@@ -85,6 +87,7 @@ class Poll:
         """Describe the table. Raises TableError."""
         async with deadline():
             self.description = await describe(self.conn, self._table)
+            self._row_security = await row_security(self.conn, self.description.oid)
             self._identity = await self._identify(self.description)
         self.progress.columns = self.description.columns
 
@@ -97,7 +100,10 @@ class Poll:
         # Another type prints another id, and an added column has its default in rows that nobody
         # wrote again.
         columns = description.columns
-        return (*row, *(columns[name].type if name in columns else None for name in FIELDS))
+        types = (columns[name].type if name in columns else None for name in FIELDS)
+        # Policies hide and reveal rows that nobody wrote again, finished ones too.
+        security = self._row_security
+        return (*row, *types, None if security is None else str(security))
 
     async def visible(self) -> PgSnapshot:
         async with deadline():
@@ -258,7 +264,8 @@ class Poll:
         if not self._has_xmin:
             return self._first(self._by_id())
         condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))").format()
-        if checkpoint.tree != self.description.tree:
+        # A policy may ask other tables, so a row may become visible that nobody wrote.
+        if checkpoint.tree != self.description.tree or self._row_security is not None:
             condition = sql.SQL("({} OR {})").format(condition, self._active())
         return self._query(sql.SQL("r.xmin"), condition), [str(checkpoint.visible.xmin % 2**32)]
 

@@ -31,6 +31,10 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,
             "runs": len(parts.board),
+            "warnings": [
+                {"code": each.code, "detail": f"{each.detail}: {each.effect}", "hint": each.hint}
+                for each in state.warnings
+            ],
             "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
         document = {"ready": ready} | ({} if request.scope.get(BARE) else detail)

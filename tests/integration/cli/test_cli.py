@@ -229,6 +229,34 @@ def test_demo_says_why_it_cannot_create_a_run(database: str) -> None:
     )
 
 
+def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
+    postgres: Postgres, superuser_url: str
+) -> None:
+    """The owner may create everything; who serves may not read it."""
+    execute(postgres.url(), "DROP ROLE IF EXISTS init_reader; CREATE ROLE init_reader LOGIN")
+    server = superuser_url.replace("postgres@", "init_reader@")
+    try:
+        for arguments in ((), ("--database-url", superuser_url)):
+            said = run("init-db", *arguments, code=2, database_url=server)
+            assert "broken: the role init_reader may not read public.runs" in said
+            assert "Brain cannot follow public.runs as it is." in said
+            assert "is ready" not in said
+        for line in said.splitlines():
+            if "GRANT" in line:
+                execute(superuser_url, line.partition("GRANT")[1] + line.partition("GRANT")[2])
+        said = run("init-db", "--database-url", superuser_url, database_url=server)
+        assert "could be better: the role may not replicate" in said
+        assert "Brain follows public.runs by polling." in said
+        assert "is ready: brain serve" in said
+        # Another database, or an environment that names none: the given URL serves.
+        for url in (superuser_url, server.replace("init_reader@", "nobody@") + "_else"):
+            said = run("init-db", "--database-url", superuser_url, database_url=url)
+            assert "Brain streams public.runs." in said
+        assert "is ready" in run("init-db", "--database-url", superuser_url, database_url="x://")
+    finally:
+        execute(superuser_url, "DROP OWNED BY init_reader; DROP ROLE init_reader")
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
