@@ -17,7 +17,7 @@ from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
-from brain.config import Settings
+from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.contract.subscription import Form
@@ -81,8 +81,13 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
     """Run until SIGTERM or SIGINT.
 
     `announce` is called once connections are accepted and the table has been read, or cannot be.
-    Raises EmbeddedError, ListenError.
+    Raises EmbeddedError, ListenError, SettingsError.
     """
+    if settings.database_url is None and not settings.embedded:
+        raise SettingsError(
+            "BRAIN_DATABASE_URL is not set, and BRAIN_EMBEDDED=false forbids the embedded "
+            "PostgreSQL: set it to a database, such as postgresql://brain@db.internal/app"
+        )
     task = asyncio.current_task()
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
@@ -179,7 +184,7 @@ async def _serve(
     if state.tokens is not None:
         await state.tokens.keys.begin()
     async with open_repository(url, settings.table, decoder, board) as runs:
-        api = create_api(runs, state.tokens, state.rejections)
+        api = create_api(runs, state.tokens, state.rejections, form)
         add_operations(api, parts, state, metrics)
         server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)

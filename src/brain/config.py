@@ -36,7 +36,7 @@ from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
 from brain.postgres.time_zone import DEFAULT, TimeZone
-from brain.validators import from_list, from_text
+from brain.validators import from_list, from_text, without_password
 
 log = structlog.get_logger()
 
@@ -93,6 +93,13 @@ class Settings(BaseSettings):
         "If both are unset: the embedded PostgreSQL.",
         unit="URL",
         validation_alias=AliasChoices(*DATABASE_VARIABLES),
+    )
+    embedded: bool = _setting(
+        True,
+        "Start the embedded PostgreSQL if no database is configured. `false`, for production: "
+        "`brain serve` then refuses to start without one.",
+        unit="true or false",
+        rule="it is true or false",
     )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
         Path(".brain"), "Where the embedded PostgreSQL keeps its data.", unit="folder"
@@ -209,8 +216,15 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = _setting(
         None, "Required issuer of a token (claim `iss`). Unset: any.", unit="text"
     )
+    url: Annotated[str | None, from_text(validators.brain_url)] = _setting(
+        None,
+        "Where `brain watch` and `brain wait` find Brain. Unset: on this machine, at `BRAIN_PORT`.",
+        unit="URL or host:port",
+    )
     token: Annotated[SecretStr | None, from_text(validators.token)] = _setting(
-        None, "Token that `brain watch` sends to a Brain that requires tokens.", unit="secret"
+        None,
+        "Token that `brain watch` and `brain wait` send to a Brain that requires tokens.",
+        unit="secret",
     )
     max_text: int = _setting(
         8192,
@@ -373,7 +387,8 @@ def _describe(error: ErrorDetails) -> str:
         return f"{alias if os.environ.get(alias) else variable}: {rule}"
     if variable in SECRETS:
         return f"{variable}: {rule}"
-    value = repr(error["input"])
+    given = error["input"]
+    value = repr(without_password(given) if variable == "BRAIN_URL" else given)
     return f"{variable}={value if len(value) <= 200 else value[:200] + '…'}: {rule}"
 
 

@@ -50,6 +50,7 @@ def test_defaults() -> None:
     assert settings.host == ()
     assert settings.port == 5221
     assert settings.database_url is None
+    assert settings.embedded is True
     assert settings.data_dir == Path(".brain")
     assert settings.postgres_port is None
     assert settings.table == Table("public", "runs")
@@ -101,6 +102,7 @@ READ = [
         "status_map",
         {"pending": "queued", "done": "completed"},
     ),
+    ("BRAIN_EMBEDDED", "false", "embedded", False),
     ("BRAIN_PUSH_UNCHANGED", "false", "push_unchanged", False),
     ("BRAIN_FLUSH_INTERVAL", "0", "flush_interval", 0.0),
     (
@@ -177,6 +179,7 @@ REFUSED = [
     ("BRAIN_STATUS_MAP", "pending=waiting", "'pending=waiting' is not word=status"),
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
+    ("BRAIN_EMBEDDED", "no database", "it is true or false"),
     ("BRAIN_TIMEZONE", "europe/berlin", "did you mean Europe/Berlin?"),
     ("BRAIN_TIMEZONE", "Berlin", "did you mean Europe/Berlin?"),
     ("BRAIN_TIMEZONE", "+02:00", "a time zone is UTC or a name such as Europe/Berlin"),
@@ -202,6 +205,7 @@ REFUSED = [
         "no token is required: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too",
     ),
     ("BRAIN_JWT_ISSUER", "https://idp.example", "no token is required"),
+    ("BRAIN_URL", "ftp://myhost", "Brain is at host:port, such as myhost:5221, or at a URL of ws"),
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
     ("BRAIN_BOARD_MEMORY", "128MB", "the board memory is 1048576 bytes or more"),
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),

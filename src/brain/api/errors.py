@@ -21,6 +21,7 @@ RunError
 ├── BeyondToken
 ├── PolicyMissing
 ├── PrivilegeMissing
+├── TableNotRead
 └── TooManyRequests
 
 `problems.py` says with which status each is answered.
@@ -209,6 +210,14 @@ class PolicyMissing(RunError):
             f"row, such as {policy}"
         )
         self.policy = policy
+
+
+class TableNotRead(RunError):
+    def __init__(self) -> None:
+        super().__init__(
+            "Brain has not read the table yet, so it does not know which runs changed last: "
+            "try again, or list by order=id"
+        )
 
 
 class PrivilegeMissing(RunError):

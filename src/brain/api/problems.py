@@ -31,6 +31,7 @@ from brain.api.errors import (
     RunConflict,
     RunError,
     RunNotFound,
+    TableNotRead,
     TooManyRequests,
     postgres_message,
 )
@@ -48,6 +49,7 @@ STATUSES: Mapping[type[Exception], int] = {
     EncodedBody: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
+    TableNotRead: 503,
     PrivilegeMissing: 503,
     TableError: 503,
 }

@@ -172,6 +172,16 @@ def select_page(
     return query, [*values, limit]
 
 
+def count(table: Table, described: Description, wanted: ByFields) -> Statement:
+    """How many rows have one of the `wanted` texts in each field, as select_page takes them."""
+    fields = {"id" if name == "run_id" else name: texts for name, texts in wanted.items() if texts}
+    conditions, values = _within(described, fields)
+    query = sql.SQL("SELECT count(*) FROM {} AS r WHERE {}").format(
+        table.in_query, sql.SQL(" AND ").join([sql.SQL("r.id IS NOT NULL"), *conditions])
+    )
+    return query, values
+
+
 def insert(
     table: Table,
     described: Description,

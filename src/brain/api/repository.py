@@ -31,10 +31,12 @@ from brain.api.errors import (
     RunEnded,
     RunExists,
     RunNotFound,
+    TableNotRead,
     TransitionNotAllowed,
     UnknownStatus,
     postgres_message,
 )
+from brain.api.latest import Latest, read_latest
 from brain.api.overlay import Overlay
 from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
@@ -50,6 +52,7 @@ from brain.api.queries import (
     select_page,
     update,
 )
+from brain.api.totals import Total, read_total
 from brain.contract.messages import (
     ACTIVE,
     FIELDS,
@@ -67,7 +70,7 @@ from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
 from brain.postgres.privileges import missing_privileges
 from brain.postgres.snapshots import PgSnapshot
-from brain.postgres.table import Description, Table, describe
+from brain.postgres.table import Description, Table, TableError, describe
 
 DESCRIPTION_TTL = 10.0
 """Seconds after which the table's columns are looked up again."""
@@ -96,6 +99,7 @@ class RunRepository:
         self._pool = pool
         self._table = table
         self._decoder = decoder
+        self._board = board
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
@@ -150,6 +154,21 @@ class RunRepository:
                 if after is None:
                     raise
                 raise CursorInvalid(encode_cursor(after), postgres_message(error)) from error
+
+    async def latest(self, wanted: ByFields, limit: int) -> Latest:
+        """The runs that changed last, from the board. `wanted` are texts as columns print them."""
+        if not self._board.begun:
+            raise TableNotRead
+        return await read_latest(self._board, wanted, limit)
+
+    async def total(self, wanted: ByFields) -> Total | None:
+        """How many runs match. None if the database does not say it soon."""
+        words = {**wanted, "status": self._decoder.words(*wanted["status"])}
+        try:
+            async with self._connection() as (conn, description):
+                return await read_total(conn, self._table, description, words)
+        except (TableError, psycopg.Error):
+            return None
 
     async def create(self, status: Status, values: Mapping[str, str]) -> Version:
         async with self._connection() as (conn, description):

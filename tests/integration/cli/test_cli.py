@@ -65,7 +65,7 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
         elif moment == "stopping":
             brain.wait_for("Paste")
             brain.process.send_signal(number)
-            brain.wait_for("stopping")
+            brain.wait_for(r'event=stopping clients=0 detail="at most \d+\.5 s; a second signal')
         else:
             until = time.monotonic() + PATIENCE
             while not list((brain.folder / ".brain").glob(moment)):
@@ -118,6 +118,13 @@ def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
     assert [m["data"]["status"] for m in seen] == ["queued", "running"]
 
 
+def test_the_first_start_says_what_it_creates_and_where(embedded: Brain) -> None:
+    log = embedded.log()
+    cluster = (embedded.folder / ".brain/postgres").resolve()
+    creating = log.index(f'event="creating embedded postgres" cluster={cluster} detail=')
+    assert creating < log.index('event="embedded postgres created"')
+
+
 def test_the_readme_has_the_commands_that_serve_prints(embedded: Brain) -> None:
     """But for the ports, and the path of the command."""
     readme = re.sub(r"[.]venv/bin/", "", (ROOT / "README.md").read_text())
@@ -154,7 +161,7 @@ def test_the_version_is_printed(argument: str) -> None:
 
 def test_help_names_every_command() -> None:
     output = run("--help")
-    for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
+    for command in ("serve", "watch", "wait", "token", "demo", "doctor", "init-db", "psql"):
         assert re.search(rf"\b{command}\b", output)
 
 
