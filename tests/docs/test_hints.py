@@ -42,6 +42,7 @@ ELSEWHERE = {
     "{} # if that is what they mean": f"{COLUMN_MAP}::test_a_table_without_id_or_status_is_told",
     "which BRAIN_COLUMN_MAP gives to": f"{COLUMN_MAP}::test_a_map_that",
     "BRAIN_COLUMN_MAP gives the column": f"{COLUMN_MAP}::test_a_map_that",
+    "forbids the embedded PostgreSQL": "tests/integration/test_app.py::test_",
     "rename it in the table": "tests/unit/postgres/test_decoder.py::test_",
 }
 
