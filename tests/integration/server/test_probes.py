@@ -25,6 +25,7 @@ DETAILS = {
     "clients",
     "lagging",
     "rejected",
+    "warnings",
     "runs",
 }
 NAMELESS = {
