@@ -191,6 +191,7 @@ class Records:
         self._set(file.records())
         if found is None or not self._list:
             void = file.ignored
+            self._set([])
         else:
             void = _void(found, wanted, self._list, checkpoint)
             if not void and found.epoch != wanted.epoch:
