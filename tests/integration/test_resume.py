@@ -15,7 +15,7 @@ from brain.contract.messages import iso, parse_time
 from tests.support.patience import PATIENCE, eventually
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres, available, execute, running
-from tests.support.served import Brain, Message, message, messages
+from tests.support.served import Brain, Message, message, messages, until
 from tests.support.template import ROLE, TEMPLATE, with_template
 
 GAP = 4410
@@ -121,8 +121,8 @@ async def test_an_idle_client_of_a_quiet_table_resumes(database: str, tmp_path: 
             brains.end(signal.SIGKILL)
             brains.begin()
         execute(database, "UPDATE runs SET status = 'completed'")
-        found = await since(brains.brain, last["timestamp"], 1, "&status=completed")
-        assert states(found) == [("a", "completed")]
+        async with brains.brain.connect(f"?since={last['timestamp']}") as client:
+            assert (await until(client, "a", "completed"))[0]["timestamp"] >= last["timestamp"]
 
 
 async def test_a_client_that_has_what_the_api_said_resumes(database: str, tmp_path: Path) -> None:
@@ -211,8 +211,9 @@ async def test_what_makes_another_table_of_it_is_a_gap(
 async def test_a_second_brain_on_the_folder_works_without_records(
     database: str, tmp_path: Path
 ) -> None:
-    with lives(tmp_path, database_url=database) as brains:
-        with lives(tmp_path, database_url=database, port=free_port()) as others:
+    folders: dict[str, Any] = {"database_url": database, "data_dir": tmp_path / "data"}
+    with lives(None, **folders) as brains:
+        with lives(None, **folders) as others:
             document = others.brain.get("/readyz")[1]
             assert "in use by another Brain" in document["resume_detail"]
             assert document["resume_seconds"] == 0

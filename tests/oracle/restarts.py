@@ -58,7 +58,7 @@ TIMING = Timing(
     back_off=WithoutJitter(first=0.02, longest=0.1),
     promote_every=0.02,
     rejoin_within=0,
-    slot_timeouts=(0.1,),
+    slot_timeouts=(1.0,),
     watch_every=0.03,
     compare_every=0.1,
 )
@@ -260,6 +260,7 @@ class Life:
             timing=TIMING,
             records=self.records,
         )
+        self.mode = mode
         self.why = ""
         """Why nobody can resume in this life, if so."""
         self.floor = 0
@@ -281,11 +282,15 @@ class Life:
                     self.floor = event.floor_time
                     self._world.resumed += 1
                 self.hub.push(self.board.apply(event))
+                if self.why:
+                    self._world.voided = max(self._world.voided, self.board.floor_time)
 
     def excuse(self, since: Micros | None) -> str:
         """Why a client is sent 4410."""
         if self.why:
             return self.why
+        if since is not None and since <= self._world.voided:
+            return "away since a life in which nobody could resume"
         if self.board.floor or self.board.floor_time > self.floor:
             return "evicted"
         return f"NONE: since {since}, floor {self.floor}"
@@ -310,6 +315,8 @@ class World:
     """For crashes."""
     life: Life | None = None
     resting: bool = False
+    patient: bool = False
+    """Nobody begins a long transaction."""
     messages: int = 0
     restarts: int = 0
     resumed: int = 0
@@ -317,6 +324,8 @@ class World:
     changes: int = 0
     crashes: int = 0
     streams: int = 0
+    voided: Micros = 0
+    """Until when nobody can resume."""
     faults: list[str] = field(default_factory=list)
     gaps: Counter[str] = field(default_factory=Counter)
     consumers: list[Consumer] = field(default_factory=list)
@@ -389,6 +398,15 @@ class World:
         assert life is not None
         await self._until(lambda: life.board.begun, life)
         await asyncio.sleep(self.dice.choice((0, 0.02, 0.1, 0.3)) * self.dice.random())
+        if life.mode == "auto" and self.dice.random() < 0.5:
+            # A slot waits for every open transaction.
+            self.patient = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._until(lambda: life.follow.state.source == "replication", life)
+                    self.patient = False
+                    await asyncio.sleep(self.dice.uniform(0, 0.4))
+            self.patient = False
         self.streams += life.follow.state.streams
 
     async def _restart(self) -> None:
@@ -551,6 +569,8 @@ class World:
 
     async def _long(self, conn: AsyncConnection[TupleRow]) -> None:
         """Writes, and commits some lives later."""
+        while self.patient and not self._stop:
+            await asyncio.sleep(0.01)
         async with conn.transaction():
             await self._change(conn, 2)
             async with conn.transaction():

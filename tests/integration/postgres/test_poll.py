@@ -236,6 +236,30 @@ async def test_no_row_is_lost_across_a_real_wraparound() -> None:
             assert high < 200 < low
 
 
+async def test_a_row_frozen_long_ago_comes_once() -> None:
+    """More than 2^31 transactions later its age is negative."""
+    with running() as server:
+        url = server.url()
+        execute(url, "CREATE TABLE runs (id text PRIMARY KEY, status text)")
+        execute(url, "INSERT INTO runs VALUES ('old', 'completed'), ('active', 'running')")
+        execute(url, "VACUUM FREEZE")
+        server.stop()
+        xid = 2**31 + 50_000
+        page = server.data / "pg_xact" / f"{xid // (8192 * 4 * 32):04X}"
+        page.write_bytes(bytes(32 * 8192))
+        page.chmod(0o666)
+        reset = ("-f", "-x", str(xid), "-u", str(xid - 1000))
+        server.program("pg_resetwal", *reset, str(server.data))
+        server.start()
+        ((age,),) = execute(url, "SELECT age(xmin) FROM runs WHERE id = 'old'")
+        assert age < 0
+        async with writing(url) as writer, reading(url) as reader:
+            assert await reader.ids() == ["active"]
+            for i in range(3):
+                await writer.execute("INSERT INTO runs VALUES (%s, 'running')", [str(i)])
+                assert await reader.ids() == [str(i)]
+
+
 async def test_rows_come_in_pieces(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs (id) SELECT i FROM generate_series(1, 2500) i")
