@@ -10,8 +10,9 @@ Pure: it takes events and has no clock and no I/O. One append-only log of entrie
 Entries are flat tuples of atoms and of such tuples, which Python's collector stops tracking: a full
 collection over 100 000 of them took 0.6 ms, over slotted objects 21 ms.
 
-Rules R9 to R11, R13 and R15 (the others are in hub.py). Below each stands a test that holds it. In
-addition, tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
+The rules R1 to R17 are numbered over two modules. Here are R9 to R11, R13 and R15; the others are
+in hub.py. Below each rule stands a test that fails without it. In addition,
+tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
 
 R9   `timestamp` never decreases: it is the commit time or the last timestamp, whichever is later.
      Rows of a Snapshot have the database's time of that query; Brain's own clock is never used.

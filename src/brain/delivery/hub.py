@@ -18,9 +18,9 @@ A client is in one of three states:
 The invariant: a client has been sent everything up to its seq (a live one: up to `flushed`), as it
 was or superseded by something newer. What is newer than the last flush is pending.
 
-Rules R1 to R8, R12, R14, R16 and R17 (the others are in board.py). Below each stands a test that
-holds it. In addition, tests/unit/delivery/mutants.py removes every rule, and a random history then
-goes wrong.
+The rules R1 to R17 are numbered over two modules. Here are R1 to R8, R12, R14, R16 and R17; R9 to
+R11, R13 and R15 are in board.py. Below each rule stands a test that fails without it. In addition,
+tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
 
 R1   A flush sets `flushed` to the board's seq before its first write, which may fill a transport.
      test_a_client_that_fills_up_and_drains_during_a_sweep_is_live_again

@@ -165,9 +165,16 @@ class Watch:
         if retained > self._timing.max_wal:
             raise StreamUnavailable(
                 f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",
-                "end the oldest transaction of pg_stat_activity",
+                _OLDEST_FIRST,
                 "held_back",
             )
+
+
+_OLDEST_FIRST = (
+    "SELECT pid, usename, state, xact_start, query FROM pg_stat_activity"
+    " WHERE backend_xid IS NOT NULL ORDER BY age(backend_xid) DESC;"
+    " -- end the first of them: SELECT pg_terminate_backend(its pid);"
+)
 
 
 async def _retained(conn: Conn, slot: str) -> int:

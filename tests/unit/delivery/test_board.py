@@ -27,21 +27,7 @@ from brain.delivery.board import (
     Entry,
     Push,
 )
-
-T = 1_700_000_000_000_000
-PLENTY = 10**9
-
-
-def run(
-    run_id: str,
-    status: str = "queued",
-    progress: float | None = None,
-    *,
-    agent: str | None = None,
-    task_id: str | None = None,
-    error: str | None = None,
-) -> Run:
-    return (run_id, status, progress, task_id, agent, None, None, error)
+from tests.unit.delivery.runs import PLENTY, T, run
 
 
 def begun(memory: int = PLENTY, *rows: Run, **options: Any) -> Board:

@@ -19,10 +19,13 @@ from tests.unit.delivery.world import histories
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))
+PARTS = 6
+"""So that several processes share the work."""
 
 
-def test_histories() -> None:
-    histories(range(FIRST, FIRST + HISTORIES), engine())
+@pytest.mark.parametrize("part", range(PARTS))
+def test_histories(part: int) -> None:
+    histories(range(FIRST + part, FIRST + HISTORIES, PARTS), engine())
 
 
 @pytest.mark.parametrize("rule", MUTANTS)
