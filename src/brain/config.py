@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
         Path(".brain"),
-        "Where the embedded PostgreSQL keeps its data, and Brain the records by which clients resume "
+        "Where the embedded PostgreSQL keeps its data, and Brain the records that let clients resume "
         "over a restart.",
         unit="folder",
     )
@@ -214,8 +214,8 @@ class Settings(BaseSettings):
     )
     resume: float = _setting(
         3600,
-        "How far `since` reaches back over a restart of Brain, at least. 0: every client starts over "
-        "after a restart.",
+        "How far `since` reaches back over a restart of Brain, at least. 0: after a restart every "
+        "client starts over.",
         unit="seconds",
         rule="it is 0 to 604800 seconds (a week)",
         ge=0,

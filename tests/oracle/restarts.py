@@ -277,7 +277,7 @@ class Life:
                         if consumer.visit is not None:
                             consumer.visit.end(GAP.code, GAP.reason)
                 elif isinstance(event, Snapshot) and not self.board.begun:
-                    self.why = self.records._told or "nothing was recorded"
+                    self.why = self.records.detail or "nothing was recorded"
                 elif isinstance(event, Resumed):
                     self.floor = event.floor_time
                     self._world.resumed += 1

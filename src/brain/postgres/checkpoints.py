@@ -282,7 +282,8 @@ class Records:
         if self._file is not None:
             self._file.clear()
             self._set([])
-            self._fail(detail, "")
+            self.detail = detail
+            log.warning("clients from before start over", detail=detail)
 
     def correct(self, xmin: int) -> None:
         """(8) The stream has left something out, which a comparison at `xmin` had not yet found."""
