@@ -91,8 +91,8 @@ class Settings(BaseSettings):
     )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
         Path(".brain"),
-        "Where the embedded PostgreSQL keeps its data, and Brain the records that let clients resume "
-        "over a restart.",
+        "Where the embedded PostgreSQL keeps its data, and Brain the records that let clients "
+        "resume over a restart.",
         unit="folder",
     )
     postgres_port: int | None = _setting(

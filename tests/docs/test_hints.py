@@ -42,6 +42,7 @@ NO_HINTS = {
     "the token is for another audience": "for the client, who cannot change the setting",
     "the token's issuer is not": "for the client, who cannot change the setting",
     "BRAIN_SOURCE is poll": "says what is set",
+    "BRAIN_RESUME is 0": "says what is set",
     "DROP PUBLICATION IF EXISTS {}": "Brain runs it",
     "ALTER PUBLICATION {} DROP TABLE {}": "Brain runs it",
     "CREATE ROLE cecelia": "Brain runs it",

@@ -85,6 +85,7 @@ class Poll:
         self._clock = clock
         self._took = 0.0
         self._identity: Identity
+        self._role = ""
         self._epoch: str | None = None
 
     # The catalog and the server.
@@ -100,7 +101,7 @@ class Poll:
     async def _identify(self, description: Description) -> Identity:
         row = await (await self.conn.execute(_EPOCH)).fetchone()
         assert row is not None
-        role, self._epoch = row
+        self._role, self._epoch = str(row[0]), row[1]
         try:
             row = await (await self.conn.execute(_IDENTITY, (description.oid,))).fetchone()
         except psycopg.errors.InsufficientPrivilege:
@@ -110,7 +111,7 @@ class Poll:
         # wrote again. So has one that took the place, or the name, of another.
         columns = [description.columns.get(name) for name in FIELDS]
         known = (f"{each.number} {each.type}" if each is not None else None for each in columns)
-        return (*row, *known, role, self._decoder.dialect)
+        return (*row, *known, self._role, self._decoder.dialect)
 
     async def visible(self) -> PgSnapshot:
         async with deadline():
@@ -195,9 +196,10 @@ class Poll:
         if not self._has_xmin:
             records.unavailable("a view has no xmin")
         elif self._identity[0] is None:
+            role = sql.Identifier(self._role).as_string()
             records.unavailable(
-                "the role may not call pg_control_system()",
-                "GRANT EXECUTE ON FUNCTION pg_control_system() TO the role of Brain",
+                "the role may not call pg_control_system(), which identifies the server",
+                f"GRANT EXECUTE ON FUNCTION pg_control_system() TO {role};",
             )
         else:
             records.open((*self._identity[:1], self._identity[2], str(self._table)), here)

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from brain.contract.events import Resumed, Snapshot
 from brain.delivery.board import Board
@@ -14,6 +16,8 @@ from brain.postgres.checkpoints import Records
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
 from tests.support.following import Following, connected
+from tests.support.hints import follows, paste
+from tests.support.postgres import execute
 
 RENAME = "ALTER TABLE runs RENAME {} TO {}"
 
@@ -126,6 +130,21 @@ async def test_a_rewritten_table_is_loaded_in_part_or_not_at_all(
         assert [run[0] for run in first.rows] == ["a"]
         assert f.board.since(first.at - 1) is None
         await f.until(lambda: len(records(f)) == 1)
+
+
+@follows("GRANT EXECUTE ON FUNCTION pg_control_system() TO {};")
+async def test_a_server_that_is_not_identified_has_no_records(
+    database: str, superuser_url: str, tmp_path: Path
+) -> None:
+    execute(superuser_url, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    with capture_logs() as logs:
+        async with recorded(database, tmp_path) as f:
+            assert "identifies the server" in records(f).detail
+            assert not os.listdir(tmp_path)
+    (line,) = [line for line in logs if "identifies" in line.get("detail", "")]
+    paste(line["hint"], superuser_url)
+    async with recorded(database, tmp_path) as f:
+        await f.until(lambda: len(records(f)) > 0)
 
 
 @pytest.mark.parametrize("mode", ["poll", "auto"])
