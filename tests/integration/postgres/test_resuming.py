@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +49,10 @@ async def recorded(
 
 def records(f: Following) -> Records:
     return f.follow._progress.records
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def resumed(f: Following) -> Resumed:
@@ -140,7 +143,7 @@ async def test_a_server_that_is_not_identified_has_no_records(
     with capture_logs() as logs:
         async with recorded(database, tmp_path) as f:
             assert "identifies the server" in records(f).detail
-            assert not os.listdir(tmp_path)
+            assert files(tmp_path) == []
     (line,) = [line for line in logs if "identifies" in line.get("detail", "")]
     paste(line["hint"], superuser_url)
     async with recorded(database, tmp_path) as f:
