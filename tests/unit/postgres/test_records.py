@@ -305,6 +305,20 @@ def test_a_second_brain_neither_reads_nor_writes(lives: Lives) -> None:
     assert lives(at(20)).high == T
 
 
+def test_who_lacked_the_lock_begins_anew_when_it_is_free(lives: Lives) -> None:
+    """As a Brain that starts while the one that it replaces still stops."""
+    first = filled(lives, (0, 10), (1, 20))
+    with contextlib.closing(Records(lives.folder)) as second:
+        second.open("table", at(20))
+        second.add(T, at(25), T)
+        first.close()
+        second.add(T + SECOND, at(30), T + SECOND)
+        assert len(second) == 0
+        second.add(T + 2 * SECOND, at(40), T + 10 * SECOND)
+        assert (listed(second), second.detail) == ([(2, 40)], "")
+    assert listed(lives(at(40))) == [(2, 40)]
+
+
 # Crashes of PostgreSQL
 
 
