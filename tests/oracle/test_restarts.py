@@ -59,8 +59,8 @@ async def test_crashes_of_postgresql_lose_nothing(version: int, tmp_path: Path) 
         assert not [why for why in world.gaps if why.startswith("NONE")], world.gaps
 
 
-# Mutants of rules, to show that this world detects a hole. tests/unit/postgres/test_record_mutants.py
-# has one of every rule.
+# Mutants of rules, to show that this world detects holes. Every rule has one in
+# tests/unit/postgres/test_record_mutants.py.
 
 
 def snapshots_list_everything(patch: pytest.MonkeyPatch) -> None:
