@@ -19,6 +19,7 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from brain.postgres.timing import PollTiming, StreamTiming, Timing
 from tests.support.patience import PATIENCE
 
@@ -37,6 +38,7 @@ QUICK = Timing(
     back_off=WithoutJitter(first=0.1, longest=0.75),
     promote_every=0.05,
     rejoin_within=0,
+    check_every=0.05,
     watch_every=0.05,
 )
 """What takes ten seconds in production."""
@@ -54,13 +56,14 @@ class Following:
         table: Table = RUNS,
         statuses: Mapping[str, Status] | None = None,
         max_text: int = 2_000_000,
+        zone: TimeZone = DEFAULT,
         application: str = "brain",
         interval: float = 0.01,
         timing: Timing = QUICK,
     ) -> None:
         self.board = Board(1 << 30)
         self.table = table
-        self.decoder = Decoder(statuses or {}, max_text)
+        self.decoder = Decoder(statuses or {}, max_text, zone)
         self.follow = Follow(
             url,
             table,
@@ -169,13 +172,14 @@ class Following:
             }
         }
         words = {word: str(self.decoder.status(word)) for word in words}
+        column = self.table.columns.resolve(names)
         return {
-            str(row["id"]): tuple(
-                str(row["id"])
+            str(row[column["id"]]): tuple(
+                str(row[column["id"]])
                 if field == "id"
-                else words[row["status"]]
+                else words[row[column["status"]]]
                 if field == "status"
-                else _moment(row.get(field))
+                else _moment(row.get(column.get(field, "")))
                 for field in FIELDS
             )
             for row in rows

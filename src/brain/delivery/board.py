@@ -417,6 +417,17 @@ class Board:
                 return entry
         return None
 
+    def latest(self, before: int, window: int) -> tuple[list[Entry], int]:
+        """The runs whose last change is among `window` entries of the log that end before the seq
+        `before`, newest first; the seq to continue before, or 0 at the end of memory.
+        """
+        end = bisect_left(self._seqs, before)
+        start = max(0, end - window)
+        current = self._runs.get
+        held = [entry for entry in self._log[start:end] if current(entry[RUN][ID]) is entry]
+        held.reverse()
+        return held, self._seqs[start] if start else 0
+
     def piece(
         self, after: int, upto: int, wanted: Callable[[Entry], bool] | None
     ) -> tuple[bytes, int]:
