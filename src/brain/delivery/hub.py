@@ -44,8 +44,10 @@ R6   The receivers of a flush are fixed when it is planned, and no flush starts 
 R12  A client is closed with 4410 exactly if the board's `floor` is above its seq, and, if it joined
      with `snapshot`, above `flushed` at that time.
      test_a_lagging_client_beyond_memory_is_closed_with_4410
-R14  A client without `since` and `snapshot` is live at once.
-     test_a_client_without_since_and_snapshot_is_live_at_once
+R14  A client without `since` and `snapshot` is live at once. If changes are pending, one that
+     includes `deleted` waits for their flush and is not sent them: they may be of deleted runs.
+     test_a_client_without_since_and_snapshot_is_live_at_once,
+     test_a_client_that_includes_deletes_is_sent_no_run_that_was_deleted_before_it_joined
 R16  A sweep yields when its budget is spent; catch-up stops after half a budget.
      test_catch_up_yields_after_half_a_budget
 R17  A batch is cut at 128 KiB.
@@ -117,6 +119,8 @@ class Hub:
         self._max_batch = max_batch
         self._stride = stride
         self._pending = Pending()
+        self._first = UNREAD
+        """The board's seq after the first Snapshot."""
         self._dead_floor = 0
         """The board's, when clients that include `deleted` were last told to start over."""
         self._cohorts = Cohorts()
@@ -168,6 +172,8 @@ class Hub:
             # the runs.
             self._refuse(client)
             return
+        elif cohort.deleted and self._pending:
+            client.seq = self.board.seq  # (R14)
         if cohort.source:
             self._freshness.add(client)
         if client.seq is not None:
@@ -293,6 +299,8 @@ class Hub:
         else:
             # There is nothing to push, but the first Snapshot and deletes move the board's seq.
             # Clients that joined before the first Snapshot are served now.
+            if self._first == UNREAD and self.begun:
+                self._first = self.board.seq
             self.flushed, self.flushed_time = self.board.seq, self.board.reached
             if self._ready:
                 self._arm(0)
@@ -360,7 +368,7 @@ class Hub:
                 self._ready.append(client)
                 continue
             if client.until == UNREAD:
-                client.until = client.joined = self.flushed
+                client.until = client.joined = self._first
                 client.goal = self.flushed if cohort.ready else None
             if self.board.floor > max(client.seq, client.until) or (  # (R12)
                 cohort.deleted and self._dead_floor > max(client.seq, client.joined)  # (T6)

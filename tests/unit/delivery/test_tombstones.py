@@ -171,6 +171,21 @@ def test_a_snapshot_has_no_deletes() -> None:
     assert told(reader) == [("run_update", "s")]
 
 
+def test_a_client_that_includes_deletes_is_sent_no_run_that_was_deleted_before_it_joined() -> None:
+    for gone in ("delete", "truncate"):
+        room = Room(PLENTY, run("r"), run("s"))
+        room.join()
+        room.change(run("s"))
+        room.change(run("r"))
+        room.change(only_id("r"), op=gone)  # type: ignore[arg-type]
+        reader = room.join(Subscription(include=TOLD))
+        room.change(run("new"))
+        room.rest()
+        room.now += 1
+        room.change(run("new"))
+        assert told(reader) == [("run_update", "new")] * 2
+
+
 # T4
 
 
