@@ -3,10 +3,12 @@
 Once when they are up to date, at each change of the source, and every 5 s. All clients of a turn
 share one frame, and the turns of a round are spread over the interval, as pings are.
 
-A frame's timestamp is the time of the last flush, so that nothing is lost to a client that resumes
-from it. It is therefore sent only to clients that have received that flush: to live ones, while no
-sweep is under way. One that lags is told when it has caught up. Before the first Snapshot there is
-nothing to lose, and all are told.
+I2   A frame's timestamp is the time of the last flush, so that nothing is lost to a client that
+     resumes from it. It is therefore sent only to clients that have received that flush: to live
+     ones, while no sweep is under way. One that lags is told when it has caught up. Before the
+     first Snapshot nothing can be lost, and all are told.
+     test_source_is_sent_at_once_and_every_five_seconds,
+     test_source_waits_for_the_end_of_a_sweep, test_a_client_that_lags_is_told_when_it_has_caught_up
 """
 
 from collections import OrderedDict

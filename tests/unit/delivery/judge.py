@@ -84,6 +84,8 @@ def pace(world: "World", before: float) -> None:
 def write(world: "World", connection: "Connection", data: bytes) -> None:
     if connection.full and connection.full_since != world.hub.counts.flushes:
         world.wrong.append("a full transport was sent more than the flush that was under way")
+    if connection.full and (b'"type":"ready"' in data or b'"type":"source"' in data):
+        world.wrong.append("a full transport was sent what could wait")
     most = max(world.max_batch, world.max_piece)
     size = (
         data[1] if data[1] < 126 else int.from_bytes(data[2 : 4 if data[1] == 126 else 10], "big")

@@ -10,6 +10,7 @@ import pytest
 
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.events import Changes, Op, Snapshot, only_id
+from brain.contract.include import NO_SOURCE, SourceReport
 from brain.contract.messages import Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
@@ -103,7 +104,12 @@ class Room:
     """A hub, its board and its clock."""
 
     def __init__(
-        self, memory: int = PLENTY, *rows: Run, begun: bool = True, interval: float = INTERVAL
+        self,
+        memory: int = PLENTY,
+        *rows: Run,
+        begun: bool = True,
+        interval: float = INTERVAL,
+        report: Callable[[], SourceReport] = lambda: NO_SOURCE,
     ) -> None:
         self.now = 100.0
         self.cost = 0.0
@@ -116,6 +122,7 @@ class Room:
             clock=lambda: self.now,
             call_later=self.call_later,
             observe=self.observed.append,
+            report=report,
         )
         if begun:
             self.hub.push(self.board.apply(Snapshot(list(rows), T)))

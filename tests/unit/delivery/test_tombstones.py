@@ -172,12 +172,13 @@ def test_a_snapshot_has_no_deletes() -> None:
 
 
 def test_a_client_that_includes_deletes_is_sent_no_run_that_was_deleted_before_it_joined() -> None:
+    gone: Op
     for gone in ("delete", "truncate"):
         room = Room(PLENTY, run("r"), run("s"))
         room.join()
         room.change(run("s"))
         room.change(run("r"))
-        room.change(only_id("r"), op=gone)  # type: ignore[arg-type]
+        room.change(only_id("r"), op=gone)
         reader = room.join(Subscription(include=TOLD))
         room.change(run("new"))
         room.rest()

@@ -263,6 +263,11 @@ class World:
             for run_id in [run_id for run_id in held if run_id not in self.board._runs]:
                 seq, time = held.pop(run_id)
                 self.lost_seq, self.lost_time = max(self.lost_seq, seq), max(self.lost_time, time)
+        finished = any(self.reported[run_id][STATUS] in FINISHED for run_id in self.held)
+        if self.board.size > self.memory and (self.graves or finished):
+            self.wrong.append("the board holds more than its memory")
+        if any(run_id in self.board for run_id in self.graves):
+            self.wrong.append("the board takes a tombstone for a run")
         for run_id, run in self.reported.items():
             if run[STATUS] in ACTIVE and run_id not in self.board:
                 self.wrong.append(f"the board has dropped {run_id}, which is {run[STATUS]}")
@@ -329,6 +334,7 @@ class World:
                 self.note(push, created=run[ID] not in self.held and run[STATUS] in ACTIVE)
         for run_id in event.gone:
             if run_id not in self.board:
+                self.untold.discard(run_id)
                 self.reported.pop(run_id, None)
                 self.held.pop(run_id, None)
         if not begun:
@@ -358,6 +364,8 @@ class World:
         held = run_id in self.held
         if was is None and (created or run_id not in self.buried):
             self.born[run_id] = entry[SEQ]
+        if entry[TIME] <= self.dead_time:
+            self.wrong.append(f"{run} has a time that is a gap")
         steady = was is not None and was[STATUS] == run[STATUS]
         loose = comes_back or (not held and not created)
         self.pushed.append(Pushed(run_id, entry[SEQ], was, run, steady, loose))
