@@ -184,8 +184,8 @@ def test_source_waits_for_the_end_of_a_sweep() -> None:
     house.cost = 0
     house.wait(1)
     for reader in readers:
-        assert kinds(reader) == ["source", "run_update", "source"]
-        assert times(reader) == [T, T + 5, T + 5]
+        assert kinds(reader)[:3] == ["source", "run_update", "source"]
+        assert times(reader)[:3] == [T, T + 5, T + 5]
 
 
 def test_a_client_that_lags_is_told_when_it_has_caught_up() -> None:
