@@ -19,7 +19,7 @@ The invariant: a client has been sent everything up to its seq (a live one: up t
 was or superseded by something newer. What is newer than the last flush is pending.
 
 Rules R1 to R6, R12, R14, R16, R17 and I1 (others in pending.py, board.py, log.py, freshness.py).
-Below each stands a test that holds it; without it, a random history goes wrong (mutants.py).
+Below each stands a test that fails without it; a random history then goes wrong, too (mutants.py).
 
 R1   A flush sets `flushed` to the board's seq before its first write, which may fill a transport.
      test_a_client_that_fills_up_and_drains_during_a_sweep_is_live_again

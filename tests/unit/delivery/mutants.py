@@ -10,7 +10,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from brain.delivery import batches, board, cohorts, freshness, hub, log, pending
+from brain.delivery import batches, board, cohorts, freshness, hub, log, pending, tombstones
 from tests.unit.delivery.world import Engine
 
 
@@ -40,6 +40,7 @@ USES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
     freshness: (hub, ("Freshness",)),
     log: (board, ("Log",)),
     pending: (hub, ("Pending",)),
+    tombstones: (board, ("buried", "ended_early", "tombstone")),
 }
 """A module of which board or hub uses these names."""
 
@@ -378,15 +379,17 @@ MUTANTS: dict[str, Mutant] = {
         0, board, (("None if entry is None or is_tombstone(entry) else entry", "entry"),)
     ),
     "T2 a delete concerns filters for what the run was last": Mutant(
-        0, board, (("is_or_was = (last,)", "is_or_was = ((DELETED, None, None),)"),)
+        0, tombstones, (("return ((last,), ever)", "return (((DELETED, None, None),), ever)"),)
     ),
     "T2 a catch-up concerns filters for anything it was": Mutant(
-        33, board, (("ever = (*(each for each in ever if each != last), last)", "ever = (last,)"),)
+        33,
+        tombstones,
+        (("(*(each for each in ever if each != last), last)", "(last,)"),),
     ),
     "T2 a run that is not held was anything finished": Mutant(
         2,
         board,
-        (("ever = is_or_was = self._unheld", "ever = is_or_was = ((DELETED, None, None),)"),),
+        (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
     ),
     "T3 a flush has no tombstones for the others": Mutant(
         0, pending, (("if self._tombstones:", "if False:"),)
@@ -409,7 +412,7 @@ MUTANTS: dict[str, Mutant] = {
         36, board, (("self._unheld = ANYTHING", "pass"),)
     ),
     "T5 a run that is gone is buried": Mutant(
-        0, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
+        85, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
     ),
     "T5 a row that is older than the tombstone is skipped": Mutant(
         19,
@@ -483,17 +486,17 @@ MUTANTS: dict[str, Mutant] = {
         0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
     ),
     "T9 a run that is buried again is not told again": Mutant(
-        0, board, (("return [] if buried else", "return"),)
+        0, board, (("return [] if again else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
-        0,
+        1407,
         board,
         (
             (
-                "buried = known is not None and is_tombstone(known)\n",
+                "again = known is not None and is_tombstone(known)\n",
                 (
-                    "buried = known is not None and is_tombstone(known)\n"
-                    "        if buried:\n            return []\n"
+                    "again = known is not None and is_tombstone(known)\n"
+                    "        if again:\n            return []\n"
                 ),
             ),
         ),

@@ -10,7 +10,8 @@ from brain.contract.include import Included, SourceName, SourceReport
 from brain.contract.messages import Micros, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
 from brain.delivery.freshness import EVERY, STRIDE, TICK
-from tests.unit.delivery.test_hub import PLENTY, Reader, Room, T, run
+from tests.unit.delivery.runs import PLENTY, T, run
+from tests.unit.delivery.test_hub import Reader, Room
 
 READY: Included = frozenset(("ready",))
 SOURCE: Included = frozenset(("source",))

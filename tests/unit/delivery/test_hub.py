@@ -18,22 +18,9 @@ from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.delivery.log import PIECE
+from tests.unit.delivery.runs import PLENTY, T, run
 
-T = 1_700_000_000_000_000
 INTERVAL = 0.025
-PLENTY = 10**9
-
-
-def run(
-    run_id: str,
-    status: str = "queued",
-    progress: float | None = None,
-    *,
-    agent: str | None = None,
-    task_id: str | None = None,
-    error: str | None = None,
-) -> Run:
-    return (run_id, status, progress, task_id, agent, None, None, error)
 
 
 class Timer:

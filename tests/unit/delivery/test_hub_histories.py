@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from brain.delivery import board, freshness, hub, log, pending
+from brain.delivery import board, freshness, hub, log, pending, tombstones
 from tests.unit.delivery.judge import Violation
 from tests.unit.delivery.mutants import MUTANTS, engine
 from tests.unit.delivery.world import histories
@@ -20,10 +20,13 @@ from tests.unit.delivery.world import histories
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
 RULES = (("I", 2), ("R", 17), ("T", 9))
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))
+PARTS = 6
+"""So that several processes share the work."""
 
 
-def test_histories() -> None:
-    histories(range(FIRST, FIRST + HISTORIES), engine())
+@pytest.mark.parametrize("part", range(PARTS))
+def test_histories(part: int) -> None:
+    histories(range(FIRST + part, FIRST + HISTORIES, PARTS), engine())
 
 
 @pytest.mark.parametrize("rule", MUTANTS)
@@ -40,7 +43,7 @@ def test_a_history_goes_wrong_without(rule: str) -> None:
 def test_each_rule_is_stated_once_and_has_a_test_and_a_mutant() -> None:
     stated: list[str] = []
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    for module in (board, freshness, hub, log, pending):
+    for module in (board, freshness, hub, log, pending, tombstones):
         rules = re.split(r"^([IRT]\d+) ", module.__doc__ or "", flags=re.MULTILINE)[1:]
         for number, text in zip(rules[::2], rules[1::2], strict=True):
             stated.append(number)

@@ -12,13 +12,13 @@ from brain.contract.events import Changes, Op, Outcome, Snapshot, only_id
 from brain.contract.include import NOTHING, Included, deleted_message
 from brain.contract.messages import ID, Micros, Run, iso
 from brain.contract.subscription import ANY, Filter, Subscription
-from brain.delivery.board import ANYTHING, FINISHED, OVERHEAD, Board, Push
+from brain.delivery.board import OVERHEAD, Board, Push
 from brain.delivery.log import DELETED, FACETS, FRAME, RUN, SEQ, TIME, is_tombstone
+from brain.delivery.tombstones import ANYTHING, FINISHED
+from tests.unit.delivery.runs import PLENTY, T
+from tests.unit.delivery.runs import run as bare
 from tests.unit.delivery.test_hub import Reader, Room
-from tests.unit.delivery.test_hub import run as bare
 
-T = 1_700_000_000_000_000
-PLENTY = 10**9
 TOLD: Included = frozenset(("deleted",))
 
 

@@ -257,7 +257,7 @@ class World:
         self.newest = max(self.newest, event.at, self.lost_time + 1)
         if isinstance(event, Changes):
             self.note_changes(event, pushes, seq)
-        else:
+        elif isinstance(event, Snapshot):
             self.note_snapshot(event, pushes, begun, seq)
         for held in (self.held, self.graves):
             for run_id in [run_id for run_id in held if run_id not in self.board._runs]:
