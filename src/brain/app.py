@@ -132,6 +132,7 @@ async def _serve(
         clock=loop.time,
         call_later=loop.call_later,
         observe=metrics.observe,
+        report=lambda: parts.report(),
     )
     follow = Follow(
         url,
