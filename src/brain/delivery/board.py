@@ -363,8 +363,8 @@ class Board:
         return entry, is_or_was, steady
 
     def _bury(self, run_id: str, xid: int, known: Entry | None) -> list[Push]:
-        """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already, and
-        the API has not shown it since.
+        """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
+        and the API has not shown it since.
         """
         self.seq = seq = self.seq + 1
         time = self.time

@@ -272,9 +272,7 @@ MUTANTS: dict[str, Mutant] = {
         (("pushes += self._bury(run_id, 0, known)", "pass"),),
     ),
     "R13 the first Snapshot pushes nothing": Mutant(
-        3,
-        board,
-        (("self.floor_time)\n        return []", "self.floor_time)\n        return pushes"),),
+        3, board, (("_time)\n        return []", "_time)\n        return pushes"),)
     ),
     "R13 the first Snapshot counts as flushed": Mutant(
         1,
