@@ -296,8 +296,9 @@ class Settings(BaseSettings):
     def _is_utf_8(cls, value: object) -> object:
         if isinstance(value, str) and not value.isascii():
             try:
-                value.encode()
-            except UnicodeEncodeError:
+                # In a locale such as POSIX, Python decodes the environment as ASCII.
+                return os.fsencode(value).decode()
+            except UnicodeError:
                 # Undecodable bytes of the environment: the first SQL statement would fail.
                 raise ValueError("it is not text in UTF-8") from None
         return value

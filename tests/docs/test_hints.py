@@ -11,6 +11,8 @@ from tests.support.hints import Hint, in_the_code, in_the_tests
 HINTS = in_the_code()
 FOLLOWED = in_the_tests()
 
+COLUMN_MAP = "tests/integration/postgres/test_column_map.py"
+
 ELSEWHERE = {
     # Of a module, or with these words: the test that does what the hint says in another way.
     "access/policy.py": "tests/unit/access/test_hints.py::test_a_page_is_accepted_once_its_hint_is",
@@ -20,6 +22,8 @@ ELSEWHERE = {
     "postgres/database_url.py": "tests/unit/postgres/test_database_url.py::test_urls_of_other",
     "cli/console.py": "tests/integration/cli/test_cli.py::test_the_commands_of_the_welcome_work",
     "cli/target.py": "tests/unit/cli/test_target.py::test_a",
+    "its nearest columns are": "tests/integration/postgres/test_column_map.py::test_",
+    "give it to one of them": "tests/integration/postgres/test_column_map.py::test_",
     "is ready: brain serve": "tests/integration/cli/test_cli.py::test_init_db_creates_the_table",
     "there is no table": "tests/integration/doctor/test_doctor.py::test_a_missing_table_or_column",
     "-- If the table exists there": "tests/integration/doctor/test_publication_rule.py::test_init",
@@ -33,6 +37,10 @@ ELSEWHERE = {
     "set BRAIN_PORT to another": "tests/integration/cli/test_cli.py::test_a_port_that_is_taken_is",
     "set BRAIN_HOST to an address": "tests/integration/cli/test_cli.py::test_a_wrong_setting_is_on",
     "openssl rand -base64 32": "tests/unit/test_config.py::test_a_jwt_secret_is_long_and_never",
+    "BRAIN_COLUMN_MAP={}": f"{COLUMN_MAP}::test_a_table_without_id_or_status_is_told_its_map",
+    "{} # if that is what they mean": f"{COLUMN_MAP}::test_a_table_without_id_or_status_is_told",
+    "which BRAIN_COLUMN_MAP gives to": f"{COLUMN_MAP}::test_a_map_that",
+    "BRAIN_COLUMN_MAP gives the column": f"{COLUMN_MAP}::test_a_map_that",
     "rename it in the table": "tests/unit/postgres/test_decoder.py::test_",
 }
 

@@ -20,6 +20,7 @@ from websockets.http11 import Response
 
 from brain import Away, Connected, Message, WatchError, wait, watch
 from brain.client.endings import classify
+from brain.client.proxies import is_loopback
 from brain.client.watch import Event, Timing
 from brain.contract.close_codes import CLOSE_CODES, Retry
 from brain.contract.messages import RunData
@@ -97,6 +98,35 @@ class Watching:
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_no_proxy_of_the_environment_leads_to_this_machine(
+    brain: Brain, database: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    run_id = f"proxy-{variable}"
+    execute(database, f"INSERT INTO runs (id, status) VALUES ('{run_id}', 'completed')")
+    async with contextlib.aclosing(watch(brain.url(host="localhost"), snapshot=True)) as events:
+        assert await anext(events) == Connected(reset=True)
+    assert (await wait(brain.url(), run_id, timeout=PATIENCE)).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("ws://localhost:5221/ws", True),
+        ("ws://LOCALHOST./ws", True),
+        ("ws://brain.localhost/ws", True),
+        ("ws://127.8.0.1/ws", True),
+        ("ws://[::1]:5221/ws", True),
+        ("wss://brain.example/ws", False),
+        ("ws://192.168.0.1/ws", False),
+        ("ws://localhost.example/ws", False),
+    ],
+)
+def test_which_hosts_are_this_machine(url: str, *, here: bool) -> None:
+    assert is_loopback(url) == here
 
 
 # Events.

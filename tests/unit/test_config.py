@@ -286,6 +286,21 @@ def test_a_dotenv_file_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert Settings.load().port == 5221
 
 
+def test_a_locale_without_utf8_does_not_change_the_environment() -> None:
+    """With LC_ALL=POSIX and PYTHONUTF8=0, Python decodes the environment as ASCII."""
+    code = "from brain.config import Settings; print(ascii(str(Settings.load().table)))"
+    posix = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=posix | {"BRAIN_TABLE": "läufe"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "l\\xe4ufe" in done.stdout
+
+
 # The database URL
 
 

@@ -16,6 +16,7 @@ RunError
 │   ├── IdRequired
 │   └── CursorInvalid
 ├── NotJSON
+├── EncodedBody
 ├── PreconditionFailed
 ├── BeyondToken
 ├── PolicyMissing
@@ -165,11 +166,17 @@ class CursorInvalid(InvalidRequest):
 
 class NotJSON(RunError):
     def __init__(self, content_type: str) -> None:
+        given = f"not {shown(content_type)}" if content_type else "and this request has none"
         super().__init__(
-            f"the Content-Type is application/json (with or without a charset), "
-            f"not {shown(content_type)}"
+            f"the Content-Type is application/json (with or without a charset), {given}"
         )
         self.content_type = content_type
+
+
+class EncodedBody(RunError):
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"a body has no Content-Encoding, and this one has {shown(encoding)}")
+        self.encoding = encoding
 
 
 class PreconditionFailed(RunError):

@@ -21,6 +21,7 @@ from brain.access.grants import TokenError
 from brain.access.rejections import status_headers
 from brain.api.errors import (
     BeyondToken,
+    EncodedBody,
     FieldErrors,
     InvalidRequest,
     NotJSON,
@@ -45,6 +46,7 @@ STATUSES: Mapping[type[Exception], int] = {
     RunConflict: 409,
     PreconditionFailed: 412,
     NotJSON: 415,
+    EncodedBody: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
     TableNotRead: 503,

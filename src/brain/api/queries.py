@@ -298,8 +298,13 @@ def _time(described: Description, zone: TimeZone, status: Status) -> sql.Composa
     return sql.SQL(change).format(described.column("", field), word, old, new)
 
 
+_HOLD_A_TIME = frozenset({"timestamptz", "timestamp", "date", "text", "varchar", "bpchar"})
+"""Types into which PostgreSQL converts a time so that Brain reads it again. Others, such as a
+bigint with seconds, stay as they are: the application sets them."""
+
+
 def _now(described: Description, zone: TimeZone, field: str) -> sql.Composable | None:
     column = described.columns.get(field)
-    if column is None or column.generated:
+    if column is None or column.generated or column.base not in _HOLD_A_TIME:
         return None
     return zone.now(column)

@@ -22,6 +22,7 @@ from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.docs_page import add_docs_page
 from brain.api.errors import (
     BeyondToken,
+    EncodedBody,
     InvalidRequest,
     NotJSON,
     PreconditionFailed,
@@ -283,6 +284,9 @@ def _require_json(request: Request) -> None:
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != "application/json":
         raise NotJSON(given)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise EncodedBody(encoding)
 
 
 def _check_bounds(

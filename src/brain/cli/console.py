@@ -149,7 +149,9 @@ def welcome(started: "Started", settings: Settings) -> str:
     lines += _by_psql("create one", example.insert, psql, brain)
     lines += _by_psql("change it", example.update, psql, brain)
     if example.lacks:
-        lines.append(f"              ({example.lacks})")
+        existing = example.update and example.body is None and not example.insert
+        what = f"{example.lacks}: this changes a row that exists" if existing else example.lacks
+        lines.append(f"              ({what})")
     if requires_tokens:
         lines.append("  Brain requires tokens: set BRAIN_TOKEN to one in each of these terminals")
     return "\n".join([*lines, ""])

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from websockets.datastructures import Headers, HeadersLike
 
 from brain.client.endings import Ending, WatchError, refused
+from brain.client.proxies import is_loopback
 from brain.client.watch import Token, headers_with
 from brain.contract.messages import RunData
 from brain.contract.problems import CONTENT_TYPE
@@ -64,7 +65,7 @@ class API:
         self._basic = f"Basic {b64encode(user.encode()).decode()}" if user else None
         self._token = token
         self._additional = additional_headers
-        self._opener = _opener(options)
+        self._opener = _opener({"proxy": None} | options if is_loopback(url) else options)
 
     async def get_run(self, run_id: str) -> RunData | None:
         """None if there is no such run. Raises Unanswered and WatchError."""

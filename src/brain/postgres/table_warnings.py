@@ -95,8 +95,9 @@ async def _repeating_ids(conn: Conn, table: Table, description: Description) -> 
     if inherited or row[1] != "t":
         # An index of a partitioned table is unique only together with the partition key, and none
         # spans the tables that inherit from one.
-        query = f"SELECT {run_id}, count(*) FROM {name} GROUP BY {run_id} HAVING count(*) > 1;"
-        hint = f"{query} -- make these unique: no index can"
+        query = sql.SQL("SELECT {id}, count(*) FROM {table} GROUP BY {id} HAVING count(*) > 1;")
+        repeated = query.format(id=sql.SQL(run_id), table=table.sql).as_string()
+        hint = f"{repeated} -- make these unique: no index can"
     elif description.primary_key or description.kind == "m":
         hint = f"CREATE UNIQUE INDEX ON {name} ({run_id});"
     else:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from brain import __version__
+from tests.support import ROOT
 from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
@@ -122,6 +123,19 @@ def test_the_first_start_says_what_it_creates_and_where(embedded: Brain) -> None
     cluster = (embedded.folder / ".brain/postgres").resolve()
     creating = log.index(f'event="creating embedded postgres" cluster={cluster} detail=')
     assert creating < log.index('event="embedded postgres created"')
+
+
+def test_the_readme_has_the_commands_that_serve_prints(embedded: Brain) -> None:
+    """But for the ports, and the path of the command."""
+    readme = re.sub(r"[.]venv/bin/", "", (ROOT / "README.md").read_text())
+    printed = embedded.log().replace(f"localhost:{embedded.port}", "localhost:5221")
+    printed = re.sub(r"psql -h localhost -p \d+", "psql -h localhost", printed)
+    commands = re.findall(
+        r"  (?:watch it|create one|change it) +(.+?)(?:   .*)?$", printed, re.MULTILINE
+    )
+    assert len(commands) == 3
+    for command in commands:
+        assert f"    {command}" in readme, command
 
 
 def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
@@ -366,6 +380,21 @@ def test_watch_reconnects(database: str) -> None:
     assert output.count("connected to") == 1
     assert output.count("; trying again") == 1
     assert output.count("connected again") == 1
+
+
+def test_watch_takes_what_people_type(embedded: Brain) -> None:
+    """And does not ask the proxy of the environment for this machine."""
+    for url in ("localhost:{}", "http://localhost:{}/", "ws://127.0.0.1:{}", "ws://[::1]:{}/ws"):
+        watching = subprocess.Popen(
+            [*BRAIN, "watch", url.format(embedded.port)],
+            env=os.environ | {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "", "NO_PROXY": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stderr
+        assert watching.stderr.readline().startswith("brain: connected to ws://")
+        interrupt(watching)
 
 
 def test_watch_sends_the_token_of_the_environment(database: str) -> None:

@@ -206,7 +206,10 @@ async def check(url: str, name: str) -> None:
             assert statuses(await runs(client)) == sorted([first, *[later] * number])
             assert await shell.paste("change it") == "UPDATE 1\n"
             assert statuses(await runs(client)) == [later] * (number + 1)
-        assert await shell.paste("no psql?") == "UPDATE 1\n"
+        (change,), (*_, same) = shell.commands["change it"], shell.commands["no psql?"]
+        assert change.partition(" -c ")[2] == same.partition(" psql -c ")[2]
+        if name in ("text", "odd names"):  # it takes a second
+            assert await shell.paste("no psql?") == "UPDATE 1\n"
 
 
 async def runs(client: AsyncClient) -> list[dict[str, str]]:
@@ -258,6 +261,7 @@ async def test_without_an_insert_the_update_is_of_a_row_that_exists(
         execute(database, insert)
         await shell.look()
         assert "create one" not in shell.commands
+        assert f"{says[:-1]}: this changes a row that exists)" in shell.commands[""]
         assert await shell.paste("change it") == "UPDATE 1\n"
         assert set(statuses(await runs(client))) == {"running"}
 

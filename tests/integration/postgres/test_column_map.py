@@ -138,6 +138,9 @@ async def test_a_table_without_id_or_status_is_told_its_map(database: str) -> No
     table = Table("public", "jobs")
     report = await doctor.examine(database, table, Decoder({}, 100))
     assert report.findings[0].hint == ("""BRAIN_COLUMN_MAP='status="State",id="jobKey"'""")
+    async with Following(database, table=table) as f:
+        await f.until(lambda: f.follow.state.code == "table")
+        assert f.follow.state.hint == report.findings[0].hint
     mapped = replace(table, columns=ColumnMap.parse('status="State",id="jobKey"'))
     report = await doctor.examine(database, mapped, Decoder({}, 100))
     (note,) = report.findings

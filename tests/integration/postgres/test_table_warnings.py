@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from brain.doctor.checks import examine
 from brain.doctor.report import Finding
+from brain.postgres.column_map import ColumnMap
 from brain.postgres.decoder import Decoder
 from brain.postgres.polling import Mode
 from brain.postgres.table import Table
@@ -97,7 +98,7 @@ UNIQUE = {
 
 
 @follows(
-    "CREATE UNIQUE INDEX ON {} (id);", "ALTER TABLE {} ADD PRIMARY KEY (id);", all_of_them=False
+    "CREATE UNIQUE INDEX ON {} ({});", "ALTER TABLE {} ADD PRIMARY KEY ({});", all_of_them=False
 )
 @pytest.mark.parametrize("name", REPEATING)
 async def test_ids_that_may_repeat_are_found_and_the_hint_makes_them_unique(
@@ -132,6 +133,23 @@ async def test_ids_that_are_unique_are_no_finding(any_database: str, name: str) 
     assert await look(any_database) == []
 
 
+@pytest.mark.parametrize("partitions", ["", " PARTITION BY LIST (tenant)"])
+async def test_the_hint_names_the_column_that_holds_the_ids(
+    any_database: str, partitions: str
+) -> None:
+    execute(
+        any_database,
+        'DROP TABLE runs; CREATE TABLE runs (tenant text, "runId" text, status text,'
+        f' PRIMARY KEY (tenant, "runId")){partitions}',
+    )
+    table = Table("public", "runs", ColumnMap.parse("id=runId"))
+    (found,) = await look(any_database, table=table)
+    assert '"runId"' in found.hint
+    execute(any_database, found.hint)
+    if not partitions:
+        assert await look(any_database, table=table) == []
+
+
 async def test_ids_that_repeat_come_before_the_index(any_database: str) -> None:
     execute(any_database, f"{HEAD}, PRIMARY KEY (tenant, id))")
     execute(any_database, "INSERT INTO runs VALUES ('t1', 'a', 'queued'), ('t2', 'a', 'queued')")
@@ -142,6 +160,23 @@ async def test_ids_that_repeat_come_before_the_index(any_database: str) -> None:
     execute(any_database, "DELETE FROM runs WHERE tenant = 't2'")
     execute(any_database, index.removeprefix("-- and then: "))
     assert await look(any_database) == []
+
+
+@follows(
+    "CREATE UNIQUE INDEX ON {} ({});", "{} -- make these unique: no index can", all_of_them=False
+)
+async def test_hints_name_the_columns_that_the_table_has(any_database: str) -> None:
+    table = Table("public", "runs", ColumnMap.parse('id="runId",started_at="startedAt"'))
+    head = 'DROP TABLE runs; CREATE TABLE runs ("runId" text, "startedAt" timestamp, status text'
+    execute(any_database, f'{head}, PRIMARY KEY ("runId", status)) PARTITION BY LIST (status)')
+    (found,) = await look(any_database, table=table)
+    paste(found.hint, any_database)
+    execute(any_database, f'{head}, PRIMARY KEY ("runId", status))')
+    (found,) = await look(any_database, table=table)
+    paste(found.hint, any_database)
+    assert await look(any_database, table=table) == []
+    (found,) = await look(any_database, table=table, zone=TimeZone.parse("Asia/Tokyo"))
+    assert "write startedAt in its TimeZone" in found.what
 
 
 def warned(f: Following) -> list[str]:
