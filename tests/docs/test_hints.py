@@ -51,6 +51,7 @@ NO_HINTS = {
     "the token is for another audience": "for the client, who cannot change the setting",
     "the token's issuer is not": "for the client, who cannot change the setting",
     "BRAIN_SOURCE is poll": "says what is set",
+    "BRAIN_RESUME is 0": "says what is set",
     "Brain takes times without a zone": "says what is set",
     "the database does not know the time zone": "needs other time zone data in PostgreSQL",
     "DROP PUBLICATION IF EXISTS {}": "Brain runs it",
