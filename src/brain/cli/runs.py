@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from brain.client.watch import Message
+from brain.client.events import Message
 from brain.contract.messages import ACTIVE, RunData
 
 MAX_FINISHED: Final = 1000

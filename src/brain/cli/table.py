@@ -19,7 +19,7 @@ from brain.cli.runs import Row, Runs, fitting, height
 from brain.cli.screen import Screen, opened
 from brain.cli.target import Target
 from brain.client.api import API, Unanswered
-from brain.client.watch import Away, Connected, Event, Message
+from brain.client.events import Away, Connected, Deleted, Event, Message, Ready, Source
 from brain.contract.messages import STATUSES
 
 INTERVAL: Final = 0.25
@@ -260,6 +260,8 @@ async def _follow(
                     case Away(reason=reason):
                         view.away, view.connected, view.since = reason, False, time.monotonic()
                         view.clock.freeze()
+                    case Deleted() | Ready() | Source():
+                        pass  # only a URL with `include` asks for them
                     case _:
                         assert_never(event)
                 dirty.set()

@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from brain import Away, Connected, Message
+from brain import Away, Connected, Deleted, Message, Ready, Source
 from brain import watch as watch_events
 from brain.cli.lines import Closed, readable, say, until_closed, write_line
 from brain.cli.target import Target
-from brain.client.watch import Event, Timing
+from brain.client.events import Event
+from brain.client.watch import Timing
 from brain.contract.messages import Status
 
 DEADLINE: Final = 10.0
@@ -91,7 +92,7 @@ async def _print_messages(events: AsyncGenerator[Event], url: str) -> None:
     async with contextlib.aclosing(events):
         async for event in events:
             match event:
-                case Message(text=text):
+                case Message(text=text) | Deleted(text=text) | Ready(text=text) | Source(text=text):
                     write_line(readable(text))
                 case Connected(reset=reset):
                     say(f"connected {'again ' if connected_before else ''}to {url}")

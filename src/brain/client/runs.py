@@ -24,8 +24,9 @@ from websockets.datastructures import HeadersLike
 
 from brain.client.api import API, Unanswered
 from brain.client.endings import WatchError
+from brain.client.events import Away, Connected, Message
 from brain.client.pages import load
-from brain.client.watch import TIMING, Away, Connected, Message, Timing, Token, watch
+from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.messages import ACTIVE, RunData, Status
 
 State: TypeAlias = Literal["connecting", "live", "away", "ended"]

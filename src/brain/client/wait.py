@@ -11,8 +11,9 @@ from websockets.datastructures import HeadersLike
 
 from brain.client.api import API, Unanswered
 from brain.client.endings import WatchError
-from brain.client.watch import TIMING, Away, Connected, Message, Timing, Token, watch
-from brain.client.watch import Event as Watched
+from brain.client.events import Away, Connected, Message
+from brain.client.events import Event as Watched
+from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.messages import ACTIVE, RunData, Status
 from brain.contract.subscription import MAX_VALUES
 
