@@ -263,7 +263,7 @@ async def _follow(
                         view.away, view.connected, view.since = reason, False, time.monotonic()
                         view.clock.freeze()
                     case Deleted() | Ready() | Source():
-                        pass  # not asked for
+                        pass  # only a URL with `include` asks for them
                     case _:
                         assert_never(event)
                 dirty.set()

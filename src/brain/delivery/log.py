@@ -101,17 +101,14 @@ class Log:
         return None
 
     def latest(self, before: int, window: int) -> tuple[list[Entry], int]:
-        """The runs whose last change is among `window` entries of the log that end before the seq
-        `before`, newest first; the seq to continue before, or 0 at the end of memory.
+        """The current entries among `window` entries that end before the seq `before`, newest
+        first, tombstones included; the seq to continue before, or 0 at the end of memory.
         """
         end = bisect_left(self.seqs, before)
         start = max(0, end - window)
         current = self._current.get
-        held = [
-            entry
-            for entry in reversed(self.entries[start:end])
-            if current(entry[RUN][ID]) is entry and not is_tombstone(entry)
-        ]
+        held = [entry for entry in self.entries[start:end] if current(entry[RUN][ID]) is entry]
+        held.reverse()
         return held, self.seqs[start] if start else 0
 
     def piece(
