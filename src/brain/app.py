@@ -21,12 +21,13 @@ from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.contract.subscription import Form
-from brain.delivery.board import Board
+from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
+from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import Example, look
@@ -100,10 +101,17 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         async with _database(settings) as (url, embedded_port):
             port = sockets[0].getsockname()[1]
             started = Started(port, redact(url), embedded_port)
+            records = Records(
+                settings.data_dir / "resume" if settings.resume else None,
+                keep=settings.resume,
+                max_rows=settings.board_memory // OVERHEAD,
+            )
+            closing.callback(records.close)
             await _serve(
                 settings,
                 url,
                 sockets,
+                records,
                 lambda detail, example: announce(replace(started, detail=detail, example=example)),
             )
             _on_signal(task.cancel)
@@ -131,11 +139,14 @@ async def _serve(
     settings: Settings,
     url: str,
     sockets: list[socket.socket],
+    records: Records,
     announce: Announce,
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
-    board = Board(settings.board_memory, push_unchanged=settings.push_unchanged)
+    board = Board(
+        settings.board_memory, push_unchanged=settings.push_unchanged, remember=records.remember
+    )
     metrics = Metrics(time.time)
     hub = Hub(
         board,
@@ -152,6 +163,7 @@ async def _serve(
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
+        records=records,
     )
     policy = Policy(
         networks=settings.allowed_networks,
@@ -173,7 +185,9 @@ async def _serve(
         tokens=_tokens(settings, form),
         form=form,
     )
-    parts = Parts(board, hub, follow.state, limiter, decoder, state.rejections.counts, loop.time)
+    parts = Parts(
+        board, hub, follow.state, records, limiter, decoder, state.rejections.counts, loop.time
+    )
     metrics.read(parts)
     log.info(
         "access rules",

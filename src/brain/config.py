@@ -102,7 +102,10 @@ class Settings(BaseSettings):
         rule="it is true or false",
     )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
-        Path(".brain"), "Where the embedded PostgreSQL keeps its data.", unit="folder"
+        Path(".brain"),
+        "Where the embedded PostgreSQL keeps its data, and Brain the records that let clients "
+        "resume over a restart.",
+        unit="folder",
     )
     postgres_port: int | None = _setting(
         None,
@@ -241,6 +244,16 @@ class Settings(BaseSettings):
         unit="bytes",
         rule="the board memory is 1048576 bytes or more",
         ge=1_048_576,
+    )
+    resume: float = _setting(
+        3600,
+        "How far `since` reaches back over a restart of Brain, at least. 0: after a restart every "
+        "client starts over.",
+        unit="seconds",
+        rule="it is 0 to 604800 seconds (a week)",
+        ge=0,
+        le=604_800,
+        allow_inf_nan=False,
     )
     ping_interval: float = _setting(
         30,

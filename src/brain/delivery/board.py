@@ -33,6 +33,13 @@ R15  A piece holds at most 64 KiB, serves one filter, and ends before a round se
      with different seqs soon share pieces; the hub makes each once per tick. (5000 clients with
      5000 different `since` took 0.5 s of CPU so, 31 s otherwise.)
      test_pieces_are_bounded_and_soon_shared, test_a_piece_is_made_once_per_filter_and_seq
+
+After a restart (postgres/checkpoints.py has the rules) the first event is Resumed instead of a
+Snapshot. Resumed runs keep the times at which they were sent, at the earliest; those that changed
+since the floor may have been ANYTHING, because nobody knows what they were. No byte leaves with a
+time that `remember` has not been told, so that time goes on there.
+test_resumed_runs_have_the_times_of_before, test_resumed_runs_may_have_been_anything,
+test_every_time_is_remembered_before_it_is_sent
 """
 
 from bisect import bisect_left, bisect_right
@@ -40,7 +47,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Final, TypeAlias, assert_never, cast
 
-from brain.contract.events import Changes, Event, Snapshot
+from brain.contract.events import Changes, Event, Resumed, Snapshot
 from brain.contract.messages import (
     ACTIVE,
     FIELDS,
@@ -94,8 +101,15 @@ OVERHEAD = 1200
 Measured by test_the_memory_charged_is_the_memory_used."""
 
 
+def _forget_nothing(_: Micros) -> None:
+    """Without a file, no time outlives the process."""
+
+
 class Board:
-    """`memory` bounds the bytes of all entries; unfinished runs are kept even beyond it (R11)."""
+    """`memory` bounds the bytes of all entries; unfinished runs are kept even beyond it (R11).
+
+    `remember` stores the highest timestamp that may leave.
+    """
 
     def __init__(
         self,
@@ -106,10 +120,13 @@ class Board:
         max_piece: int = PIECE,
         max_facets: int = MAX_FACETS,
         max_deleted: int = MAX_DELETED,
+        remember: Callable[[Micros], object] = _forget_nothing,
     ) -> None:
         self.seq = 0
         self.time: Micros = 0
         """The last timestamp on the wire. Commit times may decrease; this never does (R9)."""
+        self.last_time: Micros = 0
+        """The time of the newest entry."""
         self.floor = 0
         """The seq of the newest entry that is no longer held."""
         self.floor_time: Micros = 0
@@ -125,6 +142,7 @@ class Board:
         self._max_piece = max_piece
         self._max_facets = max_facets
         self._max_deleted = max_deleted
+        self._remember = remember
         self._runs: dict[str, Entry] = {}
         self._log: list[Entry] = []
         self._seqs: list[int] = []
@@ -187,9 +205,15 @@ class Board:
                 pushes = self._changes(event)
             case Snapshot():
                 pushes = self._snapshot(event)
+            case Resumed():
+                pushes = self._resume(event)
             case _:
                 assert_never(event)
         self._evict()
+        if pushes:
+            self.last_time = self.time
+        # The API answers with a time above `floor_time`.
+        self._remember(self.time if self.time > self.floor_time else self.floor_time + 1)
         if len(self._log) > 2 * len(self._runs) + 1024:
             self._compact()
         return pushes
@@ -231,6 +255,25 @@ class Board:
             self._deleted_floor = self.seq
         return pushes
 
+    def _resume(self, event: Resumed) -> list[Push]:
+        """Fill the empty board. A client that was cut off while it was sent the unfinished
+        runs lacks some whose time was `floor_time`: they follow it.
+        """
+        self.floor_time = self.last_time = event.floor_time
+        self.time = event.floor_time + 1
+        for run in event.unchanged:
+            self._forget(self._runs.get(run[ID]))
+            self._put(run, 0, None, ())
+        for time, run in event.changed:
+            self.time = time
+            self._forget(self._runs.get(run[ID]))
+            self._put(run, 0, None, ANYTHING)
+        if self._log:
+            self.last_time = self.time
+        self.time = event.at
+        self.begun = True
+        return []
+
     def _snapshot(self, event: Snapshot) -> list[Push]:
         self._advance(event.at)
         if event.new:
@@ -269,6 +312,7 @@ class Board:
             if event.complete:
                 self.begun = True
                 self.floor_time = max(self.floor_time, event.at - 1)
+                self.last_time = self.time if self._log else self.floor_time
         return pushes
 
     def _is_news(self, run: Run, known: Entry | None, unless_after: int | None) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Literal, TypeAlias
 
-from brain.contract.events import Snapshot
+from brain.contract.events import Event
 from brain.postgres.fingerprint import fingerprint
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
@@ -45,7 +45,7 @@ class Polling:
         self._reread_at = self._check_at = 0.0
         self._fingerprint: int | None = None
 
-    async def events(self) -> AsyncGenerator[Snapshot]:
+    async def events(self) -> AsyncGenerator[Event]:
         """Raises what the ordinary connection raises, and TableError."""
         loop = asyncio.get_running_loop()
         await self._poll.read_catalog()

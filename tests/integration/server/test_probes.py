@@ -22,9 +22,13 @@ DETAILS = {
     "detail",
     "hint",
     "lag_seconds",
+    "resume_detail",
+    "resume_seconds",
+    "since_seconds",
     "clients",
     "lagging",
     "rejected",
+    "warnings",
     "runs",
 }
 NAMELESS = {

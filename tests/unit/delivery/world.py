@@ -222,7 +222,7 @@ class World:
         self.newest = max(self.newest, event.at, self.lost_time + 1)
         if isinstance(event, Changes):
             self.note_changes(event, pushes)
-        else:
+        elif isinstance(event, Snapshot):
             self.note_snapshot(event, pushes, begun, seq)
         for run_id in [run_id for run_id in self.held if run_id not in self.board]:
             seq, time = self.held.pop(run_id)
