@@ -25,6 +25,7 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
+from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel
 from brain.postgres.canonical import Columns
 from brain.postgres.connection import connect, redact
@@ -165,6 +166,7 @@ async def _serve(
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections)
         add_operations(api, parts, state, metrics)
+        add_page(api)
         server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:

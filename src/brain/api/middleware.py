@@ -7,22 +7,26 @@ from brain.access.limits import BODY_TOO_LARGE, MAX_BODY
 from brain.access.rejections import RejectionCounter
 from brain.access.tokens import OPEN, Grant, TokenError, Tokens, bearer
 from brain.api.problems import problem_answer
+from brain.page.routes import FOLDERS as PAGE_FOLDERS
+from brain.page.routes import PUBLIC as PAGE
 
 GRANT = "brain.grant"
 """Where the ASGI scope of a request holds what its token permits."""
 
-WITHOUT_TOKEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/ws")
-"""Paths for operators, public documents, and `/ws`, whose token server/http.py checks.
+OPERATIONS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/ws")
+"""Paths for operators, public documents, and `/ws`, whose token server/http.py checks."""
 
-All others need a token.
-"""
-
-FIXED = (*WITHOUT_TOKEN, "/api/runs")
+FIXED = (*OPERATIONS, "/api/runs")
 """Paths without a parameter."""
 
 
 RUN = "/api/runs/"
 """What the path of a run begins with."""
+
+
+def is_public(path: str) -> bool:
+    """Whether a request of this path needs no token. All others need one."""
+    return path in (*OPERATIONS, *PAGE) or path.startswith(PAGE_FOLDERS)
 
 
 def grant(request: Request) -> Grant:
@@ -105,7 +109,7 @@ class TokenCheck:
         self._rejections = rejections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in WITHOUT_TOKEN:
+        if scope["type"] == "http" and not is_public(scope["path"]):
             try:
                 granted = await self._tokens.check(bearer(scope["headers"]))
                 granted.require("read" if scope["method"] in ("GET", "HEAD") else "write")

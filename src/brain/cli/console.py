@@ -117,6 +117,7 @@ def welcome(started: "Started", settings: Settings) -> str:
         "",
         first,
         "",
+        f"  see it      http://{address}/",
         f"  watch it    {npx}       (or: {brain} watch ws://{address}/ws)",
         f"  create one  curl -s http://{address}/api/runs{bearer} {body}",
         f"  change it   {psql}",
