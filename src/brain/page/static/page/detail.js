@@ -90,8 +90,8 @@ const spans = (entry, moment, texts) => html`
 
 /** @param {string} iso @param {Texts} texts */
 const times = (iso, texts) => html`
-  <span class="time">${texts.local(Date.parse(iso))} <small>${texts.say('localTime')}</small></span>
-  <span class="time">${iso} <small>UTC</small></span>`;
+  <span class="time">${texts.local(Date.parse(iso))}</span>
+  <span class="time">${iso.slice(0, 19).replace('T', ' ')} UTC</span>`;
 
 /** As the API has it. @param {LiveRun} run */
 function json(run) {

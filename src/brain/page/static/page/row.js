@@ -45,8 +45,10 @@ export const idle = (span, texts) =>
 export function row(entry, index, current, moment, texts) {
   const { run } = entry;
   const since = moment.idle(entry);
+  // On a phone, one of these has the second line.
+  const line = run.error ? 'with-error' : run.progress === undefined ? '' : 'with-progress';
   return html`<div
-    class="row ${run.status} ${current ? 'current' : ''}"
+    class="row ${run.status} ${line} ${current ? 'current' : ''}"
     role="row"
     id="row-${index}"
     aria-rowindex=${index + 2}

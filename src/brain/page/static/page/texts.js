@@ -114,7 +114,6 @@ export const TEXTS = {
   copyField: { en: 'Copy: {name}', zh: '复制：{name}' },
   copyAll: { en: 'Copy as JSON', zh: '复制为 JSON' },
   copied: { en: 'Copied', zh: '已复制' },
-  localTime: { en: 'local', zh: '本地' },
   gone: { en: 'This run has been deleted.', zh: '此运行已被删除。' },
   unknown: {
     en: 'This run is not among those that the page keeps.',
