@@ -29,7 +29,8 @@ from psycopg.rows import TupleRow
 
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, TASK_ID
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import Board
+from brain.delivery.log import RUN
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow

@@ -16,7 +16,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from brain.contract.messages import ID, STATUS, Run, Status
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import Board
+from brain.delivery.log import RUN
 from brain.postgres.checkpoints import Checkpoint, Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder

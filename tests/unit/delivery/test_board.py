@@ -12,21 +12,8 @@ import pytest
 from brain.contract.events import Changes, Op, Snapshot, only_id
 from brain.contract.messages import ID, UNCHANGED, Micros, Run, body, iso, message
 from brain.contract.subscription import ANY, facet
-from brain.delivery.board import (
-    ANYTHING,
-    FACETS,
-    FINISHED,
-    FRAME,
-    OVERHEAD,
-    PIECE,
-    RUN,
-    SEQ,
-    TIME,
-    XID,
-    Board,
-    Entry,
-    Push,
-)
+from brain.delivery.board import ANYTHING, FINISHED, OVERHEAD, Board, Push
+from brain.delivery.log import DELETED, FACETS, FRAME, PIECE, RUN, SEQ, TIME, XID, Entry
 
 T = 1_700_000_000_000_000
 PLENTY = 10**9
@@ -104,13 +91,6 @@ def test_a_later_snapshot_pushes_what_differs() -> None:
     assert board.differs(run("unknown"))
 
 
-def test_a_run_that_is_gone_is_removed() -> None:
-    board = begun(PLENTY, run("r"), run("s"))
-    assert board.apply(Snapshot([], T, gone=["r", "never known"])) == []
-    assert "r" not in board
-    assert set(board.unfinished()) == {"s"}
-
-
 def test_a_comparison_does_not_override_newer_changes() -> None:
     board = begun(PLENTY, run("lost"), run("changed"), run("gone"), run("back"))
     asked = board.seq
@@ -122,7 +102,8 @@ def test_a_comparison_does_not_override_newer_changes() -> None:
         gone=["gone", "back"],
         unless_after=asked,
     )
-    assert [entry[RUN] for entry, _, _ in board.apply(found)] == [run("lost", "running")]
+    lost, gone = [entry[RUN] for entry, _, _ in board.apply(found)]
+    assert (lost, gone[:2]) == (run("lost", "running"), ("gone", DELETED))
     assert board.corrections == 1
     assert set(board.unfinished()) == {"lost", "changed", "back"}
 
@@ -136,17 +117,6 @@ def test_a_comparison_does_not_bring_back_a_run_deleted_since(op: Op) -> None:
     assert "r" not in board
     # A query after the delete is news again.
     assert board.apply(Snapshot([run("r")], T, unless_after=board.seq)) != []
-
-
-def test_deletes_are_remembered_one_by_one_up_to_a_limit_and_then_as_one() -> None:
-    board = begun(max_deleted=2)
-    asked = board.seq
-    board.apply(Changes([("delete", only_id("r")), ("delete", only_id("s"))], T, 7))
-    found = Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked)
-    ((entry, _, _),) = board.apply(found)
-    assert entry[RUN] == run("lost")
-    board.apply(Changes([("delete", only_id(run_id)) for run_id in "tuv"], T, 7))
-    assert board.apply(Snapshot([run("u"), run("more")], T, unless_after=asked)) == []
 
 
 def test_a_comparison_does_not_bring_back_a_run_evicted_since() -> None:
@@ -281,16 +251,17 @@ def test_an_unchanged_value_comes_from_the_board_or_is_absent() -> None:
     assert b"null" not in entry[FRAME]
 
 
-def test_delete_and_truncate_are_not_pushed_and_move_the_seq() -> None:
+def test_delete_and_truncate_move_the_seq() -> None:
     board = begun(PLENTY, run("a"), run("b"), run("c", "failed"))
     for op, left in (("delete", {"b"}), ("truncate", set[str]())):
         seq = board.seq
-        assert board.apply(Changes([(op, only_id("a"))], T, 7)) == []  # type: ignore[list-item]
+        pushes = board.apply(Changes([(op, only_id("a"))], T, 7))  # type: ignore[list-item]
+        assert [entry[RUN][:2] for entry, _, _ in pushes] == [("a", DELETED)] * (op == "delete")
         assert board.seq == seq + 1
         assert set(board.unfinished()) == left
     assert len(board) == 0
     assert board.size == 0
-    assert board.piece(0, board.seq, None) == (b"", board.seq)
+    assert board.log.piece(0, board.seq) == (b"", board.seq)
 
 
 # Time
@@ -353,9 +324,9 @@ def test_stale_entries_are_compacted() -> None:
     board = begun(PLENTY, run("r"))
     for i in range(5000):
         change(board, "update", run("r", ("completed", "failed")[i % 2]))
-    assert len(board._log) < 1100
-    assert frames(board.piece(0, board.seq, None)[0]) == ["r"]
-    assert board.since(T) == board._seqs[0] - 1
+    assert len(board.log.entries) < 1100
+    assert frames(board.log.piece(0, board.seq, None)[0]) == ["r"]
+    assert board.since(T) == board.log.seqs[0] - 1
 
 
 def lives(count: int) -> Iterator[tuple[Op, Run]]:
@@ -410,17 +381,17 @@ def test_the_memory_charged_is_the_memory_used() -> None:
 def test_a_piece_has_the_current_state_of_changed_runs_oldest_first() -> None:
     board = begun(PLENTY, run("a"), run("b"), run("c"))
     change(board, "update", run("a", "running"))
-    assert frames(board.piece(0, 4, None)[0]) == ["b", "c", "a"]
-    assert frames(board.piece(0, 3, None)[0]) == ["b", "c"], "never beyond"
-    assert frames(board.piece(2, 4, None)[0]) == ["c", "a"]
-    assert board.piece(4, 4, None) == (b"", 4)
+    assert frames(board.log.piece(0, 4, None)[0]) == ["b", "c", "a"]
+    assert frames(board.log.piece(0, 3, None)[0]) == ["b", "c"], "never beyond"
+    assert frames(board.log.piece(2, 4, None)[0]) == ["c", "a"]
+    assert board.log.piece(4, 4, None) == (b"", 4)
     wanted: list[Entry] = []
 
     def want(entry: Entry) -> bool:
         wanted.append(entry)
         return entry[RUN][ID] == "a"
 
-    data, reached = board.piece(0, 4, want)
+    data, reached = board.log.piece(0, 4, want)
     assert (frames(data), reached) == (["a"], 4)
     assert len(wanted) == 3, "a stale entry is not even looked at"
 
@@ -428,7 +399,7 @@ def test_a_piece_has_the_current_state_of_changed_runs_oldest_first() -> None:
 def all_pieces(board: Board, after: int) -> list[tuple[bytes, int]]:
     pieces = []
     while after < board.seq:
-        data, after = board.piece(after, board.seq, None)
+        data, after = board.log.piece(after, board.seq, None)
         pieces.append((data, after))
     return pieces
 
@@ -451,17 +422,17 @@ def test_pieces_are_bounded_and_soon_shared(text: int) -> None:
 
 def test_a_full_piece_ends_before_the_roundest_seq_of_its_second_half() -> None:
     board = begun(PLENTY, *(run(f"r{i}", error="x" * 400) for i in range(300)))
-    size = len(board.piece(0, 1, None)[0])
+    size = len(board.log.piece(0, 1, None)[0])
     assert PIECE // 2 // size < 64
     assert 96 < PIECE // size < 128
-    assert [board.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [
+    assert [board.log.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [
         95,
         191,
         191,
         191,
         300,
     ]
-    assert frames(board.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
+    assert frames(board.log.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
 
 
 def test_a_piece_of_large_frames_ends_before_it_is_too_long() -> None:

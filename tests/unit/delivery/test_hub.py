@@ -4,18 +4,19 @@ test_hub_histories.py.
 
 import json
 from collections.abc import Callable, Collection
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
-from brain.contract.events import Changes, Op, Snapshot
+from brain.contract.events import Changes, Op, Snapshot, only_id
 from brain.contract.messages import Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
-from brain.delivery.board import OVERHEAD, PIECE, Board
+from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
+from brain.delivery.log import PIECE
 
 T = 1_700_000_000_000_000
 INTERVAL = 0.025
@@ -52,6 +53,7 @@ class Reader(Client):
     def __init__(self) -> None:
         self.write = self.take
         self.got: list[tuple[str, str, float | None]] = []
+        self.all: list[dict[str, Any]] = []
         self.writes: list[bytes] = []
         self.closed: int | None = None
         self.dropped: Exception | None = None
@@ -64,8 +66,10 @@ class Reader(Client):
         while data:
             head = {126: 4, 127: 10}.get(data[1], 2)
             size = head + (data[1] if head == 2 else int.from_bytes(data[2:head], "big"))
-            run = json.loads(data[head:size])["data"]
-            self.got.append((run["id"], run["status"], run.get("progress")))
+            message = json.loads(data[head:size])
+            self.all.append(message)
+            if "status" in (run := message.get("data", {})):
+                self.got.append((run["id"], run["status"], run.get("progress")))
             data = data[size:]
         if self.full and not self.paused:
             self.room.hub.pause(self)
@@ -76,6 +80,10 @@ class Reader(Client):
 
     def ids(self) -> list[str]:
         return [run_id for run_id, _, _ in self.taken()]
+
+    def types(self) -> list[tuple[str, str]]:
+        """Of every message: its type, and the id of its run."""
+        return [(each["type"], each.get("data", {}).get("id", "")) for each in self.all]
 
     def drain(self) -> None:
         self.full = False
@@ -141,6 +149,9 @@ class Room:
 
     def change(self, *rows: Run, op: Op = "update", at: Micros = T + 1) -> None:
         self.hub.push(self.board.apply(Changes([(op, row) for row in rows], at, 7)))
+
+    def delete(self, run_id: str, at: Micros = T + 1) -> None:
+        self.change(only_id(run_id), op="delete", at=at)
 
 
 def agents(*names: str) -> Filter:

@@ -25,7 +25,8 @@ from brain.contract.messages import (
     iso,
     text_frame,
 )
-from brain.delivery.board import ENTRY, RUN, SEQ, TIME, Push
+from brain.delivery.board import ENTRY, Push
+from brain.delivery.log import RUN, SEQ, TIME
 from tests.unit.delivery import judge
 from tests.unit.delivery.consumers import Connection, Consumer, Criteria
 from tests.unit.delivery.judge import FINISHED, Violation
