@@ -26,7 +26,8 @@ export interface Source {
   source: 'replication' | 'poll' | 'none';
   code?: string;
   detail?: string;
-  lag_seconds: number;
+  /** null until Brain has read the table. */
+  lag_seconds: number | null;
 }
 
 export interface RunDeleted { type: 'run_deleted'; data: { id: string }; timestamp: string }

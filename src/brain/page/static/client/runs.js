@@ -16,7 +16,9 @@ import { Refused, watch } from './watch.js';
 
 const ACTIVE = /** @type {const} */ (['queued', 'running']);
 const FINISHED = /** @type {const} */ (['completed', 'failed']);
-const PROOF = 8000; // ms: older proof that all changes have come is no proof
+// Brain reports its source every 5 s, and at once when the database has been silent for 5 s.
+const REPORTED = 8000; // ms since the last report, after which its successor is missing
+const SILENT = 5; // s
 const PAGE = 1000; // runs
 const MAX_VALUES = 100; // of all filters of a request
 const MAX_QUERY = 6000; // characters of ids: a URL has at most 8 KiB
@@ -50,7 +52,8 @@ export class Runs {
 
   #ready = false; // what `since` asked for has come
   #ever = false; // … once
-  /** @type {Source | undefined} */ #source;
+  /** @type {Source | undefined} The last report. */ #source;
+  #reported = 0; // when it came
   /** When all runs were surely complete, by `performance.now()`. @type {number | undefined} */
   #proof;
   /** @type {number | undefined} As #proof, by the database's clock. */ #at;
@@ -95,15 +98,19 @@ export class Runs {
 
   /** @returns {Freshness} */
   get freshness() {
-    const age = this.#proof === undefined ? 0 : Math.max(0, performance.now() - this.#proof);
+    const now = performance.now();
+    const age = this.#proof === undefined ? 0 : Math.max(0, now - this.#proof);
     const common = { at: this.#at, age };
     if (this.#end) return { ...common, ...this.#end, state: 'ended' };
-    if (!this.#ready) return { ...common, state: this.#ever ? 'away' : 'connecting' };
-    const { source, code, detail } = this.#source ?? {};
-    if (this.#proof === undefined || source === 'none' || age > PROOF || this.#clock.doubtful) {
-      return { ...common, state: 'behind', code, reason: detail };
+    if (!this.#ready || !this.#source) {
+      return { ...common, state: this.#ever ? 'away' : 'connecting' };
     }
-    return { ...common, state: source === 'poll' ? 'polled' : 'live', code, reason: detail };
+    const { source, code, detail, lag_seconds } = this.#source;
+    // The worse of the two hops: from the database to Brain, and from Brain to here.
+    const silent = lag_seconds === null || lag_seconds > SILENT || source === 'none';
+    const late = now - this.#reported > REPORTED || this.#clock.doubtful;
+    const state = silent || late ? 'behind' : source === 'poll' ? 'polled' : 'live';
+    return { ...common, state, code, reason: detail };
   }
 
   /** @param {(changes: readonly Change[]) => void} listener */
@@ -152,7 +159,8 @@ export class Runs {
         },
         source: (source) => {
           this.#source = source;
-          this.#prove(source.lag_seconds * 1000);
+          this.#reported = performance.now();
+          if (source.lag_seconds !== null) this.#prove(source.lag_seconds * 1000);
           this.#tell();
         },
         away: leave,

@@ -126,6 +126,6 @@ export class Grid {
   }
 
   #measure() {
-    this.#height = this.#parts.ruler.offsetHeight || this.#height;
+    this.#height = this.#parts.ruler.getBoundingClientRect().height || this.#height;
   }
 }
