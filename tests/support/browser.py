@@ -102,10 +102,8 @@ class LivePage:
         for key in keys:
             self.tab.keyboard.press(key)
 
-    @property
-    def cursor(self) -> str | None:
-        """The id of the run that has the cursor."""
-        return self.tab.locator("#rows .current").get_attribute("data-run")
+    def has_cursor(self, run_id: str) -> None:
+        expect(self.tab.locator("#rows .current")).to_have_attribute("data-run", run_id)
 
     @property
     def foreign(self) -> list[str]:
@@ -120,13 +118,23 @@ class LivePage:
 
 @contextlib.contextmanager
 def live_page(
-    browser: Browser, origin: str, query: str = "", *, script: str = "", **context: Any
+    browser: Browser,
+    origin: str,
+    query: str = "",
+    *,
+    script: str = "",
+    clock: bool = False,
+    **context: Any,
 ) -> Iterator[LivePage]:
-    """`script` runs in the tab before the page does; `context` goes to Playwright."""
+    """`script` runs in the tab before the page does. With `clock`, `page.tab.clock.fast_forward`
+    lets time pass there. `context` goes to Playwright.
+    """
     context = {"locale": "en-GB", "viewport": {"width": 1280, "height": 720}, **context}
     with contextlib.closing(browser.new_context(**context)) as made:
         if script:
             made.add_init_script(script)
+        if clock:
+            made.clock.install()
         page = LivePage(made.new_page(), origin)
         page.open(query)
         yield page

@@ -5,6 +5,7 @@ mostly gets a 304. What the page refers to lies below a path that contains the h
 never changes, and a browser need not ask. So a page never mixes the files of two versions.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -23,6 +24,9 @@ CSP: Final = (
     "require-trusted-types-for 'script'"
 )
 """What the page may load: only what Brain serves; and text never becomes HTML or a script."""
+
+GZIP: Final = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
+"""In Accept-Encoding, unless it is refused (RFC 9110, section 12.5.3)."""
 
 ASK: Final = "no-cache"
 KEEP: Final = "public, max-age=31536000, immutable"
@@ -70,7 +74,7 @@ def _answering(
     zipped = {**plain, "Content-Encoding": "gzip", "ETag": f'{asset.etag[:-1]}-gzip"'}
 
     async def answer(request: Request) -> Response:
-        gzipped = "gzip" in request.headers.get("accept-encoding", "")
+        gzipped = GZIP.search(request.headers.get("accept-encoding", "")) is not None
         chosen = zipped if gzipped else plain
         known = request.headers.get("if-none-match", "")
         if chosen["ETag"] in known:

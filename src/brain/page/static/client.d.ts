@@ -30,9 +30,20 @@ export interface Source {
   lag_seconds: number | null;
 }
 
-export interface RunDeleted { type: 'run_deleted'; data: { id: string }; timestamp: string }
-export interface Ready { type: 'ready'; timestamp: string }
-export interface SourceMessage { type: 'source'; data: Source; timestamp: string }
+export interface RunDeleted {
+  type: 'run_deleted';
+  data: { id: string };
+  timestamp: string;
+}
+export interface Ready {
+  type: 'ready';
+  timestamp: string;
+}
+export interface SourceMessage {
+  type: 'source';
+  data: Source;
+  timestamp: string;
+}
 
 /** What a connection may receive that asks for it with `include=deleted,ready,source`. */
 export type AnyMessage = WSMessage | RunDeleted | Ready | SourceMessage;
@@ -109,7 +120,7 @@ export type FreshnessState = 'connecting' | 'live' | 'polled' | 'behind' | 'away
 
 export interface Freshness {
   state: FreshnessState;
-  /** The time up to which the runs are surely complete, in ms since 1970 by the database's clock. */
+  /** Until when the runs are surely complete, in ms since 1970 by the database's clock. */
   at?: number;
   /** Milliseconds since then. */
   age: number;
@@ -145,8 +156,8 @@ export class Runs {
   /** Ms since 1970 by the database's clock, to compare with `started_at`. */
   now(): number;
   /**
-   * Calls back after changes of runs, several at a time, and of `freshness.state`. Returns a function
-   * that ends it. Bound: `useSyncExternalStore(runs.subscribe, () => runs.all)` works.
+   * Calls back after changes of runs, several at a time, and of `freshness.state`. Returns a
+   * function that ends it. Bound: `useSyncExternalStore(runs.subscribe, () => runs.all)` works.
    */
   subscribe: (listener: (changes: readonly Change[]) => void) => () => void;
   /** Try again at once, also after the end. */

@@ -179,8 +179,8 @@ export class Runs {
   }
 
   /**
-   * All changes of up to `lag` ms ago have come. A change proves nothing: it may be one of many that
-   * come late, and the estimate of the database's clock is made of them.
+   * All changes of up to `lag` ms ago have come. A change proves nothing: it may be one of many
+   * that come late, and the estimate of the database's clock is made of them.
    *
    * @param {number} lag
    */
@@ -255,7 +255,11 @@ export class Runs {
       await this.#pages({ ...this.#wanted, run_id: ids }, take);
       for (const id of ids) if (!met.has(id)) this.#put(id, undefined);
     }
-    this.#complete = await this.#pages({ ...this.#wanted, status: wanted(FINISHED) }, take, this.#most);
+    this.#complete = await this.#pages(
+      { ...this.#wanted, status: wanted(FINISHED) },
+      take,
+      this.#most,
+    );
     if (this.#complete) {
       for (const id of [...this.#finished]) if (!met.has(id)) this.#put(id, undefined);
     }

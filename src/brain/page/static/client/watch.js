@@ -36,7 +36,8 @@ class Watch {
   #options;
   #deadline;
   /** @type {WebSocket | undefined} */ #socket;
-  /** @type {ReturnType<typeof setTimeout> | undefined} Ends the connection, or the pause. */ #timer;
+  /** @type {ReturnType<typeof setTimeout> | undefined} Ends the connection, or the pause. */
+  #timer;
   /** @type {string | undefined} The last timestamp, from which the next connection resumes. */
   #resume;
   #served = false; // a connection has been open: it began with what the URL asks for
@@ -124,10 +125,17 @@ class Watch {
   /** @param {AnyMessage} message */
   #receive(message) {
     switch (message.type) {
-      case 'run_deleted': this.#on.deleted?.(message.data.id, message); break;
-      case 'ready': this.#on.ready?.(message); break;
-      case 'source': this.#on.source?.(message.data, message); break;
-      default: this.#on.message(message);
+      case 'run_deleted':
+        this.#on.deleted?.(message.data.id, message);
+        break;
+      case 'ready':
+        this.#on.ready?.(message);
+        break;
+      case 'source':
+        this.#on.source?.(message.data, message);
+        break;
+      default:
+        this.#on.message(message);
     }
     // Behind the handler: what it could not take comes again.
     this.#resume = message.timestamp;

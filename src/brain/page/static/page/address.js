@@ -1,4 +1,4 @@
-// What the page's URL says: every filter, the open run, the language. A link shows the same to others.
+// What the page's URL says: every filter, and the open run. A link shows others the same.
 
 import { STATUSES } from './store.js';
 
@@ -29,7 +29,11 @@ export function parse(search) {
 /** The query, with whatever else it said. @param {Address} address @param {string} search */
 export function format({ filter, run }, search) {
   const query = new URLSearchParams(search);
-  set(query, 'status', filter.statuses && STATUSES.filter((each) => filter.statuses?.has(each)).join());
+  set(
+    query,
+    'status',
+    filter.statuses && STATUSES.filter((each) => filter.statuses?.has(each)).join(),
+  );
   set(query, 'q', filter.text || undefined);
   set(query, 'only', filter.quiet ? 'quiet' : undefined);
   set(query, 'run', run);

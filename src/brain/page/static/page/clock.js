@@ -16,7 +16,7 @@ export class Moment {
     this.isCurrent = state === 'live' || state === 'polled';
     this.now = runs.now();
     /** Until when the runs are known: a run may have ended since. */
-    this.known = this.isCurrent ? this.now : at ?? this.now;
+    this.known = this.isCurrent ? this.now : (at ?? this.now);
   }
 
   /** @param {Entry} entry @returns {Span | undefined} */

@@ -28,10 +28,18 @@ import { elapsed, glyph, idle, progressBar, statusWord } from './row.js';
 export function detail({ id, entry, last, bell, bellPossible, copied }, moment, texts, act) {
   const run = entry?.run ?? last;
   const copyButton = (/** @type {string} */ text, /** @type {string} */ name) =>
-    html`<button class="copy" aria-label=${texts.say('copyField', { name })} @click=${() => act.copy(text)}>
+    html`<button
+      class="copy"
+      aria-label=${texts.say('copyField', { name })}
+      @click=${() => act.copy(text)}
+    >
       ${copied === text ? texts.say('copied') : texts.say('copy')}
     </button>`;
-  const field = (/** @type {Key} */ key, /** @type {unknown} */ value, /** @type {string} */ text) => html`
+  const field = (
+    /** @type {Key} */ key,
+    /** @type {unknown} */ value,
+    /** @type {string} */ text,
+  ) => html`
     <dt>${texts.say(key)}</dt>
     <dd class=${key}><div class="value">${value}</div>${copyButton(text, texts.say(key))}</dd>`;
   const given = (/** @type {Key} */ key, /** @type {string | undefined} */ text) =>
@@ -42,26 +50,36 @@ export function detail({ id, entry, last, bell, bellPossible, copied }, moment, 
   return html`
     <header>
       <h2 id="detail-name">${id}</h2>
-      <button class="icon" aria-label=${texts.say('close')} title="${texts.say('close')} (Esc)" @click=${act.close}>
+      <button
+        class="icon"
+        aria-label=${texts.say('close')}
+        title="${texts.say('close')} (Esc)"
+        @click=${act.close}
+      >
         ${glyph('close')}
       </button>
     </header>
     ${entry ? nothing : html`<p class="note">${texts.say(last ? 'gone' : 'unknown')}</p>`}
-    ${run
-      ? html`<dl>
+    ${
+      run
+        ? html`<dl>
           ${field('run', run.id, run.id)}
           ${field('status', statusWord(run.status, texts), run.status)}
-          ${run.progress === undefined
-            ? nothing
-            : field('progress', progressBar(run.progress, texts), String(run.progress))}
+          ${
+            run.progress === undefined
+              ? nothing
+              : field('progress', progressBar(run.progress, texts), String(run.progress))
+          }
           ${given('task', run.task_id)} ${given('agent', run.agent)}
           ${when('started', run.started_at)} ${when('ended', run.completed_at)}
           ${entry ? spans(entry, moment, texts) : nothing}
           ${given('error', run.error)}
         </dl>`
-      : nothing}
-    ${entry
-      ? html`<footer>
+        : nothing
+    }
+    ${
+      entry
+        ? html`<footer>
           <button class="wide" @click=${() => act.copy(json(entry.run))}>
             ${texts.say(copied === json(entry.run) ? 'copied' : 'copyAll')}
           </button>
@@ -75,7 +93,8 @@ export function detail({ id, entry, last, bell, bellPossible, copied }, moment, 
             ${glyph('bell')}${name}
           </button>
         </footer>`
-      : nothing}`;
+        : nothing
+    }`;
 }
 
 /** @param {Entry} entry @param {Moment} moment @param {Texts} texts */

@@ -1,8 +1,8 @@
 // The list: of thousands of runs, only those that can be seen are in the document.
 //
-// Every row has the same height, so a multiplication tells which rows those are. While somebody reads
-// (the list is scrolled, or a run has the cursor), the row that is read does not move by a pixel:
-// whatever comes or goes above it is added to the scroll position before the browser paints.
+// Every row has the same height, so a multiplication tells which rows those are. While somebody
+// reads (the list is scrolled, or a run has the cursor), the row that is read does not move by a
+// pixel: what comes or goes above it is added to the scroll position before the browser paints.
 
 import { html, render } from '../vendor/lit-html/lit-html.js';
 import { repeat } from '../vendor/lit-html/directives/repeat.js';
@@ -26,7 +26,7 @@ export class Grid {
   /** @type {readonly string[]} The ids of the rows in the document. */ #drawn = [];
   #top = 0; // the scroll position for which they were drawn
 
-  /** @param {{ grid: HTMLElement, space: HTMLElement, rows: HTMLElement, ruler: HTMLElement }} parts */
+  /** @param {Record<'grid' | 'space' | 'rows' | 'ruler', HTMLElement>} parts */
   constructor(parts) {
     this.#parts = parts;
     new ResizeObserver(() => this.#measure()).observe(parts.ruler);
@@ -41,7 +41,10 @@ export class Grid {
     const { list } = store;
     const top = this.#hold(store, grid.scrollTop);
     const visible = Math.ceil(this.#room / this.#height) + 1;
-    const first = Math.max(0, Math.min(Math.floor(top / this.#height), list.length - visible) - BEYOND);
+    const first = Math.max(
+      0,
+      Math.min(Math.floor(top / this.#height), list.length - visible) - BEYOND,
+    );
     const shown = list.slice(first, first + visible + 2 * BEYOND);
     space.style.height = `${list.length * this.#height}px`;
     rows.style.transform = `translateY(${first * this.#height}px)`;
@@ -60,7 +63,11 @@ export class Grid {
     grid.setAttribute('aria-rowcount', String(list.length + 1));
   }
 
-  /** The scroll position at which what is read stays where it is. @param {Store} store @param {number} top */
+  /**
+   * The scroll position at which what is read stays where it is.
+   *
+   * @param {Store} store @param {number} top
+   */
   #hold(store, top) {
     if (top === 0 && this.cursor === undefined) return top;
     for (const before of this.#anchors(top)) {
@@ -72,7 +79,11 @@ export class Grid {
     return top;
   }
 
-  /** Indices of drawn rows, best first: the cursor's if it can be seen, then from the top of the view. @param {number} top */
+  /**
+   * Indices of drawn rows: the cursor's if it can be seen, then from the top of the view.
+   *
+   * @param {number} top
+   */
   *#anchors(top) {
     const at = Math.floor(top / this.#height);
     const end = this.#first + this.#drawn.length;
@@ -96,7 +107,11 @@ export class Grid {
 
   // The cursor
 
-  /** Move it by rows, or to the first run that can be seen. @param {Store} store @param {number} by */
+  /**
+   * Move it by rows, or to the first run that can be seen.
+   *
+   * @param {Store} store @param {number} by
+   */
   move(store, by) {
     const { list } = store;
     if (!list.length) return;

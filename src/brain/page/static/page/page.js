@@ -33,7 +33,10 @@ class Page {
   );
   #store = new Store(patience(location.search));
   #grid = new Grid({
-    grid: element('grid'), space: element('space'), rows: element('rows'), ruler: element('ruler'),
+    grid: element('grid'),
+    space: element('space'),
+    rows: element('rows'),
+    ruler: element('ruler'),
   });
   #favicon = new Favicon(/** @type {HTMLLinkElement} */ (element('icon')));
   #notifications = new Notifications(this.#texts, (id) => this.#open(id));
@@ -77,8 +80,9 @@ class Page {
         const failed = news && run?.status === 'failed' && previous?.status !== 'failed';
         if (failed && document.hidden) this.#failedUnseen = true;
       }
-      if (changes.length) this.#invalidate();
-      else this.#tick();
+      // A hidden tab draws nothing, but its icon and title are seen.
+      if (document.hidden || !changes.length) this.#tick();
+      else this.#invalidate();
     });
     return runs;
   }
@@ -105,7 +109,11 @@ class Page {
   /** @param {'pushState' | 'replaceState'} method */
   #write(method) {
     const query = format({ filter: this.#store.filter, run: this.#opened }, location.search);
-    history[method](method === 'pushState' ? { opened: true } : history.state, '', query || location.pathname);
+    history[method](
+      method === 'pushState' ? { opened: true } : history.state,
+      '',
+      query || location.pathname,
+    );
   }
 
   /** @param {Partial<import('./store.js').Filter>} change */
@@ -168,21 +176,42 @@ class Page {
   #act(action, key) {
     const [grid, store] = [this.#grid, this.#store];
     switch (action) {
-      case 'search': element('search').focus(); return true;
-      case 'help': this.#help(); return true;
-      case 'next': this.#move(1); return true;
-      case 'previous': this.#move(-1); return true;
-      case 'pageDown': this.#move(grid.page); return true;
-      case 'pageUp': this.#move(-grid.page); return true;
-      case 'first': this.#place(0); return true;
-      case 'last': this.#place(store.list.length - 1); return true;
+      case 'search':
+        element('search').focus();
+        return true;
+      case 'help':
+        this.#help();
+        return true;
+      case 'next':
+        this.#move(1);
+        return true;
+      case 'previous':
+        this.#move(-1);
+        return true;
+      case 'pageDown':
+        this.#move(grid.page);
+        return true;
+      case 'pageUp':
+        this.#move(-grid.page);
+        return true;
+      case 'first':
+        this.#place(0);
+        return true;
+      case 'last':
+        this.#place(store.list.length - 1);
+        return true;
       case 'open':
         if (grid.cursor === undefined) return false;
         this.#open(grid.cursor);
         return true;
-      case 'escape': return this.#escape();
-      case 'filter': this.#toggleStatus(STATUSES[Number(key) - 1]); return true;
-      case 'pause': this.#pause(); return true;
+      case 'escape':
+        return this.#escape();
+      case 'filter':
+        this.#toggleStatus(STATUSES[Number(key) - 1]);
+        return true;
+      case 'pause':
+        this.#pause();
+        return true;
     }
   }
 
@@ -211,14 +240,15 @@ class Page {
   #moved() {
     element('grid').focus({ preventScroll: true });
     const { cursor } = this.#grid;
-    if (this.#opened !== undefined && cursor !== undefined && cursor !== this.#opened) this.#open(cursor);
+    if (this.#opened !== undefined && cursor !== undefined && cursor !== this.#opened)
+      this.#open(cursor);
     this.#invalidate();
   }
 
   /** @param {MouseEvent} event */
   #click(event) {
     const row = /** @type {Element} */ (event.target).closest('[data-run]');
-    if (!(row instanceof HTMLElement) || !getSelection()?.isCollapsed) return; // text is being selected
+    if (!(row instanceof HTMLElement) || !getSelection()?.isCollapsed) return; // it selects text
     element('grid').focus({ preventScroll: true });
     this.#open(row.dataset.run ?? '');
   }
@@ -231,7 +261,10 @@ class Page {
 
   #help() {
     const dialog = /** @type {HTMLDialogElement} */ (element('help'));
-    render(view.help(this.#texts, () => dialog.close()), dialog);
+    render(
+      view.help(this.#texts, () => dialog.close()),
+      dialog,
+    );
     if (dialog.open) dialog.close();
     else dialog.showModal();
   }
@@ -318,13 +351,18 @@ class Page {
     this.#invalidate();
   }
 
-  /** For a screen reader: freshness and counts, seldom, and only if they changed. @param {Moment} moment */
+  /**
+   * For a screen reader: freshness and counts, seldom, and only if they changed.
+   *
+   * @param {Moment} moment
+   */
   #speak(moment) {
     if (performance.now() - this.#spoken < SPEAK && this.#spoken) return;
     const { state } = moment.freshness;
-    const sign = moment.isCurrent || state === 'behind'
-      ? this.#texts.say(state === 'behind' ? 'behindShort' : state)
-      : view.freshness(moment, this.#texts).sign;
+    const sign =
+      moment.isCurrent || state === 'behind'
+        ? this.#texts.say(state === 'behind' ? 'behindShort' : state)
+        : view.freshness(moment, this.#texts).sign;
     const { running, queued, failed } = this.#store.counts;
     const summary = this.#texts.say('saySummary', { state: sign, running, queued, failed });
     const region = element('say');

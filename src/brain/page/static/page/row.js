@@ -12,7 +12,16 @@ import { html, nothing } from '../vendor/lit-html/lit-html.js';
  */
 
 /** The columns, in their order; on a phone CSS puts them into two lines. @type {readonly Key[]} */
-export const COLUMNS = ['run', 'status', 'progress', 'task', 'agent', 'elapsed', 'changed', 'error'];
+export const COLUMNS = [
+  'run',
+  'status',
+  'progress',
+  'task',
+  'agent',
+  'elapsed',
+  'changed',
+  'error',
+];
 
 /** A symbol of index.html. @param {string} name */
 export const glyph = (name) =>
@@ -64,9 +73,11 @@ export function row(entry, index, current, moment, texts) {
     <div role="gridcell" class="cell agent" title=${run.agent ?? ''}>${run.agent ?? ''}</div>
     <div role="gridcell" class="cell elapsed number">${elapsed(moment.elapsed(entry), texts)}</div>
     <div role="gridcell" class="cell changed number ${entry.quiet ? 'quiet' : ''}">
-      ${entry.quiet
-        ? html`${glyph('quiet')}${texts.say('quietFor', { time: texts.about(since.ms) })}`
-        : idle(since, texts)}
+      ${
+        entry.quiet
+          ? html`${glyph('quiet')}${texts.say('quietFor', { time: texts.about(since.ms) })}`
+          : idle(since, texts)
+      }
     </div>
     <div role="gridcell" class="cell error" title=${run.error ?? ''}>${run.error ?? ''}</div>
   </div>`;

@@ -151,14 +151,24 @@ export class Store {
   #add(run) {
     /** @type {Entry} */
     const entry = {
-      id: run.id, run, place: 0, number: ++this.#arrivals, started: undefined, completed: undefined,
-      changed: 0, exact: false, quiet: false, shown: false, index: -1, words: undefined,
+      id: run.id,
+      run,
+      place: 0,
+      number: ++this.#arrivals,
+      started: undefined,
+      completed: undefined,
+      changed: 0,
+      exact: false,
+      quiet: false,
+      shown: false,
+      index: -1,
+      words: undefined,
     };
     this.#update(entry, run);
     // What has not started yet is newer than what has. It keeps that place when it starts.
     const { started, completed, changed } = entry;
     const ended = run.status === 'completed' || run.status === 'failed';
-    entry.place = started ?? (ended ? completed ?? 0 : changed);
+    entry.place = started ?? (ended ? (completed ?? 0) : changed);
     this.#entries.set(run.id, entry);
     this.#count(entry, 1);
     this.#arrived.push(entry);
@@ -250,7 +260,11 @@ const time = (/** @type {string | undefined} */ text) =>
 /** @param {Entry} one @param {Entry} other */
 const older = (one, other) => one.place - other.place || one.number - other.number;
 
-/** Both in order. What comes is mostly newer than all that is there. @param {Entry[]} there @param {Entry[]} more */
+/**
+ * Both in order. What comes is mostly newer than all that is there.
+ *
+ * @param {Entry[]} there @param {Entry[]} more
+ */
 function merged(there, more) {
   let end = there.length;
   while (end && older(there[end - 1], more[0]) > 0) end--;

@@ -1,4 +1,4 @@
-// Every text of the page, in English and in simplified Chinese, and how numbers and times are written.
+// Every text of the page, in English and simplified Chinese, and how numbers and times are written.
 
 /** {name} stands for a value. */
 export const TEXTS = {
@@ -15,7 +15,10 @@ export const TEXTS = {
     en: 'Running, and without a change for {time} or longer: the worker may be dead',
     zh: '运行中，但至少 {time} 没有变化：执行者可能已经退出',
   },
-  filterHint: { en: 'Show only these: {name} ({key})', zh: '只显示“{name}”（按键 {key}）' },
+  filterHint: {
+    en: 'Show only these: {name} ({key})',
+    zh: '只显示“{name}”（按键 {key}）',
+  },
 
   search: { en: 'Search run, task, agent, error', zh: '搜索运行、任务、代理、错误' },
   searchHint: { en: 'Search (/)', zh: '搜索（按键 /）' },
@@ -176,8 +179,13 @@ export class Texts {
     this.#number = new Intl.NumberFormat(this.tag, { maximumFractionDigits: 1 });
     this.#time = new Intl.DateTimeFormat(this.tag, { timeStyle: 'medium', hour12: false });
     const fields = /** @type {const} */ ({
-      year: 'numeric', month: 'short', day: 'numeric',
-      hour: '2-digit', minute: '2-digit', second: '2-digit', hour12: false,
+      year: 'numeric',
+      month: 'short',
+      day: 'numeric',
+      hour: '2-digit',
+      minute: '2-digit',
+      second: '2-digit',
+      hour12: false,
     });
     this.#date = new Intl.DateTimeFormat(this.tag, { ...fields, timeZoneName: 'short' });
   }
@@ -198,7 +206,11 @@ export class Texts {
     return this.#number.format(value);
   }
 
-  /** The time of day, with the date if that is another day. @param {number} ms @param {number} now */
+  /**
+   * The time of day, with the date if that is another day.
+   *
+   * @param {number} ms @param {number} now
+   */
   time(ms, now) {
     const format = Math.abs(now - ms) < DAY / 2 ? this.#time : this.#date;
     return format.format(ms);
@@ -212,7 +224,9 @@ export class Texts {
   /** Two units: 3m 12s. @param {number} ms */
   duration(ms) {
     const [first, second] = units(ms);
-    return second ? `${this.#unit(first)}${this.#between}${this.#unit(second, true)}` : this.#unit(first);
+    return second
+      ? `${this.#unit(first)}${this.#between}${this.#unit(second, true)}`
+      : this.#unit(first);
   }
 
   /** The larger unit alone, for what need not tick. @param {number} ms */
@@ -233,8 +247,20 @@ export class Texts {
 /** @param {number} ms @returns {[readonly [Key, number], (readonly [Key, number])?]} */
 function units(ms) {
   const floor = (/** @type {number} */ value) => Math.floor(value);
-  if (ms >= DAY) return [['day', floor(ms / DAY)], ['hour', floor((ms % DAY) / HOUR)]];
-  if (ms >= HOUR) return [['hour', floor(ms / HOUR)], ['minute', floor((ms % HOUR) / MINUTE)]];
-  if (ms >= MINUTE) return [['minute', floor(ms / MINUTE)], ['second', floor((ms % MINUTE) / SECOND)]];
+  if (ms >= DAY)
+    return [
+      ['day', floor(ms / DAY)],
+      ['hour', floor((ms % DAY) / HOUR)],
+    ];
+  if (ms >= HOUR)
+    return [
+      ['hour', floor(ms / HOUR)],
+      ['minute', floor((ms % HOUR) / MINUTE)],
+    ];
+  if (ms >= MINUTE)
+    return [
+      ['minute', floor(ms / MINUTE)],
+      ['second', floor((ms % MINUTE) / SECOND)],
+    ];
   return [['second', floor(ms / SECOND)]];
 }

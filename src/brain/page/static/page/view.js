@@ -13,6 +13,8 @@ import { STATUSES } from './store.js';
  * @typedef {import('./texts.js').Key} Key
  * @typedef {import('./texts.js').Texts} Texts
  *
+ * @typedef {{ target: HTMLInputElement }} Typed
+ *
  * @typedef {object} Actions
  * @property {(status: Status) => void} toggleStatus
  * @property {() => void} toggleQuiet
@@ -21,6 +23,7 @@ import { STATUSES } from './store.js';
  * @property {() => void} resume
  * @property {() => void} toggleAnyBell
  * @property {() => void} help
+ * @property {() => void} toTop
  * @property {() => void} retry
  * @property {(token: string) => void} sendToken
  */
@@ -35,15 +38,26 @@ export const wantsToken = ({ freshness: { state, code } }) =>
 export function freshness(moment, texts) {
   const { state, at, age, reason = '', code = '' } = moment.freshness;
   const time = at === undefined ? '' : texts.time(at, moment.now);
-  const words = (/** @type {Key} */ key, /** @type {Key} */ hint, span = time) =>
-    ({ sign: texts.say(key, { time: span }), hint: texts.say(hint, { time, reason, code }), time });
+  const words = (/** @type {Key} */ key, /** @type {Key} */ hint, span = time) => ({
+    sign: texts.say(key, { time: span }),
+    hint: texts.say(hint, { time, reason, code }),
+    time,
+  });
   switch (state) {
-    case 'live': return words('live', 'liveHint');
-    case 'polled': return words('polled', 'polledHint');
-    case 'behind': return words('behind', 'behindHint', texts.duration(age));
-    case 'connecting': return words('connecting', 'connectingHint');
-    case 'ended': return wantsToken(moment) ? words('tokenWanted', 'tokenHint') : words('refused', 'refusedHint');
-    default: return at === undefined ? words('unreachable', 'unreachableHint') : words('away', 'awayHint');
+    case 'live':
+      return words('live', 'liveHint');
+    case 'polled':
+      return words('polled', 'polledHint');
+    case 'behind':
+      return words('behind', 'behindHint', texts.duration(age));
+    case 'connecting':
+      return words('connecting', 'connectingHint');
+    case 'ended':
+      return wantsToken(moment)
+        ? words('tokenWanted', 'tokenHint')
+        : words('refused', 'refusedHint');
+    default:
+      return at === undefined ? words('unreachable', 'unreachableHint') : words('away', 'awayHint');
   }
 }
 
@@ -65,9 +79,10 @@ export function bar(store, moment, texts, act, bell) {
     </div>
     <input
       id="search" type="search" autocomplete="off" spellcheck="false" maxlength="200"
-      placeholder=${texts.say('search')} aria-label=${texts.say('search')} title=${texts.say('searchHint')}
+      placeholder=${texts.say('search')} aria-label=${texts.say('search')}
+      title=${texts.say('searchHint')}
       .value=${store.filter.text}
-      @input=${(/** @type {{ target: HTMLInputElement }} */ event) => act.search(event.target.value)}
+      @input=${(/** @type {Typed} */ { target }) => act.search(target.value)}
     />
     <div class="freshness ${state}" title=${hint}>
       ${glyph(moment.isCurrent ? 'live' : state === 'connecting' ? 'queued' : 'warning')}
@@ -76,31 +91,48 @@ export function bar(store, moment, texts, act, bell) {
     </div>
     <button
       class="icon" aria-pressed=${bell.any} ?disabled=${!bell.isPossible}
-      aria-label=${bellName} title="${bellName}. ${texts.say('bellHint')}" @click=${act.toggleAnyBell}
+      aria-label=${bellName} title="${bellName}. ${texts.say('bellHint')}"
+      @click=${act.toggleAnyBell}
     >${glyph('bell')}</button>`;
 }
 
-/** @param {Status} status @param {number} key @param {Store} store @param {Texts} texts @param {Actions} act */
+/**
+ * @param {Status} status @param {number} key
+ * @param {Store} store @param {Texts} texts @param {Actions} act
+ */
 function statusChip(status, key, store, texts, act) {
   const name = texts.say(status);
   return html`<button
     class="chip ${status}" aria-pressed=${store.filter.statuses?.has(status) ?? false}
-    title=${texts.say('filterHint', { name, key: String(key) })} @click=${() => act.toggleStatus(status)}
-  >${glyph(status)}<span class="word">${name}</span> <b class="number">${texts.number(store.counts[status])}</b></button>`;
+    title=${texts.say('filterHint', { name, key: String(key) })}
+    @click=${() => act.toggleStatus(status)}
+  >${chip(status, name, store.counts[status], texts)}</button>`;
 }
 
-/** Only when there is one: it is a warning. @param {Store} store @param {Texts} texts @param {Actions} act */
+/** @param {string} symbol @param {string} name @param {number} count @param {Texts} texts */
+const chip = (symbol, name, count, texts) =>
+  html`${glyph(symbol)}<span class="word">${name}</span>
+    <b class="number">${texts.number(count)}</b>`;
+
+/**
+ * Only when there is one: it is a warning.
+ *
+ * @param {Store} store @param {Texts} texts @param {Actions} act
+ */
 function quietChip(store, texts, act) {
   if (!store.quiet && !store.filter.quiet) return nothing;
   return html`<button
     class="chip quiet" aria-pressed=${store.filter.quiet}
-    title=${texts.say('quietHint', { time: texts.duration(store.patience) })} @click=${act.toggleQuiet}
-  >${glyph('quiet')}<span class="word">${texts.say('quiet')}</span> <b class="number">${texts.number(store.quiet)}</b></button>`;
+    title=${texts.say('quietHint', { time: texts.duration(store.patience) })}
+    @click=${act.toggleQuiet}
+  >${chip('quiet', texts.say('quiet'), store.quiet, texts)}</button>`;
 }
 
 /** @param {Texts} texts */
 export const head = (texts) => html`<div class="row head" role="row" aria-rowindex="1">
-  ${COLUMNS.map((column) => html`<div role="columnheader" class="cell ${column === 'status' ? 'state' : column}">${texts.say(column)}</div>`)}
+  ${COLUMNS.map(
+    (column) => html`<div role="columnheader" class="cell ${column}">${texts.say(column)}</div>`,
+  )}
 </div>`;
 
 // In place of the list
@@ -110,7 +142,11 @@ export function state(store, moment, texts, act) {
   if (wantsToken(moment)) return tokenForm(moment, texts, act);
   if (moment.freshness.state === 'ended') {
     const { sign, hint } = freshness(moment, texts);
-    return box(sign, hint, html`<button class="wide" @click=${act.retry}>${texts.say('again')}</button>`);
+    return box(
+      sign,
+      hint,
+      html`<button class="wide" @click=${act.retry}>${texts.say('again')}</button>`,
+    );
   }
   if (store.list.length) return nothing;
   if (store.total) {
@@ -124,7 +160,8 @@ export function state(store, moment, texts, act) {
 }
 
 /** @param {string} title @param {string} hint @param {unknown} rest */
-const box = (title, hint, rest) => html`<div class="box"><h2>${title}</h2><p>${hint}</p>${rest}</div>`;
+const box = (title, hint, rest) =>
+  html`<div class="box"><h2>${title}</h2><p>${hint}</p>${rest}</div>`;
 
 /** @param {Texts} texts */
 function commands(texts) {
@@ -154,7 +191,10 @@ function tokenForm({ freshness: { reason = '' } }, texts, act) {
     <h2>${texts.say('tokenWanted')}</h2>
     <p>${texts.say('tokenHint')}</p>
     <label>${texts.say('tokenLabel')}
-      <input name="token" type="password" autocomplete="off" maxlength="4096" required aria-describedby="token-reason" />
+      <input
+        name="token" type="password" autocomplete="off" maxlength="4096" required
+        aria-describedby="token-reason"
+      />
     </label>
     <button class="wide primary">${texts.say('tokenSend')}</button>
     <p id="token-reason" class="reason">${reason}</p>
@@ -163,14 +203,20 @@ function tokenForm({ freshness: { reason = '' } }, texts, act) {
 
 // Above the list, and below it
 
-/** @param {number} newer @param {Store} store @param {Texts} texts @param {Actions & { toTop: () => void }} act */
+/** @param {number} newer @param {Store} store @param {Texts} texts @param {Actions} act */
 export const pills = (newer, store, texts, act) => html`
-  ${newer ? html`<button class="pill" @click=${act.toTop}>${texts.say('newer', { count: newer })}</button>` : nothing}
-  ${store.isPaused
-    ? html`<button class="pill paused" title=${texts.say('pausedHint')} @click=${act.resume}>
+  ${newer
+    ? html`<button class="pill" @click=${act.toTop}>
+        ${texts.say('newer', { count: newer })}
+      </button>`
+    : nothing}
+  ${
+    store.isPaused
+      ? html`<button class="pill paused" title=${texts.say('pausedHint')} @click=${act.resume}>
         ${texts.say('paused', { count: store.waiting })}
       </button>`
-    : nothing}`;
+      : nothing
+  }`;
 
 /**
  * @param {Store} store @param {Moment} moment @param {Texts} texts @param {Actions} act
@@ -180,16 +226,24 @@ export function foot(store, moment, texts, act, { complete, kept }) {
   const [count, { total }] = [store.list.length, store];
   const { hint } = freshness(moment, texts);
   return html`
-    <span class="number">${texts.say(count === total ? 'shown' : 'shownOf', { count, total })}</span>
+    <span class="number">
+      ${texts.say(count === total ? 'shown' : 'shownOf', { count, total })}
+    </span>
     ${complete ? nothing : html`<span>${texts.say('trimmed', { count: kept })}</span>`}
     <span class="hint">${moment.freshness.state === 'live' ? nothing : hint}</span>
-    <button class="link" title=${texts.say('keysHint')} @click=${act.help}>${texts.say('keys')} <kbd>?</kbd></button>`;
+    <button class="link" title=${texts.say('keysHint')} @click=${act.help}>
+      ${texts.say('keys')} <kbd>?</kbd>
+    </button>`;
 }
 
 /** @param {Texts} texts @param {() => void} close */
 export const help = (texts, close) => html`
   <h2 id="help-name">${texts.say('keys')}</h2>
   <dl>
-    ${HELP.map(({ keys, text }) => html`<dt>${keys.map((key) => html`<kbd>${key}</kbd> `)}</dt><dd>${texts.say(text)}</dd>`)}
+    ${HELP.map(
+      ({ keys, text }) => html`
+        <dt>${keys.map((key) => html`<kbd>${key}</kbd> `)}</dt>
+        <dd>${texts.say(text)}</dd>`,
+    )}
   </dl>
   <button class="wide" @click=${close}>${texts.say('close')}</button>`;
