@@ -1,4 +1,4 @@
-"""The JavaScript client, as printed in docs/client.md: in Node, and in a browser if installed."""
+"""`watch` of /client.js: in Node, and in a browser, whose page imports it from Brain."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
+from tests.support.browser import BROWSER, needs_browser
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE, within
@@ -28,13 +30,10 @@ from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
 
-DOCUMENT = ROOT / "docs" / "client.md"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+STATIC = ROOT / "src" / "brain" / "page" / "static"
 
 PAGE = """
-import { watch } from './client.mjs';
+import { watch } from 'CLIENT';
 const runs = new Map(), tokens = TOKENS, minted = new Map();
 const bytes = text => new TextEncoder().encode(text);
 const base64 = text => btoa(text).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
@@ -58,8 +57,10 @@ watch(URL_OF_BRAIN, {
   connected: reset => { if (reset) runs.clear(); say('connected', { reset }); },
   away: () => say('away', {}),
   ended: (code, reason) => say('ended', { code, reason }),
+}, {
+  deadline: DEADLINE,
   token: tokens.length ? () => given(tokens.length > 1 ? tokens.shift() : tokens[0]) : undefined,
-}, DEADLINE);
+});
 """
 
 
@@ -79,16 +80,14 @@ def node() -> list[str] | None:
 needs_node = pytest.mark.skipif(
     node() is None and not os.environ.get("CI"), reason="Node 20 or newer is not installed"
 )
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="neither chromium nor google-chrome is installed"
-)
 
 
-def code() -> str:
-    """The first block of JavaScript."""
-    found = re.search(r"^```js\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert found
-    return found[1]
+def copy_client(folder: Path) -> str:
+    """As the docs say: client.js, and its folder. Returns what to import."""
+    shutil.copy(STATIC / "client.js", folder)
+    shutil.copytree(STATIC / "client", folder / "client")
+    (folder / "package.json").write_text('{"type": "module"}')
+    return "./client.js"
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +143,14 @@ async def in_node(
     A number stands for a token that is valid for this many seconds from its request.
     """
     page = Page()
-    (folder / "client.mjs").write_text(code())
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    client = copy_client(folder)
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
-    (folder / "page.mjs").write_text(filled(url, deadline, tokens) + tell)
+    (folder / "page.js").write_text(filled(client, url, deadline, tokens) + tell)
     command = node()
     assert command, "Node 20 or newer"
     process = await asyncio.create_subprocess_exec(
-        *command, "--no-warnings", folder / "page.mjs", stdout=subprocess.PIPE
+        *command, "--no-warnings", folder / "page.js", stdout=subprocess.PIPE
     )
 
     async def listen() -> None:
@@ -169,8 +169,9 @@ async def in_node(
         await listening
 
 
-def filled(url: str, deadline: int, tokens: Sequence[str | float]) -> str:
-    page = PAGE.replace("URL_OF_BRAIN", json.dumps(url)).replace("DEADLINE", str(deadline))
+def filled(client: str, url: str, deadline: int, tokens: Sequence[str | float]) -> str:
+    page = PAGE.replace("CLIENT", client).replace("URL_OF_BRAIN", json.dumps(url))
+    page = page.replace("DEADLINE", str(deadline))
     return page.replace("TOKENS", json.dumps(tokens)).replace("SECRET", SECRET)
 
 
@@ -186,17 +187,16 @@ def in_browser(
         "const tell = (event, body = JSON.stringify(event)) => "
         "{ told = told.then(() => fetch('/', { method: 'POST', body })); };\n"
     )
-    script = f"<!doctype html><script type=module>{filled(url, deadline, tokens)}{tell}</script>"
+    client = url.replace("ws:", "http:").partition("/ws")[0] + "/client.js"
+    program = filled(client, url, deadline, tokens)
+    script = f"<!doctype html><script type=module>{program}{tell}</script>"
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            kind, text = (
-                ("text/javascript", code()) if self.path == "/client.mjs" else ("text/html", script)
-            )
             self.send_response(200)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", "text/html")
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(script.encode())
 
         def do_POST(self) -> None:
             page.events.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -237,10 +237,6 @@ def in_browser(
 
 def shows(page: Page, run_id: str, status: str) -> bool:
     return [run_id, status] in page.events[-1]["runs"]
-
-
-def test_the_client_has_at_most_40_lines() -> None:
-    assert len(code().splitlines()) <= 40
 
 
 @needs_node
