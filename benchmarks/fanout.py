@@ -52,7 +52,14 @@ def main() -> None:
     jobs = QUICK if options.quick else JOBS
     with Suite("fanout", options) as suite:
         for name in suite.in_turn(
-            "brain", "brain_at_once", "node_ws", "fastapi", "websockets", "centrifugo", "floor"
+            "brain",
+            "brain_before",
+            "brain_at_once",
+            "node_ws",
+            "fastapi",
+            "websockets",
+            "centrifugo",
+            "floor",
         ):
             for clients in dict.fromkeys(job.clients for job in jobs):
                 with suite.place(name, clients=clients) as place:

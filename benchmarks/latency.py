@@ -23,7 +23,13 @@ def main() -> None:
     options = arguments(__doc__)
     with Suite("latency", options) as suite:
         for name in suite.in_turn(
-            "brain", "brain_at_once", "node_ws", "fastapi", "websockets", "centrifugo"
+            "brain",
+            "brain_before",
+            "brain_at_once",
+            "node_ws",
+            "fastapi",
+            "websockets",
+            "centrifugo",
         ):
             for job in QUICK if options.quick else JOBS:
                 with suite.place(name, clients=job.clients) as place:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from psycopg import conninfo
 
-from tests.support.postgres import VERSIONS, Postgres, available, running
-from tests.support.served import Brain
+from tests.support.issuer import SECRET
+from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
+from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE, with_template
 from tests.support.wire import Baseline, Control, baseline, settled
 
@@ -78,14 +79,14 @@ def postgres() -> Iterator[Postgres]:
         yield with_template(server)
 
 
-@pytest.fixture(scope="session", params=VERSIONS, ids=lambda version: f"pg{version}")
+@pytest.fixture(scope="session", params=EXTREMES, ids=lambda version: f"pg{version}")
 def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """The same on every version that is there: whatever runs on this runs once on each."""
+    """The same on the newest and on the oldest version: whatever runs on this runs on both."""
     version: int = request.param
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
     with ExitStack() as stack:
-        if version == VERSIONS[0]:
+        if version == NEWEST:
             yield request.getfixturevalue("postgres")
         else:
             yield with_template(stack.enter_context(running(version)))
@@ -139,6 +140,14 @@ def shared(postgres: Postgres) -> Iterator[str]:
     name = postgres.create_database(TEMPLATE, ROLE)
     yield postgres.url(name, ROLE)
     postgres.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def guarded(shared: str) -> Iterator[Brain]:
+    """Another Brain for that database, which requires tokens and never logs one."""
+    with served(database_url=shared, jwt_secret=SECRET) as brain:
+        yield brain
+        assert "eyJ" not in brain.log()
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from urllib.parse import quote
 
 HERE = Path(__file__).parent
 BUILT = Path(__file__).parents[1] / "build"
+BEFORE = os.environ.get("BENCHMARK_BEFORE", "")
+"""Another checkout of Brain, measured next to this one with the same programs."""
 CENTRIFUGO = "github.com/centrifugal/centrifugo/v6@v6.9.1"
 
 
@@ -91,24 +93,26 @@ def _centrifugo_command(port: int, url: str) -> list[str]:
     return [str(BUILT / "centrifugo"), "-c", str(path)]
 
 
-def _brain(flush_interval: float | None = None) -> Peer:
-    at_once = flush_interval == 0
+def _before() -> None:
+    if not (BEFORE and Path(BEFORE, "src", "brain").is_dir()):
+        raise CannotBuild("BENCHMARK_BEFORE names no other checkout of Brain to compare with")
+
+
+def _brain(name: str, title: str, build: Callable[[], None] = _nothing, **environment: str) -> Peer:
     # The peers have no such limits, and write no line per client.
-    environment = {
+    unlimited = {
         "BRAIN_MAX_CONNECTIONS": "0",
         "BRAIN_MAX_CONNECTIONS_PER_IP": "0",
         "BRAIN_LOG_LEVEL": "warning",
     }
-    if flush_interval is not None:
-        environment["BRAIN_FLUSH_INTERVAL"] = str(flush_interval)
     return Peer(
-        "brain_at_once" if at_once else "brain",
-        "Brain, flush interval 0" if at_once else "Brain",
-        _nothing,
+        name,
+        title,
+        build,
         lambda *_: [sys.executable, "-m", "brain", "serve"],
         sql="",
         ready=lambda server: server.readiness().get("source") == "replication",
-        environment=environment,
+        environment=unlimited | environment,
     )
 
 
@@ -123,8 +127,9 @@ def _run(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | N
 PEERS = {
     peer.name: peer
     for peer in (
-        _brain(),
-        _brain(0),
+        _brain("brain", "Brain"),
+        _brain("brain_at_once", "Brain, flush interval 0", BRAIN_FLUSH_INTERVAL="0"),
+        _brain("brain_before", "Brain before", _before, PYTHONPATH=f"{BEFORE}/src"),
         Peer(
             "node_ws",
             "Node.js ws + pg LISTEN",

@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -28,12 +29,16 @@ from brain import validators
 from brain.access.addresses import NETWORKS, Network, parse_network
 from brain.contract.errors import BrainError
 from brain.contract.messages import Status
+from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
 from brain.validators import from_list, from_text
 
 log = structlog.get_logger()
 
 PREFIX = "BRAIN_"
+DATABASE_VARIABLES = ("BRAIN_DATABASE_URL", "DATABASE_URL")
+"""The first that is set counts."""
+DEFAULT_TABLE = Table("public", "runs")
 SECRETS = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
 """Errors never contain their values."""
 
@@ -82,10 +87,13 @@ class Settings(BaseSettings):
         "PostgreSQL database to follow. If unset, Brain reads `DATABASE_URL`. "
         "If both are unset: the embedded PostgreSQL.",
         unit="URL",
-        validation_alias=AliasChoices("BRAIN_DATABASE_URL", "DATABASE_URL"),
+        validation_alias=AliasChoices(*DATABASE_VARIABLES),
     )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
-        Path(".brain"), "Where the embedded PostgreSQL keeps its data.", unit="folder"
+        Path(".brain"),
+        "Where the embedded PostgreSQL keeps its data, and Brain the records by which clients resume "
+        "over a restart.",
+        unit="folder",
     )
     postgres_port: int | None = _setting(
         None,
@@ -96,7 +104,10 @@ class Settings(BaseSettings):
         le=65535,
     )
     table: Annotated[Table, NoDecode, from_text(Table.parse)] = _setting(
-        Table("public", "runs"), "Table to follow.", unit="schema.name"
+        DEFAULT_TABLE,
+        "Table to follow. If unset, and the database URL has a parameter `schema` (as for Prisma): "
+        "`runs` in that schema.",
+        unit="schema.name",
     )
     source: Literal["auto", "replication", "poll"] = _setting(
         "auto",
@@ -201,6 +212,16 @@ class Settings(BaseSettings):
         rule="the board memory is 1048576 bytes or more",
         ge=1_048_576,
     )
+    resume: float = _setting(
+        3600,
+        "How far `since` reaches back over a restart of Brain, at least. 0: every client starts over "
+        "after a restart.",
+        unit="seconds",
+        rule="it is 0 to 604800 seconds (a week)",
+        ge=0,
+        le=604_800,
+        allow_inf_nan=False,
+    )
     ping_interval: float = _setting(
         30,
         "Seconds between two pings to a client.",
@@ -238,6 +259,17 @@ class Settings(BaseSettings):
             rule="a level is debug, info, warning or error",
         )
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _table_in_the_schema_of_the_url(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """A URL for Prisma says in which schema the tables are: `?schema=app`."""
+        if given.get("table") is None:
+            named = (given.get(name) for name in ("database_url", *DATABASE_VARIABLES))
+            url = next((each for each in named if each), None)
+            if isinstance(url, str) and (schema := schema_of(url)):
+                given["table"] = Table(schema, DEFAULT_TABLE.name)
+        return given
 
     @field_validator("*", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
+from brain.postgres.checkpoints import Records
 from brain.postgres.decoder import Decoder
 from brain.postgres.source_state import SourceState
 from brain.postgres.unavailable import UnavailableCode
@@ -34,6 +35,7 @@ class Parts:
     board: Board
     hub: Hub
     state: SourceState
+    records: Records
     limiter: ConnectionLimiter
     decoder: Decoder
     rejections: Mapping[str, int]
@@ -42,6 +44,14 @@ class Parts:
     def lag(self) -> float:
         """Seconds since Brain last had every committed change."""
         return self.clock() - self.state.heard
+
+    def since(self, now: float) -> float:
+        """Seconds that `since` reaches back, at the wall clock's `now`."""
+        return max(0.0, now - self.board.floor_time / 1e6) if self.board.begun else 0.0
+
+    def resume(self, now: float) -> float:
+        """The same, if Brain was restarted now; 0 if nothing outlives a restart."""
+        return max(0.0, now - self.records.oldest.time / 1e6) if len(self.records) else 0.0
 
 
 class Metrics:
@@ -67,15 +77,16 @@ class Metrics:
         self._latency.observe(max(0.0, self._now() - commit / 1e6))
 
     def read(self, parts: Parts) -> None:
-        self._registry.register(_Reader(parts))
+        self._registry.register(_Reader(parts, self._now))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
 
 class _Reader:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, now: Callable[[], float]) -> None:
         self._parts = parts
+        self._now = now
 
     def collect(self) -> Iterator[Metric]:
         parts = self._parts
@@ -158,6 +169,13 @@ class _Reader:
             "brain_lag_seconds",
             "Time since Brain last had every committed change.",
             parts.lag(),
+        )
+        now = self._now()
+        yield _gauge("brain_since_seconds", "How far `since` reaches back.", parts.since(now))
+        yield _gauge(
+            "brain_resume_seconds",
+            "How far `since` would reach back after a restart of Brain.",
+            parts.resume(now),
         )
         yield _counter(
             "brain_database_connects", "Connections opened to follow the database.", state.connects

@@ -9,12 +9,14 @@ from typing import TypeVar
 from pydantic import BeforeValidator, SecretStr
 
 from brain.access.addresses import Authority, Origin
-from brain.access.jwks import SHORTEST_SECRET
 from brain.contract.messages import STATUSES, Status
-from brain.postgres.connection import parse_url
+from brain.postgres.database_url import parse_url
 from brain.postgres.statuses import STRICT, fold
 
 T = TypeVar("T")
+
+MIN_SECRET = 32
+"""Bytes of BRAIN_JWT_SECRET (RFC 7518, section 3.2)."""
 
 
 def from_text(parse: Callable[[str], T]) -> BeforeValidator:
@@ -55,22 +57,15 @@ def origin(text: str) -> str:
 
 
 def database_url(text: str) -> SecretStr:
-    try:
-        # A secret read from a file often ends in a newline.
-        return SecretStr(parse_url(text.strip() or "blank"))
-    except ValueError:
-        # The message of the parser may quote the password.
-        raise ValueError(
-            "a database URL is postgresql://user:password@host:5432/database, "
-            "with %40 for an @ and %25 for a % in the password"
-        ) from None
+    # A secret read from a file often ends in a newline.
+    return SecretStr(parse_url(text.strip() or "blank"))
 
 
 def jwt_secret(text: str) -> SecretStr:
     text = text.strip()
-    if len(text.encode()) < SHORTEST_SECRET:
+    if len(text.encode()) < MIN_SECRET:
         raise ValueError(
-            f"a secret has {SHORTEST_SECRET} bytes or more (RFC 7518, 3.2): "
+            f"a secret has {MIN_SECRET} bytes or more (RFC 7518, 3.2): "
             "openssl rand -base64 32 makes one"
         )
     return SecretStr(text)

@@ -25,23 +25,14 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def url(postgres: Postgres) -> Iterator[str]:
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+def url(shared: str) -> str:
+    return shared
 
 
 @pytest.fixture(scope="module")
 def brain(url: str) -> Iterator[Brain]:
     with served(database_url=url) as brain:
         yield brain
-
-
-@pytest.fixture(scope="module")
-def control(brain: Brain, url: str) -> Iterator[Control]:
-    control = Control(brain, url)
-    yield control
-    control.stop()
 
 
 @pytest.fixture

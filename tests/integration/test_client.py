@@ -25,7 +25,7 @@ from brain.contract.close_codes import CLOSE_CODES, Retry
 from brain.contract.messages import RunData
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
-from tests.support.issuer import SECRET, token
+from tests.support.issuer import token
 from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
@@ -37,25 +37,15 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 
 
 @pytest.fixture(scope="module")
-def database(postgres: Postgres) -> Iterator[str]:
+def database(shared: str) -> str:
     """One for the module: each test has runs of its own."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+    return shared
 
 
 @pytest.fixture(scope="module")
 def brain(database: str) -> Iterator[Brain]:
     with served(database_url=database) as brain:
         yield brain
-
-
-@pytest.fixture(scope="module")
-def guarded(database: str) -> Iterator[Brain]:
-    """It requires tokens."""
-    with served(database_url=database, jwt_secret=SECRET) as brain:
-        yield brain
-        assert "eyJ" not in brain.log()
 
 
 class Watching:

@@ -91,22 +91,13 @@ def copy_client(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def database(postgres: Postgres) -> Iterator[str]:
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+def database(shared: str) -> str:
+    return shared
 
 
 @pytest.fixture(scope="module")
 def brain(database: str) -> Iterator[Brain]:
     with served(database_url=database) as brain:
-        yield brain
-
-
-@pytest.fixture(scope="module")
-def guarded(database: str) -> Iterator[Brain]:
-    """It requires tokens."""
-    with served(database_url=database, jwt_secret=SECRET) as brain:
         yield brain
 
 

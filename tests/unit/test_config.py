@@ -115,6 +115,7 @@ READ = [
     ("BRAIN_PING_INTERVAL", "1.5", "ping_interval", 1.5),
     ("BRAIN_PING_TIMEOUT", "60", "ping_timeout", 60.0),
     ("BRAIN_POLL_INTERVAL", "0.01", "poll_interval", 0.01),
+    ("BRAIN_RESUME", "0", "resume", 0),
     ("BRAIN_LOG_LEVEL", "DEBUG", "log_level", "debug"),
     ("BRAIN_PORT", "", "port", 5221),
     ("BRAIN_ALLOWED_NETWORKS", "", "allowed_networks", NETWORKS),
@@ -173,6 +174,9 @@ REFUSED = [
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
     ("BRAIN_PING_TIMEOUT", "4", "a ping timeout is 5 to 7200 seconds"),
     ("BRAIN_POLL_INTERVAL", "0", "a poll interval is 0.01 to 60 seconds"),
+    ("BRAIN_RESUME", "-1", "it is 0 to 604800 seconds (a week)"),
+    ("BRAIN_RESUME", "604801", "it is 0 to 604800 seconds (a week)"),
+    ("BRAIN_RESUME", "nan", "it is 0 to 604800 seconds (a week)"),
     ("BRAIN_LOG_LEVEL", "loud", "a level is debug, info, warning or error"),
 ]
 
@@ -258,6 +262,16 @@ def test_brains_own_variable_overrides_database_url(monkeypatch: pytest.MonkeyPa
     assert url(load(monkeypatch, BRAIN_DATABASE_URL="")) == "postgresql://one/x"
 
 
+def test_the_schema_of_the_url_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for Prisma. BRAIN_TABLE overrides it, and so does a URL that overrides the other."""
+    prisma = "postgresql://one/x?schema=app&pgbouncer=true"
+    assert load(monkeypatch, DATABASE_URL=prisma).table == Table("app", "runs")
+    assert Settings.load(database_url="postgresql://x?schema=k").table == Table("k", "runs")
+    assert load(monkeypatch, BRAIN_TABLE="jobs").table == Table("public", "jobs")
+    monkeypatch.delenv("BRAIN_TABLE")
+    assert load(monkeypatch, BRAIN_DATABASE_URL="postgresql://two/x").table.schema == "public"
+
+
 BROKEN_URLS = [
     f"mysql://u:{PASSWORD}@h/d",
     f"postgresql://u:p%zz{PASSWORD}@h/d",
@@ -278,7 +292,8 @@ def test_an_invalid_url_is_refused_and_never_printed(
     with pytest.raises(SettingsError) as caught:
         Settings.load()
     message = str(caught.value)
-    assert message.startswith(f"{variable}: a database URL is postgresql://")
+    assert message.startswith(f"{variable}: the database URL ")
+    assert "postgresql://" in message
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__context__ is None
 

@@ -21,13 +21,10 @@ from typing import Any, Final
 import jwt
 import structlog
 
-from brain.access.tokens import TokenError
+from brain.access.grants import TokenError
 from brain.contract.errors import BrainError
 
 log = structlog.get_logger()
-
-SHORTEST_SECRET = 32
-"""Bytes (RFC 7518, section 3.2)."""
 
 ALGORITHMS: Final = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
 """Of a key set. Not HS256: it would use a public key, which everybody has, as a secret."""

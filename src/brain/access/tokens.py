@@ -7,46 +7,19 @@ here contains a token or a part of one.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jwt
 
-from brain.access.rejections import Rejection
-from brain.contract.errors import BrainError
+from brain.access.grants import BOUNDS, Grant, TokenError
 from brain.contract.messages import storable
 from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES, Form, as_given
-
-Scope = Literal["read", "write"]
-
-BOUNDS = ("agent", "task_id")
-"""Claims that limit a token to some runs; each is named like the field of a run that it limits."""
 
 MAX_TOKEN = 4096
 """Characters: it must fit into a message of a client, and into a head with everything else."""
 
 SKEW = 10
 """Seconds that the issuer's clock may be ahead of this one."""
-
-
-class TokenError(BrainError):
-    """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified
-    now.
-    """
-
-    def __init__(self, code: Literal["token", "scope", "keys"], detail: str) -> None:
-        super().__init__(detail)
-        self.code: Literal["token", "scope", "keys"] = code
-
-    @property
-    def rejection(self) -> Rejection:
-        return Rejection(self.code, str(self))
-
-    @property
-    def status(self) -> int:
-        """Of HTTP."""
-        return self.rejection.status
 
 
 class Keys(Protocol):
@@ -57,77 +30,6 @@ class Keys(Protocol):
 
     async def find(self, name: str | None) -> tuple[Any, str]:
         """The key of this name, and its algorithm. Raises TokenError."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What the bearer of a token may do."""
-
-    expires: float = float("inf")
-    """Seconds since 1970."""
-    scopes: frozenset[str] = frozenset({"read", "write"})
-    within: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
-    """Field of a run (agent, task_id) → the values that it permits. Other fields are not
-    limited."""
-
-    def require(self, scope: Scope) -> None:
-        """Raises TokenError."""
-        if scope not in self.scopes:
-            raise TokenError("scope", f"the token's scope does not contain {scope!r}")
-
-    def narrowed(self, name: str, wanted: Iterable[str]) -> frozenset[str]:
-        """The wanted values of a field; if there are none, all that the token permits.
-
-        Raises TokenError if the token does not permit all of them.
-        """
-        asked, permitted = frozenset(wanted), self.within.get(name)
-        if permitted is None:
-            return asked
-        if not asked <= permitted:
-            raise TokenError("scope", f"the token does not permit these values of {name}")
-        return asked or permitted
-
-
-OPEN = Grant()
-"""Where no tokens are required."""
-
-
-def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The token of a request (RFC 6750, section 2.1), or of the subprotocols `bearer, <token>`,
-    which a browser can send.
-
-    Never from the URL: URLs end up in logs and histories. Raises TokenError if there are two.
-    """
-    found = []
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, token = value.decode("latin-1").strip().partition(" ")
-            if scheme.lower() == "bearer":
-                found.append(token.strip())
-        elif (
-            name == b"sec-websocket-protocol"
-            and len(offered := _offered(value)) > 1
-            and offered[0] == SUBPROTOCOL
-        ):
-            found.append(offered[1])
-    if len(found) > 1:
-        raise TokenError("token", "a request has one token")
-    return found[0] if found else None
-
-
-SUBPROTOCOL = "bearer"
-
-
-def offers_bearer(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """A browser closes the connection if the server selects none of its subprotocols."""
-    return any(
-        name == b"sec-websocket-protocol" and _offered(value)[0] == SUBPROTOCOL
-        for name, value in headers
-    )
-
-
-def _offered(value: bytes) -> list[str]:
-    return [each.strip() for each in value.decode("latin-1").split(",")]
 
 
 class Tokens:

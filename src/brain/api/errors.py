@@ -19,6 +19,7 @@ RunError
 ├── PreconditionFailed
 ├── BeyondToken
 ├── PolicyMissing
+├── PrivilegeMissing
 └── TooManyRequests
 
 `problems.py` says with which status each is answered.
@@ -201,6 +202,14 @@ class PolicyMissing(RunError):
             f"row, such as {policy}"
         )
         self.policy = policy
+
+
+class PrivilegeMissing(RunError):
+    """Brain's role lacks a right. `grants` are statements that give it to it."""
+
+    def __init__(self, message: str, grants: Collection[str]) -> None:
+        super().__init__(f"{message}: run {' '.join(grants)}")
+        self.grants = tuple(grants)
 
 
 class TooManyRequests(RunError):

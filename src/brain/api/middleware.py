@@ -1,14 +1,19 @@
 """What every request passes before its route: its token, the bound of its body, its path."""
 
+from typing import TYPE_CHECKING
+
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from brain.access.grants import OPEN, Grant, TokenError, bearer
 from brain.access.limits import BODY_TOO_LARGE, MAX_BODY
 from brain.access.rejections import RejectionCounter
-from brain.access.tokens import OPEN, Grant, TokenError, Tokens, bearer
 from brain.api.problems import problem_answer
 from brain.page.routes import FOLDERS as PAGE_FOLDERS
 from brain.page.routes import PUBLIC as PAGE
+
+if TYPE_CHECKING:
+    from brain.access.tokens import Tokens
 
 GRANT = "brain.grant"
 """Where the ASGI scope of a request holds what its token permits."""
@@ -103,7 +108,7 @@ class BodyLimit:
 class TokenCheck:
     """Rejects a request without a valid token before a byte of its body is read."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, rejections: RejectionCounter) -> None:
+    def __init__(self, app: ASGIApp, tokens: "Tokens", rejections: RejectionCounter) -> None:
         self._app = app
         self._tokens = tokens
         self._rejections = rejections

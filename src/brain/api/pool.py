@@ -25,7 +25,7 @@ STATEMENT_DEADLINE = 15.0
 async def open_pool(url: str) -> AsyncIterator[Pool]:
     """Opens at once, whether or not the database answers, and connects with the first request.
 
-    `url` is one that postgres.connection.parse_url returned.
+    `url` is one that postgres.database_url.parse_url returned.
     """
     # The pool warns at every try. postgres/follow.py logs once what is wrong with the database.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

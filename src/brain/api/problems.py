@@ -17,8 +17,8 @@ from psycopg_pool import PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from brain.access.grants import TokenError
 from brain.access.rejections import status_headers
-from brain.access.tokens import TokenError
 from brain.api.errors import (
     BeyondToken,
     FieldErrors,
@@ -26,6 +26,7 @@ from brain.api.errors import (
     NotJSON,
     PolicyMissing,
     PreconditionFailed,
+    PrivilegeMissing,
     RunConflict,
     RunError,
     RunNotFound,
@@ -45,6 +46,7 @@ STATUSES: Mapping[type[Exception], int] = {
     NotJSON: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
+    PrivilegeMissing: 503,
     TableError: 503,
 }
 """Our own exceptions. A subclass has the status of its nearest base."""
@@ -152,7 +154,7 @@ def _of_database(request: Request, error: psycopg.Error) -> Problem:
         column = error.diag.column_name
         return Problem(422, detail, ((column, detail),) if column else ())
     if isinstance(error, errors.InsufficientPrivilege):
-        detail += ": GRANT SELECT, INSERT, UPDATE on it to the role that Brain connects as"
+        detail += ": the role that Brain connects as lacks this right"
     elif not sqlstate:
         detail = "the database does not answer: try again"
         if request.method != "GET" and not isinstance(error, PoolTimeout):

@@ -16,7 +16,7 @@ Statement: TypeAlias = tuple[sql.Composed, list[object]]
 ByFields: TypeAlias = Mapping[str, Collection[str]]
 
 UNRESTRICTED: ByFields = {}
-"""`within` of a token that covers every run."""
+"""The `within` of a token that may access every run."""
 
 UNCOMPARED: Mapping[str, str | None] = {}
 

@@ -24,6 +24,7 @@ from brain.api.errors import (
     IdRequired,
     PolicyMissing,
     PreconditionFailed,
+    PrivilegeMissing,
     RowNotInContract,
     RowRejected,
     RunEnded,
@@ -63,6 +64,7 @@ from brain.delivery.board import Board
 from brain.postgres.canonical import canonical, printed
 from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
+from brain.postgres.privileges import missing_privileges
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe
 
@@ -70,7 +72,7 @@ DESCRIPTION_TTL = 10.0
 """Seconds after which the table's columns are looked up again."""
 
 MAX_TRIES = 3
-"""Of an UPDATE that changed no row although the row allows it."""
+"""How often a change runs its UPDATE if that changes no row although the row allows the change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ class Version:
 class RunRepository:
     """Raises RunError, TableError and psycopg.Error.
 
-    `within` is where a token ends: field → the values that its runs have. A run beyond it counts
-    as absent.
+    `within` is what a token may access: field → the values that a run may have there. To that
+    token, any other run does not exist.
     """
 
     def __init__(self, pool: Pool, table: Table, decoder: Decoder, board: Board) -> None:
@@ -96,8 +98,9 @@ class RunRepository:
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
-        looks = (decoder.max_text, [decoder.words(status) for status in STATUSES])
-        self._salt = zlib.crc32(repr(looks).encode())
+        settings = (decoder.max_text, [decoder.words(status) for status in STATUSES])
+        self._salt = zlib.crc32(repr(settings).encode())
+        """Changes with the settings that change how the API shows a row, and so its ETag."""
 
     async def get(self, run_id: str, within: ByFields = UNRESTRICTED) -> Version:
         async with self._connection() as (conn, description):
@@ -118,15 +121,15 @@ class RunRepository:
     async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
         """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
         async with self._connection() as (conn, description):
-            typed = _printed(description, wanted)
-            words = {**typed, "status": self._decoder.words(*wanted["status"])}
+            as_printed = _as_printed(description, wanted)
+            in_table = {**as_printed, "status": self._decoder.words(*wanted["status"])}
 
             async def query(after: str | None, limit: int) -> Rows:
                 statement = select_page(
                     self._table,
                     description,
                     self._decoder.max_text,
-                    wanted=words,
+                    wanted=in_table,
                     after=after,
                     limit=limit,
                 )
@@ -134,7 +137,12 @@ class RunRepository:
 
             try:
                 return await read_page(
-                    query, self._decoder, self._overlay, wanted=typed, after=after, limit=limit
+                    query,
+                    self._decoder,
+                    self._overlay,
+                    wanted=as_printed,
+                    after=after,
+                    limit=limit,
                 )
             except psycopg.DataError as error:
                 if after is None:
@@ -145,8 +153,8 @@ class RunRepository:
         async with self._connection() as (conn, description):
             self._check_writable(description, values)
             row = {**values, "status": self._decoder.word(status, description.statuses.allowed)}
-            made = "id" not in row and not description.columns["id"].default
-            if made:
+            generated = "id" not in row and not description.columns["id"].default
+            if generated:
                 row["id"] = str(uuid.uuid4())
             statement = insert(
                 self._table,
@@ -162,10 +170,8 @@ class RunRepository:
                 if "(id)=" in (error.diag.message_detail or ""):
                     raise RunExists(row.get("id", "")) from error
                 raise
-            except errors.InsufficientPrivilege as error:
-                raise await self._explained(conn, error) from error
             except psycopg.DataError as error:
-                if made:
+                if generated:
                     raise IdRequired(postgres_message(error)) from error
                 raise
         if not rows:
@@ -196,13 +202,11 @@ class RunRepository:
                 try:
                     rows = await fetch(conn, statement)
                 except psycopg.DataError:
-                    await self._present(conn, description, target)  # RunNotFound goes first
+                    await self._read(conn, description, target)  # RunNotFound goes first
                     raise
-                except errors.InsufficientPrivilege as error:
-                    raise await self._explained(conn, error) from error
                 if rows:
                     return self._version(rows[0])
-                present, changed = await self._present(conn, description, target, values)
+                present, changed = await self._read(conn, description, target, values)
                 self._check_change(present, status, changed)
                 version = self._version(present)
                 if not preconditions.allow_change(version.etag):
@@ -212,14 +216,16 @@ class RunRepository:
                 # It is allowed, so the run changed between the two statements.
         raise ConcurrentChange(run_id)
 
-    async def _present(
+    async def _read(
         self,
         conn: Conn,
         description: Description,
         target: Target,
         values: Mapping[str, str | None] = UNCOMPARED,
     ) -> tuple[list[str | None], list[str]]:
-        """The fields of the run and its ETag, and which of the fields have not these values."""
+        """The fields of the run and its ETag, and the names of the `values` that the run does not
+        have yet.
+        """
         _, *row = await self._select(conn, description, target, values)
         if row[ID] is None:
             raise RunNotFound(target.run_id)
@@ -249,13 +255,20 @@ class RunRepository:
 
     def _target(self, description: Description, run_id: str, within: ByFields) -> Target:
         """Raises RunNotFound if the column cannot hold this id."""
-        found = canonical(description.columns["id"], run_id)
-        if found is None:
+        canonical_id = canonical(description.columns["id"], run_id)
+        if canonical_id is None:
             raise RunNotFound(run_id)
-        return Target(found, _printed(description, within), self._salt)
+        return Target(canonical_id, _as_printed(description, within), self._salt)
 
-    async def _explained(self, conn: Conn, error: psycopg.Error) -> Exception:
-        """Of a refused write: what row security lacks, if it was that."""
+    async def _forbidden(
+        self, conn: Conn, description: Description, error: psycopg.Error
+    ) -> Exception:
+        """The policy or the privilege that Brain's role lacks, or else `error` itself."""
+        missing = await missing_privileges(conn, self._table, description.oid)
+        if grants := (*missing.to_read, *missing.to_write):
+            # A comment behind a statement would hide the next one.
+            statements = [grant.partition(" --")[0] for grant in grants]
+            return PrivilegeMissing(postgres_message(error), statements)
         # The name of PostgreSQL's function, unlike the message, is never translated.
         if error.diag.source_function != "ExecWithCheckOptions":
             return error
@@ -273,6 +286,8 @@ class RunRepository:
                 self._described_until = time.monotonic() + DESCRIPTION_TTL
             try:
                 yield conn, self._description
+            except errors.InsufficientPrivilege as error:
+                raise await self._forbidden(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described
                 self._description = None
                 raise
@@ -311,8 +326,8 @@ class RunRepository:
         return Version(run, str(etag))
 
 
-def _printed(description: Description, wanted: ByFields) -> ByFields:
-    """The wanted texts as the columns print them."""
+def _as_printed(description: Description, wanted: ByFields) -> ByFields:
+    """The wanted texts as the columns print them: of a number, `1` for `01` (see canonical.py)."""
     return {
         name: printed(description.columns.get("id" if name == "run_id" else name), texts)
         if name != "status"
@@ -325,6 +340,6 @@ def _printed(description: Description, wanted: ByFields) -> ByFields:
 async def open_repository(
     url: str, table: Table, decoder: Decoder, board: Board
 ) -> AsyncIterator[RunRepository]:
-    """`url` is one that postgres.connection.parse_url returned."""
+    """`url` is one that postgres.database_url.parse_url returned."""
     async with open_pool(url) as pool:
         yield RunRepository(pool, table, decoder, board)

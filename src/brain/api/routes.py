@@ -14,8 +14,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from brain import __version__
+from brain.access.grants import BOUNDS, Grant
 from brain.access.rejections import RejectionCounter
-from brain.access.tokens import BOUNDS, Grant, Tokens
 from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
 from brain.api.errors import (
@@ -46,6 +46,7 @@ from brain.contract.messages import ID, RunData, body, shown
 from brain.contract.subscription import Filter, FilterError, Form, as_given, parse_filter
 
 if TYPE_CHECKING:
+    from brain.access.tokens import Tokens
     from brain.api.queries import ByFields
 
 
@@ -64,7 +65,7 @@ register_url_convertor("text", AnyText())
 
 def create_api(
     runs: RunRepository,
-    tokens: Tokens | None = None,
+    tokens: "Tokens | None" = None,
     rejections: RejectionCounter | None = None,
 ) -> FastAPI:
     rejections = rejections or RejectionCounter()

@@ -1,4 +1,4 @@
-"""`brain watch`: the messages on standard output, the outages on standard error."""
+"""`brain watch`: messages on standard output, and on standard error whether it is connected."""
 
 from typing import assert_never
 
@@ -9,22 +9,20 @@ from brain.cli.console import note
 
 async def print_messages(url: str, *, snapshot: bool, token: str | None) -> None:
     """Print one message per line until interrupted. Raises WatchError."""
-    away = connected_before = False
+    connected_before = False
     async for event in watch_events(url, snapshot=snapshot, token=token):
         match event:
             case Message(text=text):
                 print(text, flush=True)
             case Connected(reset=reset):
-                if away:
-                    note("connected again")
+                note("connected again" if connected_before else f"connected to {url}")
                 if reset and connected_before:
                     note(
                         "it is not known what changed during the outage; "
                         "the queued and running runs follow"
                     )
-                away, connected_before = False, True
+                connected_before = True
             case Away(reason=reason):
                 note(f"no connection to {url} ({reason}); trying again")
-                away = True
             case _:
                 assert_never(event)

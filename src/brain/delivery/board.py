@@ -6,9 +6,9 @@ Pure: it takes events and has no clock and no I/O. Its log (log.py) answers thre
 - What did I miss?      `log.piece` returns the current state of each run that changed after a seq.
 - Did I miss too much?  Yes, if `floor` is above the seq: a newer entry has been evicted.
 
-Rules R9 to R11 and R13 (R15 is in log.py, the others in hub.py), and rules T1 to T9 of deleted
-runs. Below each stands a test that holds it. In addition, tests/unit/delivery/mutants.py removes
-every rule, and a random history then goes wrong.
+Rules R9 to R11 and R13 (R15 is in log.py, those of deleted runs in tombstones.py, the others in
+hub.py and pending.py). Below each stands a test that fails without it. In addition,
+tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
 
 R9   `timestamp` never decreases: it is the commit time or the last timestamp, whichever is later.
      Rows of a Snapshot have the database's time of that query; Brain's own clock is never used.
@@ -25,59 +25,32 @@ R11  Unfinished runs are never evicted. Finished runs are, in the order of their
 R13  A Snapshot removes the unfinished runs that it reports as gone. The first one pushes nothing.
      One with `unless_after` never overrides what the stream has changed, deleted or evicted since.
      test_the_first_snapshot_pushes_nothing, test_a_comparison_does_not_override_newer_changes
-T1   A delete leaves a tombstone: an entry under the run's id, with a status that no filter has,
-     among the finished runs. It is evicted in their order and raises the floor as they do. To
-     everything that asks for a run, it is absent.
-     test_a_tombstone_is_absent_and_is_evicted_among_the_finished
-T2   A delete concerns a filter that matches what the run was last; in a catch-up, anything that it
-     has been. A run that the board does not hold may have been anything finished. The bounds of a
-     token test the agent and the task that the run had last; unknown ones are in no bounds.
-     test_a_delete_concerns_who_may_show_the_run, test_a_token_is_told_of_deletes_within_its_bounds
-T3   Only cohorts that include `deleted` are sent tombstones.
-     test_only_who_includes_deletes_is_told_of_them
-T4   A run that comes back under the id of a tombstone has been all that the tombstone has, in its
-     push as well: clients that were not told of the delete drop what they show. That covers a run
-     that leaves the contract as running and comes back finished. Once a tombstone of an unfinished
-     run has been evicted, an updated run that is not held may have been anything.
-     test_a_run_that_comes_back_was_all_that_its_tombstone_was,
-     test_a_run_that_left_as_running_and_comes_back_later_than_memory_was_anything
-T5   A run that a Snapshot reports as gone is buried like a deleted one. A row of a Snapshot that is
-     older than the tombstone is skipped; one without `unless_after` is alive again.
-     test_a_run_that_is_gone_is_buried, test_a_comparison_does_not_bring_back_a_run_deleted_since
-T6   TRUNCATE names nobody and leaves no tombstones: `dead_floor` and `dead_floor_time` are its seq
-     and its time. For clients that include `deleted`, what lies before is a gap. The board's time
-     goes on above it, or a client that loads the table would get a `since` that is a gap again.
-     test_deletes_that_nobody_names_are_a_gap_for_who_includes_deletes,
-     test_what_follows_a_truncate_is_no_gap
-T7   So is a Snapshot before which deletes may be unknown: a stream was interrupted, or begins.
-     test_deletes_that_nobody_names_are_a_gap_for_who_includes_deletes
-T8   So is everything before the first Snapshot, even where memory reaches further back.
-     test_what_was_deleted_before_the_start_is_a_gap_for_who_includes_deletes
-T9   An UPDATE of the id is a delete and an insert. A tombstone is conflated with nothing. A row
-     that leaves the contract is buried like a deleted one; one that is buried again is not told
-     again.
-     test_a_tombstone_is_conflated_with_nothing, test_a_run_is_buried_and_told_once,
-     test_an_update_of_the_id_is_a_delete_and_an_insert
+
+After a restart (postgres/checkpoints.py has the rules) the first event is Resumed instead of a
+Snapshot. Resumed runs keep the times at which they were sent, at the earliest; those that changed
+since the floor may have been ANYTHING, because nobody knows what they were. No byte leaves with a
+time that `remember` has not been told, so that time goes on there.
+test_resumed_runs_have_the_times_of_before, test_resumed_runs_may_have_been_anything,
+test_every_time_is_remembered_before_it_is_sent
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Final, TypeAlias, assert_never, cast
 
-from brain.contract.events import Changes, Event, Snapshot
+from brain.contract.events import Changes, Event, Resumed, Snapshot
 from brain.contract.include import deleted_message
 from brain.contract.messages import (
     ACTIVE,
     FIELDS,
     ID,
     STATUS,
-    STATUSES,
     UNCHANGED,
     Micros,
     Run,
     message,
 )
-from brain.contract.subscription import ANY, Facet, facet
+from brain.contract.subscription import Facet, facet
 from brain.delivery.log import (
     DELETED,
     FACETS,
@@ -91,12 +64,7 @@ from brain.delivery.log import (
     Log,
     is_tombstone,
 )
-
-FINISHED: tuple[Facet, ...] = (("completed", ANY, ANY), ("failed", ANY, ANY))
-"""What an updated run that the board does not hold may have been: unfinished runs are never
-evicted."""
-
-ANYTHING: tuple[Facet, ...] = tuple((status, ANY, ANY) for status in STATUSES)
+from brain.delivery.tombstones import ANYTHING, FINISHED, buried, ended_early, tombstone
 
 Push: TypeAlias = tuple[Entry, tuple[Facet, ...], bool]
 """An entry to push, the facets that the run has and had, and whether its status stayed the same."""
@@ -111,8 +79,15 @@ OVERHEAD = 1200
 Measured by test_the_memory_charged_is_the_memory_used."""
 
 
+def _forget_nothing(_: Micros) -> None:
+    """Without a file, no time outlives the process."""
+
+
 class Board:
-    """`memory` bounds the bytes of all entries; unfinished runs are kept even beyond it (R11)."""
+    """`memory` bounds the bytes of all entries; unfinished runs are kept even beyond it (R11).
+
+    `remember` stores the highest timestamp that may leave.
+    """
 
     def __init__(
         self,
@@ -123,10 +98,13 @@ class Board:
         encode_deleted: Callable[[str, Micros], bytes] = deleted_message,
         max_piece: int = PIECE,
         max_facets: int = MAX_FACETS,
+        remember: Callable[[Micros], object] = _forget_nothing,
     ) -> None:
         self.seq = 0
         self.time: Micros = 0
         """The last timestamp on the wire. Commit times may decrease; this never does (R9)."""
+        self.last_time: Micros = 0
+        """The time of the newest entry."""
         self.floor = 0
         """The seq of the newest entry that is no longer held."""
         self.floor_time: Micros = 0
@@ -147,6 +125,7 @@ class Board:
         self._encode = encode
         self._encode_deleted = encode_deleted
         self._max_facets = max_facets
+        self._remember = remember
         self._runs: dict[str, Entry] = {}
         """With the tombstones."""
         self.log = Log(self._runs, max_piece)
@@ -181,8 +160,9 @@ class Board:
     @property
     def reached(self) -> Micros:
         """The time of the newest entry, or the earliest that `since` takes after it."""
-        last = self.log.times[-1] if self.log.times else 0
-        return max(last, self.floor_time + 1, self.dead_floor_time + 1) if self.begun else 0
+        if not self.begun:
+            return 0
+        return max(self.last_time, self.floor_time + 1, self.dead_floor_time + 1)
 
     def since(self, time: Micros, *, deleted: bool = False) -> int | None:
         """The seq after which every change at or after `time` lies; None for a gap (R9).
@@ -222,9 +202,15 @@ class Board:
                 pushes = self._changes(event)
             case Snapshot():
                 pushes = self._snapshot(event)
+            case Resumed():
+                pushes = self._resume(event)
             case _:
                 assert_never(event)
         self._evict()
+        if self.log.times:
+            self.last_time = max(self.last_time, self.log.times[-1])
+        # The API answers with a time above `floor_time`.
+        self._remember(self.time if self.time > self.floor_time else self.floor_time + 1)
         if len(self.log.entries) > 2 * len(self._runs) + 1024:
             self.log.compact()
         return pushes
@@ -264,6 +250,24 @@ class Board:
         self.seq += 1
         self.dead_floor, self.dead_floor_time = self.seq, self.time
         self.time += 1
+
+    def _resume(self, event: Resumed) -> list[Push]:
+        """Fill the empty board. A client that was cut off while it was sent the unfinished
+        runs lacks some whose time was `floor_time`: they follow it.
+        """
+        self.floor_time = self.last_time = event.floor_time
+        self.time = event.floor_time + 1
+        for run in event.unchanged:
+            self._forget(self._runs.get(run[ID]))
+            self._put(run, 0, None, ())
+        for time, run in event.changed:
+            self.time = time
+            self._forget(self._runs.get(run[ID]))
+            self._put(run, 0, None, ANYTHING)
+        self.dead_floor_time = event.at  # (T8)
+        self.time = event.at + 1
+        self.begun = True
+        return []
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
         self._advance(event.at)
@@ -306,6 +310,7 @@ class Board:
             self.begun = True
             self.floor_time = max(self.floor_time, event.at - 1)
             self.dead_floor_time = event.at - 1  # (T8)
+            self.last_time = max(self.last_time, self.floor_time)
         return []
 
     def _is_news(self, run: Run, known: Entry | None, unless_after: int | None) -> bool:
@@ -362,31 +367,24 @@ class Board:
         self.seq = seq = self.seq + 1
         time = self.time
         frame = self._encode_deleted(run_id, time)
-        buried = known is not None and is_tombstone(known)
+        again = known is not None and is_tombstone(known)
         if known is None:
             ever = is_or_was = self._unheld  # (T2)
-            agent = task_id = None
             self.size += OVERHEAD + 2 * len(frame)
         else:
-            last, ever = facet(known[RUN]), known[FACETS]
-            _, agent, task_id = last
-            is_or_was = (last,)
-            if not buried and ever != ANYTHING:
-                # The last one stands last: see `_evict`.
-                ever = (*(each for each in ever if each != last), last)
+            is_or_was, ever = buried(known)
             self.size += 2 * (len(frame) - len(known[FRAME]))
         if self._shown and (shown := self._shown.pop(run_id, None)):
             ever = self._union(shown[1], ever)
             is_or_was = self._union(is_or_was, shown[1])
-        run: Run = (run_id, DELETED, None, task_id, agent, None, None, None)
-        entry: Entry = (seq, time, run, frame, ever, xid)
+        entry: Entry = (seq, time, tombstone(run_id, known), frame, ever, xid)
         self._runs[run_id] = entry
         self.log.append(entry)
-        self.tombstones += not buried
+        self.tombstones += not again
         self._unfinished.discard(run_id)
         self._done[run_id] = None
         self._done.move_to_end(run_id)
-        return [] if buried else [(entry, is_or_was, False)]
+        return [] if again else [(entry, is_or_was, False)]
 
     def _union(self, facets: tuple[Facet, ...], more: tuple[Facet, ...]) -> tuple[Facet, ...]:
         found = tuple(dict.fromkeys(facets + more))
@@ -407,8 +405,7 @@ class Board:
             self._forget(entry)
             self.floor = max(self.floor, entry[SEQ])
             self.floor_time = max(self.floor_time, entry[TIME])
-            facets = entry[FACETS]
-            if is_tombstone(entry) and (facets == ANYTHING or facets[-1][0] in ACTIVE):
+            if ended_early(entry):
                 self._unheld = ANYTHING  # (T4)
 
 

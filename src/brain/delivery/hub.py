@@ -1,9 +1,9 @@
 """The hub: sends every change to every client, in batches, and catches up the clients that lag.
 
 It never awaits, and has no queue, task or timer per client. Changes gather in `_pending`; a flush
-sends them all. It starts at once if the last flush is older than the interval, else when the
-interval ends or 128 KiB are pending. A flush is first planned (which clients receive which bytes),
-then swept: one `write` per client and batch.
+sends them all, at once if the last one is older than the interval, else when the interval ends or
+128 KiB are pending. It is first planned (which clients receive which bytes), then swept: one
+`write` per client and batch.
 
 A client is in one of three states:
 
@@ -18,9 +18,8 @@ A client is in one of three states:
 The invariant: a client has been sent everything up to its seq (a live one: up to `flushed`), as it
 was or superseded by something newer. What is newer than the last flush is pending.
 
-Rules R1 to R6, R12, R14, R16 and R17 (R7 and R8 are in pending.py, the others in board.py and
-log.py). Below each stands a test that holds it. In addition, tests/unit/delivery/mutants.py removes
-every rule, and a random history then goes wrong.
+Rules R1 to R6, R12, R14, R16, R17 and I1 (others in pending.py, board.py, log.py, freshness.py).
+Below each stands a test that fails without it; a random history then goes wrong, too (mutants.py).
 
 R1   A flush sets `flushed` to the board's seq before its first write, which may fill a transport.
      test_a_client_that_fills_up_and_drains_during_a_sweep_is_live_again
@@ -44,12 +43,17 @@ R6   The receivers of a flush are fixed when it is planned, and no flush starts 
 R12  A client is closed with 4410 exactly if the board's `floor` is above its seq, and, if it joined
      with `snapshot`, above `flushed` at that time.
      test_a_lagging_client_beyond_memory_is_closed_with_4410
-R14  A client without `since` and `snapshot` is live at once.
-     test_a_client_without_since_and_snapshot_is_live_at_once
+R14  A client without `since` and `snapshot` is live at once. If changes are pending, one that
+     includes `deleted` waits for their flush and is not sent them: they may be of deleted runs.
+     test_a_client_without_since_and_snapshot_is_live_at_once,
+     test_a_client_that_includes_deletes_is_sent_no_run_that_was_deleted_before_it_joined
 R16  A sweep yields when its budget is spent; catch-up stops after half a budget.
      test_catch_up_yields_after_half_a_budget
 R17  A batch is cut at 128 KiB.
      test_a_batch_is_cut_at_128_kib
+I1   `ready` is sent once, behind all that the client asked for when it joined. Its timestamp is one
+     from which nothing is lost to this client.
+     test_ready_is_sent_once_behind_what_was_asked_for
 """
 
 from collections import deque
@@ -117,6 +121,8 @@ class Hub:
         self._max_batch = max_batch
         self._stride = stride
         self._pending = Pending()
+        self._first = UNREAD
+        """The board's seq after the first Snapshot."""
         self._dead_floor = 0
         """The board's, when clients that include `deleted` were last told to start over."""
         self._cohorts = Cohorts()
@@ -140,12 +146,10 @@ class Hub:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes that wait for the next flush."""
         return self._pending.bytes
 
     @property
     def sweeping(self) -> bool:
-        """Whether some live clients may lack the last flush."""
         return self._sweep is not None
 
     def join(self, client: Client, wish: Subscription) -> None:
@@ -168,6 +172,8 @@ class Hub:
             # the runs.
             self._refuse(client)
             return
+        elif cohort.deleted and self._pending:
+            client.seq = self.board.seq  # (R14)
         if cohort.source:
             self._freshness.add(client)
         if client.seq is not None:
@@ -187,8 +193,7 @@ class Hub:
         cohort = client.cohort
         if cohort is None:
             return
-        if client.paused and client.seq is not None:
-            self.lagging -= 1
+        self.lagging -= client.paused and client.seq is not None
         client.cohort, client.seq = None, 0
         cohort.live.discard(client)
         self._late.discard(client)
@@ -239,14 +244,11 @@ class Hub:
             self._arm(0)
 
     def _refuse(self, client: Client) -> None:
-        if self.board.begun:
-            self.counts.gaps += 1
-            client.end(GAP.code, GAP.reason)
-        else:
-            client.end(TRY_AGAIN_LATER.code, TRY_AGAIN_LATER.reason)
+        self.counts.gaps += self.begun
+        why = GAP if self.begun else TRY_AGAIN_LATER
+        client.end(why.code, why.reason)
 
     def send(self, client: Client, data: bytes) -> None:
-        """Write to one client."""
         try:
             client.write(data)
         except Exception as error:  # noqa: BLE001 - one client's failure must not end the caller
@@ -254,23 +256,21 @@ class Hub:
 
     def _send_ready(self, client: Client) -> None:
         behind = client.seq is not None and client.seq < self.flushed
-        time = self.board.log.time_at(client.seq or 0) if behind else self.flushed_time
+        time = self.board.log.time_after(client.seq or 0) if behind else None
         client.goal = None
-        self.send(client, ready_message(time))
+        self.send(client, ready_message(self.flushed_time if time is None else time))
 
     def _start_over(self) -> None:
         """End who includes `deleted` (T6, T7): the catch-up does it, within its budget."""
         self._dead_floor = self.board.dead_floor
         for cohort in self._cohorts.told:
             for client in list(cohort.live):
-                if client in self._late:
+                self._cut_off(client, cohort, self.flushed)
+                client.intact = False
+                if client.paused:
                     self._late.discard(client)
-                    self._cut_off(client, cohort, self.flushed)
                 else:
-                    client.seq, client.intact = self.flushed, False
-                    self._ready.append(client)
-            cohort.live.clear()
-        self._arm(0)
+                    self.resume(client)
 
     def _failed(self, client: Client, error: Exception) -> None:
         self.counts.failures += 1
@@ -291,8 +291,10 @@ class Hub:
         elif self._pending:
             self._arm(self._last_flush + self._interval - self._clock())
         else:
-            # There is nothing to push, but the first Snapshot and deletes move the board's seq.
-            # Clients that joined before the first Snapshot are served now.
+            # The first Snapshot and deletes move the board's seq without a push. Clients that
+            # joined before the first Snapshot are served now.
+            if self._first == UNREAD and self.begun:
+                self._first = self.board.seq
             self.flushed, self.flushed_time = self.board.seq, self.board.reached
             if self._ready:
                 self._arm(0)
@@ -360,7 +362,7 @@ class Hub:
                 self._ready.append(client)
                 continue
             if client.until == UNREAD:
-                client.until = client.joined = self.flushed
+                client.until = client.joined = self._first
                 client.goal = self.flushed if cohort.ready else None
             if self.board.floor > max(client.seq, client.until) or (  # (R12)
                 cohort.deleted and self._dead_floor > max(client.seq, client.joined)  # (T6)
@@ -383,7 +385,8 @@ class Hub:
         """Send its next piece, and `ready` behind what it asked for. False if it takes no more."""
         seq = client.seq
         assert seq is not None
-        if seq < self.flushed:  # (R4, R15)
+        due = client.goal is not None and seq >= client.goal  # (I1) the last piece filled it up
+        if seq < self.flushed and not due:  # (R4, R15)
             key = (cohort, seq, client.until if seq < client.until else 0)
             if key not in pieces:
                 wanted = cohort.wanted(key[2])

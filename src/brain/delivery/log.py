@@ -83,10 +83,12 @@ class Log:
         i = bisect_left(self.times, time)
         return self.seqs[i] - 1 if i < len(self.seqs) else None
 
-    def time_at(self, seq: int) -> Micros:
-        """The latest known time before which every change has a seq up to this one."""
+    def time_after(self, seq: int) -> Micros | None:
+        """The time of the first change after this seq: every change before it has a seq up to this
+        one. None if there is none.
+        """
         i = bisect_right(self.seqs, seq)
-        return self.times[max(i - 1, 0)] if self.times else 0
+        return self.times[i] if i < len(self.times) else None
 
     def oldest(self, after: int, upto: int, wanted: Callable[[Entry], bool]) -> Entry | None:
         """The oldest wanted entry of the runs whose last change lies in (after, upto]."""

@@ -1,8 +1,9 @@
 """`brain doctor`: examines the database as Brain uses it, and reports what is wrong and what to do.
 
-No catalog says for sure whether the publication can be created and a stream opened. So the doctor
-tries both: one in a transaction that it rolls back, the other with a slot that it drops at once. It
-changes nothing. Its words are those of /readyz.
+PostgreSQL's catalog does not say for certain whether the role may create the publication and open a
+stream. So the doctor tries both, and leaves nothing behind: it creates the publication in a
+transaction that it rolls back, and drops the slot of the stream at once. Its codes, details and
+hints are those of /readyz.
 """
 
 import psycopg
@@ -38,7 +39,7 @@ CHECKS: tuple[Check, ...] = (
     values,
     indexes,
 )
-"""In this order, until one finds something `broken`."""
+"""They run in this order. After a finding that is `broken`, no other check runs."""
 
 STREAM_CHECKS: tuple[Check, ...] = (
     table_blockers,
@@ -49,7 +50,7 @@ STREAM_CHECKS: tuple[Check, ...] = (
     unexplained,
     pooler,
 )
-"""After them, unless BRAIN_SOURCE is poll."""
+"""They run after CHECKS, unless BRAIN_SOURCE is poll."""
 
 
 async def examine(
@@ -60,7 +61,7 @@ async def examine(
     stream: bool = True,
     thresholds: Thresholds | None = None,
 ) -> Report:
-    """`stream` is false if BRAIN_SOURCE is poll: what only a stream needs is not checked."""
+    """`stream`: also check what only a stream needs. False if BRAIN_SOURCE is poll."""
     report = Report(redact(url), str(table))
     try:
         conn = await connect(url, APPLICATION, lock_timeout="2s")
@@ -69,7 +70,7 @@ async def examine(
         return report
     try:
         async with conn:
-            context = await _prepare(
+            context = await _inspect(
                 report,
                 conn,
                 url=url,
@@ -79,13 +80,13 @@ async def examine(
                 thresholds=thresholds or Thresholds(),
             )
             if context is not None:
-                await _run(context, STREAM_CHECKS if stream else (source_setting,))
+                await _run(context, stream=stream)
     except psycopg.Error as error:
         report.findings.append(interrupted(error))
     return report
 
 
-async def _prepare(
+async def _inspect(
     report: Report,
     conn: Conn,
     *,
@@ -95,7 +96,7 @@ async def _prepare(
     stream: bool,
     thresholds: Thresholds,
 ) -> Context | None:
-    """What the checks need. None if the server or the table cannot be used at all."""
+    """Read what the checks need. None if Brain cannot use the server or the table."""
     ((name, number, user, backend_pid),) = await fetch(
         conn,
         "SELECT current_setting('server_version'), current_setting('server_version_num'),"
@@ -103,7 +104,7 @@ async def _prepare(
     )
     report.version = str(name)
     report.findings += version(report.version, int(str(number)))
-    if report.status == 2:
+    if report.broken:
         return None
     try:
         inspection = await inspect(conn, table)
@@ -125,16 +126,16 @@ async def _prepare(
     )
 
 
-async def _run(context: Context, stream_checks: tuple[Check, ...]) -> None:
+async def _run(context: Context, *, stream: bool) -> None:
     report = context.report
     for check in CHECKS:
         report.findings += await check(context)
-        if report.status == 2:
+        if report.broken:
             return
-        report.source = "poll"
-    for check in stream_checks:
+    report.source = "poll"
+    for check in STREAM_CHECKS if stream else (source_setting,):
         report.findings += await check(context)
-    if "chosen" not in report and not context.unavailable:
+    if stream and not context.unavailable:
         report.source = "replication"
 
 

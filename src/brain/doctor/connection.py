@@ -25,6 +25,10 @@ _HINTS = {
     " and run SELECT pg_reload_conf();",
     'database "(.+)" does not exist': "CREATE DATABASE {};"
     " -- or name the right one in BRAIN_DATABASE_URL",
+    'too many connections for role "(.+)"': "ALTER ROLE {} CONNECTION LIMIT -1;"
+    " -- or reduce the number of its clients",
+    'too many connections for database "(.+)"': "ALTER DATABASE {} CONNECTION LIMIT -1;"
+    " -- or reduce the number of its clients",
     "too many c|connection slots": "reduce the number of clients,"
     " or raise max_connections and restart PostgreSQL",
     "(?:resolve host|translate host name)": "the host name does not resolve:"
@@ -74,7 +78,7 @@ def version(name: str, number: int) -> list[Finding]:
 
 async def pooler(context: Context) -> list[Finding]:
     """A pooler in transaction mode gives consecutive queries to different backends."""
-    if context.conn.info.backend_pid == context.backend_pid or "pooler" in context.report:
+    if context.conn.info.backend_pid == context.backend_pid or context.report.has("pooler"):
         return []
     return [
         Finding(

@@ -71,7 +71,13 @@ class Report:
     def status(self) -> int:
         return max((STATUSES[finding.level] for finding in self.findings), default=0)
 
-    def __contains__(self, check: str) -> bool:
+    @property
+    def broken(self) -> bool:
+        """Whether Brain cannot follow the table at all."""
+        return any(finding.level == "broken" for finding in self.findings)
+
+    def has(self, check: str) -> bool:
+        """Whether there is a finding with this code."""
         return any(finding.check == check for finding in self.findings)
 
     def json(self) -> str:

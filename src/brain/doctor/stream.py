@@ -203,4 +203,4 @@ async def slot_log(context: Context) -> list[Finding]:
 
 async def unexplained(context: Context) -> list[Finding]:
     """Every reason to poll that has no finding yet."""
-    return [polls(each) for each in context.unavailable if each.code not in context.report]
+    return [polls(each) for each in context.unavailable if not context.report.has(each.code)]

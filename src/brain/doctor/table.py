@@ -1,48 +1,30 @@
 """Whether the table exists, what the role may do with it, and which columns it has."""
 
-from psycopg import sql
-
 from brain.contract.messages import FIELDS
 from brain.doctor.context import Context
 from brain.doctor.report import NOTHING, Finding
+from brain.postgres.privileges import Missing, missing_privileges
 from brain.postgres.table import MissingTableError, Table, TableError
 
 
 def unusable(table: Table, error: TableError) -> Finding:
     hint = ""
     if isinstance(error, MissingTableError):
-        hint = f"brain init-db  (or another table: BRAIN_TABLE, which is {table})"
+        hint = f"brain init-db  # or name another table than {table} in BRAIN_TABLE"
     return Finding("table", "broken", str(error), NOTHING, hint)
 
 
 async def readable(context: Context) -> list[Finding]:
-    table = context.table
-    usage, select = await context.row(
-        "SELECT has_schema_privilege(%s, 'USAGE'), has_table_privilege(%s::oid, 'SELECT')",
-        (table.schema, context.inspection.description.oid),
-    )
-    hints = []
-    if usage == "f":
-        schema = sql.Identifier(table.schema).as_string()
-        hints.append(f"GRANT USAGE ON SCHEMA {schema} TO {context.sql_role};")
-    if select == "f":
-        hints.append(
-            f"GRANT SELECT ON {context.sql_name} TO {context.sql_role};"
-            " -- on the whole table, not on columns"
-        )
-    if not hints:
+    missing = await _missing(context)
+    if not missing.to_read:
         return []
-    what = f"the role {context.user} may not read {table}"
-    return [Finding("select", "broken", what, NOTHING, "\n".join(hints))]
+    what = f"the role {context.user} may not read {context.table}"
+    return [Finding("select", "broken", what, NOTHING, "\n".join(missing.to_read))]
 
 
 async def writable(context: Context) -> list[Finding]:
-    oid = context.inspection.description.oid
-    insert, update = await context.row(
-        "SELECT has_table_privilege(%s::oid, 'INSERT'), has_table_privilege(%s::oid, 'UPDATE')",
-        (oid, oid),
-    )
-    if insert == update == "t":
+    missing = await _missing(context)
+    if not missing.to_write:
         return []
     return [
         Finding(
@@ -50,9 +32,13 @@ async def writable(context: Context) -> list[Finding]:
             "note",
             f"the role {context.user} may not write {context.table}",
             "POST and PATCH /api/runs are refused; the role can follow the table without it",
-            f"GRANT INSERT, UPDATE ON {context.sql_name} TO {context.sql_role};",
+            "\n".join(missing.to_write),
         )
     ]
+
+
+async def _missing(context: Context) -> Missing:
+    return await missing_privileges(context.conn, context.table, context.inspection.description.oid)
 
 
 async def row_security(context: Context) -> list[Finding]:

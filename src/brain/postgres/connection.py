@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL: the URL, the session that Brain needs, and errors as one line."""
+"""Connecting to PostgreSQL: the session that Brain needs, and errors as one line."""
 
 import os
 import re
@@ -13,7 +13,6 @@ from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.types.string import TextLoader
 
-from brain.contract.errors import BrainError
 from brain.postgres.cancellation import timeout
 from brain.postgres.text import unreadable
 
@@ -48,71 +47,6 @@ the URL means (PGPASSFILE, PGSSLROOTCERT …), and count."""
 
 ANSWER_TIMEOUT = 10.0
 """Seconds. A query that waits for no lock is answered within them, or the database is gone."""
-
-_FOREIGN_PARAMETERS = {
-    "schema",
-    "pgbouncer",
-    "connection_limit",
-    "pool_timeout",
-    "sslaccept",
-    "statement_cache_size",
-    "prepared_statements",
-}
-"""Parameters of other tools' URLs (Prisma, SQLAlchemy). Brain removes them: libpq refuses them."""
-
-
-class DatabaseURLError(BrainError, ValueError):
-    """The URL names no PostgreSQL database.
-
-    The text never contains a password. A ValueError too, because pydantic reports only those.
-    """
-
-
-def parse_url(url: str) -> str:
-    """A libpq connection string from `postgres://`, `postgresql+asyncpg://`, `?schema=public` …
-
-    Nothing is decoded and encoded again: to libpq a `+` is a plus. Raises DatabaseURLError.
-    """
-    url = url.strip()
-    if match := re.match(r"([a-z][a-z0-9.:-]*)(\+\w+)?://", url, re.IGNORECASE):
-        if match[1].lower() not in ("postgres", "postgresql"):
-            raise DatabaseURLError(
-                f"the database URL begins with {match[1]}://, not with postgresql://"
-            )
-        head, mark, query = url[match.end() :].partition("?")
-        authority, _, name = head.partition("/")
-        if authority.count("@") > 1 or "@" in name or ("@" in query and "@" not in head):
-            raise DatabaseURLError(
-                "the database URL has an @, a / or a ? inside its password" + _URL_HINT
-            )
-        pairs = query.split("&")
-        kept = [pair for pair in pairs if pair.partition("=")[0] not in _FOREIGN_PARAMETERS]
-        url = f"postgresql://{head}{mark if any(kept) else ''}{'&'.join(kept)}"
-    try:
-        info = conninfo.conninfo_to_dict(url)
-    except psycopg.Error as error:
-        raise DatabaseURLError(
-            f"the database URL cannot be read ({_safe(error)})" + _URL_HINT
-        ) from None
-    for port in str(info.get("port") or 5432).split(","):
-        if port and not (port.isdecimal() and 0 < int(port) < 65536):
-            raise DatabaseURLError(
-                "the port in the database URL is not a number from 1 to 65535" + _URL_HINT
-            )
-    return url
-
-
-_URL_HINT = (
-    ": write postgresql://user:password@host:5432/database,"
-    " and in the password %40 for @, %2F for /, %3F for ?, %25 for % and %20 for a space"
-)
-
-
-def _safe(error: psycopg.Error) -> str:
-    """The error about a string that libpq cannot read, without what may be part of a password."""
-    text = _first_line(error)
-    named = text.startswith(("invalid URI query parameter", "invalid connection option"))
-    return text if named else re.sub(r'"[^"]*"?', "…", text)
 
 
 def redact(url: str) -> str:

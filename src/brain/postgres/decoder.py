@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import structlog
 
-from brain.contract.messages import ACTIVE, MAX_ID_BYTES, UNCHANGED, Run, Status
+from brain.contract.messages import ACTIVE, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
 from brain.postgres.statuses import Words, fold
 from brain.postgres.text import Unreadable
 
@@ -20,6 +20,10 @@ log = structlog.get_logger()
 CUT = "… [cut]"
 """The end of a text that was cut at the bound."""
 
+
+DIALECT = 1
+"""Raise it when a row becomes another run than before: clients cannot resume over such an update of
+Brain."""
 
 MAX_SPELLINGS = 1000
 """Cached spellings of status words. A spelling beyond this number is folded each time."""
@@ -65,6 +69,12 @@ class Decoder:
     def reasons(self) -> list[Rejected]:
         """Why rows were rejected: at most MAX_REASONS, and one for all others."""
         return list(self._reasons.values())
+
+    @property
+    def dialect(self) -> str:
+        """What the run that a row becomes depends on, besides the row."""
+        words = [self.words(status) for status in STATUSES]
+        return f"{DIALECT} {self.max_text} {words}"
 
     @property
     def active_words(self) -> list[str]:
@@ -121,7 +131,7 @@ class Decoder:
             what = f"an id of more than {MAX_ID_BYTES} bytes"
             hint = "give the run a shorter one"
         else:
-            what, hint = self._unknown(word)
+            what, hint = self._word_and_hint(word)
         if what not in self._reasons and len(self._reasons) >= MAX_REASONS:
             what, hint = "other words or ids", "brain doctor lists some of them"
         reason = self._reasons.get(what)
@@ -135,7 +145,7 @@ class Decoder:
             )
         reason.rows += 1
 
-    def _unknown(self, word: str | None) -> tuple[str, str]:
+    def _word_and_hint(self, word: str | None) -> tuple[str, str]:
         """What is wrong with a row of this status, and what to do about it."""
         if word is None:
             return "status NULL", "give the run a status"
@@ -152,7 +162,7 @@ class Decoder:
         if self._words.strict:
             given = ["strict", *(pair for pair in given if len(set(pair.split("="))) == 2)]
         pairs = ",".join([*given, *(f"{word}=failed" for word in dict.fromkeys(meant))])
-        return f"{shlex.join([f'BRAIN_STATUS_MAP={pairs}'])} (or =queued, =running, =completed)"
+        return f"BRAIN_STATUS_MAP={shlex.quote(pairs)}  # or =queued, =running, =completed"
 
     def _cut(self, field: str, text: str) -> str:
         """A text at the bound, or one that is Unreadable, which says that it is longer than any."""

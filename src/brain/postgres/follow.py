@@ -9,11 +9,11 @@
 
     CONNECTING   Follow.events      no source
     POLLING      Polling.events     while a task, the Promotion, tries to open a stream
-    JOINING      Streaming.join     the poll that the stream continues
-    STREAMING    Streaming.events   under a Watch
+    JOINING      Streaming.join     polls once more; the stream continues where this poll ends
+    STREAMING    Streaming.events   while a Watch looks for changes that would silence the stream
 
-Whatever happens, the checkpoint (checkpoints.py) says what is known, and the next poll brings what
-has changed since.
+In every state, the checkpoint (checkpoints.py) says up to where Brain has read the database. After
+an error, the next poll reads what has changed since then.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ import psycopg
 import structlog
 
 from brain.contract.events import Event, Known
-from brain.postgres.checkpoints import Progress
+from brain.postgres.checkpoints import Progress, Records
 from brain.postgres.connection import connect, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
@@ -58,6 +58,7 @@ class Follow:
         interval: float,
         application: str,
         timing: Timing = TIMING,
+        records: Records | None = None,
     ) -> None:
         self.state = SourceState()
         self._url = url
@@ -68,14 +69,14 @@ class Follow:
         self._interval = interval
         self._application = application
         self._timing = timing
-        self._progress = Progress()
+        self._progress = Progress(records=records if records is not None else Records())
         self._promotion = Promotion(
             url, table, decoder, self.state, application=application, timing=timing
         )
 
     @property
     def columns(self) -> Mapping[str, Column] | None:
-        """Of the table. None until it has been described once."""
+        """The table's columns by name. None until Brain has read the catalog for the first time."""
         return self._progress.columns
 
     async def events(self) -> AsyncGenerator[Event]:
@@ -104,11 +105,12 @@ class Follow:
             except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
                 self.state.change("none", "away", error_line(error))
             except Exception as error:
-                # A fault in Brain. To start again, with a poll, restores the truth; the clients
-                # stay connected.
+                # A bug in Brain. After it the loop begins again with a poll, which corrects the
+                # board. The clients stay connected.
                 log.exception("following failed")
-                self.state.change("none", "fault", f"a fault of Brain's: {error!r}")
-            failures = 1 if loop.time() - began > self._timing.steady else failures + 1
+                self.state.change("none", "fault", f"a bug in Brain: {error!r}")
+            was_steady = loop.time() - began > self._timing.steady
+            failures = 1 if was_steady else failures + 1
             await asyncio.sleep(self._timing.back_off.delay(failures))
 
     async def _connected(self, poll: Poll) -> AsyncGenerator[Event]:
@@ -139,7 +141,11 @@ class Follow:
 
     @asynccontextmanager
     async def _streaming(self, poll: Poll, promoted: Promoted) -> AsyncIterator[Streaming]:
-        """The lifetime of a stream. Reports why it ends, and suppresses that: Brain polls on."""
+        """A stream, which is closed at the end of the block.
+
+        An error that ends only the stream is reported in `state` and not raised: the caller polls
+        again. StreamSilent is raised, because the ordinary connection may be dead too.
+        """
         streaming = Streaming(
             poll,
             promoted,

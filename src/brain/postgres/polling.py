@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Literal, TypeAlias
 
-from brain.contract.events import Snapshot
+from brain.contract.events import Event
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.snapshots import Xid
@@ -36,7 +36,7 @@ class Polling:
         self._interval = interval
         self._timing = timing
 
-    async def events(self) -> AsyncGenerator[Snapshot]:
+    async def events(self) -> AsyncGenerator[Event]:
         """Raises what the ordinary connection raises, and TableError."""
         loop = asyncio.get_running_loop()
         await self._poll.read_catalog()

@@ -114,7 +114,8 @@ class Stream:
         self._begin: Begin | None = None
         self._xid = Xid(0)
         self._visible = PgSnapshot(0, 0, frozenset())
-        self._joined_at = LSN(0)
+        self.joined_at = LSN(0)
+        """The insert position after the poll that the stream continues."""
         self._joining = True
         self._skip = False
         self._more = False
@@ -167,7 +168,7 @@ class Stream:
         Left out are the transactions that `visible`, the poll's snapshot, sees and that were
         committed at or before `upto`, the insert position that was read after it.
         """
-        self._visible, self._joined_at = visible, upto
+        self._visible, self.joined_at = visible, upto
         # A list of identifiers, in a literal.
         name = sql.Identifier(self._publication).as_string()
         publication = sql.Literal(name).as_string()
@@ -284,7 +285,7 @@ class Stream:
                 self._skip = False
                 self._xid = widen(message.xid, self._xid or self._visible.xmax)
                 if self._joining:
-                    self._joining = message.lsn <= self._joined_at
+                    self._joining = message.lsn <= self.joined_at
                     self._skip = self._joining and self._visible.sees(self._xid)
             case Commit():
                 self.position = max(self.position, message.end)

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
 
-from brain.contract.events import Changes, Event, Known, Op, Snapshot, only_id
+from brain.contract.events import Changes, Event, Known, Op, only_id
 from brain.contract.messages import ID, STATUS, UNCHANGED, Run
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
@@ -36,7 +36,7 @@ class Streaming:
         self._timing = timing
         self._watch: Watch | None = None
 
-    async def join(self) -> AsyncGenerator[Snapshot]:
+    async def join(self) -> AsyncGenerator[Event]:
         """JOINING. Raises StreamLost, TableError, psycopg.Error.
 
         The order is what leaves no gap and no overlap: the slot, then one more poll, then the
@@ -76,6 +76,7 @@ class Streaming:
         if not wanted:
             return changes
         present = await self._poll.fetch(wanted)
+        self._poll.progress.read_rows()
         rows: list[tuple[Op, Run]] = []
         for op, run in changes.rows:
             if run[ID] in present:

@@ -59,11 +59,14 @@ class Watch:
         self._inspection = promoted.inspection
         self._timing = timing
         self._task: asyncio.Task[Mark] | None = None
-        self._mark: Mark | None = None
+        joined = poll.progress.checkpoint
+        assert joined is not None, "a poll comes before each stream"
+        self._mark: Mark | None = Mark(joined, promoted.stream.joined_at, [], None)
+        """The poll that the stream continues is the first."""
         now = asyncio.get_running_loop().time()
         self._look_at = now
         self._compare_at = now + timing.compare_every
-        self._compared, self._compared_seq = poll.progress.checkpoint, known.seq
+        self._compared, self._compared_seq = joined, known.seq
         """Since when the next comparison looks for changes, and the board's seq then."""
 
     def advance(self) -> None:
@@ -85,17 +88,21 @@ class Watch:
         if mark is None or position < mark.lsn:
             return
         skipped = 0
+        progress, known = self._poll.progress, self._known
         for piece in mark.comparison:
             outcome = Outcome()
             yield replace(piece, outcome=outcome)
             skipped += outcome.skipped
             # Most of what differed when the query ran, the stream has delivered since.
             if outcome.pushed or outcome.removed:
+                progress.records.correct(self._compared.visible.xmin)
                 log.warning(
                     "stream differed from the table", rows=outcome.pushed, gone=outcome.removed
                 )
         self._mark = None
-        self._poll.progress.checkpoint = mark.checkpoint
+        progress.checkpoint = mark.checkpoint
+        progress.records.add(known.last_time, mark.checkpoint, known.time)
+        progress.settle(mark.checkpoint)
         if mark.compared_seq is not None and not skipped:
             self._compared, self._compared_seq = mark.checkpoint, mark.compared_seq
 
@@ -136,7 +143,7 @@ class Watch:
         ]
         return checkpoint, found
 
-    def _may_be_undelivered(self, run: Run) -> bool:
+    def _may_be_undelivered(self, run: Run, _: int) -> bool:
         """Whether the stream may have failed to deliver this run.
 
         If the board has evicted changes since the last comparison, a finished run that it does not
@@ -158,9 +165,16 @@ class Watch:
         if retained > self._timing.max_wal:
             raise StreamUnavailable(
                 f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",
-                "end the oldest transaction of pg_stat_activity",
+                _OLDEST_FIRST,
                 "held_back",
             )
+
+
+_OLDEST_FIRST = (
+    "SELECT pid, usename, state, xact_start, query FROM pg_stat_activity"
+    " WHERE backend_xid IS NOT NULL ORDER BY age(backend_xid) DESC;"
+    " -- end the first of them: SELECT pg_terminate_backend(its pid);"
+)
 
 
 async def _retained(conn: Conn, slot: str) -> int:

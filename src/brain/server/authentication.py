@@ -3,11 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from brain.access.grants import Grant, TokenError
 from brain.access.rejections import REJECTIONS, Rejection
-from brain.access.tokens import Grant, TokenError, Tokens
 from brain.contract.subscription import Subscription
 from brain.server.websocket import ANSWER, HELLO, Connection, Connections, Message
+
+if TYPE_CHECKING:
+    from brain.access.tokens import Tokens
 
 MAX_TIMER = 60.0
 """Seconds until the expiry is checked again: the wall clock may be set while a timer runs."""
@@ -36,7 +40,7 @@ class TokenConnection(Connection):
         peer: str,
         lost: Callable[[], None],
         *,
-        tokens: Tokens,
+        tokens: "Tokens",
         grant: Grant | None,
     ) -> None:
         super().__init__(all_, transport, peer, lost)

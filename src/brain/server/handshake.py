@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl, unquote
 import httptools
 from websockets.utils import accept_key
 
+from brain.access.grants import SUBPROTOCOL, offers_bearer
 from brain.access.rejections import Rejection, RejectionCode
-from brain.access.tokens import SUBPROTOCOL, offers_bearer
 from brain.contract.errors import BrainError
 from brain.contract.subscription import FilterError, Subscription, parse_subscription
 

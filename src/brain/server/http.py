@@ -7,9 +7,9 @@ uvicorn's own `ws=` hook loses a frame sent in the segment of the request, accep
 leaves a GET with a body unanswered. tests/unit/server/test_uvicorn.py names the private parts used
 here.
 
-The order of a connection is that of this class: it is accepted, its bytes go to the parser, a
-request is judged when its head is complete, and then it goes to the application, is refused, or is
-upgraded.
+The methods stand in the order in which a connection needs them. It is accepted. Its bytes go to the
+parser. When the head of a request is complete, the access rules are applied to it. Then the request
+goes to the application, is refused, or becomes a WebSocket.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from brain.access.addresses import Address
+from brain.access.grants import Grant, TokenError, bearer
 from brain.access.limits import BODY_TOO_LARGE, Lease
 from brain.access.rejections import Rejection
-from brain.access.tokens import Grant, TokenError, bearer
 from brain.contract.subscription import Subscription
 from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
@@ -38,7 +38,7 @@ _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
 _NO_PATH = re.compile(rb"^([a-z]+://[^/?#]+)(?![^?#])", re.IGNORECASE)
 """An absolute target without a path, which is that of `/` (RFC 9110, section 4.2.3)."""
 _CLOSING = Rejection("closing", "the server is stopping: come back")
-_UNREAD = Rejection(
+_TABLE_NOT_READ = Rejection(
     "unread",
     "the table has not been read yet, so nobody knows which values its columns have: come back",
 )
@@ -54,33 +54,32 @@ class HTTPProtocol(HttpToolsProtocol):
         self._limits = state.limits
         self._lease: Lease | None = None
         self._rejection: Rejection | None = None
-        """The answer to every request of this connection, which was one too many when it was
-        accepted."""
+        """Set if no slot was free when the connection was accepted: the answer to its requests."""
         self._begun = False
-        """The first byte of a request has arrived, and its last has not."""
+        """Whether the first byte of a request has arrived, but not yet its last."""
         self._in_head = True
         self._room = self._limits.max_head
-        """Bytes left for the present head, or for what follows it."""
+        """Bytes that may still arrive of the head, or of what follows it."""
         self._cycles: list[RequestResponseCycle] = []
-        """Requests handed to the application; all unanswered ones are among them."""
-        self._present: RequestResponseCycle | None = None
-        """The one of them whose body is still arriving."""
+        """Requests that were handed to the application, the unanswered ones and perhaps others."""
+        self._receiving: RequestResponseCycle | None = None
+        """The one of `_cycles` whose body is still arriving."""
         self._is_upgrade: bool | None = None
         self._parse_error = _NOT_HTTP
         """Why the parser stopped, if a callback stopped it."""
-        self._admitting: asyncio.Task[None] | None = None
+        self._upgrade_task: asyncio.Task[None] | None = None
         self.peer = ""
         self.accepted = 0.0
         self.heard = 0.0
-        """When the client last took some of an answer that waits for it, or none waited."""
+        """When the client was last seen to read, or to have nothing to read."""
         self.taken: int | None = None
-        """See uptake.py."""
+        """What `uptake` returned at the last look (uptake.py)."""
 
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # uvicorn's own makes a socket object to ask for both addresses: a fifth of an upgrade's
-        # cost.
+        # uvicorn's own method makes a socket object to ask for both addresses. That is a fifth of
+        # the cost of an upgrade.
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
@@ -99,13 +98,13 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.waiting.pop(self, None)
-        if self._admitting is not None:
-            self._admitting.cancel()
+        if self._upgrade_task is not None:
+            self._upgrade_task.cancel()
         if self._lease is not None:
             self._state.limiter.leave(self._lease)
         super().connection_lost(exc)
-        # uvicorn does this only after an orderly end; else the timer would keep this object for 5
-        # s.
+        # uvicorn does this only if the connection ends in order. Otherwise the timer would keep
+        # this object for 5 s.
         self._unset_keepalive_if_required()
         for cycle in self._cycles:
             # uvicorn does this only for the last; an earlier one would write to a closed transport.
@@ -150,8 +149,8 @@ class HTTPProtocol(HttpToolsProtocol):
             if self._room <= 0:
                 self._refuse(self._too_large())
                 return
-            # At most one head at a time, so that a bound that a callback sets is not overrun by
-            # far.
+            # The parser gets at most the length of one head at a time: when a callback sets a
+            # bound, little has been parsed beyond it.
             size = min(self._room, self._limits.max_head)
             part, data = data[:size], data[size:]
             self._room -= len(part)
@@ -238,7 +237,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 # As uvicorn's own middleware does it: an address that a proxy gives has no port.
                 self.scope["client"] = (str(client), 0)
         super().on_headers_complete()
-        self._present = self.cycle
+        self._receiving = self.cycle
         self._cycles.append(self.cycle)
         if self._rejection is not None:
             self.cycle.keep_alive = False  # a probe: it has its answer, and no slot
@@ -247,7 +246,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self._begun, self._in_head, self._present = False, True, None
+        self._begun, self._in_head, self._receiving = False, True, None
         self._room = self._limits.max_head
         self._state.waiting.pop(self, None)
 
@@ -311,7 +310,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         filter_ = handshake.subscription.filter.printed(self._state.form)
         if filter_ is None:
-            self._refuse(_UNREAD)
+            self._refuse(_TABLE_NOT_READ)
             return
         subscription = handshake.subscription
         if filter_ is not subscription.filter:
@@ -321,13 +320,13 @@ class HTTPProtocol(HttpToolsProtocol):
             self._refuse(wait)
         elif wait or self._state.tokens is not None:
             self.transport.pause_reading()
-            self._admitting = self.loop.create_task(
-                self._admit(handshake, subscription, rest, client, wait), name="admit"
+            self._upgrade_task = self.loop.create_task(
+                self._upgrade_later(handshake, subscription, rest, client, wait), name="upgrade"
             )
         else:
             self._switch(handshake, subscription, rest, client, None)
 
-    async def _admit(
+    async def _upgrade_later(
         self,
         handshake: Handshake,
         subscription: Subscription,
@@ -335,7 +334,7 @@ class HTTPProtocol(HttpToolsProtocol):
         client: Address,
         wait: float,
     ) -> None:
-        """Wait for the turn of the client's address, and verify its token."""
+        """Wait as long as the rate limit of the address demands, and verify the token."""
         await asyncio.sleep(wait)
         grant = None
         tokens = self._state.tokens
@@ -344,10 +343,10 @@ class HTTPProtocol(HttpToolsProtocol):
                 grant = await tokens.check(token)
                 subscription = permitted(subscription, grant)
         except TokenError as error:
-            self._admitting = None
+            self._upgrade_task = None
             self._refuse(error.rejection)
             return
-        self._admitting = None
+        self._upgrade_task = None
         if not self.transport.is_closing():
             self.transport.resume_reading()
             self._switch(handshake, subscription, rest, client, grant)
@@ -410,17 +409,17 @@ class HTTPProtocol(HttpToolsProtocol):
         self.transport.set_protocol(_Refused(self, self._limits.max_discarded))
 
     def _is_next(self) -> bool:
-        """Whether the next answer on this connection is that to the present request.
+        """Whether the next answer on this connection answers the request that is arriving.
 
         If so, the application no longer answers that request.
         """
-        present = self._present
-        if present is None:
+        receiving = self._receiving
+        if receiving is None:
             return not self._unanswered()
-        if self._unanswered() != [present] or present.response_started:
+        if self._unanswered() != [receiving] or receiving.response_started:
             return False
-        present.disconnected = True
-        present.message_event.set()
+        receiving.disconnected = True
+        receiving.message_event.set()
         return True
 
 

@@ -10,13 +10,13 @@ import structlog
 from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.access.rejections import Rejection, RejectionCounter
-from brain.access.tokens import Tokens
 from brain.contract.subscription import Form, as_given
 from brain.server.limits import Limits
 from brain.server.uptake import is_stalled
 from brain.server.websocket import Connection, Connections
 
 if TYPE_CHECKING:
+    from brain.access.tokens import Tokens
     from brain.server.http import HTTPProtocol
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ class ServerState:
     closing: bool = False
     waiting: dict["HTTPProtocol", float] = field(default_factory=dict)
     """Connections without a complete request → the deadline of that request, earliest first."""
-    tokens: Tokens | None = None
+    tokens: "Tokens | None" = None
     form: Form = as_given
     """How the columns print the values of a filter."""
     http: Collection["HTTPProtocol"] = ()

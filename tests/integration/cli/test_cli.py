@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from brain import __version__
+from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -22,26 +23,6 @@ from tests.support.served import BRAIN, Brain, served
 from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
-
-
-def run(*arguments: str, code: int = 0, **settings: object) -> str:
-    """All that a command prints. Its exit status must be `code`."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
-    }
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    assert "Traceback" not in output
-    return output
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
@@ -186,7 +167,10 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
     ("settings", "says"),
     [
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
-        ({"database_url": "mysql://user:secret@host/db"}, "a database URL is postgresql://"),
+        (
+            {"database_url": "mysql://user:secret@host/db"},
+            "begins with mysql://, not with postgresql://",
+        ),
         (
             {"flush_interval": "soon"},
             "BRAIN_FLUSH_INTERVAL='soon': a flush interval is 0 to 10 seconds",
@@ -290,6 +274,8 @@ def test_watch_reconnects(database: str) -> None:
             )
         finally:
             output = interrupt(watching)
+    assert f"brain: connected to ws://127.0.0.1:{port}/ws\n" in output
+    assert output.count("connected to") == 1
     assert output.count("; trying again") == 1
     assert output.count("connected again") == 1
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import time
@@ -22,13 +21,15 @@ from brain.doctor.context import Context, Thresholds
 from brain.doctor.report import CheckCode, Finding, Report
 from brain.doctor.stream import slot
 from brain.postgres.decoder import Decoder
-from brain.postgres.table import Table, init_sql
+from brain.postgres.table import Table
 from brain.postgres.unavailable import UnavailableCode
 from tests.support import ROOT
+from tests.support.commands import run
+from tests.support.hints import followed, follows, paste, shell
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
-from tests.support.postgres import Postgres, _readable, execute, running
-from tests.support.served import BRAIN, served
+from tests.support.postgres import Postgres, execute, running
+from tests.support.served import served
 from tests.support.template import ROLE, TEMPLATE, own, with_template
 
 pytestmark = pytest.mark.long
@@ -61,24 +62,10 @@ def the(report: Report, check: str) -> Finding:
     return found
 
 
-def run(hint: str, url: str) -> None:
-    """Paste it into psql. The SELECT after it fails if the hint lacks a final semicolon."""
-    done = subprocess.run(
-        [_readable(18) / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url],
-        input=f"{hint}\nSELECT 1;\n",
-        env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, f"{hint}\n{done.stderr}"
-
-
 async def resolved(url: str, check: str, *, by: str = "", stays: tuple[str, ...] = ()) -> Finding:
     """The finding. Running its hint resolves it; the findings `stays` remain."""
     found = the(await look(url), check)
-    run(found.hint, by or url)
+    paste(found.hint, by or url)
     after = await look(url)
     assert checks(after) == sorted(stays), after.text()
     return found
@@ -127,10 +114,13 @@ async def test_a_running_brain_is_not_disturbed(database: str) -> None:
         assert brain.metric("brain_streams_lost_total") == 0
 
 
+@follows("BRAIN_SOURCE=auto")
 async def test_polling_by_setting_is_a_note(database: str) -> None:
     report = await look(database, stream=False)
     assert checks(report) == ["chosen"]
     assert (report.status, report.source) == (0, "poll")
+    said = shell(the(report, "chosen").hint, "brain doctor", BRAIN_DATABASE_URL=database)
+    assert "Brain streams public.runs." in said
 
 
 # The table cannot be followed.
@@ -144,8 +134,20 @@ async def test_an_unreachable_database_is_broken_and_no_password_is_shown() -> N
     assert "secret" not in report.text() + report.json()
 
 
+@follows(
+    "set the right role and password in BRAIN_DATABASE_URL",
+    "give the role a line for this database in pg_hba.conf",
+    "start PostgreSQL there",
+    "the host name does not resolve",
+    "CREATE DATABASE {};",
+    "CREATE ROLE {} LOGIN REPLICATION;",
+    "ALTER ROLE {} LOGIN;",
+    "ALTER ROLE {} CONNECTION LIMIT -1;",
+    "ALTER DATABASE {} CONNECTION LIMIT -1;",
+    "reduce the number of clients, or raise max_connections",
+)
 async def test_each_connection_error_has_its_hint() -> None:
-    with own() as (server, url):
+    with own(max_connections="8") as (server, url):
         lines = ("host all lost 127.0.0.1/32 reject", "host all secret 127.0.0.1/32 scram-sha-256")
         configuration = server.data / "pg_hba.conf"
         configuration.write_text("\n".join([*lines, configuration.read_text()]))
@@ -165,39 +167,63 @@ async def test_each_connection_error_has_its_hint() -> None:
             (url.replace("127.0.0.1", "nowhere.invalid"), "the host name does not resolve"),
         ):
             found = the(await look(wrong), "away")
-            assert found.hint.startswith(hint), found
+            assert followed(found.hint).startswith(hint), found
             assert found.detail.endswith("keeps trying; until then clients receive no changes")
+        assert "away" not in checks(await look(url)), "with the right role, password, host and port"
+        configuration.write_text(f"host all lost 127.0.0.1/32 trust\n{configuration.read_text()}")
+        execute(server.url(), "SELECT pg_reload_conf()")
+        assert "away" not in checks(await look(url.replace(f"{ROLE}@", "lost@")))
         for wrong in (
             server.url('ano"ther', ROLE),
             url.replace(f"{ROLE}@", "unheard@"),
             url.replace(f"{ROLE}@", "idle@"),
         ):
-            run(the(await look(wrong), "away").hint, server.url())
+            paste(the(await look(wrong), "away").hint, server.url())
             assert "away" not in checks(await look(wrong))
+        name = url.rpartition("/")[2]
+        for limited in (f"ROLE {ROLE}", f'DATABASE "{name}"'):
+            execute(server.url(), f"ALTER {limited} CONNECTION LIMIT 0")
+            paste(the(await look(url), "away").hint, server.url())
+            assert (await look(url)).findings == []
+        with contextlib.ExitStack() as clients:
+            with contextlib.suppress(psycopg.OperationalError):
+                while True:
+                    clients.enter_context(psycopg.connect(url))
+            found = the(await look(url), "away")
+            assert followed(found.hint).startswith("reduce the number of clients")
+        assert (await look(url)).findings == []
 
 
+@follows("brain init-db  # or name another table than {} in BRAIN_TABLE")
 async def test_a_missing_table_or_column_is_broken(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     report = await look(url)
     assert report.status == 2
-    assert the(report, "table").hint.startswith("brain init-db")
-    execute(url, init_sql(RUNS))
+    shell(the(report, "table").hint, BRAIN_DATABASE_URL=url)
     assert (await look(url)).findings == []
     execute(url, "ALTER TABLE runs DROP COLUMN status")
     assert "no column status" in the(await look(url), "table").what
 
 
+@follows("run this again")
 async def test_a_locked_table_interrupts_the_examination(database: str) -> None:
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE runs")
         found = the(await look(database), "away")
         assert "lock timeout" in found.what
+    followed(found.hint)
     assert (await look(database)).findings == []
 
 
 # Rights.
 
 
+@follows(
+    "GRANT USAGE ON SCHEMA {} TO {};",
+    "GRANT SELECT ON {} TO {};",
+    "GRANT INSERT, UPDATE ON {} TO {};",
+    "ALTER ROLE {} REPLICATION;",
+)
 async def test_the_hints_give_a_role_every_right_that_it_needs(
     any_postgres: Postgres, any_database: str
 ) -> None:
@@ -215,7 +241,7 @@ async def test_the_hints_give_a_role_every_right_that_it_needs(
             report = await look(url)
             seen.append((report.status, report.source, checks(report)))
             for found in report.findings:
-                run(found.hint, admin)
+                paste(found.hint, admin)
             if not report.findings:
                 break
         assert seen == [
@@ -227,6 +253,7 @@ async def test_the_hints_give_a_role_every_right_that_it_needs(
         execute(admin, "DROP OWNED BY nobodys; DROP ROLE nobodys")
 
 
+@follows("CREATE PUBLICATION {} FOR TABLE {} WITH ({})")
 async def test_a_publication_that_the_role_may_not_create(
     database: str, stranger: str, superuser_url: str
 ) -> None:
@@ -238,6 +265,7 @@ async def test_a_publication_that_the_role_may_not_create(
     assert found.hint.startswith("CREATE PUBLICATION")
 
 
+@follows("ALTER ROLE {} BYPASSRLS;")
 async def test_row_security_that_hides_rows(
     database: str, stranger: str, superuser_url: str
 ) -> None:
@@ -250,6 +278,12 @@ async def test_row_security_that_hides_rows(
 # The table.
 
 
+@follows(
+    "{} SET LOGGED;",
+    "ALTER TABLE {} REPLICA IDENTITY DEFAULT;",
+    "{}; -- Brain creates it again",
+    all_of_them=False,
+)
 @pytest.mark.parametrize(
     ("harm", "check", "hint"),
     [
@@ -289,6 +323,7 @@ async def test_each_table_blocker_is_found_and_its_hint_resolves_it(
     assert (await look(any_database)).source == "replication"
 
 
+@follows("make it a partitioned table, or run ALTER TABLE … NO INHERIT", "{}; -- then {}")
 async def test_inheritance_and_the_publication_that_it_makes_harmful(any_database: str) -> None:
     execute(any_database, "CREATE TABLE a () INHERITS (runs)")
     found = the(await look(any_database), "inheritance")
@@ -300,8 +335,12 @@ async def test_inheritance_and_the_publication_that_it_makes_harmful(any_databas
     assert found.hint.startswith(
         'DROP PUBLICATION "brain_public_runs"; -- then make it a partitioned table'
     )
+    paste(found.hint, any_database)
+    execute(any_database, "ALTER TABLE a NO INHERIT runs")
+    assert (await look(any_database)).findings == []
 
 
+@follows("{} ADD PRIMARY KEY (id);")
 async def test_a_table_without_a_key_has_one_finding(any_database: str) -> None:
     """Ids cannot be looked up either, but the same hint resolves both."""
     execute(
@@ -317,6 +356,7 @@ async def test_a_table_without_a_key_has_one_finding(any_database: str) -> None:
     await resolved(any_database, "replica_identity")
 
 
+@follows("{} ADD PRIMARY KEY (id);", "{}; -- make these unique")
 async def test_duplicate_ids_come_before_the_key(any_database: str) -> None:
     execute(
         any_database,
@@ -334,12 +374,13 @@ async def test_duplicate_ids_come_before_the_key(any_database: str) -> None:
     assert found.what.endswith("duplicate or NULL ids rule out a key")
     query, key = found.hint.splitlines()
     assert execute(any_database, query) == [("a", 2)]
-    run(found.hint, any_database)
+    paste(found.hint, any_database)
     execute(any_database, "DELETE FROM runs WHERE id = 'a'")
-    run(key.removeprefix("-- and then: "), any_database)
+    paste(key.removeprefix("-- and then: "), any_database)
     assert (await look(any_database)).findings == []
 
 
+@follows("{} ADD PRIMARY KEY (id);", "{} SET LOGGED;")
 async def test_hints_can_be_pasted_one_after_the_other(any_database: str) -> None:
     execute(
         any_database,
@@ -348,7 +389,7 @@ async def test_hints_can_be_pasted_one_after_the_other(any_database: str) -> Non
     )
     report = await look(any_database)
     assert checks(report) == ["replica_identity", "unlogged"]
-    run("\n".join(found.hint for found in report.findings), any_database)
+    paste("\n".join(found.hint for found in report.findings), any_database)
     assert (await look(any_database)).findings == []
 
 
@@ -384,6 +425,10 @@ async def test_missing_columns_are_a_note(database: str) -> None:
     assert (report.status, report.source) == (0, "replication")
 
 
+@follows(
+    "BRAIN_STATUS_MAP={}  # or =queued, =running, =completed",
+    "SELECT * FROM {} WHERE status IS NULL;",
+)
 async def test_unknown_statuses_are_found_and_the_hint_maps_them(database: str) -> None:
     execute(
         database,
@@ -399,13 +444,12 @@ async def test_unknown_statuses_are_found_and_the_hint_maps_them(database: str) 
     assert "NULL" in found.what
     assert "'on hold'" in found.what
     assert "Pending" not in found.what
-    execute(database, "DELETE FROM runs WHERE status IS NULL")
-    setting = found.hint.partition(" (or ")[0]
-    (variable,) = shlex.split(setting)
-    name, _, value = variable.partition("=")
-    assert name == "BRAIN_STATUS_MAP"
-    said = brain("doctor", code=0, database_url=database, status_map=value)
-    assert "Brain streams public.runs." in said
+    said = shell(found.hint, "brain doctor || true", BRAIN_DATABASE_URL=database)
+    assert "a status that the contract does not have: NULL" in said
+    execute(database, "DELETE FROM runs WHERE status IS NOT NULL")
+    paste(the(await look(database), "status").hint, database)
+    execute(database, "UPDATE runs SET status = 'queued'")
+    assert (await look(database)).findings == []
 
 
 async def test_a_padded_status_is_no_finding(database: str) -> None:
@@ -419,6 +463,7 @@ async def test_a_padded_status_is_no_finding(database: str) -> None:
     assert "status" not in checks(await look(database))
 
 
+@follows("SELECT id, {} FROM {} WHERE id IN ({}); -- to look at")
 async def test_values_that_the_contract_cannot_express_are_listed(any_database: str) -> None:
     """Brain cannot know the right values. So the hint shows the rows, and changes nothing."""
     execute(
@@ -440,7 +485,7 @@ async def test_values_that_the_contract_cannot_express_are_listed(any_database: 
     assert found.what.startswith(
         "4 values in 2 rows do not fit the contract: completed_at (text), progress"
     )
-    run(found.hint, any_database)
+    paste(found.hint, any_database)
     assert [execute(any_database, line) for line in found.hint.splitlines()] == [
         [("it's", "yesterday")],
         [("a", "50%"), ("it's", "250")],
@@ -454,6 +499,7 @@ async def test_values_that_the_contract_cannot_express_are_listed(any_database: 
     assert "-- to look at, the first 10 of 22" in the(await look(any_database), "values").hint
 
 
+@follows("CREATE INDEX ON {} (id) WHERE {};", "CREATE UNIQUE INDEX ON {} (id);")
 async def test_missing_indexes_matter_in_a_large_table(any_database: str) -> None:
     fill = "INSERT INTO runs (id, status) SELECT i, 'completed' FROM generate_series({}, {}) i"
     execute(any_database, "DROP INDEX runs_id_idx")
@@ -480,6 +526,7 @@ async def test_missing_indexes_matter_in_a_large_table(any_database: str) -> Non
     assert found.hint == 'CREATE UNIQUE INDEX ON "public"."runs" (id);'
 
 
+@follows("CREATE INDEX ON {} (id) WHERE {};")
 @pytest.mark.parametrize("type_", ["word", "domain"])
 async def test_the_index_on_an_enum_that_the_hint_creates_serves(
     any_database: str, type_: str
@@ -493,10 +540,11 @@ async def test_the_index_on_an_enum_that_the_hint_creates_serves(
     execute(any_database, f"ALTER TABLE runs ADD status {type_} NOT NULL DEFAULT 'completed'")
     execute(any_database, "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i")
     found = the(await look(any_database), "status_index")
-    run(found.hint, any_database)
+    paste(found.hint, any_database)
     assert "status_index" not in checks(await look(any_database))
 
 
+@follows("CREATE INDEX ON {} (id) WHERE {};")
 async def test_the_index_on_words_of_any_case_that_the_hint_creates_serves(
     any_database: str,
 ) -> None:
@@ -506,10 +554,11 @@ async def test_the_index_on_words_of_any_case_that_the_hint_creates_serves(
         "INSERT INTO runs (id) SELECT i FROM generate_series(1, 10000) i",
     )
     found = the(await look(any_database), "status_index")
-    run(found.hint, any_database)
+    paste(found.hint, any_database)
     assert "status_index" not in checks(await look(any_database))
 
 
+@follows("CREATE INDEX ON {} (id) WHERE {};")
 async def test_indexes_of_a_partitioned_table(any_database: str) -> None:
     execute(any_database, "DROP TABLE runs")
     execute(
@@ -526,6 +575,7 @@ async def test_indexes_of_a_partitioned_table(any_database: str) -> None:
 # The server.
 
 
+@follows("ALTER ROLE {} REPLICATION;", "ALTER SYSTEM SET wal_level = logical;")
 async def test_wal_level_and_the_role_are_reported_together() -> None:
     """PostgreSQL reports only the first of them; the doctor reports both."""
     with own(wal_level="replica") as (server, url):
@@ -533,15 +583,18 @@ async def test_wal_level_and_the_role_are_reported_together() -> None:
         report = await look(url)
         assert checks(report) == ["role", "wal_level"]
         assert (report.status, report.source) == (1, "poll")
-        run(the(report, "role").hint, server.url())
+        paste(the(report, "role").hint, server.url())
         found = the(await look(url), "wal_level")
         assert found.hint.endswith("-- then restart PostgreSQL")
-        run(found.hint, server.url())
+        paste(found.hint, server.url())
         server.restart()
         report = await look(url)
         assert (report.findings, report.source) == ([], "replication")
 
 
+@follows(
+    "ALTER SYSTEM SET {} = {};", "-- or, if nobody needs it: SELECT pg_drop_replication_slot({});"
+)
 async def test_no_replication_slot_is_free() -> None:
     with own(max_replication_slots="1") as (server, url):
         execute(
@@ -549,9 +602,9 @@ async def test_no_replication_slot_is_free() -> None:
             "SELECT pg_create_physical_replication_slot('some''body'::name)".replace("''", "_"),
         )
         found = the(await look(url), "slots")
-        raised, other = found.hint.splitlines()
+        raised, other = followed(found.hint).splitlines()
         assert raised == "ALTER SYSTEM SET max_replication_slots = 5; -- then restart PostgreSQL"
-        run(other.removeprefix("-- or, if nobody needs it: "), server.url())
+        execute(server.url(), other.removeprefix("-- or, if nobody needs it: "))
         assert (await look(url)).findings == []
         with served(database_url=url) as brain:
             report = await look(url)
@@ -560,7 +613,7 @@ async def test_no_replication_slot_is_free() -> None:
             assert (report.status, report.source) == (0, "replication")
             assert brain.metric("brain_streams_lost_total") == 0
         execute(server.url(), "SELECT pg_create_physical_replication_slot('some_body')")
-        run(found.hint, server.url())
+        paste(found.hint, server.url())
         server.restart()
         assert (await look(url)).findings == []
         assert execute(server.url(), "SELECT slot_name FROM pg_replication_slots") == [
@@ -568,6 +621,7 @@ async def test_no_replication_slot_is_free() -> None:
         ]
 
 
+@follows("give {} a line for this database in pg_hba.conf")
 async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
     """A stream needs the same line as any connection to the database, not one for `replication`."""
     with own() as (server, url):
@@ -590,7 +644,9 @@ async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
             while (said := brain.get("/readyz")[1])["code"] != "pg_hba":
                 assert time.monotonic() < until, said
                 await asyncio.sleep(0.05)
-            assert said["hint"].startswith(f'give "{ROLE}" a line for this database in pg_hba.conf')
+            assert followed(said["hint"]).startswith(
+                f'give "{ROLE}" a line for this database in pg_hba.conf'
+            )
             assert the(await look(url), "away").hint.startswith(
                 "give the role a line for this database"
             )
@@ -599,11 +655,12 @@ async def test_pg_hba_refuses_a_stream_to_a_connected_brain() -> None:
             brain.wait_ready("replication")
 
 
+@follows("ALTER SYSTEM SET {} = {};")
 async def test_no_walsender_is_free() -> None:
     with own(max_wal_senders="1") as (server, url):
         taken = psycopg.connect(f"{server.url()}?replication=database", autocommit=True)
         found = the(await look(url), "walsenders")
-        run(found.hint, server.url())
+        paste(found.hint, server.url())
         taken.close()
         server.restart()
         taken = psycopg.connect(f"{server.url()}?replication=database", autocommit=True)
@@ -611,6 +668,10 @@ async def test_no_walsender_is_free() -> None:
         taken.close()
 
 
+@follows(
+    "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB';\nSELECT pg_reload_conf();",
+    "list your standbys by name in synchronous_standby_names",
+)
 async def test_synchronous_standbys_and_a_small_wal_limit_for_slots() -> None:
     with own(max_slot_wal_keep_size="10MB") as (server, url):
         await resolved(url, "slot_log", by=server.url())
@@ -620,10 +681,20 @@ async def test_synchronous_standbys_and_a_small_wal_limit_for_slots() -> None:
         while not (report := await look(url)).findings:
             assert time.monotonic() < until
         found = the(report, "synchronous")
-        assert "synchronous_standby_names" in found.hint
         assert report.source == "poll"
+        assert followed(found.hint) == "list your standbys by name in synchronous_standby_names"
+        execute(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'Standby'")
+        execute(server.url(), "SELECT pg_reload_conf()")
+        until = time.monotonic() + PATIENCE
+        while (await look(url)).findings:
+            assert time.monotonic() < until
 
 
+@follows(
+    "SELECT pg_terminate_backend({}); -- or let it end",
+    "ROLLBACK PREPARED {}; -- or COMMIT PREPARED, in its database",
+    all_of_them=False,
+)
 @pytest.mark.parametrize("kind", ["open", "prepared"])
 async def test_a_transaction_that_blocks_the_slot(kind: str) -> None:
     with running() as server:
@@ -637,11 +708,12 @@ async def test_a_transaction_that_blocks_the_slot(kind: str) -> None:
             assert (report.status, report.source) == (1, "poll")
             found = the(report, "slot_waits")
             assert (str(writer.info.backend_pid) if kind == "open" else "'it''s'") in found.hint
-            run(found.hint, url)
+            paste(found.hint, url)
             assert (await look(url)).findings == []
             writer.close()
 
 
+@follows("SELECT pg_terminate_backend({}); -- or let it end")
 async def test_a_transaction_of_unknown_age_is_reported_if_it_blocks_the_slot(
     database: str, superuser_url: str
 ) -> None:
@@ -655,11 +727,12 @@ async def test_a_transaction_of_unknown_age_is_reported_if_it_blocks_the_slot(
             found.what
             == f"a writing transaction of postgres (pid {writer.info.backend_pid}) is open"
         )
-        run(found.hint, superuser_url)
+        paste(found.hint, superuser_url)
         assert (await look(database)).findings == []
         writer.close()
 
 
+@follows("run this again")
 async def test_polling_always_has_a_finding(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction blocks the slot, and ends before the doctor looks for open transactions."""
     with psycopg.connect(database) as writer:
@@ -674,7 +747,11 @@ async def test_polling_always_has_a_finding(database: str, monkeypatch: pytest.M
         monkeypatch.setattr(doctor, "STREAM_CHECKS", tuple(in_order))
         report = await look(database, thresholds=IMPATIENT)
     assert (report.status, report.source) == (1, "poll")
-    assert "which has ended since" in the(report, "slot_waits").what
+    found = the(report, "slot_waits")
+    assert "which has ended since" in found.what
+    followed(found.hint)
+    monkeypatch.undo()
+    assert (await look(database)).findings == []
 
 
 async def test_a_long_transaction_is_reported_where_no_slot_is_tried(database: str) -> None:
@@ -688,6 +765,7 @@ async def test_a_long_transaction_is_reported_where_no_slot_is_tried(database: s
         assert re.search(r"is open for \d+ s", the(report, "slot_waits").what)
 
 
+@follows("name the primary in BRAIN_DATABASE_URL")
 async def test_a_standby_is_polled() -> None:
     with own() as (server, url), contextlib.ExitStack() as stack:
         standby = server.standby()
@@ -696,6 +774,8 @@ async def test_a_standby_is_polled() -> None:
         report = await look(standby.url(str(conninfo.conninfo_to_dict(url)["dbname"]), ROLE))
         assert checks(report) == ["standby"]
         assert (report.status, report.source) == (1, "poll")
+        followed(the(report, "standby").hint)
+        assert (await look(url)).findings == []
 
 
 @contextlib.contextmanager
@@ -735,39 +815,23 @@ def pooled(server: Postgres, url: str, options: str) -> Iterator[str]:
 @pytest.mark.skipif(
     shutil.which("pgbouncer") is None, reason="pgbouncer is not installed: apt install pgbouncer"
 )
+@follows("name the database itself in BRAIN_DATABASE_URL")
 @pytest.mark.parametrize("options", ["", "ignore_startup_parameters = options\n"])
 async def test_a_pooler_is_found(postgres: Postgres, database: str, options: str) -> None:
     with pooled(postgres, database, options) as url:
         report = await look(url)
         assert (report.status, report.source) == (1, "poll"), report.text()
-        assert the(report, "pooler").hint == "name the database itself in BRAIN_DATABASE_URL"
+        followed(the(report, "pooler").hint)
     assert (await look(database)).findings == []
 
 
 # The command.
 
 
-def brain(*arguments: str, code: int, **settings: object) -> str:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")
-    }
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
+@follows("CREATE INDEX ON {} (id) WHERE {};")
 def test_the_exit_status_the_text_and_the_json(database: str) -> None:
     assert (
-        brain("doctor", code=0, database_url=database).splitlines()[-1]
+        run("doctor", code=0, database_url=database).splitlines()[-1]
         == "Brain streams public.runs."
     )
     execute(database, "DROP INDEX runs_id_idx")
@@ -776,24 +840,22 @@ def test_the_exit_status_the_text_and_the_json(database: str) -> None:
         "INSERT INTO runs (id, status) SELECT i, 'failed' FROM generate_series(1, 10000) i",
     )
     execute(database, "ANALYZE runs")
-    said = brain("doctor", code=1, database_url=database)
+    said = run("doctor", code=1, database_url=database)
     assert "could be better: no index finds the queued and running rows\n  detail  " in said
     assert "\n  hint    CREATE INDEX ON" in said
-    document = json.loads(brain("doctor", "--json", code=1, database_url=database))
+    document = json.loads(run("doctor", "--json", code=1, database_url=database))
     assert document["status"] == 1
     assert document["source"] == "replication"
     assert [found["check"] for found in document["findings"]] == ["status_index"]
-    run(document["findings"][0]["hint"], database)
-    assert json.loads(brain("doctor", "--json", code=0, database_url=database))["findings"] == []
-    away = json.loads(
-        brain("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d")
-    )
+    paste(document["findings"][0]["hint"], database)
+    assert json.loads(run("doctor", "--json", code=0, database_url=database))["findings"] == []
+    away = json.loads(run("doctor", "--json", code=2, database_url="postgresql://u@127.0.0.1:1/d"))
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
 
 
 def test_remove_drops_the_publication(database: str) -> None:
     for _ in range(2):
-        assert "the publication brain_public_runs is removed" in brain(
+        assert "the publication brain_public_runs is removed" in run(
             "doctor", "--remove", code=0, database_url=database
         )
     assert execute(database, "SELECT pubname FROM pg_publication") == []

@@ -12,8 +12,8 @@ from brain.postgres.connection import (
     deadline,
     error_line,
     parameters,
-    parse_url,
 )
+from brain.postgres.database_url import parse_url
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from brain.contract.messages import AGENT, STATUS
-from brain.postgres.connection import parse_url
+from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.polling import Mode
 from brain.postgres.table import Table, init_sql

@@ -117,5 +117,5 @@ async def test_reasons_are_bounded_and_each_is_logged_once_with_the_setting_that
     lines = [log for log in logs if log["event"] == "row rejected"]
     assert len(lines) == len(f.decoder.reasons) == 21
     assert lines[0]["hint"] == (
-        "BRAIN_STATUS_MAP=ok=completed,word1=failed (or =queued, =running, =completed)"
+        "BRAIN_STATUS_MAP=ok=completed,word1=failed  # or =queued, =running, =completed"
     )

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
 from brain.access import jwks as key_sets
+from brain.access.grants import Grant, TokenError, bearer
 from brain.access.jwks import (
     MAX_JWKS,
     RELOAD,
@@ -22,7 +23,7 @@ from brain.access.jwks import (
     Secret,
     parse_jwks,
 )
-from brain.access.tokens import MAX_TOKEN, Grant, TokenError, Tokens, bearer
+from brain.access.tokens import MAX_TOKEN, Tokens
 from tests.support.issuer import SECRET, Key, hosting, jwks, token
 from tests.support.patience import PATIENCE
 

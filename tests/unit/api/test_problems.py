@@ -9,7 +9,7 @@ from fastapi import Request
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 
-from brain.access.tokens import TokenError
+from brain.access.grants import TokenError
 from brain.api.errors import (
     ColumnNotWritable,
     RowRejected,

@@ -9,26 +9,13 @@ from typing import Any
 
 import pytest
 
-from brain.contract.events import Changes, Op, Snapshot, only_id
+from brain.contract.events import Changes, Op, Resumed, Snapshot, only_id
 from brain.contract.messages import ID, UNCHANGED, Micros, Run, body, iso, message
 from brain.contract.subscription import ANY, facet
-from brain.delivery.board import ANYTHING, FINISHED, OVERHEAD, Board, Push
+from brain.delivery.board import OVERHEAD, Board, Push
 from brain.delivery.log import DELETED, FACETS, FRAME, PIECE, RUN, SEQ, TIME, XID, Entry
-
-T = 1_700_000_000_000_000
-PLENTY = 10**9
-
-
-def run(
-    run_id: str,
-    status: str = "queued",
-    progress: float | None = None,
-    *,
-    agent: str | None = None,
-    task_id: str | None = None,
-    error: str | None = None,
-) -> Run:
-    return (run_id, status, progress, task_id, agent, None, None, error)
+from brain.delivery.tombstones import ANYTHING, FINISHED
+from tests.unit.delivery.runs import PLENTY, T, run
 
 
 def begun(memory: int = PLENTY, *rows: Run, **options: Any) -> Board:
@@ -454,3 +441,105 @@ def test_the_collector_does_not_track_entries() -> None:
     assert entry is not None
     assert body(entry[RUN]) in entry[FRAME].decode("latin-1")
     assert not gc.is_tracked(entry)
+
+
+# After a restart
+
+
+def resumed(board: Board, **options: Any) -> Board:
+    """Two unfinished runs from before the floor, and two changes since."""
+    ended, new = run("ended", "completed", agent="a"), run("new", "running", agent="b")
+    unchanged = [run("old", agent="a"), run("older", "running")]
+    event = Resumed(unchanged, [(T + 5, ended), (T + 9, new)], T + 9, T, **options)
+    assert board.apply(event) == []
+    return board
+
+
+def ids_since(board: Board, time: Micros) -> list[str]:
+    seq = board.since(time)
+    assert seq is not None, "a gap"
+    return frames(board.log.piece(seq, board.seq, None)[0])
+
+
+def test_resumed_runs_have_the_times_of_before() -> None:
+    board = resumed(Board(PLENTY))
+    assert board.begun
+    assert board.since(T) is None
+    assert ids_since(board, T + 1) == ["old", "older", "ended", "new"]
+    assert ids_since(board, T + 2) == ids_since(board, T + 5) == ["ended", "new"]
+    assert ids_since(board, T + 6) == ["new"]
+    assert ids_since(board, T + 10) == []
+    assert (board.time, board.last_time, board.floor_time) == (T + 10, T + 9, T)
+    # Nobody knows what was deleted before: see T8.
+    assert (board.dead_floor_time, board.since(T + 9, deleted=True)) == (T + 9, None)
+    assert board.since(T + 10, deleted=True) is not None
+    assert set(board.unfinished()) == {"old", "older", "new"}
+
+
+def test_resumed_runs_may_have_been_anything() -> None:
+    board = resumed(Board(PLENTY))
+    for run_id in ("ended", "new"):
+        entry = board.get(run_id)
+        assert entry is not None
+        assert set(ANYTHING) <= set(entry[FACETS])
+    old = board.get("old")
+    assert old is not None
+    assert old[FACETS] == (facet(run("old", agent="a")),)
+
+
+def test_time_goes_on_where_it_ended_before_the_restart() -> None:
+    """The database's clock may have been set back."""
+    board = Board(PLENTY)
+    board.apply(Resumed([], [], T + 50, T))
+    assert (board.time, board.last_time) == (T + 50, T)
+    entry, _, _ = change(board, "insert", run("r"), T + 10)
+    assert (entry[TIME], board.last_time) == (T + 50, T + 50)
+
+
+def test_resumed_runs_beyond_the_memory_raise_the_floor() -> None:
+    board = Board(1)
+    rows = [(T + i, run(f"r{i}", "completed")) for i in range(1, 9)]
+    board.apply(Resumed([run("active")], rows, T + 9, T))
+    assert len(board) == 1
+    assert board.since(T + 8) is None
+    assert ids_since(board, T + 9) == []
+
+
+def test_two_rows_of_one_id_are_one_run_after_a_restart() -> None:
+    board = Board(PLENTY)
+    board.apply(Resumed([run("r")], [(T + 5, run("r", "completed"))], T + 9, T))
+    assert ids_since(board, T + 1) == ["r"]
+    assert not board.unfinished()
+    board.apply(Changes([("delete", only_id("r"))], T, 7))
+    assert board.size == 0
+
+
+def test_every_time_is_remembered_before_it_is_sent() -> None:
+    """Also the one that the API answers, which is above the floor."""
+    told: list[Micros] = []
+    board = Board(1, remember=told.append)
+    board.apply(Snapshot([run("r")], T))
+    assert told[-1] == T
+    change(board, "update", run("r", "running"), T + 3)
+    assert told[-1] == board.time == T + 3
+    change(board, "update", run("r", "completed"), T + 2)  # evicted at once
+    assert board.floor_time == T + 3
+    assert told[-1] == T + 4
+    board.apply(Resumed([], [], T + 50, T))
+    assert told[-1] == T + 50
+
+
+def test_the_last_time_is_that_of_the_newest_change() -> None:
+    """A poll that finds nothing moves the time alone."""
+    board = begun(PLENTY, run("r"))
+    assert board.last_time == T
+    board.apply(Snapshot([], T + 5))
+    assert (board.time, board.last_time) == (T + 5, T)
+    change(board, "update", run("r", "running"), T + 7)
+    board.apply(Changes([("delete", only_id("r"))], T + 9, 7))
+    assert (board.time, board.last_time) == (T + 9, T + 7)
+
+
+def test_of_an_empty_table_the_last_time_is_the_floor() -> None:
+    board = begun()
+    assert board.last_time == board.floor_time == T - 1

@@ -10,6 +10,7 @@ import pytest
 
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.events import Changes, Op, Snapshot, only_id
+from brain.contract.include import NO_SOURCE, SourceReport
 from brain.contract.messages import Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
@@ -17,22 +18,9 @@ from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.delivery.log import PIECE
+from tests.unit.delivery.runs import PLENTY, T, run
 
-T = 1_700_000_000_000_000
 INTERVAL = 0.025
-PLENTY = 10**9
-
-
-def run(
-    run_id: str,
-    status: str = "queued",
-    progress: float | None = None,
-    *,
-    agent: str | None = None,
-    task_id: str | None = None,
-    error: str | None = None,
-) -> Run:
-    return (run_id, status, progress, task_id, agent, None, None, error)
 
 
 class Timer:
@@ -103,7 +91,12 @@ class Room:
     """A hub, its board and its clock."""
 
     def __init__(
-        self, memory: int = PLENTY, *rows: Run, begun: bool = True, interval: float = INTERVAL
+        self,
+        memory: int = PLENTY,
+        *rows: Run,
+        begun: bool = True,
+        interval: float = INTERVAL,
+        report: Callable[[], SourceReport] = lambda: NO_SOURCE,
     ) -> None:
         self.now = 100.0
         self.cost = 0.0
@@ -116,6 +109,7 @@ class Room:
             clock=lambda: self.now,
             call_later=self.call_later,
             observe=self.observed.append,
+            report=report,
         )
         if begun:
             self.hub.push(self.board.apply(Snapshot(list(rows), T)))

@@ -12,13 +12,13 @@ from brain.contract.events import Changes, Op, Outcome, Snapshot, only_id
 from brain.contract.include import NOTHING, Included, deleted_message
 from brain.contract.messages import ID, Micros, Run, iso
 from brain.contract.subscription import ANY, Filter, Subscription
-from brain.delivery.board import ANYTHING, FINISHED, OVERHEAD, Board, Push
+from brain.delivery.board import OVERHEAD, Board, Push
 from brain.delivery.log import DELETED, FACETS, FRAME, RUN, SEQ, TIME, is_tombstone
+from brain.delivery.tombstones import ANYTHING, FINISHED
+from tests.unit.delivery.runs import PLENTY, T
+from tests.unit.delivery.runs import run as bare
 from tests.unit.delivery.test_hub import Reader, Room
-from tests.unit.delivery.test_hub import run as bare
 
-T = 1_700_000_000_000_000
-PLENTY = 10**9
 TOLD: Included = frozenset(("deleted",))
 
 
@@ -169,6 +169,22 @@ def test_a_snapshot_has_no_deletes() -> None:
     reader = room.join(Subscription(snapshot=True, include=TOLD))
     room.rest()
     assert told(reader) == [("run_update", "s")]
+
+
+def test_a_client_that_includes_deletes_is_sent_no_run_that_was_deleted_before_it_joined() -> None:
+    gone: Op
+    for gone in ("delete", "truncate"):
+        room = Room(PLENTY, run("r"), run("s"))
+        room.join()
+        room.change(run("s"))
+        room.change(run("r"))
+        room.change(only_id("r"), op=gone)
+        reader = room.join(Subscription(include=TOLD))
+        room.change(run("new"))
+        room.rest()
+        room.now += 1
+        room.change(run("new"))
+        assert told(reader) == [("run_update", "new")] * 2
 
 
 # T4

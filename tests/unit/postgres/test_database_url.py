@@ -3,7 +3,8 @@
 import pytest
 from psycopg import conninfo
 
-from brain.postgres.connection import DatabaseURLError, parse_url, redact
+from brain.postgres.connection import redact
+from brain.postgres.database_url import DatabaseURLError, parse_url, schema_of
 
 PLAIN = "postgresql://u:secret@h:5433/d"
 
@@ -29,6 +30,29 @@ PASTED = {
         "password": "s@/? +#&=:",
         "host": "h",
         "dbname": "d",
+    },
+    "postgresql+asyncpg://h/d?ssl=require&command_timeout=60": {
+        "host": "h",
+        "dbname": "d",
+        "sslmode": "require",
+    },
+    "postgres://h/d?ssl=false": {"host": "h", "dbname": "d", "sslmode": "disable"},
+    "postgres://h/d?ssl=true&sslmode=verify-full": {
+        "host": "h",
+        "dbname": "d",
+        "sslmode": "verify-full",
+    },
+    "postgres://h/d?sslmode=no-verify&uselibpqcompat=true": {
+        "host": "h",
+        "dbname": "d",
+        "sslmode": "require",
+    },
+    "postgres://h/d?search_path=app&pool_max_conns=10&pool=5": {"host": "h", "dbname": "d"},
+    "postgres://h/d?options=endpoint%3Dep-1&channel_binding=require&supa=base-pooler.x": {
+        "host": "h",
+        "dbname": "d",
+        "options": "endpoint=ep-1",
+        "channel_binding": "require",
     },
     "postgres:///d?host=/run/postgresql": {"host": "/run/postgresql", "dbname": "d"},
     "postgres://[::1]:5/d": {"host": "::1", "port": "5", "dbname": "d"},
@@ -74,10 +98,24 @@ def test_urls_of_other_tools_are_understood(url: str) -> None:
         ("postgresql://u:secret@h:0/d", "port"),
         ("postgresql://u:secret@h:65536/d", "port"),
         ("postgresql://u:secret@[::1/d", "IPv6"),
-        ("postgresql://u:secret@h/d?colour=red", "colour"),
+        ("postgresql://u:secret@h/d?colour=red", "use one of libpq's (sslmode, sslrootcert"),
+        ("postgresql://u:secret@h/d?sslmod=x", "'sslmod', which PostgreSQL does not know: did you"),
+        ("postgresql://u:secret@h/d?SSLMODE=x", "did you mean sslmode?"),
+        ("postgresql://u:secret@h/d?connect_timout=5", "did you mean connect_timeout?"),
+        ("postgresql://u:secret@h/d?sslmode=maybe", 'invalid sslmode value: "maybe": it is dis'),
+        ("postgresql://u:secret@h/d?sslmode", 'invalid sslmode value: ""'),
+        ("postgresql://u:secret@h/d?ssl=maybe", 'invalid sslmode value: "maybe"'),
+        ("postgresql://u:secret@h/d?target_session_attrs=writer", "read-write, read-only, primary"),
+        ("postgresql://u:secret@h/d?connect_timeout=5s", "connect_timeout in the database URL is"),
+        ("postgresql://h/d?sslmode=prefer&sslmode=disable", "sslmode more than once"),
+        ("postgresql://u:sec@ss?ret=1@h/d", "%3F"),
+        ("postgresql://u:sec?ret=1", "port"),
+        ("host=h sslmod=disable password=secret", "did you mean sslmode?"),
+        ("host=h password=sec ret=1", "postgresql://user"),
         ('"postgresql://u:secret@h/d"', "postgresql://user"),
         ("host=h password=sec ret", "postgresql://user"),
         ("host=h password='sec ret", "postgresql://user"),
+        ('host=h a"secret', "postgresql://user"),
         ("secret", "postgresql://user"),
     ],
 )
@@ -89,6 +127,31 @@ def test_other_texts_are_refused_without_repeating_the_password(url: str, named:
     assert "sec" not in text
     assert "ret" not in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "schema"),
+    [
+        ("postgresql://h/d?schema=app", "app"),
+        ("jdbc:postgresql://h/d?currentSchema=a%20b", "a b"),
+        ("postgresql://h/d?search_path=app", "app"),
+        ("postgresql://h/d?search_path=app,public", None),
+        ('postgresql://h/d?search_path="$user"', None),
+        ("postgresql://h/d?schema=", None),
+        ("postgresql://h/d?schema=a&schema=b", None),
+        ("postgresql://h/d?sslmode=require", None),
+        ("host=h", None),
+    ],
+)
+def test_the_schema_of_a_url_for_other_tools(url: str, schema: str | None) -> None:
+    assert schema_of(url) == schema
+
+
+def test_a_wrong_variable_of_libpq_is_not_the_fault_of_the_url(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", "maybe")
+    assert parse_url(PLAIN) == PLAIN
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,11 @@ def test_unknown_statuses_are_rejected_and_logged_once() -> None:
         ('status "it\'s"', 1),
     ]
     assert [log["hint"] for log in logs] == [
-        "'BRAIN_STATUS_MAP=on hold=queued,paused=failed' (or =queued, =running, =completed)",
+        "BRAIN_STATUS_MAP='on hold=queued,paused=failed'  # or =queued, =running, =completed",
         "rename it in the table: BRAIN_STATUS_MAP cannot contain this word",
         "rename it in the table: BRAIN_STATUS_MAP cannot contain this word",
         "give the run a status",
-        "'BRAIN_STATUS_MAP=on hold=queued,it'\"'\"'s=failed' (or =queued, =running, =completed)",
+        "BRAIN_STATUS_MAP='on hold=queued,it'\"'\"'s=failed'  # or =queued, =running, =completed",
     ]
 
 

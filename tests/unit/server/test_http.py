@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from brain.access.addresses import Address
+from brain.access.grants import Grant, TokenError
 from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Headers, Policy
 from brain.access.rejections import Rejection
-from brain.access.tokens import Grant, TokenError
 from tests.support.in_process_server import in_process_server
 from tests.support.wire import Peer, get, request
 
