@@ -133,6 +133,7 @@ async def _serve(
         clock=loop.time,
         call_later=loop.call_later,
         observe=metrics.observe,
+        report=lambda: parts.report(),  # noqa: PLW0108 - made below, of the hub
     )
     follow = Follow(
         url,

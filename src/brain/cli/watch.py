@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from brain import Away, Connected, Message
+from brain import Away, Connected, Deleted, Message, Ready, Source
 from brain import watch as watch_events
 from brain.cli.console import note
 
@@ -12,7 +12,7 @@ async def print_messages(url: str, *, snapshot: bool, token: str | None) -> None
     connected_before = False
     async for event in watch_events(url, snapshot=snapshot, token=token):
         match event:
-            case Message(text=text):
+            case Message(text=text) | Deleted(text=text) | Ready(text=text) | Source(text=text):
                 print(text, flush=True)
             case Connected(reset=reset):
                 note("connected again" if connected_before else f"connected to {url}")

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from websockets.datastructures import Headers, HeadersLike
 
 from brain.client.endings import Ending, WatchError, refused
-from brain.client.watch import TIMING, Connected, Event, Message, Timing, Token, headers_with, watch
+from brain.client.events import Connected, Event, Message
+from brain.client.watch import TIMING, Timing, Token, headers_with, watch
 from brain.contract.messages import ACTIVE, RunData, Status
 from brain.contract.problems import CONTENT_TYPE
 

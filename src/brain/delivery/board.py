@@ -363,11 +363,13 @@ class Board:
         return entry, is_or_was, steady
 
     def _bury(self, run_id: str, xid: int, known: Entry | None) -> list[Push]:
-        """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already."""
+        """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
+        and the API has not shown it since.
+        """
         self.seq = seq = self.seq + 1
         time = self.time
         frame = self._encode_deleted(run_id, time)
-        again = known is not None and is_tombstone(known)
+        again = told = known is not None and is_tombstone(known)
         if known is None:
             ever = is_or_was = self._unheld  # (T2)
             self.size += OVERHEAD + 2 * len(frame)
@@ -377,6 +379,7 @@ class Board:
         if self._shown and (shown := self._shown.pop(run_id, None)):
             ever = self._union(shown[1], ever)
             is_or_was = self._union(is_or_was, shown[1])
+            told = False
         entry: Entry = (seq, time, tombstone(run_id, known), frame, ever, xid)
         self._runs[run_id] = entry
         self.log.append(entry)
@@ -384,7 +387,7 @@ class Board:
         self._unfinished.discard(run_id)
         self._done[run_id] = None
         self._done.move_to_end(run_id)
-        return [] if again else [(entry, is_or_was, False)]
+        return [] if told else [(entry, is_or_was, False)]
 
     def _union(self, facets: tuple[Facet, ...], more: tuple[Facet, ...]) -> tuple[Facet, ...]:
         found = tuple(dict.fromkeys(facets + more))

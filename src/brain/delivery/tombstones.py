@@ -32,8 +32,8 @@ T7   So is a Snapshot before which deletes may be unknown: a stream was interrup
 T8   So is everything before the first Snapshot, even where memory reaches further back.
      test_what_was_deleted_before_the_start_is_a_gap_for_who_includes_deletes
 T9   An UPDATE of the id is a delete and an insert. A tombstone is conflated with nothing. A row
-     that leaves the contract is buried like a deleted one; one that is buried again is not told
-     again.
+     that leaves the contract is buried like a deleted one. One that is buried again is not told
+     again, unless the API has shown it in between.
      test_a_tombstone_is_conflated_with_nothing, test_a_run_is_buried_and_told_once,
      test_an_update_of_the_id_is_a_delete_and_an_insert
 """

@@ -182,6 +182,8 @@ class Consumer:
             self.start = world.board.seq
             self.loaded = load
             if load:
+                for run in world.table.values():
+                    world.board.show(run, world.board.seq)  # as GET /api/runs does
                 self.view = {
                     run[ID]: judge.shown(run) for run in world.table.values() if self.wanted(run)
                 }

@@ -272,7 +272,7 @@ MUTANTS: dict[str, Mutant] = {
         (("pushes += self._bury(run_id, 0, known)", "pass"),),
     ),
     "R13 the first Snapshot pushes nothing": Mutant(
-        3, board, (("event.at - 1\n        return []", "event.at - 1\n        return pushes"),)
+        3, board, (("_time)\n        return []", "_time)\n        return pushes"),)
     ),
     "R13 the first Snapshot counts as flushed": Mutant(
         1,
@@ -334,7 +334,7 @@ MUTANTS: dict[str, Mutant] = {
     "I1 ready has a time from which nothing is lost": Mutant(
         69, hub, (("if behind else None", "if False else None"),)
     ),
-    "I1 ready is sent": Mutant(1, hub, (("client.goal is not None and", "False and"),)),
+    "I1 ready is sent": Mutant(1, hub, (("if client.goal is not None and", "if False and"),)),
     "I1 ready is sent once": Mutant(1, hub, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
         0,
@@ -486,16 +486,16 @@ MUTANTS: dict[str, Mutant] = {
         0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
     ),
     "T9 a run that is buried again is not told again": Mutant(
-        0, board, (("return [] if again else", "return"),)
+        0, board, (("return [] if told else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
         1407,
         board,
         (
             (
-                "again = known is not None and is_tombstone(known)\n",
+                "again = told = known is not None and is_tombstone(known)\n",
                 (
-                    "again = known is not None and is_tombstone(known)\n"
+                    "again = told = known is not None and is_tombstone(known)\n"
                     "        if again:\n            return []\n"
                 ),
             ),

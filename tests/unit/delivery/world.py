@@ -198,6 +198,8 @@ class World:
         self.reported: dict[str, Run] = {}
         """The table as a client would know it that has received everything."""
         self.held: dict[str, tuple[int, Micros]] = {}
+        self.shown: set[str] = set()
+        """What the API showed before the event that is being applied."""
         self.graves: dict[str, tuple[int, Micros]] = {}
         """The same of deleted runs that the board holds."""
         self.buried: set[str] = set()
@@ -253,6 +255,7 @@ class World:
     def apply(self, event: Event) -> None:
         begun = self.board.begun
         seq = self.board.seq
+        self.shown = set(self.board._shown)
         pushes: list[Push] = self.board.apply(event)
         self.newest = max(self.newest, event.at, self.lost_time + 1)
         if isinstance(event, Changes):
@@ -287,11 +290,11 @@ class World:
                 self.note_dead(seq)
             elif op == "delete":
                 seq += 1
-                if run_id in self.graves:
-                    self.graves[run_id] = (seq, self.newest)
-                elif push is not None and push[ENTRY][RUN][:2] == (run_id, DELETED):
+                if push is not None and push[ENTRY][RUN][:2] == (run_id, DELETED):
                     self.note_burial(push)
                     push = next(left, None)
+                elif run_id in self.graves and run_id not in self.shown:
+                    self.graves[run_id] = (seq, self.newest)
                 else:
                     self.wrong.append(f"the board did not push that {run_id} was deleted")
             elif push is not None and push[ENTRY][RUN][:3] == row[:3]:
@@ -367,7 +370,8 @@ class World:
         if entry[TIME] <= self.dead_time:
             self.wrong.append(f"{run} has a time that is a gap")
         steady = was is not None and was[STATUS] == run[STATUS]
-        loose = comes_back or (not held and not created)
+        loose = comes_back or run_id in self.shown or (not held and not created)
+        self.shown.discard(run_id)
         self.pushed.append(Pushed(run_id, entry[SEQ], was, run, steady, loose))
         self.reported[run_id] = run
         self.held[run_id] = (entry[SEQ], entry[TIME])
@@ -379,10 +383,11 @@ class World:
     def note_burial(self, push: Push) -> None:
         entry = push[ENTRY]
         run_id = entry[RUN][ID]
-        if run_id in self.graves:
+        if run_id in self.graves and run_id not in self.shown:
             self.wrong.append(f"the board pushed twice that {run_id} was deleted")
         was = self.reported.pop(run_id, None)
-        loose = run_id not in self.held
+        loose = run_id not in self.held or run_id in self.shown
+        self.shown.discard(run_id)
         self.pushed.append(Pushed(run_id, entry[SEQ], was, None, steady=False, loose=loose))
         self.held.pop(run_id, None)
         self.graves[run_id] = (entry[SEQ], entry[TIME])
