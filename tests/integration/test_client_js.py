@@ -127,7 +127,12 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def in_node(
-    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
+    folder: Path,
+    url: str,
+    deadline: int = 40_000,
+    tokens: Sequence[str | float] = (),
+    *,
+    program: str = PAGE,
 ) -> AsyncIterator[Page]:
     """The page sends each token once, and the last one again and again.
 
@@ -137,7 +142,8 @@ async def in_node(
     folder = Path(tempfile.mkdtemp(dir=folder))
     client = copy_client(folder)
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
-    (folder / "page.js").write_text(filled(client, url, deadline, tokens) + tell)
+    program = filled(program, client, url, deadline, tokens)
+    (folder / "page.js").write_text(program + tell)
     command = node()
     assert command, "Node 20 or newer"
     process = await asyncio.create_subprocess_exec(
@@ -160,8 +166,10 @@ async def in_node(
         await listening
 
 
-def filled(client: str, url: str, deadline: int, tokens: Sequence[str | float]) -> str:
-    page = PAGE.replace("CLIENT", client).replace("URL_OF_BRAIN", json.dumps(url))
+def filled(
+    program: str, client: str, url: str, deadline: int, tokens: Sequence[str | float]
+) -> str:
+    page = program.replace("CLIENT", client).replace("URL_OF_BRAIN", json.dumps(url))
     page = page.replace("DEADLINE", str(deadline))
     return page.replace("TOKENS", json.dumps(tokens)).replace("SECRET", SECRET)
 
@@ -179,7 +187,7 @@ def in_browser(
         "{ told = told.then(() => fetch('/', { method: 'POST', body })); };\n"
     )
     client = url.replace("ws:", "http:").partition("/ws")[0] + "/client.js"
-    program = filled(client, url, deadline, tokens)
+    program = filled(PAGE, client, url, deadline, tokens)
     script = f"<!doctype html><script type=module>{program}{tell}</script>"
 
     class Handler(BaseHTTPRequestHandler):
@@ -224,6 +232,22 @@ def in_browser(
             browser.wait(PATIENCE)
             server.shutdown()
             serving.join()
+
+
+STORE = """
+import { Runs } from 'CLIENT';
+const held = () => runs.all.map(run => [run.id, run.status]);
+const say = (kind, more) => tell({ kind, ...more, runs: held() });
+const runs = new Runs(URL_OF_BRAIN, OPTIONS);
+runs.subscribe(changes => say('changes', {
+  state: runs.freshness.state, complete: runs.complete,
+  code: runs.freshness.code, news: changes.filter(({ news }) => news).map(({ id }) => id),
+}));
+"""
+
+
+def store(options: str = "{}") -> str:
+    return STORE.replace("OPTIONS", options)
 
 
 def shows(page: Page, run_id: str, status: str) -> bool:
@@ -403,3 +427,95 @@ async def test_in_a_real_browser(brain: Brain, database: str, tmp_path: Path) ->
             await page.holds(shown="completed", late="queued")
             assert page.connections()[0] is True
             assert not any(page.connections()[1:])
+
+
+# Runs
+
+
+def live(page: Page) -> bool:
+    return bool(page.events) and page.events[-1]["state"] == "live"
+
+
+@needs_node
+async def test_the_store_is_the_list_and_every_change(
+    brain: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "DELETE FROM runs")
+    execute(
+        database, "INSERT INTO runs (id, status) VALUES ('was', 'completed'), ('is', 'running')"
+    )
+    async with (
+        Proxy(brain.port) as proxy,
+        in_node(tmp_path, proxy.url.replace("ws", "http", 1), program=store()) as page,
+    ):
+        await page.holds(was="completed", **{"is": "running"})
+        await page.until(lambda: live(page))
+        assert not any(event["news"] for event in page.events), "what is loaded is no news"
+        execute(database, "INSERT INTO runs (id) VALUES ('comes')")
+        execute(database, "DELETE FROM runs WHERE id = 'was'")
+        await page.holds(comes="queued", **{"is": "running"})
+        proxy.target = 1
+        proxy.cut(reset=True)
+        await page.until(lambda: page.events[-1]["state"] == "away")
+        execute(database, "UPDATE runs SET status = 'failed' WHERE id = 'is'")
+        execute(database, "DELETE FROM runs WHERE id = 'comes'")
+        proxy.target = brain.port
+        await page.holds(**{"is": "failed"})
+        await page.until(lambda: live(page))
+        assert page.events[-1]["complete"]
+
+
+@needs_node
+async def test_the_store_loads_again_what_ended_while_brain_was_away(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """Also an ended run that is beyond the finished ones that it keeps."""
+    url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
+    brain = Brain(database_url=url, resume=0)
+    try:
+        execute(
+            url,
+            "INSERT INTO runs (id, status) SELECT 'a' || n, 'completed' "
+            "FROM generate_series(1, 5) n",
+        )
+        execute(
+            url, "INSERT INTO runs (id, status) VALUES ('ends', 'running'), ('goes', 'running')"
+        )
+        origin = f"http://127.0.0.1:{brain.port}"
+        async with in_node(tmp_path, origin, program=store("{ finished: 3 }")) as page:
+            await page.until(lambda: live(page))
+            assert len(page.events[-1]["runs"]) == 5
+            assert not page.events[-1]["complete"]
+            brain.process.kill()
+            brain.process.wait()
+            execute(url, "UPDATE runs SET status = 'failed' WHERE id = 'ends'")
+            execute(url, "DELETE FROM runs WHERE id = 'goes'")
+            brain = Brain(database_url=url, port=brain.port, resume=0)
+            await page.until(lambda: live(page) and shows(page, "ends", "failed"))
+            held = dict(page.events[-1]["runs"])
+            assert "goes" not in held
+            assert len(held) == 3
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+
+
+@needs_node
+async def test_the_store_keeps_to_its_filter_and_ends_without_a_token(
+    brain: Brain, guarded: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "DELETE FROM runs")
+    execute(database, "INSERT INTO runs (id, agent) VALUES ('mine', 'me'), ('yours', 'you')")
+    program = store("{ agent: 'me', status: ['queued', 'running'] }")
+    async with in_node(tmp_path, f"http://127.0.0.1:{brain.port}", program=program) as page:
+        await page.until(lambda: live(page))
+        await page.holds(mine="queued")
+        execute(database, "UPDATE runs SET status = 'running', agent = 'me'")
+        await page.holds(mine="running", yours="running")
+        execute(database, "UPDATE runs SET status = 'completed' WHERE id = 'mine'")
+        await page.holds(yours="running")
+        execute(database, "UPDATE runs SET agent = 'you'")
+        await page.holds()
+    async with in_node(tmp_path, f"http://127.0.0.1:{guarded.port}", program=store()) as page:
+        await page.until(lambda: page.events and page.events[-1]["state"] == "ended")
+        assert page.events[-1]["code"] == 401

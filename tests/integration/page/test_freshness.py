@@ -46,7 +46,7 @@ def table(shared: str) -> str:
     execute(
         shared,
         "INSERT INTO runs (id, status, started_at) "
-        "SELECT id, 'running', now() - interval '61 s' FROM unnest(ARRAY['ends', 'goes']) id",
+        "SELECT id, 'running', now() - interval '3605 s' FROM unnest(ARRAY['ends', 'goes']) id",
     )
     return shared
 
@@ -69,13 +69,13 @@ def test_a_cut_is_said_and_made_up_for(browser: Browser, proxy: Proxy, table: st
     with live_page(browser, f"http://localhost:{proxy.port}") as page:
         page.is_("live")
         page.shows("goes", "running")
-        expect(page.cell("ends", "elapsed")).to_have_text(re.compile(r"^1m \d\ds$"))
+        expect(page.cell("ends", "elapsed")).to_have_text(re.compile(r"^1h \d\dm$"))
         proxy.refuse()
         page.is_("away")
         expect(page.tab.locator(".sign")).to_have_text(re.compile("Disconnected since .*:"))
         expect(page.tab).to_have_title(re.compile("^⚠"))
         expect(page.tab.locator("#icon")).to_have_attribute("href", STALE)
-        expect(page.cell("ends", "elapsed")).to_have_text(re.compile(r"^≥ 1m \d\ds$"))
+        expect(page.cell("ends", "elapsed")).to_have_text(re.compile(r"^≥ 1h \d\dm$"))
         change(table)
         proxy.refuse(False)
         caught_up(page)

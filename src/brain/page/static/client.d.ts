@@ -63,11 +63,11 @@ export interface Handlers {
   /** Brain would refuse every further attempt. `code`: a close code, or a status of HTTP. */
   ended?(code: number, reason: string): void;
   /** With `include=deleted`: the run's row is gone. */
-  deleted?(id: string, message: RunDeleted): void;
+  deleted?(message: RunDeleted): void;
   /** With `include=ready`: what `snapshot` or `since` asked for has been sent. */
   ready?(message: Ready): void;
   /** With `include=source`: at once, at each change, and every 5 s. */
-  source?(source: Source, message: SourceMessage): void;
+  source?(message: SourceMessage): void;
 }
 
 export interface WatchOptions {
@@ -130,7 +130,7 @@ export interface Freshness {
 }
 
 export interface RunsOptions {
-  /** Only these runs. Write the values as Brain sends them. */
+  /** Only these runs, by at most 96 values in all. Write the values as Brain sends them. */
   run_id?: string | readonly string[];
   task_id?: string | readonly string[];
   agent?: string | readonly string[];

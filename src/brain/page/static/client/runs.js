@@ -151,16 +151,16 @@ export class Runs {
       url,
       {
         message: (message) => this.#receive(message),
-        deleted: (id) => this.#put(id, undefined),
+        deleted: ({ data }) => this.#put(data.id, undefined),
         connected: () => void (this.#clock.doubtful && this.#askTime()),
         ready: () => {
           this.#ready = this.#ever = true;
           this.#tell();
         },
-        source: (source) => {
-          this.#source = source;
+        source: ({ data }) => {
+          this.#source = data;
           this.#reported = performance.now();
-          if (source.lag_seconds !== null) this.#prove(source.lag_seconds * 1000);
+          if (data.lag_seconds !== null) this.#prove(data.lag_seconds * 1000);
           this.#tell();
         },
         away: leave,
@@ -194,13 +194,12 @@ export class Runs {
   #receive({ data, timestamp }) {
     const run = /** @type {LiveRun} */ (data);
     const held = this.#runs.get(run.id);
-    if (this.#ready) {
-      this.#clock.hear(timestamp);
-    } else if (held?.changed_at && same(held, run)) {
-      return; // sent again
-    }
+    const again = !this.#ready && held !== undefined && same(held, run);
+    if (again && held.changed_at) return;
+    if (this.#ready) this.#clock.hear(timestamp);
     run.changed_at = timestamp;
-    this.#put(run.id, this.#matches(run) ? run : undefined, this.#ready || held !== undefined);
+    const news = this.#ready || (held !== undefined && !again);
+    this.#put(run.id, this.#matches(run) ? run : undefined, news);
   }
 
   /** A filter passes the message by which a run leaves it, too. @param {Run} run */
@@ -245,13 +244,20 @@ export class Runs {
       for (const run of runs) {
         met.add(run.id);
         const held = this.#runs.get(run.id);
+        // The pages are in the order of ids: what they bring must not displace what just ended.
+        if (!held && finished(run) && this.#finished.size >= this.#most) continue;
         const unchanged = held !== undefined && same(held, run);
         if (!unchanged) this.#put(run.id, { ...run, loaded_at: timestamp ?? undefined }, !!held);
       }
     };
     await this.#pages({ ...this.#wanted, status: wanted(ACTIVE) }, take);
     // Runs that ended while nobody told us are among the finished, of which not all may be loaded.
-    for (const ids of portions(before.filter((id) => !met.has(id)))) {
+    const others = Object.values({ ...this.#wanted, run_id: [] }).flatMap((each) => each ?? []);
+    const room = Math.max(1, MAX_VALUES - others.length);
+    for (const ids of portions(
+      before.filter((id) => !met.has(id)),
+      room,
+    )) {
       await this.#pages({ ...this.#wanted, run_id: ids }, take);
       for (const id of ids) if (!met.has(id)) this.#put(id, undefined);
     }
@@ -365,13 +371,13 @@ function same(one, other) {
   );
 }
 
-/** Ids in portions that fit into one request. @param {string[]} ids */
-function* portions(ids) {
+/** Ids in portions that fit into one request. @param {string[]} ids @param {number} most */
+function* portions(ids, most) {
   /** @type {string[]} */ let portion = [];
   let size = 0;
   for (const id of ids) {
     const more = encodeURIComponent(id).length + '&run_id='.length;
-    if (portion.length === MAX_VALUES / 2 || (portion.length && size + more > MAX_QUERY)) {
+    if (portion.length === most || (portion.length && size + more > MAX_QUERY)) {
       yield portion;
       [portion, size] = [[], 0];
     }

@@ -126,13 +126,13 @@ class Watch {
   #receive(message) {
     switch (message.type) {
       case 'run_deleted':
-        this.#on.deleted?.(message.data.id, message);
+        this.#on.deleted?.(message);
         break;
       case 'ready':
         this.#on.ready?.(message);
         break;
       case 'source':
-        this.#on.source?.(message.data, message);
+        this.#on.source?.(message);
         break;
       default:
         this.#on.message(message);
