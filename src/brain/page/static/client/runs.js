@@ -19,6 +19,7 @@ const FINISHED = /** @type {const} */ (['completed', 'failed']);
 // Brain reports its source every 5 s, and at once when the database has been silent for 5 s.
 const REPORTED = 8000; // ms since the last report, after which its successor is missing
 const SILENT = 5; // s
+const PROOF = 10_000; // ms: an older proof that all changes have come is none
 const PAGE = 1000; // runs
 const MAX_VALUES = 100; // of all filters of a request
 const MAX_QUERY = 6000; // characters of ids: a URL has at most 8 KiB
@@ -108,7 +109,7 @@ export class Runs {
     const { source, code, detail, lag_seconds } = this.#source;
     // The worse of the two hops: from the database to Brain, and from Brain to here.
     const silent = lag_seconds === null || lag_seconds > SILENT || source === 'none';
-    const late = now - this.#reported > REPORTED || this.#clock.doubtful;
+    const late = now - this.#reported > REPORTED || age > PROOF || this.#clock.doubtful;
     const state = silent || late ? 'behind' : source === 'poll' ? 'polled' : 'live';
     return { ...common, state, code, reason: detail };
   }

@@ -93,6 +93,11 @@ export class Grid {
     for (let i = Math.max(at, this.#first); i < end; i++) yield i;
   }
 
+  /** Whether the run is in the document. @param {string} id */
+  contains(id) {
+    return this.#drawn.includes(id);
+  }
+
   /** Another list: from its beginning. */
   rewind() {
     this.#drawn = [];

@@ -73,7 +73,7 @@ class Page {
     const token = sessionStorage[TOKEN];
     const runs = new Runs(location.origin, { finished: KEPT, token: token && (() => token) });
     runs.subscribe((changes) => {
-      this.#store.apply(changes);
+      const more = this.#store.apply(changes);
       this.#notifications.tell(changes);
       for (const { id, run, previous, news } of changes) {
         if (id === this.#opened) this.#last = run ?? previous;
@@ -82,9 +82,15 @@ class Page {
       }
       // A hidden tab draws nothing, but its icon and title are seen.
       if (document.hidden || !changes.length) this.#tick();
-      else this.#invalidate();
+      // Of a thousand changes a second, most are of runs that nobody sees.
+      else if (more || changes.some(({ id }) => this.#isSeen(id))) this.#invalidate();
     });
     return runs;
+  }
+
+  /** @param {string} id */
+  #isSeen(id) {
+    return id === this.#opened || this.#grid.contains(id);
   }
 
   /** Another Brain, as it were: with a token one sees other runs. @param {string} token */

@@ -104,10 +104,16 @@ export class Store {
 
   // What changes
 
-  /** @param {readonly Change[]} changes */
+  /**
+   * Returns whether more is to be drawn anew than the rows of these runs.
+   *
+   * @param {readonly Change[]} changes
+   */
   apply(changes) {
     if (this.#paused) this.#waiting += changes.length;
-    for (const { id, run } of changes) {
+    let counted = false;
+    for (const { id, run, previous } of changes) {
+      counted ||= run?.status !== previous?.status;
       const entry = this.#entries.get(id);
       if (!run) {
         if (entry) this.#remove(entry);
@@ -120,6 +126,7 @@ export class Store {
         this.#add(run);
       }
     }
+    return counted || this.#stale || this.isPaused;
   }
 
   get filter() {
