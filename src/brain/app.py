@@ -20,12 +20,13 @@ from brain.config import Settings
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.contract.subscription import Form
-from brain.delivery.board import Board
+from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.postgres.cancellation import cancel
 from brain.postgres.canonical import Columns
+from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
@@ -116,7 +117,14 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = Decoder(settings.status_map, settings.max_text)
-    board = Board(settings.board_memory, push_unchanged=settings.push_unchanged)
+    records = Records(
+        settings.data_dir / "resume" if settings.resume else None,
+        keep=settings.resume,
+        max_rows=settings.board_memory // OVERHEAD,
+    )
+    board = Board(
+        settings.board_memory, push_unchanged=settings.push_unchanged, remember=records.remember
+    )
     metrics = Metrics(time.time)
     hub = Hub(
         board,
@@ -124,6 +132,7 @@ async def _serve(
         clock=loop.time,
         call_later=loop.call_later,
         observe=metrics.observe,
+        report=lambda: parts.report(),  # noqa: PLW0108 - made below, of the hub
     )
     follow = Follow(
         url,
@@ -133,6 +142,7 @@ async def _serve(
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
+        records=records,
     )
     policy = Policy(
         networks=settings.allowed_networks,
@@ -154,7 +164,9 @@ async def _serve(
         tokens=_tokens(settings, form),
         form=form,
     )
-    parts = Parts(board, hub, follow.state, limiter, decoder, state.rejections.counts, loop.time)
+    parts = Parts(
+        board, hub, follow.state, records, limiter, decoder, state.rejections.counts, loop.time
+    )
     metrics.read(parts)
     log.info(
         "access rules",
@@ -164,22 +176,23 @@ async def _serve(
     )
     if state.tokens is not None:
         await state.tokens.keys.begin()
-    async with open_repository(url, settings.table, decoder, board) as runs:
-        api = create_api(runs, state.tokens, state.rejections)
-        add_operations(api, parts, state, metrics)
-        server = Server(api, state, ping_interval=settings.ping_interval)
-        _on_signal(server.stop)
-        async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(
-                _deliver(follow, board, hub, state.connections), name="follow"
-            )
-            await _wait_for_first_read(parts)
-            announcing = tasks.create_task(
-                _announce_start(server, parts, announce), name="announce"
-            )
-            await server.serve(sockets)
-            announcing.cancel()
-            await cancel(following)
+    with contextlib.closing(records):
+        async with open_repository(url, settings.table, decoder, board) as runs:
+            api = create_api(runs, state.tokens, state.rejections)
+            add_operations(api, parts, state, metrics)
+            server = Server(api, state, ping_interval=settings.ping_interval)
+            _on_signal(server.stop)
+            async with asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(
+                    _deliver(follow, board, hub, state.connections), name="follow"
+                )
+                await _wait_for_first_read(parts)
+                announcing = tasks.create_task(
+                    _announce_start(server, parts, announce), name="announce"
+                )
+                await server.serve(sockets)
+                announcing.cancel()
+                await cancel(following)
 
 
 def _tokens(settings: Settings, form: Form) -> "Tokens | None":

@@ -90,7 +90,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(*DATABASE_VARIABLES),
     )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
-        Path(".brain"), "Where the embedded PostgreSQL keeps its data.", unit="folder"
+        Path(".brain"),
+        "Where the embedded PostgreSQL keeps its data, and Brain the records by which clients resume "
+        "over a restart.",
+        unit="folder",
     )
     postgres_port: int | None = _setting(
         None,
@@ -215,6 +218,16 @@ class Settings(BaseSettings):
         unit="bytes",
         rule="the board memory is 1048576 bytes or more",
         ge=1_048_576,
+    )
+    resume: float = _setting(
+        3600,
+        "How far `since` reaches back over a restart of Brain, at least. 0: every client starts over "
+        "after a restart.",
+        unit="seconds",
+        rule="it is 0 to 604800 seconds (a week)",
+        ge=0,
+        le=604_800,
+        allow_inf_nan=False,
     )
     ping_interval: float = _setting(
         30,

@@ -4,6 +4,7 @@ Only the latency is recorded here, once per flush. No label names a client, a ru
 their number has no bound.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -14,8 +15,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
+from brain.contract.include import SourceReport
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
+from brain.postgres.checkpoints import Records
 from brain.postgres.decoder import Decoder
 from brain.postgres.source_state import SourceState
 from brain.postgres.unavailable import UnavailableCode
@@ -34,6 +37,7 @@ class Parts:
     board: Board
     hub: Hub
     state: SourceState
+    records: Records
     limiter: ConnectionLimiter
     decoder: Decoder
     rejections: Mapping[str, int]
@@ -42,6 +46,19 @@ class Parts:
     def lag(self) -> float:
         """Seconds since Brain last had every committed change."""
         return self.clock() - self.state.heard
+
+    def report(self) -> SourceReport:
+        """What clients that include `source` are told."""
+        lag = self.lag() if self.board.begun else math.inf
+        return SourceReport(self.state.source, self.state.code, self.state.detail, lag)
+
+    def since(self, now: float) -> float:
+        """Seconds that `since` reaches back, at the wall clock's `now`."""
+        return max(0.0, now - self.board.floor_time / 1e6) if self.board.begun else 0.0
+
+    def resume(self, now: float) -> float:
+        """The same, if Brain was restarted now; 0 if nothing outlives a restart."""
+        return max(0.0, now - self.records.oldest.time / 1e6) if len(self.records) else 0.0
 
 
 class Metrics:
@@ -67,15 +84,16 @@ class Metrics:
         self._latency.observe(max(0.0, self._now() - commit / 1e6))
 
     def read(self, parts: Parts) -> None:
-        self._registry.register(_Reader(parts))
+        self._registry.register(_Reader(parts, self._now))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
 
 class _Reader:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, now: Callable[[], float]) -> None:
         self._parts = parts
+        self._now = now
 
     def collect(self) -> Iterator[Metric]:
         parts = self._parts
@@ -126,6 +144,11 @@ class _Reader:
         yield _gauge("brain_pending_bytes", "Bytes waiting for the next flush.", hub.pending_bytes)
         yield _gauge("brain_runs", "Runs in memory.", len(board))
         yield _gauge(
+            "brain_tombstones",
+            "Deleted runs in memory, so that clients that include deletes can catch up.",
+            board.tombstones,
+        )
+        yield _gauge(
             "brain_board_bytes",
             "Memory used by these runs, as estimated for BRAIN_BOARD_MEMORY.",
             board.size,
@@ -158,6 +181,13 @@ class _Reader:
             "brain_lag_seconds",
             "Time since Brain last had every committed change.",
             parts.lag(),
+        )
+        now = self._now()
+        yield _gauge("brain_since_seconds", "How far `since` reaches back.", parts.since(now))
+        yield _gauge(
+            "brain_resume_seconds",
+            "How far `since` would reach back after a restart of Brain.",
+            parts.resume(now),
         )
         yield _counter(
             "brain_database_connects", "Connections opened to follow the database.", state.connects

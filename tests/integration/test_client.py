@@ -20,7 +20,8 @@ from websockets.http11 import Response
 
 from brain import Away, Connected, Message, WatchError, wait, watch
 from brain.client.endings import classify
-from brain.client.watch import Event, Timing
+from brain.client.events import Event
+from brain.client.watch import Timing
 from brain.contract.close_codes import CLOSE_CODES, Retry
 from brain.contract.messages import RunData
 from tests.support import ROOT

@@ -29,7 +29,8 @@ from psycopg.rows import TupleRow
 
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, TASK_ID
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import Board
+from brain.delivery.log import RUN
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
@@ -297,7 +298,7 @@ def poll_before_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
             making = False
             raise
 
-    async def blind(self: Poll, *, always: bool = False) -> AsyncGenerator[Snapshot]:
+    async def blind(self: Poll, *, always: bool = False) -> AsyncGenerator[Event]:
         nonlocal making
         if making:
             making = not always

@@ -14,7 +14,8 @@ from psycopg.rows import TupleRow
 from brain.contract.back_off import BackOff
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import ENTRY, Board
+from brain.delivery.log import RUN, is_tombstone
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
@@ -74,6 +75,8 @@ class Following:
         self.mode = mode
         self.events: list[Event] = []
         self.pushes: list[Run] = []
+        self.buried: list[Run] = []
+        """What was told of deletes."""
         self._writer = writer or url
         self._task: asyncio.Task[None]
         self._sql: AsyncConnection[TupleRow] | None = None
@@ -86,7 +89,9 @@ class Following:
         async with contextlib.aclosing(self.follow.events()) as events:
             async for event in events:
                 self.events.append(event)
-                self.pushes += [push[0][RUN] for push in self.board.apply(event)]
+                for push in self.board.apply(event):
+                    told = self.buried if is_tombstone(push[ENTRY]) else self.pushes
+                    told.append(push[ENTRY][RUN])
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()

@@ -115,6 +115,7 @@ READ = [
     ("BRAIN_PING_INTERVAL", "1.5", "ping_interval", 1.5),
     ("BRAIN_PING_TIMEOUT", "60", "ping_timeout", 60.0),
     ("BRAIN_POLL_INTERVAL", "0.01", "poll_interval", 0.01),
+    ("BRAIN_RESUME", "0", "resume", 0),
     ("BRAIN_LOG_LEVEL", "DEBUG", "log_level", "debug"),
     ("BRAIN_PORT", "", "port", 5221),
     ("BRAIN_ALLOWED_NETWORKS", "", "allowed_networks", NETWORKS),
@@ -174,6 +175,9 @@ REFUSED = [
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
     ("BRAIN_PING_TIMEOUT", "4", "a ping timeout is 5 to 7200 seconds"),
     ("BRAIN_POLL_INTERVAL", "0", "a poll interval is 0.01 to 60 seconds"),
+    ("BRAIN_RESUME", "-1", "it is 0 to 604800 seconds (a week)"),
+    ("BRAIN_RESUME", "604801", "it is 0 to 604800 seconds (a week)"),
+    ("BRAIN_RESUME", "nan", "it is 0 to 604800 seconds (a week)"),
     ("BRAIN_LOG_LEVEL", "loud", "a level is debug, info, warning or error"),
 ]
 

@@ -16,7 +16,10 @@ def test_the_public_names_are_those_of_the_docs() -> None:
     assert set(brain.__all__) == {
         "Away",
         "Connected",
+        "Deleted",
         "Message",
+        "Ready",
+        "Source",
         "WatchError",
         "__version__",
         "wait",

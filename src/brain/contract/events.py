@@ -1,6 +1,6 @@
 """The port between PostgreSQL and the board: the events of a source, and what it may ask back.
 
-A source yields Snapshot and Changes in the order in which they must be applied.
+A source yields Snapshot, Resumed and Changes in the order in which they must be applied.
 """
 
 from collections.abc import Collection, Sequence
@@ -44,11 +44,33 @@ class Snapshot:
     new: bool = False
     """A new history (another table, a restored backup, a failover): no `since` from before is
     answered."""
+    deletes_unknown: bool = False
+    """Finished runs may have been deleted before this query without anybody naming them: no stream
+    delivered what was committed then. Set when a stream is joined, and when one was lost and cannot
+    be joined again at once."""
     unless_after: int | None = None
     """Set on a comparison. Rows of runs that the board has seen change after this seq are older
     than the board: it skips them."""
     outcome: Outcome | None = field(default=None, compare=False)
     """Set on a comparison. The source reads it when the consumer asks for the next event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The first state after a restart, with wire times that `since` can be compared with.
+
+    It takes the place of the first Snapshot, and is applied as a whole: clients from before the
+    restart find every change at or after their `since`. See postgres/checkpoints.py.
+    """
+
+    unchanged: Sequence[Run]
+    """Queued and running runs that had their present state before `floor_time`."""
+    changed: Sequence[tuple[Micros, Run]]
+    """The others, in the order of time: each change was sent at or before this time, or never."""
+    at: Micros
+    """The database's time of the query, or the last timestamp sent before, if that is later."""
+    floor_time: Micros
+    """A `since` at or before this time is a gap."""
 
 
 @dataclass(slots=True)
@@ -71,7 +93,7 @@ class Changes:
     it."""
 
 
-Event: TypeAlias = Snapshot | Changes
+Event: TypeAlias = Snapshot | Changes | Resumed
 
 
 class Known(Protocol):
@@ -85,6 +107,21 @@ class Known(Protocol):
     @property
     def floor(self) -> int:
         """The seq of the newest change whose run is no longer held, because memory is bounded."""
+        ...
+
+    @property
+    def time(self) -> int:
+        """The last timestamp that a message or an answer of the API may bear."""
+        ...
+
+    @property
+    def last_time(self) -> int:
+        """The timestamp of the newest change."""
+        ...
+
+    @property
+    def floor_time(self) -> int:
+        """A `since` at or before this time is a gap."""
         ...
 
     def unfinished(self) -> Collection[str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import structlog
 
-from brain.contract.messages import ACTIVE, MAX_ID_BYTES, UNCHANGED, Run, Status
+from brain.contract.messages import ACTIVE, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
 from brain.postgres.statuses import Words, fold
 from brain.postgres.text import Unreadable
 
@@ -20,6 +20,10 @@ log = structlog.get_logger()
 CUT = "… [cut]"
 """The end of a text that was cut at the bound."""
 
+
+DIALECT = 1
+"""Raise it when a row becomes another run than before: clients cannot resume over such an update of
+Brain."""
 
 MAX_SPELLINGS = 1000
 """Cached spellings of status words. A spelling beyond this number is folded each time."""
@@ -65,6 +69,12 @@ class Decoder:
     def reasons(self) -> list[Rejected]:
         """Why rows were rejected: at most MAX_REASONS, and one for all others."""
         return list(self._reasons.values())
+
+    @property
+    def dialect(self) -> str:
+        """What the run that a row becomes depends on, besides the row."""
+        words = [self.words(status) for status in STATUSES]
+        return f"{DIALECT} {self.max_text} {words}"
 
     @property
     def active_words(self) -> list[str]:

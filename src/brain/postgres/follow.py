@@ -25,7 +25,7 @@ import psycopg
 import structlog
 
 from brain.contract.events import Event, Known
-from brain.postgres.checkpoints import Progress
+from brain.postgres.checkpoints import Progress, Records
 from brain.postgres.connection import connect, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
@@ -58,6 +58,7 @@ class Follow:
         interval: float,
         application: str,
         timing: Timing = TIMING,
+        records: Records | None = None,
     ) -> None:
         self.state = SourceState()
         self._url = url
@@ -68,7 +69,7 @@ class Follow:
         self._interval = interval
         self._application = application
         self._timing = timing
-        self._progress = Progress()
+        self._progress = Progress(records=records if records is not None else Records())
         self._promotion = Promotion(
             url, table, decoder, self.state, application=application, timing=timing
         )

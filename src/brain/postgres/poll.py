@@ -14,16 +14,18 @@ lose rows.
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeAlias, cast
 
 import psycopg
 from psycopg import sql
 
-from brain.contract.events import Known, Snapshot
+from brain.contract.events import Known, Resumed, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
 from brain.postgres.checkpoints import Checkpoint, Identity, Progress
 from brain.postgres.connection import Conn, Text, deadline
 from brain.postgres.decoder import Decoder
+from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
 from brain.postgres.snapshots import PgSnapshot, widen
 from brain.postgres.table import Description, Table, describe, escaped
@@ -34,6 +36,10 @@ PIECE = 1000
 
 Query: TypeAlias = tuple[sql.Composed, list[object]]
 """A statement and its parameters."""
+
+_EPOCH = """
+SELECT current_user, (SELECT to_jsonb(b) ->> 'stats_reset' FROM pg_stat_bgwriter b)
+"""
 
 _IDENTITY = """
 SELECT (SELECT system_identifier FROM pg_control_system()),
@@ -48,7 +54,8 @@ SELECT sum(pg_relation_size(oid)) FROM unnest(%s::oid[]) oid
 
 _POSITION = """
 SELECT pg_current_snapshot()::text,
-       CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() - '0/0'::pg_lsn END
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() - '0/0'::pg_lsn END,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() - '0/0'::pg_lsn END
 """
 
 
@@ -78,6 +85,7 @@ class Poll:
         self._clock = clock
         self._took = 0.0
         self._identity: Identity
+        self._epoch: str | None = None
 
     # The catalog and the server.
 
@@ -87,17 +95,22 @@ class Poll:
             self.description = await describe(self.conn, self._table)
             self._identity = await self._identify(self.description)
         self.progress.columns = self.description.columns
+        self.progress.notice(self._epoch)
 
     async def _identify(self, description: Description) -> Identity:
+        row = await (await self.conn.execute(_EPOCH)).fetchone()
+        assert row is not None
+        role, self._epoch = row
         try:
             row = await (await self.conn.execute(_IDENTITY, (description.oid,))).fetchone()
         except psycopg.errors.InsufficientPrivilege:
             row = (None, None, None, str(description.oid))
         assert row is not None
         # Another type prints another id, and an added column has its default in rows that nobody
-        # wrote again.
-        columns = description.columns
-        return (*row, *(columns[name].type if name in columns else None for name in FIELDS))
+        # wrote again. So has one that took the place, or the name, of another.
+        columns = [description.columns.get(name) for name in FIELDS]
+        known = (f"{each.number} {each.type}" if each is not None else None for each in columns)
+        return (*row, *known, role, self._decoder.dialect)
 
     async def visible(self) -> PgSnapshot:
         async with deadline():
@@ -113,16 +126,16 @@ class Poll:
         assert row is not None
         return LSN(int(str(row[0])))
 
-    async def _position(self) -> tuple[PgSnapshot, LSN]:
-        """What a query sees, and how far the log is flushed; 0 on a read replica."""
+    async def _position(self) -> tuple[PgSnapshot, LSN, LSN]:
+        """What a query sees, and how far the log is flushed and written; 0 on a read replica."""
         async with deadline():
             row = await (await self.conn.execute(_POSITION)).fetchone()
         assert row is not None
-        return PgSnapshot.parse(str(row[0])), LSN(int(row[1] or 0))
+        return PgSnapshot.parse(str(row[0])), LSN(int(row[1] or 0)), LSN(int(row[2] or 0))
 
     # Rows.
 
-    async def read(self, *, always: bool = False) -> AsyncGenerator[Snapshot]:
+    async def read(self, *, always: bool = False) -> AsyncGenerator[Snapshot | Resumed]:
         """What changed since the checkpoint, in pieces; the checkpoint moves when the last one has
         been taken.
 
@@ -137,13 +150,25 @@ class Poll:
             row = await (await self.conn.execute(_SIZE, (list(self.description.tree),))).fetchone()
         assert row is not None
         took, begun = 0.0, self._clock()
-        async with aclosing(self.scan(self.progress.checkpoint)) as pieces:
+        progress, known = self.progress, self._known
+        since, anew = progress.checkpoint, False
+        async with aclosing(self._first_look() if since is None else self.scan(since)) as pieces:
             async for piece, reached in pieces:
                 took += self._clock() - begun
+                if isinstance(piece, Snapshot) and (piece.new or since is None):
+                    anew = True
+                    if piece.new:
+                        progress.records.void("another history of the table has begun")
+                if isinstance(piece, Resumed) or piece.rows or piece.gone:
+                    progress.read_rows()
                 yield piece
                 begun = self._clock()  # what the consumer did with the piece is no cost of the scan
                 if reached is not None:
-                    self.progress.checkpoint = reached
+                    progress.checkpoint = reached
+                    if anew:
+                        progress.records.begin(known.floor_time, reached)
+                    else:
+                        progress.records.add(known.last_time, reached, known.time)
         last, self._took = self._took, took + self._clock() - begun
         self.pause = self._timing.pause(last, self._took, int(row[0] or 0))
 
@@ -153,8 +178,44 @@ class Poll:
             checkpoint is not None
             and self._has_xmin
             and (checkpoint.identity, checkpoint.tree) == (self._identity, self.description.tree)
-            and checkpoint.is_current(*await self._position())
+            and await self._is_unchanged(checkpoint)
         )
+
+    async def _is_unchanged(self, checkpoint: Checkpoint) -> bool:
+        visible, flushed, inserted = await self._position()
+        self.progress.flushed(flushed, inserted)
+        return checkpoint.is_current(visible, flushed)
+
+    async def _first_look(self) -> AsyncGenerator[tuple[Snapshot | Resumed, Checkpoint | None]]:
+        """What is unfinished, and what changed since the oldest record, if there is one."""
+        records = self.progress.records
+        visible, flushed, _ = await self._position()
+        tree, epoch = self.description.tree, self._epoch
+        here = Checkpoint(self._identity, visible, flushed=flushed, tree=tree, epoch=epoch)
+        if not self._has_xmin:
+            records.unavailable("a view has no xmin")
+        elif self._identity[0] is None:
+            records.unavailable(
+                "the role may not call pg_control_system()",
+                "GRANT EXECUTE ON FUNCTION pg_control_system() TO the role of Brain",
+            )
+        else:
+            records.open((*self._identity[:1], self._identity[2], str(self._table)), here)
+        high = records.high
+        if len(records):
+            found = FirstLook(records)
+            visible = PgSnapshot(records.oldest.xmin, records.oldest.xmin, frozenset())
+            since = replace(here, visible=visible, tree=frozenset())  # and what is unfinished
+            async with aclosing(self.scan(since, found.take)) as pieces:
+                piece, reached = await anext(pieces)
+            if not found.failed:
+                yield found.resumed(max(piece.at, high)), reached
+                return
+            records.void(f"more than {records.max_rows} rows have changed since")
+        async with aclosing(self.scan(None)) as pieces:
+            async for piece, reached in pieces:
+                # Above every time that may have been sent before, which are all gaps now.
+                yield replace(piece, at=max(piece.at, high + 1)), reached
 
     @property
     def _has_xmin(self) -> bool:
@@ -162,15 +223,17 @@ class Poll:
         return self.description.kind in "rpm"
 
     async def scan(
-        self, since: Checkpoint | None, keep: Callable[[Run], bool] | None = None
+        self, since: Checkpoint | None, keep: Callable[[Run, int], bool] | None = None
     ) -> AsyncGenerator[tuple[Snapshot, Checkpoint | None]]:
         """What changed since this checkpoint, in pieces; with the last piece the checkpoint that is
         reached.
 
-        `keep` may leave rows out.
+        `keep` may leave rows out. It is given the id of the transaction that wrote the row: 0 if
+        that was so long ago that nobody can tell.
         """
-        here, flushed = await self._position()
-        new = since is not None and since.voided_by(self._identity, here, flushed)
+        here, flushed, inserted = await self._position()
+        self.progress.flushed(flushed, inserted)
+        new = since is not None and since.voided_by(self._identity, here, flushed, self._epoch)
         base = None if new else since
         by_id = self._by_text() if base is None else self._by_id()
         query, parameters = self._first(by_id) if base is None else self._since(base)
@@ -198,7 +261,8 @@ class Poll:
                             self._decoder(values)
                         continue
                     missing.discard(run_id)
-                    if xmin is not None and widen(int(xmin), visible.xmax) >= visible.xmin:
+                    xid = widen(int(xmin), visible.xmax) if xmin is not None else 0
+                    if xid >= visible.xmin:
                         versions.add((run_id, xmin))
                     if (run_id, xmin) in seen:
                         continue
@@ -206,7 +270,7 @@ class Poll:
                     if run is None:
                         if run_id in self._known:
                             rejected.append(run_id)
-                    elif keep is None or keep(run):
+                    elif keep is None or keep(run, xid if xid < visible.xmax else 0):
                         rows.append(run)
                         if len(rows) == PIECE:
                             yield Snapshot(rows, at, complete=False, new=new), None
@@ -215,7 +279,9 @@ class Poll:
         # The catalog was read before the scan: the next reading finds a partition that was attached
         # between the two.
         tree = self.description.tree
-        reached = Checkpoint(self._identity, visible, frozenset(versions), flushed, tree)
+        reached = Checkpoint(
+            self._identity, visible, frozenset(versions), flushed, tree, self._epoch
+        )
         yield Snapshot(rows, at, gone, new=new), reached
 
     async def fetch(self, ids: list[str]) -> dict[str, Run]:
@@ -254,7 +320,8 @@ class Poll:
     def _since(self, checkpoint: Checkpoint) -> Query:
         if not self._has_xmin:
             return self._first(self._by_id())
-        condition = sql.SQL("age(r.xmin) <= (SELECT age(%s::text::xid))").format()
+        # The age of a row that was frozen more than 2^31 transactions ago is negative.
+        condition = sql.SQL("age(r.xmin) BETWEEN 0 AND (SELECT age(%s::text::xid))").format()
         if checkpoint.tree != self.description.tree:
             condition = sql.SQL("({} OR {})").format(condition, self._active())
         return self._query(sql.SQL("r.xmin"), condition), [str(checkpoint.visible.xmin % 2**32)]

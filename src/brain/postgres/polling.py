@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from brain.contract.events import Snapshot
+from brain.contract.events import Resumed, Snapshot
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.snapshots import Xid
@@ -36,7 +37,7 @@ class Polling:
         self._interval = interval
         self._timing = timing
 
-    async def events(self) -> AsyncGenerator[Snapshot]:
+    async def events(self) -> AsyncGenerator[Snapshot | Resumed]:
         """Raises what the ordinary connection raises, and TableError."""
         loop = asyncio.get_running_loop()
         await self._poll.read_catalog()
@@ -49,7 +50,7 @@ class Polling:
                 await self._until_seen()
             async with aclosing(self._poll.read()) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    yield self._marked(piece)
             self._state.heard = loop.time()
             self.promoted = self._promotion.collect()
             if self.promoted is not None:
@@ -59,6 +60,18 @@ class Polling:
                 self._promotion.start()
             self._state.scan_pause(self._poll.pause)
             await self._promotion.sleep(max(self._interval, self._poll.pause))
+
+    def _marked(self, piece: Snapshot | Resumed) -> Snapshot | Resumed:
+        """The piece; with a mark if it is the first whole one after a lost stream that could not be
+        joined again at once. (Joining has its own, and one is enough.)
+        """
+        progress = self._poll.progress
+        if not (progress.streamed and self._promotion.refused):
+            return piece
+        if isinstance(piece, Resumed) or not piece.complete:
+            return piece
+        progress.streamed = False
+        return replace(piece, deletes_unknown=True)
 
     async def _reread_catalog(self) -> None:
         """Another table may have taken the name, with rows older than any horizon."""

@@ -114,7 +114,8 @@ class Stream:
         self._begin: Begin | None = None
         self._xid = Xid(0)
         self._visible = PgSnapshot(0, 0, frozenset())
-        self._joined_at = LSN(0)
+        self.joined_at = LSN(0)
+        """The insert position after the poll that the stream continues."""
         self._joining = True
         self._skip = False
         self._more = False
@@ -167,7 +168,7 @@ class Stream:
         Left out are the transactions that `visible`, the poll's snapshot, sees and that were
         committed at or before `upto`, the insert position that was read after it.
         """
-        self._visible, self._joined_at = visible, upto
+        self._visible, self.joined_at = visible, upto
         # A list of identifiers, in a literal.
         name = sql.Identifier(self._publication).as_string()
         publication = sql.Literal(name).as_string()
@@ -284,7 +285,7 @@ class Stream:
                 self._skip = False
                 self._xid = widen(message.xid, self._xid or self._visible.xmax)
                 if self._joining:
-                    self._joining = message.lsn <= self._joined_at
+                    self._joining = message.lsn <= self.joined_at
                     self._skip = self._joining and self._visible.sees(self._xid)
             case Commit():
                 self.position = max(self.position, message.end)
@@ -316,15 +317,20 @@ class Stream:
 
     def _row(self, message: Insert | Update | Delete, changes: Changes) -> None:
         if isinstance(message, Delete):
-            changes.rows.append(("delete", only_id(self._pick(message.old)[ID] or "")))
+            old_id = self._pick(message.old)[ID]
+            if old_id and is_expressible(old_id):
+                changes.rows.append(("delete", only_id(old_id)))
             return
         values = self._pick(message.new)
+        new = isinstance(message, Insert)
         if isinstance(message, Update) and message.old is not None:
             old = self._pick(message.old)
             if values[ID] == UNCHANGED:
                 values = (old[ID], *values[1:])  # an id so long that it is stored out of line
             if old[ID] is not None and old[ID] != values[ID]:
-                changes.rows.append(("delete", only_id(old[ID])))
+                new = True  # (T9 in delivery/tombstones.py)
+                if old[ID] and is_expressible(old[ID]):
+                    changes.rows.append(("delete", only_id(old[ID])))
             if message.full:
                 values = tuple(
                     o if value == UNCHANGED else value for value, o in zip(values, old, strict=True)
@@ -333,14 +339,14 @@ class Stream:
         if run is None:
             # The board may hold the run as it was, in words of the contract.
             run_id = values[ID]
-            if isinstance(message, Update) and run_id and is_expressible(run_id):
+            if not new and run_id and is_expressible(run_id):
                 changes.rows.append(("delete", only_id(run_id)))
             return
         if UNCHANGED in run:
             if run[ID] == UNCHANGED:
                 return  # an id that is no part of the replica identity: a comparison finds the run
             changes.incomplete = True
-        changes.rows.append(("insert" if isinstance(message, Insert) else "update", run))
+        changes.rows.append(("insert" if new else "update", run))
 
     def _pick(self, values: Values) -> tuple[str | None, ...]:
         """The fields of the contract, in their order."""

@@ -83,6 +83,8 @@ class Column:
     """The name of a built-in type (of a domain: of its base type): uuid, int8, bpchar …"""
     scale: int | None = None
     """Of a numeric with one: digits behind the point."""
+    number: int = 0
+    """pg_attribute.attnum, which a column keeps under another name, and no other column gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,8 @@ SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
                                           SELECT json_build_array(d.typname, b.typmod)
                                             FROM b JOIN pg_type d USING (oid)
                                            WHERE d.typtype <> 'd'
-                                             AND d.typnamespace = 'pg_catalog'::regnamespace)
-                                        ) ORDER BY a.attnum)
+                                             AND d.typnamespace = 'pg_catalog'::regnamespace),
+                                         a.attnum) ORDER BY a.attnum)
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
           JOIN pg_namespace n ON n.oid = t.typnamespace
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -196,9 +198,14 @@ async def describe(conn: Conn, table: Table) -> Description:
     oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {
         name: Column(
-            name, escaped(sql.Identifier(schema, type_)), generated, default, *_base(*(base or ()))
+            name,
+            escaped(sql.Identifier(schema, type_)),
+            generated,
+            default,
+            *_base(*(base or ())),
+            number,
         )
-        for name, schema, type_, generated, default, base in json.loads(columns or "[]")
+        for name, schema, type_, generated, default, base, number in json.loads(columns or "[]")
     }
     missing = [field for field in ("id", "status") if field not in found]
     if missing:

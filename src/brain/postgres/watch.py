@@ -7,6 +7,7 @@ confirms all of it.
 """
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ class Mark:
 
     checkpoint: Checkpoint
     lsn: LSN
+    at: float
+    """When, by the loop's clock, the log ended there at the earliest."""
     comparison: list[Snapshot]
     """What differs from the board."""
     compared_seq: int | None
@@ -59,12 +62,20 @@ class Watch:
         self._inspection = promoted.inspection
         self._timing = timing
         self._task: asyncio.Task[Mark] | None = None
-        self._mark: Mark | None = None
+        joined = poll.progress.checkpoint
+        assert joined is not None, "a poll comes before each stream"
         now = asyncio.get_running_loop().time()
+        self._mark: Mark | None = Mark(joined, promoted.stream.joined_at, now, [], None)
+        """The poll that the stream continues is the first."""
         self._look_at = now
         self._compare_at = now + timing.compare_every
-        self._compared, self._compared_seq = poll.progress.checkpoint, known.seq
+        self._compared, self._compared_seq = joined, known.seq
         """Since when the next comparison looks for changes, and the board's seq then."""
+
+    @property
+    def marked_at(self) -> float:
+        """When the mark was set that the stream has yet to pass; infinite if there is none."""
+        return self._mark.at if self._mark is not None else math.inf
 
     def advance(self) -> None:
         """Take the mark of a look that has ended, or start one that is due. Raises as `_look`."""
@@ -85,17 +96,21 @@ class Watch:
         if mark is None or position < mark.lsn:
             return
         skipped = 0
+        progress, known = self._poll.progress, self._known
         for piece in mark.comparison:
             outcome = Outcome()
             yield replace(piece, outcome=outcome)
             skipped += outcome.skipped
             # Most of what differed when the query ran, the stream has delivered since.
             if outcome.pushed or outcome.removed:
+                progress.records.correct(self._compared.visible.xmin)
                 log.warning(
                     "stream differed from the table", rows=outcome.pushed, gone=outcome.removed
                 )
         self._mark = None
-        self._poll.progress.checkpoint = mark.checkpoint
+        progress.checkpoint = mark.checkpoint
+        progress.records.add(known.last_time, mark.checkpoint, known.time)
+        progress.settle(mark.checkpoint)
         if mark.compared_seq is not None and not skipped:
             self._compared, self._compared_seq = mark.checkpoint, mark.compared_seq
 
@@ -115,7 +130,8 @@ class Watch:
             comparison, compared_seq = [], None  # the stream has delivered more than the query saw
         # After the query: if the publication is unchanged now, it was for all that the query saw.
         await self._inspect()
-        return Mark(checkpoint, await self._poll.insert_lsn(), comparison, compared_seq)
+        at = asyncio.get_running_loop().time()
+        return Mark(checkpoint, await self._poll.insert_lsn(), at, comparison, compared_seq)
 
     async def _see(self) -> tuple[Checkpoint, list[Snapshot]]:
         """What a query would see, without one."""
@@ -136,7 +152,7 @@ class Watch:
         ]
         return checkpoint, found
 
-    def _may_be_undelivered(self, run: Run) -> bool:
+    def _may_be_undelivered(self, run: Run, _: int) -> bool:
         """Whether the stream may have failed to deliver this run.
 
         If the board has evicted changes since the last comparison, a finished run that it does not

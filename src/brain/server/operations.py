@@ -1,6 +1,7 @@
 """The operator's routes, and the plain GET of /ws."""
 
 import json
+import time
 from dataclasses import asdict
 
 from fastapi import FastAPI, Request, Response
@@ -21,6 +22,7 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
     @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
     async def readyz(request: Request) -> Response:
         state = parts.state
+        now = time.time()
         ready = parts.board.begun and state.source != "none" and not server.closing
         detail = {
             "source": state.source,
@@ -28,6 +30,9 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "detail": "the server is stopping" if server.closing else state.detail or None,
             "hint": state.hint or None,
             "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
+            "since_seconds": round(parts.since(now), 3),
+            "resume_seconds": round(parts.resume(now), 3),
+            "resume_detail": parts.records.detail or None,
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,
             "runs": len(parts.board),

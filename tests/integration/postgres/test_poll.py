@@ -8,15 +8,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from brain.contract.events import Event, Snapshot
 from brain.contract.messages import ID, STATUS, Run, Status
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import Board
+from brain.delivery.log import RUN
 from brain.postgres.checkpoints import Checkpoint, Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
@@ -28,10 +29,12 @@ from tests.support.following import RUNS, connected
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE
 
-if TYPE_CHECKING:
-    from brain.contract.events import Snapshot
-
 Writer = AsyncConnection[TupleRow]
+
+
+def snapshot(event: Event) -> Snapshot:
+    assert isinstance(event, Snapshot)
+    return event
 
 
 class Reader:
@@ -44,7 +47,7 @@ class Reader:
 
     async def read(self) -> list[Run]:
         """The rows of one answer."""
-        self.pieces = [piece async for piece in self.poll.read()]
+        self.pieces = [snapshot(piece) async for piece in self.poll.read()]
         for piece in self.pieces:
             self.board.apply(piece)
         return [run for piece in self.pieces for run in piece.rows]
@@ -109,7 +112,7 @@ async def test_a_word_of_status_may_contain_any_character(database: str) -> None
         async with await connect(database, "brain-test") as conn:
             poll = Poll(conn, RUNS, Decoder(words, 1000), Board(1 << 20), Progress())
             await poll.read_catalog()
-            rows = [run async for piece in poll.read() for run in piece.rows]
+            rows = [run async for piece in poll.read() for run in snapshot(piece).rows]
             assert sorted(run[:2] for run in rows) == [
                 ("a", "running"),
                 ("b", "queued"),
@@ -232,6 +235,30 @@ async def test_no_row_is_lost_across_a_real_wraparound() -> None:
                 )
             ).fetchall()
             assert high < 200 < low
+
+
+async def test_a_row_frozen_long_ago_comes_once() -> None:
+    """More than 2^31 transactions later its age is negative."""
+    with running() as server:
+        url = server.url()
+        execute(url, "CREATE TABLE runs (id text PRIMARY KEY, status text)")
+        execute(url, "INSERT INTO runs VALUES ('old', 'completed'), ('active', 'running')")
+        execute(url, "VACUUM FREEZE")
+        server.stop()
+        xid = 2**31 + 50_000
+        page = server.data / "pg_xact" / f"{xid // (8192 * 4 * 32):04X}"
+        page.write_bytes(bytes(32 * 8192))
+        page.chmod(0o666)
+        reset = ("-f", "-x", str(xid), "-u", str(xid - 1000))
+        server.program("pg_resetwal", *reset, str(server.data))
+        server.start()
+        ((age,),) = execute(url, "SELECT age(xmin) FROM runs WHERE id = 'old'")
+        assert age < 0
+        async with writing(url) as writer, reading(url) as reader:
+            assert await reader.ids() == ["active"]
+            for i in range(3):
+                await writer.execute("INSERT INTO runs VALUES (%s, 'running')", [str(i)])
+                assert await reader.ids() == [str(i)]
 
 
 async def test_rows_come_in_pieces(database: str) -> None:

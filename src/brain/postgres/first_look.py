@@ -1,0 +1,59 @@
+"""The first look after a restart: rows and the times at which they were sent, as the records tell
+(checkpoints.py, rules 4 and 5).
+"""
+
+from operator import itemgetter
+
+from brain.contract.events import Resumed
+from brain.contract.messages import ACTIVE, STATUS, Micros, Run
+from brain.postgres.checkpoints import Records
+
+
+class FirstLook:
+    """Takes the rows of one statement, which are unfinished or unknown to the oldest record."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._base = 0
+        """The place of the record that is the oldest one in the end."""
+        self._unchanged: list[Run] = []
+        self._changed: list[tuple[int, Run]] = []
+        """With the place of the first record that sees it."""
+
+    @property
+    def failed(self) -> bool:
+        """More rows changed since the newest record than may be loaded."""
+        return self._base >= len(self._records)
+
+    def take(self, run: Run, xid: int) -> bool:
+        """Of a row version that this transaction wrote. False: it need not be kept."""
+        place = self._records.first(xid)
+        if place > self._base:
+            self._changed.append((place, run))
+            if len(self._changed) > self._records.max_rows:
+                self._reduce()
+        elif run[STATUS] in ACTIVE:
+            self._unchanged.append(run)
+        return False
+
+    def _reduce(self) -> None:
+        """Move the base so far that half of the rows are left.
+
+        A rewrite of the table gives each of its rows a new transaction.
+        """
+        half = self._records.max_rows // 2
+        places = sorted((place for place, _ in self._changed), reverse=True)
+        self._base = places[half]
+        kept = [each for each in self._changed if each[0] > self._base]
+        self._unchanged += [
+            run for place, run in self._changed if place <= self._base and run[STATUS] in ACTIVE
+        ]
+        self._changed = kept
+
+    def resumed(self, at: Micros) -> Resumed:
+        """`at`: the time of what no record sees. Drops the records before the base."""
+        records, base = self._records, self._base
+        self._changed.sort(key=itemgetter(0))
+        changed = [(records.time(place, at), run) for place, run in self._changed]
+        records.drop_before(base)
+        return Resumed(self._unchanged, changed, at, records.oldest.time)
