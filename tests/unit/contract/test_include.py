@@ -4,7 +4,7 @@ import json
 
 import jsonschema
 import pytest
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
 from brain.contract.include import (
@@ -35,6 +35,7 @@ def test_a_message_is_one_text_frame_of_the_published_schema(name: str) -> None:
     client = Protocol(Side.CLIENT, state=State.OPEN)
     client.receive_data(FRAMES[name])
     (frame,) = client.events_received()
+    assert isinstance(frame, Frame)
     assert (frame.opcode, frame.fin) == (Opcode.TEXT, True)
     found = json.loads(bytes(frame.data))
     assert bytes(frame.data).isascii()

@@ -119,6 +119,8 @@ def live(world: "World", connection: "Connection", *, complete: bool) -> None:
     if connection.live_since is None or not connection.never_full or connection.broken:
         return
     wanted, due = connection.consumer.wanted, dict[str, bool]()
+    lenient = set[str]()
+    """Runs of which a change is pending that the board may send to more clients than necessary."""
     for run_id, seq, was, now, steady, loose in world.pushed:
         if seq <= connection.live_since or (seq > connection.reached and not complete):
             continue
@@ -129,8 +131,14 @@ def live(world: "World", connection: "Connection", *, complete: bool) -> None:
             continue  # what was deleted before it joined is not on its way if nobody was told
         concerned = due.get(run_id, False) or wanted(was) or wanted(now)
         received = seq in connection.received
-        if received and not concerned and not loose:
-            raise Violation(f"{now} does not concern {wanted}")
+        if not steady:
+            lenient.discard(run_id)
+        if loose:
+            lenient.add(run_id)
+        if received:
+            if not concerned and run_id not in lenient:
+                raise Violation(f"{now} does not concern {wanted}")
+            lenient.discard(run_id)
         due[run_id] = concerned and not received
     if complete and any(due.values()):
         raise Violation(f"a live client was not sent the last change of {due}")
