@@ -76,6 +76,8 @@ class View:
     source: Source | None = None
     heard: float = 0.0
     """When `source` came, by time.monotonic()."""
+    greeted: bool = False
+    """There has been a connection."""
     glyphs: dict[str, str] = field(default_factory=lambda: GLYPHS)
 
     def behind(self, monotonic: float) -> str:
@@ -234,9 +236,7 @@ async def show_table(
 ) -> None:
     """Until a key or a signal ends it. Raises WatchError."""
     view = View(target.url, Runs(statuses), DatabaseClock(time.monotonic), quiet, time.monotonic())
-    api = API(
-        target.url, token=target.token, additional_headers=target.headers, options={"proxy": True}
-    )
+    api = API(target.url, token=target.token, additional_headers=target.headers, options={})
     dirty, ended = asyncio.Event(), asyncio.Event()
     try:
         with opened(dirty.set, ended.set) as screen:
@@ -256,8 +256,9 @@ async def show_table(
                     each.cancel()
                 await asyncio.gather(*work, return_exceptions=True)
     finally:
-        for line in view.summary():
-            write_line(line)
+        if view.greeted:
+            for line in view.summary():
+                write_line(line)
     if screen.terminated:
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -289,6 +290,8 @@ async def _follow(
                             view.runs.clear()
                         view.away, view.connected, view.since = None, True, time.monotonic()
                         view.ready, view.source = False, None
+                        view.greeted = True
+                        view.clock.thaw()
                         task = asyncio.create_task(_ask_clock(api, view, dirty))
                         asking.add(task)
                         task.add_done_callback(asking.discard)
