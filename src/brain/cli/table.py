@@ -115,6 +115,8 @@ class View:
         return Text.assemble((sign, f"bold {style}"), "  ", (printable(self.where), "dim"))
 
     def counts(self) -> Text:
+        if not self.greeted:
+            return Text("")  # nobody knows
         counts = self.runs.counts()
         parts = [
             Text(f"{self.glyphs[status]} {counts[status]} {status}", STYLES[status])
