@@ -152,7 +152,7 @@ async def test_a_run_that_was_deleted_is_gone(brain: Brain, shared: str) -> None
 
 async def test_a_run_that_was_deleted_during_an_outage_is_gone(brain: Brain, shared: str) -> None:
     insert(shared, "unseen")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "unseen") as it:
+    async with Proxy(brain.port) as proxy, wait(proxy.url, "unseen", "--must-exist") as it:
         await subscribed(proxy)
         proxy.target = 1
         proxy.cut()
