@@ -69,6 +69,11 @@ class Runs:
             if len(self.failures) > MAX_FAILURES:
                 del self.failures[next(iter(self.failures))]
 
+    def remove(self, run_id: str) -> None:
+        """The run was deleted."""
+        self._rows.pop(run_id, None)
+        self._finished.pop(run_id, None)
+
     def clear(self) -> None:
         """Brain cannot say what changed. What was seen stays counted."""
         self._rows.clear()

@@ -14,6 +14,7 @@ from brain.cli.lines import Closed, readable, say, until_closed, write_line
 from brain.cli.target import Target
 from brain.client.events import Event
 from brain.client.watch import Timing
+from brain.contract.include import INCLUDE, Include
 from brain.contract.messages import Status
 
 DEADLINE: Final = 10.0
@@ -52,12 +53,17 @@ async def show(target: Target, options: Options) -> None:
     from brain.cli.table import show_table  # noqa: PLC0415
 
     snapshot = options.snapshot is not False
-    events = _events(target, options, snapshot=snapshot, deadline=DEADLINE)
+    events = _events(target, options, snapshot=snapshot, deadline=DEADLINE, include=INCLUDE)
     await show_table(events, target, statuses=options.statuses, quiet=options.quiet)
 
 
 def _events(
-    target: Target, options: Options, *, snapshot: bool, deadline: float
+    target: Target,
+    options: Options,
+    *,
+    snapshot: bool,
+    deadline: float,
+    include: tuple[Include, ...] = (),
 ) -> AsyncGenerator[Event]:
     return watch_events(
         target.url,
@@ -65,6 +71,7 @@ def _events(
         status=options.statuses,
         agent=options.agents,
         task_id=options.tasks,
+        include=include,
         token=target.token,
         deadline=deadline,
         additional_headers=target.headers,

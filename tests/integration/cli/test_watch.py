@@ -82,6 +82,17 @@ def test_failed_and_quiet_runs_come_first(brain: Brain, shared: str) -> None:
         assert it.ends() == 0
 
 
+def test_a_deleted_run_leaves_the_table(brain: Brain, shared: str) -> None:
+    start(shared, "deleted", 2)
+    with terminal("watch", brain.url(), "--agent", "deleted") as it:
+        it.shows("deleted-1", "deleted-2")
+        execute(shared, "DELETE FROM runs WHERE id = 'deleted-1'")
+        it.shows("▶ 1 running")
+        assert "deleted-1" not in it.screen.text()
+        it.type(b"q")
+        it.ends()
+
+
 def test_a_summary_stays_and_the_terminal_is_as_before(brain: Brain, shared: str) -> None:
     start(shared, "summary", 3)
     with terminal("watch", brain.url(), "--agent", "summary") as it:
