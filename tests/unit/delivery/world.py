@@ -350,6 +350,9 @@ class World:
             if entry[TIME] < event.at:
                 self.wrong.append(f"{run} has a time before the query that found it")
             if run[STATUS] == DELETED:
+                after = event.unless_after
+                if after is not None and self.pushed_at.get(run[ID], 0) > after:
+                    self.wrong.append(f"a comparison has buried {run[ID]}, which is newer")
                 self.note_burial(push)
             else:
                 self.note(push, created=run[ID] not in self.held and run[STATUS] in ACTIVE)
