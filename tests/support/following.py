@@ -15,7 +15,7 @@ from brain.contract.back_off import BackOff
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
 from brain.delivery.board import ENTRY, Board
-from brain.delivery.log import RUN, is_tombstone
+from brain.delivery.log import RUN, Entry, is_tombstone
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
@@ -26,6 +26,11 @@ from tests.support.patience import PATIENCE
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]
+
+
+def held(board: Board) -> dict[str, Entry]:
+    """The runs on the board, without the tombstones."""
+    return {run_id: entry for run_id, entry in board._runs.items() if not is_tombstone(entry)}
 
 
 class WithoutJitter(BackOff):
@@ -192,7 +197,7 @@ class Following:
 
     def view(self) -> dict[str, Plain]:
         """The board, as Python values."""
-        return {run_id: plain(entry[RUN]) for run_id, entry in self.board._runs.items()}
+        return {run_id: plain(entry[RUN]) for run_id, entry in held(self.board).items()}
 
     def run(self, run_id: str) -> Run:
         entry = self.board.get(run_id)

@@ -70,6 +70,8 @@ class View:
     away: str | None = None
     """Why there is no connection."""
     connected: bool = False
+    greeted: bool = False
+    """There has been a connection."""
     glyphs: dict[str, str] = field(default_factory=lambda: GLYPHS)
 
     def freshness(self, monotonic: float) -> Text:
@@ -83,6 +85,8 @@ class View:
         return Text.assemble((sign, f"bold {style}"), "  ", (printable(self.where), "dim"))
 
     def counts(self) -> Text:
+        if not self.greeted:
+            return Text("")  # nobody knows
         counts = self.runs.counts()
         parts = [
             Text(f"{self.glyphs[status]} {counts[status]} {status}", STYLES[status])
@@ -204,9 +208,7 @@ async def show_table(
 ) -> None:
     """Until a key or a signal ends it. Raises WatchError."""
     view = View(target.url, Runs(statuses), DatabaseClock(time.monotonic), quiet, time.monotonic())
-    api = API(
-        target.url, token=target.token, additional_headers=target.headers, options={"proxy": True}
-    )
+    api = API(target.url, token=target.token, additional_headers=target.headers, options={})
     dirty, ended = asyncio.Event(), asyncio.Event()
     try:
         with opened(dirty.set, ended.set) as screen:
@@ -226,8 +228,9 @@ async def show_table(
                     each.cancel()
                 await asyncio.gather(*work, return_exceptions=True)
     finally:
-        for line in view.summary():
-            write_line(line)
+        if view.greeted:
+            for line in view.summary():
+                write_line(line)
     if screen.terminated:
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -253,6 +256,7 @@ async def _follow(
                         if reset:
                             view.runs.clear()
                         view.away, view.connected, view.since = None, True, time.monotonic()
+                        view.greeted = True
                         view.clock.thaw()
                         task = asyncio.create_task(_ask_clock(api, view, dirty))
                         asking.add(task)

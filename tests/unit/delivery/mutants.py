@@ -482,6 +482,12 @@ MUTANTS: dict[str, Mutant] = {
     "T7 so are deletes that may be unknown": Mutant(
         0, board, (("if event.deletes_unknown:", "if False:"),)
     ),
+    "T8 deletes before a restart are unknown": Mutant(
+        0, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
+    ),
+    "T8 and time goes on above it": Mutant(
+        0, board, (("self.time = event.at + 1", "self.time = event.at"),)
+    ),
     "T9 a tombstone is conflated with nothing": Mutant(
         0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
     ),
