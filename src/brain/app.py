@@ -25,6 +25,7 @@ from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
+from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.checkpoints import Records
@@ -201,6 +202,7 @@ async def _serve(
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections, form)
         add_operations(api, parts, state, metrics)
+        add_page(api)
         server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:
