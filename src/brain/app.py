@@ -87,8 +87,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
     """
     if settings.database_url is None and not settings.embedded:
         raise SettingsError(
-            "no database is configured, and BRAIN_EMBEDDED=false forbids the embedded one: set "
-            "BRAIN_DATABASE_URL=postgresql://user:password@host:5432/database"
+            "no database is configured, and BRAIN_EMBEDDED=false forbids the embedded PostgreSQL: "
+            "set BRAIN_DATABASE_URL=postgresql://user:password@host:5432/database"
         )
     task = asyncio.current_task()
     assert task is not None

@@ -50,7 +50,7 @@ def test_its_exposure_is_below_one_and_a_half_of_ten(unit: Path) -> None:
     )
 
 
-@follows("no database is configured, and BRAIN_EMBEDDED=false forbids the embedded one")
+@follows("no database is configured, and BRAIN_EMBEDDED=false forbids the embedded PostgreSQL")
 def test_a_service_without_a_database_refuses_to_start(tmp_path: Path, database: str) -> None:
     """With what the unit sets, and without BRAIN_DATABASE_URL. With it, it starts."""
     (line,) = re.findall(r"^Environment=(.*)$", UNIT.read_text(), re.MULTILINE)

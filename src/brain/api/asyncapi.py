@@ -8,12 +8,20 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from brain import __version__
 from brain.access.rejections import REJECTIONS
 from brain.api.openapi import FILTER, TOKEN
 from brain.contract.close_codes import CLOSE_CODES
+from brain.contract.include import (
+    INCLUDE,
+    DeletedMessage,
+    Include,
+    ReadyMessage,
+    SourceMessage,
+)
 from brain.contract.messages import STATUSES, TYPES, WSMessage
 
 TARGET: Final = "/asyncapi.json"
@@ -30,6 +38,29 @@ _SUMMARIES: Final = {
     "run_failed": "A run has failed, or a failed run has changed",
 }
 
+_INCLUDED: Final[dict[Include, tuple[type[BaseModel], str, dict[str, Any]]]] = {
+    "deleted": (
+        DeletedMessage,
+        "A run was deleted, or its row can no longer be shown",
+        {"type": "run_deleted", "data": {"id": "run-1"}, "timestamp": _TIME},
+    ),
+    "ready": (
+        ReadyMessage,
+        "What `snapshot` or `since` asked for has been sent",
+        {"type": "ready", "timestamp": _TIME},
+    ),
+    "source": (
+        SourceMessage,
+        "How far behind the database Brain may be: at once, at each change, and every 5 s",
+        {
+            "type": "source",
+            "data": {"source": "replication", "lag_seconds": 0.4},
+            "timestamp": _TIME,
+        },
+    ),
+}
+"""Word of `include` → its message, what it is, and an example."""
+
 _BEGINNING: Final[dict[str, Any]] = {
     "snapshot": {
         "description": "first the current state of all queued and running runs",
@@ -41,6 +72,11 @@ _BEGINNING: Final[dict[str, Any]] = {
         "the timestamp of the last message, or of the answer of GET /api/runs",
         "type": "string",
         "format": "date-time",
+    },
+    "include": {
+        "description": "messages beyond those of the contract; repeatable, or by commas",
+        "type": "array",
+        "items": {"type": "string", "enum": [*INCLUDE]},
     },
 }
 
@@ -67,12 +103,19 @@ _TOKEN: Final[dict[str, Any]] = {
 
 def asyncapi(*, host: str, protocol: str, requires_token: bool) -> dict[str, Any]:
     _, schemas = models_json_schema(
-        [(WSMessage, "serialization")], ref_template="#/components/schemas/{model}"
+        [
+            (WSMessage, "serialization"),
+            *((model, "serialization") for model, _, _ in _INCLUDED.values()),
+        ],
+        ref_template="#/components/schemas/{model}",
     )
-    messages = {name: _message(name) for name in _EXAMPLES} | _SAID
+    included = {
+        str(example["type"]): _of_include(word) for word, (_, _, example) in _INCLUDED.items()
+    }
+    messages = {name: _message(name) for name in _EXAMPLES} | included | _SAID
     if requires_token:
         messages["token"] = _TOKEN
-    sent = [*_EXAMPLES]
+    sent = [*_EXAMPLES, *included]
     received = ["ping", *(["token"] if requires_token else [])]
     server: dict[str, Any] = {"host": host, "protocol": protocol, "description": "This Brain"}
     components: dict[str, Any] = {"schemas": schemas["$defs"], "messages": messages}
@@ -144,6 +187,15 @@ def _message(name: str) -> dict[str, Any]:
             ]
         },
         "examples": [{"payload": message}],
+    }
+
+
+def _of_include(word: Include) -> dict[str, Any]:
+    model, what, example = _INCLUDED[word]
+    return {
+        "summary": f"{what}. With `include={word}` only",
+        "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
+        "examples": [{"payload": example}],
     }
 
 

@@ -16,20 +16,27 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias, assert_never
 
 from websockets.datastructures import HeadersLike
 
 from brain.client.api import API, Unanswered
 from brain.client.endings import WatchError
-from brain.client.events import Away, Connected, Message
+from brain.client.events import Away, Connected, Deleted, Message, Ready, Source
 from brain.client.pages import load
 from brain.client.watch import TIMING, Timing, Token, watch
+from brain.contract.include import Include
 from brain.contract.messages import ACTIVE, RunData, Status
 
-State: TypeAlias = Literal["connecting", "live", "away", "ended"]
+State: TypeAlias = Literal["connecting", "live", "polled", "behind", "away", "ended"]
+
+INCLUDE: Final[tuple[Include, ...]] = ("deleted", "ready", "source")
+
+BEHIND: Final = 8.0
+"""Seconds that Brain may be behind the database, or may have said nothing about it, before the
+store is no longer live. Brain reports it every 5 s."""
 
 MAX_FINISHED: Final = 10_000
 """Finished runs that a store holds, unless it is told otherwise."""
@@ -52,17 +59,19 @@ class Freshness:
     """How old the runs of a store may be."""
 
     state: State
-    """`connecting`: nothing is loaded yet. `live`: every change arrives. `away`: disconnected, and
-    trying again. `ended`: Brain refuses, and the store stays as it is."""
+    """`connecting`: what has changed since the list is on its way. `live`: each change arrives at
+    once. `polled`: as `live`, a moment later, because Brain polls. `behind`: connected, and Brain
+    cannot say whether it knows the latest changes. `away`: disconnected, and trying again. `ended`:
+    Brain refuses, and the store stays as it is."""
     at: datetime | None = None
-    """The last time, by the database's clock, from which something was received."""
+    """When the last change was committed that was received, by the database's clock."""
     reason: str = ""
     """Why it is not live."""
 
 
 class Runs:
-    """Entering it waits until the list is loaded, over every outage. Raises WatchError if no retry
-    can succeed.
+    """Entering it waits until the list is there, and what changed since, over every outage. Raises
+    WatchError if no retry can succeed.
 
     The filters are those of watch(): write their values as Brain sends them. Of the runs that have
     ended it holds at most `finished`, the latest that are known; then `complete` is false. The
@@ -105,6 +114,10 @@ class Runs:
         """Ids of finished runs, the one that changed last at the end."""
         self._complete = False
         self._freshness = Freshness("connecting")
+        self._ready = False
+        """What changed since the list has been received, on this connection."""
+        self._source: Source | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         self._loaded = asyncio.Event()
         self._listeners: dict[object, Callable[[Sequence[Change]], None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -128,6 +141,7 @@ class Runs:
 
     async def _stop(self) -> None:
         assert self._task is not None
+        self._cancel_overdue()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError, WatchError):
             await self._task
@@ -233,6 +247,7 @@ class Runs:
                     continue
                 loaded_at = clock()
                 self._complete = found.complete
+                self._cancel_overdue()
                 self._freshness = Freshness("connecting", found.timestamp)
                 self._replace(found.runs)
                 await self._watch(found.timestamp)
@@ -249,6 +264,7 @@ class Runs:
         events = watch(
             self._url,
             since=since,
+            include=INCLUDE,
             token=self._token,
             additional_headers=self._headers,
             timing=self._timing,
@@ -261,13 +277,51 @@ class Runs:
                     case Connected(reset=True):
                         return
                     case Connected():
-                        self._tell(Freshness("live", self._freshness.at))
+                        self._ready, self._source = False, None
+                        self._judge()
+                    case Ready():
+                        self._ready = True
+                        self._judge()
                         self._loaded.set()
+                    case Source():
+                        self._source = event
+                        self._judge()
                     case Message(data=run, timestamp=at):
-                        self._freshness = Freshness("live", at)
-                        self._apply(run)
+                        self._freshness = replace(self._freshness, at=at)
+                        self._apply(self._put(run) if self._matches(run) else self._drop(run.id))
+                    case Deleted(id=run_id, timestamp=at):
+                        self._freshness = replace(self._freshness, at=at)
+                        self._apply(self._drop(run_id))
                     case Away(reason=reason):
+                        self._cancel_overdue()
                         self._tell(Freshness("away", self._freshness.at, reason))
+                    case _:
+                        assert_never(event)
+
+    def _judge(self) -> None:
+        """How fresh a connected store is: by what Brain last said about its source."""
+        self._cancel_overdue()
+        state: State = "connecting"
+        source, reason = self._source, ""
+        if source is not None and self._ready:
+            state, reason = "live", source.detail or ""
+            if source.source == "poll":
+                state = "polled"
+            lag = source.lag_seconds or 0.0
+            if source.source == "none" or lag > BEHIND:
+                state, reason = "behind", reason or f"the database has been silent for {lag:.0f} s"
+        if source is not None:
+            later = asyncio.get_running_loop().call_later
+            self._overdue = later(BEHIND, self._fall_behind)
+        self._tell(Freshness(state, self._freshness.at, reason))
+
+    def _fall_behind(self) -> None:
+        reason = f"Brain has said nothing about its source for {BEHIND:g} s"
+        self._tell(Freshness("behind", self._freshness.at, reason))
+
+    def _cancel_overdue(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
 
     def _tell(self, freshness: Freshness, changes: Sequence[Change] = ()) -> None:
         known, self._freshness = self._freshness, freshness
@@ -275,9 +329,8 @@ class Runs:
             for listener in list(self._listeners.values()):
                 listener(changes)
 
-    def _apply(self, run: RunData) -> None:
-        held = self._put(run) if self._matches(run) else self._drop(run.id)
-        changes = [each for each in (held, *self._evict()) if each is not None]
+    def _apply(self, change: Change | None) -> None:
+        changes = [each for each in (change, *self._evict()) if each is not None]
         if changes:
             self._tell(self._freshness, changes)
 

@@ -22,9 +22,13 @@ _READY: Final[dict[str, Any]] = {
     "detail": "wal_level is replica",
     "hint": "a sentence that says what to run",
     "lag_seconds": 0.012,
+    "since_seconds": 86.4,
+    "resume_seconds": 3600.0,
+    "resume_detail": "a sentence, if clients cannot resume over a restart",
     "clients": 40,
     "lagging": 0,
     "runs": 1234,
+    "warnings": [],
     "rejected": [],
 }
 _AWAY: Final[dict[str, Any]] = {

@@ -11,6 +11,13 @@ import pytest
 
 from brain.api.asyncapi import asyncapi
 from brain.contract.close_codes import CLOSE_CODES
+from brain.contract.include import (
+    NO_SOURCE,
+    SourceReport,
+    deleted_message,
+    ready_message,
+    source_message,
+)
 from brain.contract.messages import STATUSES, TYPES, Run, message
 from brain.contract.subscription import parse_subscription
 from tests.support import ROOT
@@ -72,6 +79,24 @@ def _fits(document: dict[str, Any], name: str, sent: Any) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(sent)
 
 
+@pytest.mark.parametrize(
+    ("frame", "name"),
+    [
+        (deleted_message("a", 1), "run_deleted"),
+        (ready_message(1), "ready"),
+        (source_message(SourceReport("poll", "role", "no right", 0.2), 1), "source"),
+        (source_message(NO_SOURCE, 1), "source"),
+    ],
+)
+def test_what_include_adds_is_of_its_type_only(
+    document: dict[str, Any], frame: bytes, name: str
+) -> None:
+    sent = json.loads(frame[frame.index(b"{") :])
+    assert sent["type"] == name
+    found = document["components"]["messages"]
+    assert [each for each in found if _fits(document, each, sent)] == [name]
+
+
 def test_each_example_fits_its_message(document: dict[str, Any]) -> None:
     for name, each in document["components"]["messages"].items():
         assert each["examples"]
@@ -81,7 +106,12 @@ def test_each_example_fits_its_message(document: dict[str, Any]) -> None:
 
 def test_the_query_is_what_brain_parses(document: dict[str, Any]) -> None:
     properties = document["channels"]["changes"]["bindings"]["ws"]["query"]["properties"]
-    values = {"status": "failed", "snapshot": "true", "since": "2026-11-21T09:30:00Z"}
+    values = {
+        "status": "failed",
+        "include": "ready",
+        "snapshot": "true",
+        "since": "2026-11-21T09:30:00Z",
+    }
     for name in properties:
         parse_subscription([(name, values.get(name, "x"))])
     with pytest.raises(ValueError, match="unknown parameter") as caught:

@@ -176,6 +176,7 @@ QUERIES: dict[str, list[tuple[str, str]]] = {
         ("paused", "one of"),
         ("é", "one of"),
     ],
+    "order": [(each, "order is id or changed") for each in ("time", "", "ID")],
     "limit": [
         (each, "a whole number from 1 to 1000")
         for each in ("", "0", "1001", "-1", "x", "1.0", "٣", "9" * 50)
@@ -214,7 +215,7 @@ async def test_an_error_of_a_parameter_names_parameter_value_and_rule(
         (
             "snapshot=true",
             "snapshot",
-            "/api/runs knows run_id, task_id, agent, status, limit, cursor",
+            "/api/runs knows run_id, task_id, agent, status, order, limit, cursor",
         ),
         ("limit=1&limit=2", "limit", "limit may be given once, and '2' is another"),
         ("agent=%FF", "query", "the query is percent-encoded UTF-8, not 'agent=%FF'"),
