@@ -55,7 +55,7 @@ matrix:
 
 # What this machine cannot build is skipped and reported. One alone: python -m benchmarks.NAME.
 BENCHMARKS ?= handshake fanout latency connections writers ingest growth pauses polling stalled \
-	silent
+	silent freshness
 
 bench:        ## run every benchmark, in an hour or so (QUICK=--quick: a smoke test)
 bench: $(VENV)/dev.done

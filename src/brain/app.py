@@ -25,6 +25,7 @@ from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
+from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.checkpoints import Records
@@ -86,8 +87,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
     """
     if settings.database_url is None and not settings.embedded:
         raise SettingsError(
-            "BRAIN_DATABASE_URL is not set, and BRAIN_EMBEDDED=false forbids the embedded "
-            "PostgreSQL: set it to a database, such as postgresql://brain@db.internal/app"
+            "no database is configured, and BRAIN_EMBEDDED=false forbids the embedded one: set "
+            "BRAIN_DATABASE_URL=postgresql://user:password@host:5432/database"
         )
     task = asyncio.current_task()
     assert task is not None
@@ -154,6 +155,7 @@ async def _serve(
         clock=loop.time,
         call_later=loop.call_later,
         observe=metrics.observe,
+        report=lambda: parts.report(),  # noqa: PLW0108 - made below, of the hub
     )
     follow = Follow(
         url,
@@ -200,6 +202,7 @@ async def _serve(
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections, form)
         add_operations(api, parts, state, metrics)
+        add_page(api)
         server = Server(api, state, ping_interval=settings.ping_interval)
         _on_signal(server.stop)
         async with asyncio.TaskGroup() as tasks:

@@ -4,6 +4,7 @@ Only the latency is recorded here, once per flush. No label names a client, a ru
 their number has no bound.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -14,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
+from brain.contract.include import SourceReport
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.checkpoints import Records
@@ -44,6 +46,11 @@ class Parts:
     def lag(self) -> float:
         """Seconds since Brain last had every committed change."""
         return self.clock() - self.state.heard
+
+    def report(self) -> SourceReport:
+        """What clients that include `source` are told."""
+        lag = self.lag() if self.board.begun else math.inf
+        return SourceReport(self.state.source, self.state.code, self.state.detail, lag)
 
     def since(self, now: float) -> float:
         """Seconds that `since` reaches back, at the wall clock's `now`."""
@@ -136,6 +143,11 @@ class _Reader:
         )
         yield _gauge("brain_pending_bytes", "Bytes waiting for the next flush.", hub.pending_bytes)
         yield _gauge("brain_runs", "Runs in memory.", len(board))
+        yield _gauge(
+            "brain_tombstones",
+            "Deleted runs in memory, so that clients that include deletes can catch up.",
+            board.tombstones,
+        )
         yield _gauge(
             "brain_board_bytes",
             "Memory used by these runs, as estimated for BRAIN_BOARD_MEMORY.",

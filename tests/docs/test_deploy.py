@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.hints import followed, follows
 from tests.support.patience import PATIENCE
-from tests.support.served import BRAIN
+from tests.support.served import BRAIN, served
 
 UNIT = ROOT / "deploy" / "brain.service"
 
@@ -49,8 +50,9 @@ def test_its_exposure_is_below_one_and_a_half_of_ten(unit: Path) -> None:
     )
 
 
-def test_a_service_without_a_database_refuses_to_start(tmp_path: Path) -> None:
-    """With what the unit sets, and without BRAIN_DATABASE_URL."""
+@follows("no database is configured, and BRAIN_EMBEDDED=false forbids the embedded one")
+def test_a_service_without_a_database_refuses_to_start(tmp_path: Path, database: str) -> None:
+    """With what the unit sets, and without BRAIN_DATABASE_URL. With it, it starts."""
     (line,) = re.findall(r"^Environment=(.*)$", UNIT.read_text(), re.MULTILINE)
     given = dict(each.split("=", 1) for each in line.split()) | {"BRAIN_DATA_DIR": str(tmp_path)}
     result = subprocess.run(
@@ -62,9 +64,12 @@ def test_a_service_without_a_database_refuses_to_start(tmp_path: Path) -> None:
         timeout=PATIENCE,
     )
     assert result.returncode == 2
-    assert "BRAIN_DATABASE_URL is not set" in result.stderr
+    assert "no database is configured" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == [], "no database was made"
+    followed(result.stderr.strip())
+    with served(database_url=database, embedded=given["BRAIN_EMBEDDED"]):
+        pass
     # The settings must be there, and the installation has no PostgreSQL to start.
     assert re.findall(r"^EnvironmentFile=(.*)$", UNIT.read_text(), re.MULTILINE) == [
         "/etc/brain.env"

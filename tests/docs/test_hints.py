@@ -34,6 +34,7 @@ ELSEWHERE = {
     "embedded/datadir.py": "tests/integration/embedded/test_embedded.py::test_a_second_brain_repor",
     "embedded/server.py": "tests/integration/embedded/test_embedded.py::test_a_path_that_is_no_f",
     "or set BRAIN_DATABASE_URL to a": "tests/integration/cli/test_cli.py::test_init_db_creates_th",
+    "BRAIN_EMBEDDED=false forbids": "tests/integration/cli/test_cli.py::test_a_wrong_setting_is_on",
     "set BRAIN_PORT to another": "tests/integration/cli/test_cli.py::test_a_port_that_is_taken_is",
     "set BRAIN_HOST to an address": "tests/integration/cli/test_cli.py::test_a_wrong_setting_is_on",
     "openssl rand -base64 32": "tests/unit/test_config.py::test_a_jwt_secret_is_long_and_never",
@@ -41,6 +42,7 @@ ELSEWHERE = {
     "{} # if that is what they mean": f"{COLUMN_MAP}::test_a_table_without_id_or_status_is_told",
     "which BRAIN_COLUMN_MAP gives to": f"{COLUMN_MAP}::test_a_map_that",
     "BRAIN_COLUMN_MAP gives the column": f"{COLUMN_MAP}::test_a_map_that",
+    "forbids the embedded PostgreSQL": "tests/integration/test_app.py::test_",
     "rename it in the table": "tests/unit/postgres/test_decoder.py::test_",
 }
 

@@ -1,4 +1,4 @@
-"""The JavaScript client, as printed in docs/client.md: in Node, and in a browser if installed."""
+"""`watch` of /client.js: in Node, and in a browser, whose page imports it from Brain."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
+from tests.support.browser import BROWSER, needs_browser
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE, within
@@ -28,13 +30,10 @@ from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
 
-DOCUMENT = ROOT / "docs" / "client.md"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+STATIC = ROOT / "src" / "brain" / "page" / "static"
 
 PAGE = """
-import { watch } from './client.mjs';
+import { watch } from 'CLIENT';
 const runs = new Map(), tokens = TOKENS, minted = new Map();
 const bytes = text => new TextEncoder().encode(text);
 const base64 = text => btoa(text).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
@@ -58,8 +57,13 @@ watch(URL_OF_BRAIN, {
   connected: reset => { if (reset) runs.clear(); say('connected', { reset }); },
   away: () => say('away', {}),
   ended: (code, reason) => say('ended', { code, reason }),
+  deleted: message => { runs.delete(message.data.id); say('deleted', { message }); },
+  ready: message => say('ready', { message }),
+  source: message => say('source', { message }),
+}, {
+  deadline: DEADLINE,
   token: tokens.length ? () => given(tokens.length > 1 ? tokens.shift() : tokens[0]) : undefined,
-}, DEADLINE);
+});
 """
 
 
@@ -79,16 +83,14 @@ def node() -> list[str] | None:
 needs_node = pytest.mark.skipif(
     node() is None and not os.environ.get("CI"), reason="Node 20 or newer is not installed"
 )
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="neither chromium nor google-chrome is installed"
-)
 
 
-def code() -> str:
-    """The first block of JavaScript."""
-    found = re.search(r"^```js\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert found
-    return found[1]
+def copy_client(folder: Path) -> str:
+    """As the docs say: client.js, and its folder. Returns what to import."""
+    shutil.copy(STATIC / "client.js", folder)
+    shutil.copytree(STATIC / "client", folder / "client")
+    (folder / "package.json").write_text('{"type": "module"}')
+    return "./client.js"
 
 
 @pytest.fixture(scope="module")
@@ -128,20 +130,27 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def in_node(
-    folder: Path, url: str, deadline: int = 40_000, tokens: Sequence[str | float] = ()
+    folder: Path,
+    url: str,
+    deadline: int = 40_000,
+    tokens: Sequence[str | float] = (),
+    *,
+    program: str = PAGE,
 ) -> AsyncIterator[Page]:
     """The page sends each token once, and the last one again and again.
 
     A number stands for a token that is valid for this many seconds from its request.
     """
     page = Page()
-    (folder / "client.mjs").write_text(code())
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    client = copy_client(folder)
     tell = "const tell = event => process.stdout.write(JSON.stringify(event) + '\\n');\n"
-    (folder / "page.mjs").write_text(filled(url, deadline, tokens) + tell)
+    program = filled(program, client, url, deadline, tokens)
+    (folder / "page.js").write_text(program + tell)
     command = node()
     assert command, "Node 20 or newer"
     process = await asyncio.create_subprocess_exec(
-        *command, "--no-warnings", folder / "page.mjs", stdout=subprocess.PIPE
+        *command, "--no-warnings", folder / "page.js", stdout=subprocess.PIPE
     )
 
     async def listen() -> None:
@@ -160,8 +169,11 @@ async def in_node(
         await listening
 
 
-def filled(url: str, deadline: int, tokens: Sequence[str | float]) -> str:
-    page = PAGE.replace("URL_OF_BRAIN", json.dumps(url)).replace("DEADLINE", str(deadline))
+def filled(
+    program: str, client: str, url: str, deadline: int, tokens: Sequence[str | float]
+) -> str:
+    page = program.replace("CLIENT", client).replace("URL_OF_BRAIN", json.dumps(url))
+    page = page.replace("DEADLINE", str(deadline))
     return page.replace("TOKENS", json.dumps(tokens)).replace("SECRET", SECRET)
 
 
@@ -177,17 +189,16 @@ def in_browser(
         "const tell = (event, body = JSON.stringify(event)) => "
         "{ told = told.then(() => fetch('/', { method: 'POST', body })); };\n"
     )
-    script = f"<!doctype html><script type=module>{filled(url, deadline, tokens)}{tell}</script>"
+    client = url.replace("ws:", "http:").partition("/ws")[0] + "/client.js"
+    program = filled(PAGE, client, url, deadline, tokens)
+    script = f"<!doctype html><script type=module>{program}{tell}</script>"
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            kind, text = (
-                ("text/javascript", code()) if self.path == "/client.mjs" else ("text/html", script)
-            )
             self.send_response(200)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", "text/html")
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(script.encode())
 
         def do_POST(self) -> None:
             page.events.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -226,12 +237,24 @@ def in_browser(
             serving.join()
 
 
+STORE = """
+import { Runs } from 'CLIENT';
+const held = () => runs.all.map(run => [run.id, run.status]);
+const say = (kind, more) => tell({ kind, ...more, runs: held() });
+const runs = new Runs(URL_OF_BRAIN, OPTIONS);
+runs.subscribe(changes => say('changes', {
+  state: runs.freshness.state, complete: runs.complete,
+  code: runs.freshness.code, news: changes.filter(({ news }) => news).map(({ id }) => id),
+}));
+"""
+
+
+def store(options: str = "{}") -> str:
+    return STORE.replace("OPTIONS", options)
+
+
 def shows(page: Page, run_id: str, status: str) -> bool:
     return [run_id, status] in page.events[-1]["runs"]
-
-
-def test_the_client_has_at_most_40_lines() -> None:
-    assert len(code().splitlines()) <= 40
 
 
 @needs_node
@@ -254,6 +277,23 @@ async def test_shows_the_current_state_and_what_changed_during_an_outage(
             await page.until(partial(shows, page, "one", status))
         await page.holds(one="failed", running="queued", failed="queued")
         assert page.connections() == [True, False, False], "no reset"
+
+
+@needs_node
+async def test_hears_of_deletes_and_of_the_source_if_the_url_asks_for_them(
+    brain: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "INSERT INTO runs (id) VALUES ('kept'), ('deleted')")
+    url = brain.url("?snapshot=true&run_id=kept&run_id=deleted&include=deleted,ready,source")
+    async with in_node(tmp_path, url) as page:
+        await page.holds(kept="queued", deleted="queued")
+        await page.until(lambda: page.of("ready") and page.of("source"))
+        execute(database, "DELETE FROM runs WHERE id = 'deleted'")
+        await page.holds(kept="queued")
+        await page.until(lambda: page.of("deleted"))
+    kinds = [event["kind"] for event in page.events]
+    assert kinds[:6] == ["connected", "message", "message", "ready", "source", "deleted"]
+    assert page.of("source")[0]["message"]["data"]["source"] == "replication"
 
 
 @needs_node
@@ -407,3 +447,95 @@ async def test_in_a_real_browser(brain: Brain, database: str, tmp_path: Path) ->
             await page.holds(shown="completed", late="queued")
             assert page.connections()[0] is True
             assert not any(page.connections()[1:])
+
+
+# Runs
+
+
+def live(page: Page) -> bool:
+    return bool(page.events) and page.events[-1]["state"] == "live"
+
+
+@needs_node
+async def test_the_store_is_the_list_and_every_change(
+    brain: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "DELETE FROM runs")
+    execute(
+        database, "INSERT INTO runs (id, status) VALUES ('was', 'completed'), ('is', 'running')"
+    )
+    async with (
+        Proxy(brain.port) as proxy,
+        in_node(tmp_path, proxy.url.replace("ws", "http", 1), program=store()) as page,
+    ):
+        await page.holds(was="completed", **{"is": "running"})
+        await page.until(lambda: live(page))
+        assert not any(event["news"] for event in page.events), "what is loaded is no news"
+        execute(database, "INSERT INTO runs (id) VALUES ('comes')")
+        execute(database, "DELETE FROM runs WHERE id = 'was'")
+        await page.holds(comes="queued", **{"is": "running"})
+        proxy.target = 1
+        proxy.cut(reset=True)
+        await page.until(lambda: page.events[-1]["state"] == "away")
+        execute(database, "UPDATE runs SET status = 'failed' WHERE id = 'is'")
+        execute(database, "DELETE FROM runs WHERE id = 'comes'")
+        proxy.target = brain.port
+        await page.holds(**{"is": "failed"})
+        await page.until(lambda: live(page))
+        assert page.events[-1]["complete"]
+
+
+@needs_node
+async def test_the_store_loads_again_what_ended_while_brain_was_away(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """Also an ended run that is beyond the finished ones that it keeps."""
+    url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
+    brain = Brain(database_url=url, resume=0)
+    try:
+        execute(
+            url,
+            "INSERT INTO runs (id, status) SELECT 'a' || n, 'completed' "
+            "FROM generate_series(1, 5) n",
+        )
+        execute(
+            url, "INSERT INTO runs (id, status) VALUES ('ends', 'running'), ('goes', 'running')"
+        )
+        origin = f"http://127.0.0.1:{brain.port}"
+        async with in_node(tmp_path, origin, program=store("{ finished: 3 }")) as page:
+            await page.until(lambda: live(page))
+            assert len(page.events[-1]["runs"]) == 5
+            assert not page.events[-1]["complete"]
+            brain.process.kill()
+            brain.process.wait()
+            execute(url, "UPDATE runs SET status = 'failed' WHERE id = 'ends'")
+            execute(url, "DELETE FROM runs WHERE id = 'goes'")
+            brain = Brain(database_url=url, port=brain.port, resume=0)
+            await page.until(lambda: live(page) and shows(page, "ends", "failed"))
+            held = dict(page.events[-1]["runs"])
+            assert "goes" not in held
+            assert len(held) == 3
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+
+
+@needs_node
+async def test_the_store_keeps_to_its_filter_and_ends_without_a_token(
+    brain: Brain, guarded: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "DELETE FROM runs")
+    execute(database, "INSERT INTO runs (id, agent) VALUES ('mine', 'me'), ('yours', 'you')")
+    program = store("{ agent: 'me', status: ['queued', 'running'] }")
+    async with in_node(tmp_path, f"http://127.0.0.1:{brain.port}", program=program) as page:
+        await page.until(lambda: live(page))
+        await page.holds(mine="queued")
+        execute(database, "UPDATE runs SET status = 'running', agent = 'me'")
+        await page.holds(mine="running", yours="running")
+        execute(database, "UPDATE runs SET status = 'completed' WHERE id = 'mine'")
+        await page.holds(yours="running")
+        execute(database, "UPDATE runs SET agent = 'you'")
+        await page.holds()
+    async with in_node(tmp_path, f"http://127.0.0.1:{guarded.port}", program=store()) as page:
+        await page.until(lambda: page.events and page.events[-1]["state"] == "ended")
+        assert page.events[-1]["code"] == 401

@@ -39,9 +39,10 @@ from brain.contract.messages import (
     parse_time,
 )
 from brain.contract.subscription import ALL, Filter, Subscription
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import Board
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
+from brain.delivery.log import RUN
 from brain.postgres import pgoutput
 from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from brain.delivery import board
+from brain.delivery.tombstones import FINISHED
 from brain.postgres import checkpoints
 from brain.postgres.checkpoints import Checkpoint, Records
 from brain.postgres.record_file import Record
@@ -89,7 +90,7 @@ def a_record_earlier(patch: pytest.MonkeyPatch) -> None:
 
 def runs_have_no_past(patch: pytest.MonkeyPatch) -> None:
     """(5) What changed meanwhile was finished before."""
-    patch.setattr(board, "ANYTHING", board.FINISHED)
+    patch.setattr(board, "ANYTHING", FINISHED)
 
 
 def crashes_lose_nothing(patch: pytest.MonkeyPatch) -> None:

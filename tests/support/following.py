@@ -14,7 +14,8 @@ from psycopg.rows import TupleRow
 from brain.contract.back_off import BackOff
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
-from brain.delivery.board import RUN, Board
+from brain.delivery.board import ENTRY, Board
+from brain.delivery.log import RUN, Entry, is_tombstone
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
@@ -25,6 +26,11 @@ from tests.support.patience import PATIENCE
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]
+
+
+def held(board: Board) -> dict[str, Entry]:
+    """The runs on the board, without the tombstones."""
+    return {run_id: entry for run_id, entry in board._runs.items() if not is_tombstone(entry)}
 
 
 class WithoutJitter(BackOff):
@@ -77,6 +83,8 @@ class Following:
         self.mode = mode
         self.events: list[Event] = []
         self.pushes: list[Run] = []
+        self.buried: list[Run] = []
+        """What was told of deletes."""
         self._writer = writer or url
         self._task: asyncio.Task[None]
         self._sql: AsyncConnection[TupleRow] | None = None
@@ -89,7 +97,9 @@ class Following:
         async with contextlib.aclosing(self.follow.events()) as events:
             async for event in events:
                 self.events.append(event)
-                self.pushes += [push[0][RUN] for push in self.board.apply(event)]
+                for push in self.board.apply(event):
+                    told = self.buried if is_tombstone(push[ENTRY]) else self.pushes
+                    told.append(push[ENTRY][RUN])
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
@@ -187,7 +197,7 @@ class Following:
 
     def view(self) -> dict[str, Plain]:
         """The board, as Python values."""
-        return {run_id: plain(entry[RUN]) for run_id, entry in self.board._runs.items()}
+        return {run_id: plain(entry[RUN]) for run_id, entry in held(self.board).items()}
 
     def run(self, run_id: str) -> Run:
         entry = self.board.get(run_id)

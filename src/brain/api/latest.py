@@ -7,7 +7,8 @@ from brain.api.pages import MAX_PAGE, matches
 from brain.api.queries import ByFields
 from brain.api.totals import Total
 from brain.contract.messages import ACTIVE, STATUS, TYPES, Micros, body, iso
-from brain.delivery.board import RUN, TIME, Board, Entry
+from brain.delivery.board import Board
+from brain.delivery.log import RUN, TIME, Entry
 
 WINDOW = 2048
 """Log entries looked at between two turns of the loop, in about 1 ms. A filter that few runs match
@@ -46,7 +47,7 @@ async def read_latest(board: Board, wanted: ByFields, limit: int) -> Latest:
     size, before, oldest = 0, board.seq + 1, since
     ended = False
     while before and not ended:
-        entries, before = board.latest(before, WINDOW)
+        entries, before = board.log.latest(before, WINDOW)
         for entry in entries:
             if not _is_wanted(entry, wanted):
                 continue

@@ -10,6 +10,8 @@ from brain.access.limits import BODY_TOO_LARGE, MAX_BODY
 from brain.access.rejections import RejectionCounter
 from brain.api.docs_page import ASSETS
 from brain.api.problems import problem_answer
+from brain.page.routes import FOLDERS as PAGE_FOLDERS
+from brain.page.routes import PUBLIC as PAGE
 
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
@@ -19,18 +21,20 @@ GRANT = "brain.grant"
 
 DOCUMENTS = ("/docs", *ASSETS, "/openapi.json", "/asyncapi.json")
 
-WITHOUT_TOKEN = ("/healthz", "/readyz", "/metrics", *DOCUMENTS, "/ws")
-"""Paths for operators, public documents, and `/ws`, whose token server/http.py checks.
+OPERATIONS = ("/healthz", "/readyz", "/metrics", *DOCUMENTS, "/ws")
+"""Paths for operators, public documents, and `/ws`, whose token server/http.py checks."""
 
-All others need a token.
-"""
-
-FIXED = (*WITHOUT_TOKEN, "/api/runs")
+FIXED = (*OPERATIONS, "/api/runs")
 """Paths without a parameter."""
 
 
 RUN = "/api/runs/"
 """What the path of a run begins with."""
+
+
+def is_public(path: str) -> bool:
+    """Whether a request of this path needs no token. All others need one."""
+    return path in (*OPERATIONS, *PAGE) or path.startswith(PAGE_FOLDERS)
 
 
 def grant(request: Request) -> Grant:
@@ -113,7 +117,7 @@ class TokenCheck:
         self._rejections = rejections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in WITHOUT_TOKEN:
+        if scope["type"] == "http" and not is_public(scope["path"]):
             try:
                 granted = await self._tokens.check(bearer(scope["headers"]))
                 granted.require("read" if scope["method"] in ("GET", "HEAD") else "write")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from brain.contract.messages import ID, Micros, Run
-from brain.delivery.board import RUN, SEQ, TIME, XID, Board, Entry
+from brain.delivery.board import Board
+from brain.delivery.log import RUN, SEQ, TIME, XID, Entry
 from brain.postgres.snapshots import PgSnapshot, Xid
 
 
@@ -67,7 +68,7 @@ class Overlay:
         """
         if before.time is None:
             return None
-        hidden = self._board.oldest(
+        hidden = self._board.log.oldest(
             before.visible, before.seq, partial(_is_ahead, snapshot=snapshot)
         )
         if hidden is None:

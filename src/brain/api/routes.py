@@ -98,7 +98,7 @@ def create_api(
         allow_origins=["*"],
         allow_methods=["GET", "POST", "PATCH"],
         allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match"],
-        expose_headers=["ETag", "Location", "Retry-After"],
+        expose_headers=["Date", "ETag", "Location", "Retry-After"],
         # A page of the internet that the rules permit asks so before it calls a private address.
         allow_private_network=True,
     )

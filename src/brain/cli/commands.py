@@ -10,7 +10,7 @@ import typer
 
 from brain import __version__
 from brain.access.grants import Scope
-from brain.cli import console, demo, token, wait, watch
+from brain.cli import console, demo, token
 from brain.cli.target import Target
 from brain.config import Settings
 from brain.contract.messages import STATUSES, Status
@@ -142,6 +142,8 @@ def watch_command(
 
     It reconnects after any drop, and sends the token in BRAIN_TOKEN.
     """
+    from brain.cli import watch  # noqa: PLC0415 - with the client, which no other command needs
+
     options = watch.Options(
         snapshot=snapshot,
         statuses=cast("tuple[Status, ...]", tuple(status or ())),
@@ -186,6 +188,8 @@ def wait_command(
 
     3 deleted (or absent, with --must-exist), 124 timed out, 130 Ctrl-C.
     """
+    from brain.cli import wait  # noqa: PLC0415 - as for `watch`
+
     try:
         wait.check_runs(runs)
     except ValueError as error:

@@ -141,7 +141,13 @@ def welcome(started: "Started", settings: Settings) -> str:
         )
     npx = f"npx -y wscat -c ws://{address}/ws{bearer}"
     example = started.example or usual(settings.table)
-    lines = ["", first, "", f"  watch it    {npx}       (or: {brain} watch ws://{address}/ws)"]
+    lines = [
+        "",
+        first,
+        "",
+        f"  see it      http://{address}/",
+        f"  watch it    {npx}       (or: {brain} watch ws://{address}/ws)",
+    ]
     if example.body is not None:
         body = shlex.quote(json.dumps(example.body, separators=(",", ":")))
         header = "-H 'Content-Type: application/json'"

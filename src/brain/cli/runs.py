@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from brain.client.watch import Message
+from brain.client.events import Message
 from brain.contract.messages import ACTIVE, RunData
 
 MAX_FINISHED: Final = 1000
@@ -68,6 +68,11 @@ class Runs:
             self.failures[run.id] = run
             if len(self.failures) > MAX_FAILURES:
                 del self.failures[next(iter(self.failures))]
+
+    def remove(self, run_id: str) -> None:
+        """The run was deleted."""
+        self._rows.pop(run_id, None)
+        self._finished.pop(run_id, None)
 
     def clear(self) -> None:
         """Brain cannot say what changed. What was seen stays counted."""

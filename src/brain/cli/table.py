@@ -19,7 +19,8 @@ from brain.cli.runs import Row, Runs, fitting, height
 from brain.cli.screen import Screen, opened
 from brain.cli.target import Target
 from brain.client.api import API, Unanswered
-from brain.client.watch import Away, Connected, Event, Message
+from brain.client.events import Away, Connected, Deleted, Event, Message, Ready, Source
+from brain.contract.include import SILENT
 from brain.contract.messages import STATUSES
 
 INTERVAL: Final = 0.25
@@ -31,8 +32,8 @@ SHARE: Final = 10
 TICK: Final = 1.0
 """Seconds until elapsed times are drawn again, when nothing else changes."""
 
-CATCHING_UP: Final = 2.0
-"""Seconds after a connect in which messages may be about changes of before."""
+HEARD: Final = 10.0
+"""Seconds without a message of the source, which comes every 5 s, after which it counts as late."""
 
 GLYPHS: Final = {"queued": "○", "running": "▶", "completed": "✔", "failed": "✖", "quiet": "‖"}
 PLAIN: Final = {"queued": "o", "running": ">", "completed": "+", "failed": "x", "quiet": "="}
@@ -70,19 +71,52 @@ class View:
     away: str | None = None
     """Why there is no connection."""
     connected: bool = False
+    ready: bool = False
+    """What comes from here on is pushed."""
+    source: Source | None = None
+    heard: float = 0.0
+    """When `source` came, by time.monotonic()."""
+    greeted: bool = False
+    """There has been a connection."""
     glyphs: dict[str, str] = field(default_factory=lambda: GLYPHS)
 
-    def freshness(self, monotonic: float) -> Text:
-        age = duration(monotonic - self.since)
+    def behind(self, monotonic: float) -> str:
+        """Why what is shown may be out of date, or "". The worse of the two hops."""
         if self.away is not None:
-            sign, style = f"disconnected for {age} ({printable(self.away)}); trying again", "red"
-        elif self.connected:
-            sign, style = "live", "green"
+            age = duration(monotonic - self.since)
+            return f"disconnected for {age} ({printable(self.away)}); trying again"
+        if not self.connected:
+            return f"connecting for {duration(monotonic - self.since)}"
+        if self.source is None:
+            return ""
+        silence = monotonic - self.heard
+        if self.source.source == "none":
+            return f"Brain cannot read the database ({printable(self.source.detail or '')})"
+        if self.source.lag_seconds is None:
+            return "Brain has not read the table yet"
+        if self.source.lag_seconds >= SILENT or silence >= HEARD:
+            return f"behind the database by {duration(self.source.lag_seconds + silence)}"
+        return ""
+
+    def tick(self, monotonic: float) -> None:
+        """Nothing elapses while it is not known what still runs."""
+        if self.behind(monotonic):
+            self.clock.freeze()
         else:
-            sign, style = f"connecting for {age}", "yellow"
+            self.clock.thaw()
+
+    def freshness(self, monotonic: float) -> Text:
+        if behind := self.behind(monotonic):
+            sign, style = behind, "yellow" if self.away is None else "red"
+        elif self.source is not None and self.source.source == "poll":
+            sign, style = "live, polled", "green"
+        else:
+            sign, style = "live", "green"
         return Text.assemble((sign, f"bold {style}"), "  ", (printable(self.where), "dim"))
 
     def counts(self) -> Text:
+        if not self.greeted:
+            return Text("")  # nobody knows
         counts = self.runs.counts()
         parts = [
             Text(f"{self.glyphs[status]} {counts[status]} {status}", STYLES[status])
@@ -204,9 +238,7 @@ async def show_table(
 ) -> None:
     """Until a key or a signal ends it. Raises WatchError."""
     view = View(target.url, Runs(statuses), DatabaseClock(time.monotonic), quiet, time.monotonic())
-    api = API(
-        target.url, token=target.token, additional_headers=target.headers, options={"proxy": True}
-    )
+    api = API(target.url, token=target.token, additional_headers=target.headers, options={})
     dirty, ended = asyncio.Event(), asyncio.Event()
     try:
         with opened(dirty.set, ended.set) as screen:
@@ -226,8 +258,9 @@ async def show_table(
                     each.cancel()
                 await asyncio.gather(*work, return_exceptions=True)
     finally:
-        for line in view.summary():
-            write_line(line)
+        if view.greeted:
+            for line in view.summary():
+                write_line(line)
     if screen.terminated:
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -246,20 +279,25 @@ async def _follow(
             async for event in events:
                 match event:
                     case Message(timestamp=timestamp):
-                        age = time.monotonic() - view.since
-                        view.clock.received(timestamp, pushed=age > CATCHING_UP)
+                        view.clock.received(timestamp, pushed=view.ready)
                         view.runs.take(event)
+                    case Deleted(id=run_id):
+                        view.runs.remove(run_id)
+                    case Ready():
+                        view.ready = True
+                    case Source():
+                        view.source, view.heard = event, time.monotonic()
                     case Connected(reset=reset):
                         if reset:
                             view.runs.clear()
                         view.away, view.connected, view.since = None, True, time.monotonic()
-                        view.clock.thaw()
+                        view.ready, view.source = False, None
+                        view.greeted = True
                         task = asyncio.create_task(_ask_clock(api, view, dirty))
                         asking.add(task)
                         task.add_done_callback(asking.discard)
                     case Away(reason=reason):
                         view.away, view.connected, view.since = reason, False, time.monotonic()
-                        view.clock.freeze()
                     case _:
                         assert_never(event)
                 dirty.set()
@@ -280,6 +318,7 @@ async def _draw(view: View, dirty: asyncio.Event, screen: Screen) -> None:
     while True:
         began = time.monotonic()
         dirty.clear()
+        view.tick(began)
         columns, lines = screen.size()
         screen.draw(view.render(screen.console, columns, lines))
         spent = time.monotonic() - began

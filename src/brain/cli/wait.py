@@ -8,8 +8,9 @@ from typing import Final, assert_never
 
 from brain.cli.lines import Closed, printable, readable, say, write_line
 from brain.cli.target import Target
+from brain.client.events import Away, Connected
 from brain.client.wait import Ended, Event, Gone, Silent, outcomes
-from brain.client.watch import TIMING, Away, Connected, Timing
+from brain.client.watch import TIMING, Timing
 from brain.contract.messages import MAX_ID_BYTES, RunData, Status, storable
 
 MAX_RUNS: Final = 1000

@@ -8,11 +8,13 @@ from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from brain import Away, Connected, Message
+from brain import Away, Connected, Deleted, Message, Ready, Source
 from brain import watch as watch_events
 from brain.cli.lines import Closed, readable, say, until_closed, write_line
 from brain.cli.target import Target
-from brain.client.watch import Event, Timing
+from brain.client.events import Event
+from brain.client.watch import Timing
+from brain.contract.include import INCLUDE, Include
 from brain.contract.messages import Status
 
 DEADLINE: Final = 10.0
@@ -51,12 +53,17 @@ async def show(target: Target, options: Options) -> None:
     from brain.cli.table import show_table  # noqa: PLC0415
 
     snapshot = options.snapshot is not False
-    events = _events(target, options, snapshot=snapshot, deadline=DEADLINE)
+    events = _events(target, options, snapshot=snapshot, deadline=DEADLINE, include=INCLUDE)
     await show_table(events, target, statuses=options.statuses, quiet=options.quiet)
 
 
 def _events(
-    target: Target, options: Options, *, snapshot: bool, deadline: float
+    target: Target,
+    options: Options,
+    *,
+    snapshot: bool,
+    deadline: float,
+    include: tuple[Include, ...] = (),
 ) -> AsyncGenerator[Event]:
     return watch_events(
         target.url,
@@ -64,6 +71,7 @@ def _events(
         status=options.statuses,
         agent=options.agents,
         task_id=options.tasks,
+        include=include,
         token=target.token,
         deadline=deadline,
         additional_headers=target.headers,
@@ -91,7 +99,7 @@ async def _print_messages(events: AsyncGenerator[Event], url: str) -> None:
     async with contextlib.aclosing(events):
         async for event in events:
             match event:
-                case Message(text=text):
+                case Message(text=text) | Deleted(text=text) | Ready(text=text) | Source(text=text):
                     write_line(readable(text))
                 case Connected(reset=reset):
                     say(f"connected {'again ' if connected_before else ''}to {url}")

@@ -4,13 +4,13 @@ import asyncio
 import ssl
 import threading
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, Final, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 from urllib.request import (
     HTTPRedirectHandler,
     HTTPSHandler,
@@ -20,7 +20,7 @@ from urllib.request import (
     build_opener,
 )
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from websockets.datastructures import Headers, HeadersLike
 
 from brain.client.endings import Ending, WatchError, refused
@@ -30,6 +30,7 @@ from brain.contract.messages import RunData
 from brain.contract.problems import CONTENT_TYPE
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Of an answer."""
@@ -71,13 +72,18 @@ class API:
         url = f"{self._base}/api/runs/{quote(run_id, safe='')}"
         status, headers, body = await self._get(url)
         if status == 200:
-            try:
-                return RunData.model_validate_json(body)
-            except ValidationError as error:
-                raise WatchError(f"{url} is not a run of Brain: {body[:80]!r}") from error
+            return _decoded(url, body, RunData, "a run")
         if status == 404 and headers.get("Content-Type", "").startswith(CONTENT_TYPE):
             return None
         raise Unanswered(refused(status, body, headers.get("Retry-After", "")))
+
+    async def get(self, path: str, query: Sequence[tuple[str, str]], model: type[M]) -> M:
+        """Raises Unanswered and WatchError."""
+        url = f"{self._base}{path}?{urlencode(query)}"
+        status, headers, body = await self._get(url)
+        if status != 200:
+            raise Unanswered(refused(status, body, headers.get("Retry-After", "")))
+        return _decoded(url, body, model, "an answer")
 
     async def clock(self) -> datetime | None:
         """The server's clock, to the second. None if it gives none. Raises Unanswered."""
@@ -96,6 +102,13 @@ class API:
                 return await _in_thread(lambda: _get(self._opener, url, headers))
         except (HTTPException, OSError) as error:
             raise Unanswered(Ending(str(error) or type(error).__name__)) from error
+
+
+def _decoded(url: str, body: bytes, model: type[M], what: str) -> M:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise WatchError(f"{url} is not {what} of Brain: {body[:80]!r}") from error
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -11,8 +11,9 @@ from websockets.datastructures import HeadersLike
 
 from brain.client.api import API, Unanswered
 from brain.client.endings import WatchError
-from brain.client.watch import TIMING, Away, Connected, Message, Timing, Token, watch
-from brain.client.watch import Event as Watched
+from brain.client.events import Away, Connected, Deleted, Message
+from brain.client.events import Event as Watched
+from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.messages import ACTIVE, RunData, Status
 from brain.contract.subscription import MAX_VALUES
 
@@ -118,6 +119,7 @@ async def outcomes(
         events = watch(
             url,
             run_id=group,
+            include="deleted",
             token=token,
             additional_headers=additional_headers,
             timing=timing,
@@ -181,14 +183,22 @@ class _Waiter:
                         if not self._away:
                             self._away = True
                             self.events.put_nowait(event)
+                    case Deleted(id=run_id):
+                        if (name := self._names.get(run_id)) in self.pending:
+                            self.pending[name] = True
+                            self._wake.set()  # it may have been inserted again
                     case Message(data=run):
                         if (name := self._names.get(run.id)) is None:
                             self._wake.set()  # the answer to a GET tells whose id this is
                         elif name in self.pending:
                             self._look(name, run)
+                    case _:
+                        continue
 
     async def ask(self, api: API, *, new_token: bool) -> None:
-        """Ask after each connect, and every `ask_every` seconds: no message reports a deletion."""
+        """Ask after each connect and deletion, and every `ask_every` seconds: while Brain does not
+        stream, no message reports the deletion of every run.
+        """
         failures, pause = 0, self._timing.ask_every
         while self.pending:
             with contextlib.suppress(TimeoutError):

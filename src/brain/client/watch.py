@@ -7,16 +7,17 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.datastructures import Headers, HeadersLike
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from brain.client.endings import WatchError, classify
+from brain.client.endings import classify
+from brain.client.events import Away, Connected, Event, Received, received
 from brain.client.proxies import is_loopback
 from brain.contract.back_off import BackOff
 from brain.contract.close_codes import Retry
-from brain.contract.messages import RunData, Status, Type, WSMessage, iso, micros
+from brain.contract.include import Include
+from brain.contract.messages import Status, iso, micros
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Of a message: more than the longest texts that BRAIN_MAX_TEXT allows."""
@@ -30,39 +31,6 @@ OPTIONS: Final[dict[str, Any]] = {
 }
 
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A message of /ws: the state of one run. Replace what you hold of that run."""
-
-    type: Type
-    data: RunData
-    timestamp: datetime
-    text: str
-    """The JSON, as received."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The server answers.
-
-    `reset`: discard your local data, Brain cannot say what changed. The queued and running runs
-    follow, except on the first connection of a watch without `snapshot`. Without `reset`, what
-    changed during the outage follows.
-    """
-
-    reset: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Away:
-    """There is no connection. Reported once per outage."""
-
-    reason: str
-
-
-Event: TypeAlias = Message | Connected | Away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +76,8 @@ class _Query:
         """From now on messages may be missed: without one to resume from, take a snapshot."""
         self._beginning = SNAPSHOT
 
-    def received(self, message: Message) -> None:
-        self._since = iso(micros(message.timestamp))
+    def received(self, event: Received) -> None:
+        self._since = iso(micros(event.timestamp))
 
     def reset(self) -> None:
         self._since, self._beginning = None, SNAPSHOT
@@ -124,6 +92,7 @@ async def watch(
     task_id: str | Iterable[str] = (),
     agent: str | Iterable[str] = (),
     status: Status | Iterable[Status] = (),
+    include: Include | Iterable[Include] = (),
     token: Token | None = None,
     deadline: float = 40.0,
     additional_headers: HeadersLike | None = None,
@@ -133,6 +102,7 @@ async def watch(
     """Yield the events of /ws until you stop iterating. Raises WatchError if no retry can succeed.
 
     `url` may have a query. `since` is the timestamp of the last message of an earlier watch.
+    `include` asks for events beyond Message: Deleted, Ready and Source.
     `token` is for a Brain that requires tokens. A string is valid until it expires. A function is
     called before each connection, so the watch goes on after a token has expired; the function
     raises OSError if it cannot get a token now.
@@ -145,7 +115,9 @@ async def watch(
     if is_loopback(url):
         options = {"proxy": None} | options
     address, given = _split(url)
-    filters = given + _pairs(run_id=run_id, task_id=task_id, agent=agent, status=status)
+    filters = given + _pairs(
+        run_id=run_id, task_id=task_id, agent=agent, status=status, include=include
+    )
     query = _Query(filters, snapshot=snapshot, since=since)
     ping_after = deadline / 2 if timing.ping_after is None else timing.ping_after
     failures, away, new_token = 0, False, False
@@ -167,9 +139,9 @@ async def watch(
                 yield Connected(resets)
                 while True:
                     if text is not None:
-                        message = _message(url, text)
-                        query.received(message)
-                        yield message
+                        event = received(url, text)
+                        query.received(event)
+                        yield event
                     text = await _receive(socket, ping_after, deadline - ping_after)
             finally:
                 # Not `async with`: that closes with 1011 when the iteration ends here.
@@ -223,14 +195,6 @@ async def headers_with(token: Token | None, additional: HeadersLike | None) -> H
     if token is not None:
         headers["Authorization"] = f"Bearer {await token() if callable(token) else token}"
     return headers
-
-
-def _message(url: str, text: str) -> Message:
-    try:
-        found = WSMessage.model_validate_json(text)
-    except ValidationError as error:
-        raise WatchError(f"{url} sent something that is not a message: {text[:80]!r}") from error
-    return Message(found.type, found.data, found.timestamp, text)
 
 
 def _split(url: str) -> tuple[str, list[tuple[str, str]]]:

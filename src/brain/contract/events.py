@@ -44,6 +44,10 @@ class Snapshot:
     new: bool = False
     """A new history (another table, a restored backup, a failover): no `since` from before is
     answered."""
+    deletes_unknown: bool = False
+    """Finished runs may have been deleted before this query without anybody naming them: no stream
+    delivered what was committed then. Set when a stream is joined, and when one was lost and cannot
+    be joined again at once."""
     unless_after: int | None = None
     """Set on a comparison. Rows of runs that the board has seen change after this seq are older
     than the board: it skips them."""

@@ -3,10 +3,11 @@
 `GET /api/runs` takes the same filters.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from brain.contract.include import INCLUDE, NOTHING, Include, Included
 from brain.contract.messages import (
     AGENT,
     MAX_ID_BYTES,
@@ -114,6 +115,8 @@ class Subscription:
     """First send the current state of every unfinished run."""
     since: Micros | None = None
     """First send the current state of every run that changed at or after this time."""
+    include: Included = NOTHING
+    """What it receives beyond the contract."""
 
 
 def parse_filter(
@@ -164,9 +167,22 @@ def _checked(name: str, value: str) -> str:
     return value
 
 
+def _included(values: Iterable[str]) -> Included:
+    """The words of `include`, which may be repeated, or separated by commas. Raises FilterError."""
+    words: set[Include] = set()
+    for word in (word.strip() for value in values for word in value.split(",")):
+        if word not in INCLUDE:
+            known = ", ".join(INCLUDE)
+            raise FilterError("include", f"include is one or more of {known}, not {shown(word)}")
+        words.add(word)
+    return frozenset(words)
+
+
 def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
     """The parameters of `/ws`, decoded, in their order. Raises FilterError."""
-    filter_, once = parse_filter(query, ("snapshot", "since"), "/ws")
+    include = _included(value for name, value in query if name == "include")
+    others = [pair for pair in query if pair[0] != "include"]
+    filter_, once = parse_filter(others, ("snapshot", "since", "include"), "/ws")
     if once.get("snapshot", "true") not in ("true", "false"):
         raise FilterError("snapshot", f"snapshot is true or false, not {shown(once['snapshot'])}")
     snapshot = once.get("snapshot") == "true"
@@ -179,4 +195,4 @@ def parse_subscription(query: Collection[tuple[str, str]]) -> Subscription:
         since = parse_time(once["since"]) if "since" in once else None
     except ValueError as error:
         raise FilterError("since", f"since: {error}; in a URL, write + as %2B") from None
-    return Subscription(filter_, snapshot, since)
+    return Subscription(filter_, snapshot, since, include)

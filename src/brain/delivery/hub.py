@@ -1,9 +1,9 @@
 """The hub: sends every change to every client, in batches, and catches up the clients that lag.
 
 It never awaits, and has no queue, task or timer per client. Changes gather in `_pending`; a flush
-sends them all. It starts at once if the last flush is older than the interval, else when the
-interval ends or 128 KiB are pending. A flush is first planned (which clients receive which bytes),
-then swept: one `write` per client and batch.
+sends them all, at once if the last one is older than the interval, else when the interval ends or
+128 KiB are pending. It is first planned (which clients receive which bytes), then swept: one
+`write` per client and batch.
 
 A client is in one of three states:
 
@@ -18,9 +18,8 @@ A client is in one of three states:
 The invariant: a client has been sent everything up to its seq (a live one: up to `flushed`), as it
 was or superseded by something newer. What is newer than the last flush is pending.
 
-The rules R1 to R17 are numbered over two modules. Here are R1 to R8, R12, R14, R16 and R17; R9 to
-R11, R13 and R15 are in board.py. Below each rule stands a test that fails without it. In addition,
-tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
+Rules R1 to R6, R12, R14, R16, R17 and I1 (others in pending.py, board.py, log.py, freshness.py).
+Below each stands a test that fails without it; a random history then goes wrong, too (mutants.py).
 
 R1   A flush sets `flushed` to the board's seq before its first write, which may fill a transport.
      test_a_client_that_fills_up_and_drains_during_a_sweep_is_live_again
@@ -41,35 +40,37 @@ R5   A client that has caught up goes live only while nothing is pending, which 
 R6   The receivers of a flush are fixed when it is planned, and no flush starts before the sweep of
      the last one has ended. A write that fails ends that client only.
      test_a_sweep_yields_when_its_budget_is_spent_and_no_flush_starts_before_it_ends
-R7   A batch is in the order of seq. Conflation deletes the older change and appends the newer one:
-     in its place, times would decrease, and a client cut off there would resume past the rest.
-     test_progress_is_conflated_to_the_newest_which_stands_last
-R8   A change that leaves the status as it was replaces the run's last pending change if that did so
-     too. A change of status is never conflated and ends the chain. What was merged unites its
-     facets.
-     test_a_change_of_status_is_never_conflated_and_ends_the_chain
 R12  A client is closed with 4410 exactly if the board's `floor` is above its seq, and, if it joined
      with `snapshot`, above `flushed` at that time.
      test_a_lagging_client_beyond_memory_is_closed_with_4410
-R14  A client without `since` and `snapshot` is live at once.
-     test_a_client_without_since_and_snapshot_is_live_at_once
+R14  A client without `since` and `snapshot` is live at once. If changes are pending, one that
+     includes `deleted` waits for their flush and is not sent them: they may be of deleted runs.
+     test_a_client_without_since_and_snapshot_is_live_at_once,
+     test_a_client_that_includes_deletes_is_sent_no_run_that_was_deleted_before_it_joined
 R16  A sweep yields when its budget is spent; catch-up stops after half a budget.
      test_catch_up_yields_after_half_a_budget
 R17  A batch is cut at 128 KiB.
      test_a_batch_is_cut_at_128_kib
+I1   `ready` is sent once, behind all that the client asked for when it joined. Its timestamp is one
+     from which nothing is lost to this client.
+     test_ready_is_sent_once_behind_what_was_asked_for
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
-from brain.contract.messages import ACTIVE, ID, STATUS, Micros
-from brain.contract.subscription import ALL, Filter, Subscription
-from brain.delivery.batches import BATCH, Batch, cut
-from brain.delivery.board import ENTRY, FACETS, FRAME, RUN, SEQ, TIME, Board, Entry, Push
+from brain.contract.include import NO_SOURCE, SourceReport, ready_message
+from brain.contract.messages import Micros
+from brain.contract.subscription import Subscription
+from brain.delivery.batches import BATCH, Step, plan
+from brain.delivery.board import ENTRY, Board, Push
 from brain.delivery.cohorts import Client, Cohort, Cohorts
+from brain.delivery.counts import Counts
+from brain.delivery.freshness import Freshness, Timer
+from brain.delivery.log import TIME
+from brain.delivery.pending import Pending
 
 BUDGET = 0.025
 """Seconds that a sweep may hold the event loop. With 5 ms the latency of everyone doubled."""
@@ -80,36 +81,16 @@ STRIDE = 32
 EARLY = 0.0005
 """Seconds: a timer that fires this much before the interval ends is not armed again."""
 
+Pieces: TypeAlias = dict[tuple[Cohort, int, int], tuple[bytes, int]]
 
-@dataclass(slots=True)
-class Counts:
-    """Totals since the start."""
-
-    changes: int = 0
-    conflated: int = 0
-    flushes: int = 0
-    deliveries: int = 0
-    """Messages written to clients by flushes."""
-    pieces: int = 0
-    """Writes that caught up a client."""
-    lags: int = 0
-    """Times that a client missed a flush."""
-    gaps: int = 0
-    """Clients closed because the board no longer held what they missed (R12)."""
-    failures: int = 0
-
-
-class Timer(Protocol):
-    def cancel(self) -> object: ...
-
-
-Step: TypeAlias = tuple[list[Client], list[Batch]]
-"""Clients, and the batches that each of them receives."""
+UNREAD: Final = -1
+"""`until` of a client that joined with `snapshot` before the first Snapshot."""
 
 
 class Hub:
     """`interval`: seconds between two flushes, by `clock`. `observe` receives the commit time of
-    the oldest change of each flush, when it has been written to all.
+    the oldest change of each flush, when it has been written to all. `report` says how Brain
+    follows the database.
     """
 
     def __init__(
@@ -120,6 +101,7 @@ class Hub:
         clock: Callable[[], float],
         call_later: Callable[[float, Callable[[], None]], Timer],
         observe: Callable[[Micros], object] = lambda _: None,
+        report: Callable[[], SourceReport] = lambda: NO_SOURCE,
         max_batch: int = BATCH,
         stride: int = STRIDE,
     ) -> None:
@@ -127,7 +109,8 @@ class Hub:
         self.counts = Counts()
         self.flushed = 0
         """The board's seq when the last flush was planned (R1)."""
-        self.pending_bytes = 0
+        self.flushed_time: Micros = 0
+        """A `since` from which nothing is lost to a client that has received that flush."""
         self.clients = 0
         self.lagging = 0
         """Clients whose transport is full."""
@@ -137,10 +120,13 @@ class Hub:
         self._observe = observe
         self._max_batch = max_batch
         self._stride = stride
-        self._pending: list[Push | None] = []
-        self._steady: dict[str, int] = {}
-        """Run id → the index of its last pending change, if that left the status as it was."""
+        self._pending = Pending()
+        self._first = UNREAD
+        """The board's seq after the first Snapshot."""
+        self._dead_floor = 0
+        """The board's, when clients that include `deleted` were last told to start over."""
         self._cohorts = Cohorts()
+        self._freshness = Freshness(self, report, clock=clock, call_later=call_later)
         self._ready: deque[Client] = deque()
         self._late: set[Client] = set()
         """Live clients that filled up while the sweep was suspended."""
@@ -154,40 +140,65 @@ class Hub:
 
     # Clients
 
+    @property
+    def begun(self) -> bool:
+        return self.board.begun
+
+    @property
+    def pending_bytes(self) -> int:
+        return self._pending.bytes
+
+    @property
+    def sweeping(self) -> bool:
+        return self._sweep is not None
+
     def join(self, client: Client, wish: Subscription) -> None:
         """Start writing to the client. Ends it at once if its `since` is a gap."""
         client.seq, client.until, client.paused, client.intact = None, 0, False, False
-        client.cohort = cohort = self._cohorts.add(wish.filter)
+        client.cohort = cohort = self._cohorts.add(wish.filter, wish.include)
+        client.goal = self.flushed if cohort.ready else None
+        client.joined = self.board.seq
         self.clients += 1
         if wish.since is not None:
-            seq = self.board.since(wish.since)
+            seq = self.board.since(wish.since, deleted=cohort.deleted)
             if seq is None:
                 self._refuse(client)
                 return
             client.seq = min(seq, self.flushed)
         elif wish.snapshot:
-            client.seq, client.until = 0, self.flushed
-        elif self.board.begun:
-            cohort.live.add(client)  # (R14)
-            return
-        else:
+            client.seq, client.until = 0, self.flushed if self.begun else UNREAD
+        elif not self.begun:
             # The first Snapshot pushes nothing, but may hold changes made since the client loaded
             # the runs.
             self._refuse(client)
             return
-        self._ready.append(client)
-        self._arm(0)
+        elif cohort.deleted and self._pending:
+            client.seq = self.board.seq  # (R14)
+        if cohort.source:
+            self._freshness.add(client)
+        if client.seq is not None:
+            self._ready.append(client)
+            self._arm(0)
+            if cohort.source and not self.begun:
+                self._freshness.greet(client)
+            return
+        cohort.live.add(client)  # (R14)
+        if cohort.ready:
+            self._send_ready(client)
+        if cohort.source and client.cohort is cohort:
+            self._freshness.greet(client)
 
     def leave(self, client: Client) -> None:
         """Write nothing more to the client: it is closed or closing. May be called twice."""
         cohort = client.cohort
         if cohort is None:
             return
-        if client.paused and client.seq is not None:
-            self.lagging -= 1
+        self.lagging -= client.paused and client.seq is not None
         client.cohort, client.seq = None, 0
         cohort.live.discard(client)
         self._late.discard(client)
+        if cohort.source:
+            self._freshness.discard(client)
         self._cohorts.remove(cohort)
         self.clients -= 1
 
@@ -223,7 +234,8 @@ class Hub:
             self._late.discard(client)
             return
         self.lagging -= 1
-        if client.intact and client.seq == self.flushed:  # (R3)
+        over = cohort.deleted and self._dead_floor > max(client.seq, client.joined)  # (T6)
+        if client.intact and client.seq == self.flushed and not over:  # (R3)
             client.seq = None
             cohort.live.add(client)
         else:
@@ -232,17 +244,33 @@ class Hub:
             self._arm(0)
 
     def _refuse(self, client: Client) -> None:
-        if self.board.begun:
-            self.counts.gaps += 1
-            client.end(GAP.code, GAP.reason)
-        else:
-            client.end(TRY_AGAIN_LATER.code, TRY_AGAIN_LATER.reason)
+        self.counts.gaps += self.begun
+        why = GAP if self.begun else TRY_AGAIN_LATER
+        client.end(why.code, why.reason)
 
-    def _write(self, client: Client, data: bytes) -> None:
+    def send(self, client: Client, data: bytes) -> None:
         try:
             client.write(data)
-        except Exception as error:  # noqa: BLE001 - one client's failure must not end the catch-up
+        except Exception as error:  # noqa: BLE001 - one client's failure must not end the caller
             self._failed(client, error)
+
+    def _send_ready(self, client: Client) -> None:
+        behind = client.seq is not None and client.seq < self.flushed
+        time = self.board.log.time_after(client.seq or 0) if behind else None
+        client.goal = None
+        self.send(client, ready_message(self.flushed_time if time is None else time))
+
+    def _start_over(self) -> None:
+        """End who includes `deleted` (T6, T7): the catch-up does it, within its budget."""
+        self._dead_floor = self.board.dead_floor
+        for cohort in self._cohorts.told:
+            for client in list(cohort.live):
+                self._cut_off(client, cohort, self.flushed)
+                client.intact = False
+                if client.paused:
+                    self._late.discard(client)
+                else:
+                    self.resume(client)
 
     def _failed(self, client: Client, error: Exception) -> None:
         self.counts.failures += 1
@@ -253,33 +281,21 @@ class Hub:
 
     def push(self, pushes: Collection[Push]) -> None:
         """Take what `Board.apply` returned, right after it was applied."""
-        pending, steady_at = self._pending, self._steady
-        for entry, facets, steady in pushes:
-            run_id = entry[RUN][ID]
-            merged = facets
-            if steady:  # (R7, R8)
-                place = steady_at.get(run_id)
-                if place is not None and (older := pending[place]) is not None:
-                    older_entry, older_facets, _ = older
-                    pending[place] = None
-                    self.pending_bytes -= len(older_entry[FRAME])
-                    self.counts.conflated += 1
-                    if older_facets != facets:
-                        merged = tuple(dict.fromkeys(older_facets + facets))
-                steady_at[run_id] = len(pending)
-            else:
-                steady_at.pop(run_id, None)
-            pending.append((entry, merged, steady))
-            self.pending_bytes += len(entry[FRAME])
-        self.counts.changes += len(pushes)
+        if self.board.dead_floor != self._dead_floor:
+            self._start_over()
+        added, conflated = self._pending.add(pushes, tombstones=bool(self._cohorts.told))
+        self.counts.changes += added
+        self.counts.conflated += conflated
         if self._flush_is_due():
             self.tick()
-        elif pending:
+        elif self._pending:
             self._arm(self._last_flush + self._interval - self._clock())
         else:
-            # There is nothing to push, but the first Snapshot and deletes move the board's seq.
-            # Clients that joined before the first Snapshot are served now.
-            self.flushed = self.board.seq
+            # The first Snapshot and deletes move the board's seq without a push. Clients that
+            # joined before the first Snapshot are served now.
+            if self._first == UNREAD and self.begun:
+                self._first = self.board.seq
+            self.flushed, self.flushed_time = self.board.seq, self.board.reached
             if self._ready:
                 self._arm(0)
 
@@ -287,7 +303,7 @@ class Hub:
         if not self._pending or self._sweep is not None:  # (R6)
             return False
         elapsed = self._clock() - self._last_flush
-        return self.pending_bytes >= self._max_batch or elapsed >= self._interval - EARLY
+        return self._pending.bytes >= self._max_batch or elapsed >= self._interval - EARLY
 
     # The tick: plan a flush, catch up, sweep (R5)
 
@@ -304,13 +320,14 @@ class Hub:
             if next(self._sweep, self) is self:
                 self._sweep = None
                 self._cut_off_late()
+                self._freshness.swept()
         if behind or self._sweep is not None:
             self._arm(0)
         elif self._pending:
             self._arm(self._last_flush + self._interval - self._clock())
 
     def _arm(self, delay: float) -> None:
-        delay = max(delay, 0.0) if self.pending_bytes < self._max_batch else 0.0
+        delay = max(delay, 0.0) if self._pending.bytes < self._max_batch else 0.0
         due = self._clock() + delay
         if self._timer is not None:
             if self._due <= due:
@@ -321,33 +338,18 @@ class Hub:
 
     def _plan(self) -> None:
         """Fix which clients receive what (R6). From here on these changes count as flushed (R1)."""
-        pushes = [push for push in self._pending if push is not None]
-        self._pending.clear()
-        self._steady.clear()
-        self.pending_bytes = 0
+        pushes, alive = self._pending.take()
         self.flushed = self.board.seq
+        self.flushed_time = self.board.reached
         self._last_flush = self._clock()
         self.counts.flushes += 1
-        steps: list[Step] = []
-        everyone = self._cohorts.unfiltered
-        if everyone is not None and everyone.live:
-            steps.append((list(everyone.live), cut(pushes, self.flushed, self._max_batch)))
-        matching: dict[Cohort, list[Push]] = {}
-        for push in pushes if self._cohorts.indexed else ():
-            entry, facets, _ = push
-            for cohort in self._cohorts.matching(entry[RUN], facets):
-                matching.setdefault(cohort, []).append(push)
-        steps.extend(
-            (list(cohort.live), cut(some, self.flushed, self._max_batch))
-            for cohort, some in matching.items()
-        )
+        steps = plan(self._cohorts, pushes, alive, self.flushed, self._max_batch)
         oldest = pushes[0][ENTRY][TIME]
         self._sweep = self._deliver(steps, oldest)
 
     def _catch_up(self, deadline: float) -> bool:
         """Send each ready client its next piece. True if one of them could continue at once."""
-        flushed, board = self.flushed, self.board
-        pieces: dict[tuple[Filter, int, int], tuple[bytes, int]] = {}
+        pieces: Pieces = {}
         behind = False
         for _ in range(len(self._ready)):
             if self._clock() > deadline:  # (R16)
@@ -356,30 +358,49 @@ class Hub:
             cohort = client.cohort
             if cohort is None or client.seq is None or client.paused:
                 continue
-            if not board.begun:
+            if not self.begun:
                 self._ready.append(client)
                 continue
-            if board.floor > max(client.seq, client.until):  # (R12)
+            if client.until == UNREAD:
+                client.until = client.joined = self._first
+                client.goal = self.flushed if cohort.ready else None
+            if self.board.floor > max(client.seq, client.until) or (  # (R12)
+                cohort.deleted and self._dead_floor > max(client.seq, client.joined)  # (T6)
+            ):
                 self._refuse(client)
                 continue
-            if client.seq < flushed:  # (R4, R15)
-                key = (cohort.filter, client.seq, client.until if client.seq < client.until else 0)
-                if key not in pieces:
-                    pieces[key] = board.piece(client.seq, flushed, _wanted(cohort.filter, key[2]))
-                data, client.seq = pieces[key]
-                client.intact = False
-                if data:
-                    self.counts.pieces += 1
-                    self._write(client, data)
-                if client.cohort is None or client.paused:
-                    continue
-            if client.seq == flushed and not self._pending:  # (R5)
+            if not self._advance(client, cohort, pieces):
+                continue
+            if client.seq == self.flushed and not self._pending:  # (R5)
                 client.seq = None
                 cohort.live.add(client)
+                if cohort.source:
+                    self._freshness.greet(client)
             else:
-                behind = behind or client.seq < flushed
+                behind = behind or client.seq < self.flushed
                 self._ready.append(client)
         return behind
+
+    def _advance(self, client: Client, cohort: Cohort, pieces: Pieces) -> bool:
+        """Send its next piece, and `ready` behind what it asked for. False if it takes no more."""
+        seq = client.seq
+        assert seq is not None
+        due = client.goal is not None and seq >= client.goal  # (I1) the last piece filled it up
+        if seq < self.flushed and not due:  # (R4, R15)
+            key = (cohort, seq, client.until if seq < client.until else 0)
+            if key not in pieces:
+                wanted = cohort.wanted(key[2])
+                pieces[key] = self.board.log.piece(seq, self.flushed, wanted, cohort.deleted)
+            data, client.seq = pieces[key]
+            client.intact = False
+            if data:
+                self.counts.pieces += 1
+                self.send(client, data)
+            if client.cohort is None or client.paused:
+                return False
+        if client.goal is not None and client.seq is not None and client.seq >= client.goal:
+            self._send_ready(client)
+        return client.cohort is not None and not client.paused
 
     def _deliver(self, steps: list[Step], oldest: Micros) -> Iterator[None]:
         """The sweep: write the batches. Yields when the budget is spent, until the next tick."""
@@ -427,14 +448,3 @@ class Hub:
             assert client.cohort is not None, "`leave` removes it from the late ones"
             self._cut_off(client, client.cohort, self.flushed)
         self._late.clear()
-
-
-def _wanted(filter_: Filter, until: int) -> Callable[[Entry], bool] | None:
-    """What a catch-up sends to this filter (R10): None means everything."""
-    if filter_ == ALL and not until:
-        return None
-    return lambda entry: (
-        (entry[SEQ] > until or entry[RUN][STATUS] in ACTIVE)
-        and filter_.matches(entry[RUN][ID], entry[FACETS])
-        and filter_.permits(entry[RUN])
-    )

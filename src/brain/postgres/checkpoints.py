@@ -371,6 +371,9 @@ class Progress:
     """Transactions that a stream has delivered and that a query may not see yet."""
     columns: Mapping[str, Column] | None = None
     """Of the table, as last described. None until it has been described once."""
+    streamed: bool = False
+    """A stream has told every delete, and is lost. The next Snapshot from which on deletes may be
+    unknown (T7 in delivery/tombstones.py) is still to come."""
     records: Records = field(default_factory=Records)
     durable: Checkpoint | None = None
     """The last mark, if nothing was read by a query since: a crash of PostgreSQL loses nothing."""

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from brain.contract.events import Event
+from brain.contract.events import Resumed, Snapshot
 from brain.postgres.fingerprint import fingerprint
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
@@ -45,7 +46,7 @@ class Polling:
         self._reread_at = self._check_at = 0.0
         self._fingerprint: int | None = None
 
-    async def events(self) -> AsyncGenerator[Event]:
+    async def events(self) -> AsyncGenerator[Snapshot | Resumed]:
         """Raises what the ordinary connection raises, and TableError."""
         loop = asyncio.get_running_loop()
         await self._poll.read_catalog()
@@ -56,7 +57,7 @@ class Polling:
                 await self._until_seen()
             async with aclosing(self._poll.read()) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    yield self._marked(piece)
             self._state.heard = loop.time()
             await self._warnings.look(self._poll.conn, self._poll.description, self._fingerprint)
             self.promoted = self._promotion.collect()
@@ -97,6 +98,18 @@ class Polling:
         if self._fingerprint is not None:
             self._promotion.retry_in(0)
         self._fingerprint = seen
+
+    def _marked(self, piece: Snapshot | Resumed) -> Snapshot | Resumed:
+        """The piece; with a mark if it is the first whole one after a lost stream that could not be
+        joined again at once. (Joining has its own, and one is enough.)
+        """
+        progress = self._poll.progress
+        if not (progress.streamed and self._promotion.refused):
+            return piece
+        if isinstance(piece, Resumed) or not piece.complete:
+            return piece
+        progress.streamed = False
+        return replace(piece, deletes_unknown=True)
 
     async def _reread_catalog(self) -> None:
         """Another table may have taken the name, with rows older than any horizon."""

@@ -45,6 +45,8 @@ class Promotion:
         """When, by the loop's clock, the next try may start."""
         self.slot_tries = 0
         """How many slots in a row were blocked by open write transactions."""
+        self.refused = False
+        """The last try has brought no stream."""
         self._url = url
         self._table = table
         self._decoder = decoder
@@ -76,6 +78,7 @@ class Promotion:
         if self._task is None or not self._task.done():
             return None
         task, self._task = self._task, None
+        self.refused = True
         try:
             promoted = task.result()
         except StreamUnavailable as unavailable:
@@ -92,6 +95,7 @@ class Promotion:
             self.retry_in(self._timing.promote_every)
         else:
             self.slot_tries = 0
+            self.refused = False
             return promoted
         return None
 

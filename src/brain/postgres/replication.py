@@ -339,15 +339,20 @@ class Stream:
 
     def _row(self, message: Insert | Update | Delete, changes: Changes) -> None:
         if isinstance(message, Delete):
-            changes.rows.append(("delete", only_id(self._pick(message.old)[ID] or "")))
+            old_id = self._pick(message.old)[ID]
+            if old_id and is_expressible(old_id):
+                changes.rows.append(("delete", only_id(old_id)))
             return
         values = self._pick(message.new)
+        new = isinstance(message, Insert)
         if isinstance(message, Update) and message.old is not None:
             old = self._pick(message.old)
             if values[ID] == UNCHANGED:
                 values = (old[ID], *values[1:])  # an id so long that it is stored out of line
             if old[ID] is not None and old[ID] != values[ID]:
-                changes.rows.append(("delete", only_id(old[ID])))
+                new = True  # (T9 in delivery/tombstones.py)
+                if old[ID] and is_expressible(old[ID]):
+                    changes.rows.append(("delete", only_id(old[ID])))
             if message.full:
                 values = tuple(
                     o if value == UNCHANGED else value for value, o in zip(values, old, strict=True)
@@ -356,14 +361,14 @@ class Stream:
         if run is None:
             # The board may hold the run as it was, in words of the contract.
             run_id = values[ID]
-            if isinstance(message, Update) and run_id and is_expressible(run_id):
+            if not new and run_id and is_expressible(run_id):
                 changes.rows.append(("delete", only_id(run_id)))
             return
         if UNCHANGED in run:
             if run[ID] == UNCHANGED:
                 return  # an id that is no part of the replica identity: a comparison finds the run
             changes.incomplete = True
-        changes.rows.append(("insert" if isinstance(message, Insert) else "update", run))
+        changes.rows.append(("insert" if new else "update", run))
 
     def _pick(self, values: Values) -> tuple[str | None, ...]:
         """The fields of the contract, in their order."""

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
 
-from brain.contract.events import Changes, Event, Known, Op, only_id
+from brain.contract.events import Changes, Event, Known, Op, Resumed, Snapshot, only_id
 from brain.contract.messages import ID, STATUS, UNCHANGED, Run
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
@@ -39,7 +39,7 @@ class Streaming:
         self._timing = timing
         self._watch: Watch | None = None
 
-    async def join(self) -> AsyncGenerator[Event]:
+    async def join(self) -> AsyncGenerator[Snapshot | Resumed]:
         """JOINING. Raises StreamLost, TableError, psycopg.Error.
 
         The order is what leaves no gap and no overlap: the slot, then one more poll, then the
@@ -48,7 +48,11 @@ class Streaming:
         await self._poll.read_catalog()
         async with aclosing(self._poll.read(always=True)) as pieces:
             async for piece in pieces:
-                yield piece
+                # From here on every delete is told; nobody knows which were missed before.
+                if isinstance(piece, Snapshot) and piece.complete:
+                    yield replace(piece, deletes_unknown=True)
+                else:
+                    yield piece
         self._state.heard = asyncio.get_running_loop().time()
         checkpoint = self._poll.progress.checkpoint
         assert checkpoint is not None
@@ -59,6 +63,7 @@ class Streaming:
         self._state.streams += 1
         self._state.change("replication")
         progress, stream = self._poll.progress, self._stream
+        progress.streamed = True
         watch = Watch(
             self._poll,
             self._table,
@@ -73,9 +78,11 @@ class Streaming:
                 complete = await self._completed(changes) if changes.incomplete else changes
                 progress.unseen.add(changes.xid)
                 yield complete
-            self._state.heard = stream.heard
             for comparison in watch.passed(stream.position):
                 yield comparison
+            # What the server sends proves that it is alive; that nothing is on its way, only that
+            # the stream has passed the mark (it may be decoding a huge transaction).
+            self._state.heard = min(stream.heard, watch.marked_at)
             watch.advance()
 
     async def _completed(self, changes: Changes) -> Changes:

@@ -53,8 +53,9 @@ class StreamTiming:
     """How long a read waits for something to arrive."""
     status_every: float = 1.0
     """Between two standby status updates."""
-    ask_every: float = 5.0
-    """Silence after which a status update asks the server for a reply."""
+    ask_every: float = 2.0
+    """Silence after which a status update asks the server for a reply. A silent database shows in
+    `source` messages 5 s after it was last heard, so it must be heard more often."""
     dead_after: float = 15.0
     """Silence after which the connection counts as dead."""
     sender_timeout: float = 10.0

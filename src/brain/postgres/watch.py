@@ -7,6 +7,7 @@ an open transaction, of any table, makes our slot retain log although Brain conf
 """
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class Mark:
 
     checkpoint: Checkpoint
     lsn: LSN
+    at: float
+    """When, by the loop's clock, the log ended there at the earliest."""
     comparison: list[Snapshot]
     """What differs from the board."""
     compared_seq: int | None
@@ -72,9 +75,9 @@ class Watch:
         self._task: asyncio.Task[Mark] | None = None
         joined = poll.progress.checkpoint
         assert joined is not None, "a poll comes before each stream"
-        self._mark: Mark | None = Mark(joined, promoted.stream.joined_at, [], None)
-        """The poll that the stream continues is the first."""
         now = asyncio.get_running_loop().time()
+        self._mark: Mark | None = Mark(joined, promoted.stream.joined_at, now, [], None)
+        """The poll that the stream continues is the first."""
         self._look_at = now
         self._compare_at = now + timing.compare_every
         self._compared, self._compared_seq = joined, known.seq
@@ -83,6 +86,11 @@ class Watch:
         self._checking = asyncio.create_task(self._check(), name="check")
         # What the task has found must not wait until the stream sends something.
         self._checking.add_done_callback(lambda _: self._stream.interrupt())
+
+    @property
+    def marked_at(self) -> float:
+        """When the mark was set that the stream has yet to pass; infinite if there is none."""
+        return self._mark.at if self._mark is not None else math.inf
 
     def advance(self) -> None:
         """Take the mark of a look that has ended, or start one that is due. Raises as `_look`."""
@@ -158,7 +166,8 @@ class Watch:
             comparison, compared_seq = [], None  # the stream has delivered more than the query saw
         # After the query: if the publication is unchanged now, it was for all that the query saw.
         await self._inspect()
-        return Mark(checkpoint, await self._poll.insert_lsn(), comparison, compared_seq)
+        at = asyncio.get_running_loop().time()
+        return Mark(checkpoint, await self._poll.insert_lsn(), at, comparison, compared_seq)
 
     async def _see(self) -> tuple[Checkpoint, list[Snapshot]]:
         """What a query would see, without one."""

@@ -268,6 +268,7 @@ def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
     ("settings", "says"),
     [
         ({"column_map": "id="}, "BRAIN_COLUMN_MAP='id=': the column of 'id' is no name"),
+        ({"embedded": "false"}, "BRAIN_EMBEDDED=false forbids the embedded PostgreSQL"),
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
         (
             {"database_url": "mysql://user:secret@host/db"},

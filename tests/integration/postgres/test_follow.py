@@ -291,7 +291,7 @@ async def test_the_next_comparison_returns_what_the_board_has_skipped(
     async with Following(database, "replication", timing=timing) as f:
         await f.source("replication")
         leave_out(f, "untold", monkeypatch)
-        f.board._deleted_floor = 1 << 60
+        f.board.dead_floor = 1 << 60
         await f.sql("INSERT INTO runs VALUES ('untold', 'running')")
         await f.pushed("untold", "running")
         progress = f.follow._progress
@@ -301,7 +301,7 @@ async def test_the_next_comparison_returns_what_the_board_has_skipped(
             await f.sql("CREATE TABLE IF NOT EXISTS other ()", "INSERT INTO other DEFAULT VALUES")
         await asyncio.sleep(0.3)
         assert "untold" not in f.board
-        f.board._deleted_floor = 0
+        f.board.dead_floor = 0
         await f.until(lambda: "untold" in f.board)
         assert f.follow.state.streams == 1
 

@@ -111,7 +111,7 @@ async def test_the_first_look_finds_what_changed_since_and_what_is_unfinished(
         assert event.at >= time
         seq = f.board.since(time)
         assert seq is not None
-        assert f.board.piece(seq, f.board.seq, None)[0].count(b'"progress":1') == 2
+        assert f.board.log.piece(seq, f.board.seq, None)[0].count(b'"progress":1') == 2
         await f.sql("UPDATE runs SET progress = 2 WHERE id = 'a'")
         await f.pushed("a", "running")
 

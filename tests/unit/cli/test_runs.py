@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from brain.cli import runs as module
 from brain.cli.runs import Runs, fitting
-from brain.client.watch import Message
+from brain.client.events import Message
 from brain.contract.messages import TYPES, RunData, Status
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)

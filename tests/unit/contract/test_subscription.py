@@ -2,6 +2,7 @@
 
 import pytest
 
+from brain.contract.include import INCLUDE
 from brain.contract.messages import MAX_ID_BYTES, iso
 from brain.contract.subscription import (
     MAX_VALUES,
@@ -26,6 +27,12 @@ def test_a_query_is_parsed_into_a_subscription() -> None:
         Filter(frozenset("rs"), frozenset("t"), frozenset("é"), frozenset(("running",)))
     )
     assert parse_subscription([]) == Subscription()
+    for include in (
+        [("include", "deleted,ready"), ("include", "source")],
+        [("include", "source, ready ,deleted,deleted")],
+    ):
+        wish = parse_subscription([*include, ("snapshot", "true")])
+        assert wish == Subscription(snapshot=True, include=frozenset(INCLUDE))
     assert parse_subscription([("snapshot", "true")]) == Subscription(snapshot=True)
     assert parse_subscription([("snapshot", "false")]) == Subscription()
     assert parse_subscription([("since", iso(T))]) == Subscription(since=T)
@@ -37,7 +44,7 @@ def test_a_query_is_parsed_into_a_subscription() -> None:
     [
         (
             [("colour", "red")],
-            "unknown parameter 'colour': /ws knows run_id, task_id, agent, status, snapshot, since",
+            "/ws knows run_id, task_id, agent, status, snapshot, since, include",
         ),
         ([("run_id", "")], f"run_id takes a text of 1 to {MAX_ID_BYTES} bytes, not ''"),
         (
@@ -56,6 +63,11 @@ def test_a_query_is_parsed_into_a_subscription() -> None:
             "since: '2026-11-21T09:30:00 02:00' is not an ISO 8601 time",
         ),
         ([("since", "yesterday")], "in a URL, write + as %2B"),
+        (
+            [("include", "ready,progress")],
+            "include is one or more of deleted, ready, source, not 'progress'",
+        ),
+        ([("include", "")], "include is one or more of deleted, ready, source, not ''"),
         ([("run_id", str(i)) for i in range(MAX_VALUES + 1)], "a filter takes at most 100 values"),
     ],
 )

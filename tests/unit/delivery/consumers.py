@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from brain.contract.close_codes import GAP
+from brain.contract.include import Included
 from brain.contract.messages import ID, Run, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
 from brain.delivery.cohorts import Client
@@ -73,6 +74,11 @@ class Connection(Client):
         """It was live at once, and is owed everything after this seq."""
         self.reached = 0
         self.received: set[int] = set()
+        self.joined = world.board.seq
+        self.asked_for = world.hub.flushed if world.board.begun else 0
+        """`ready` comes behind everything up to this seq."""
+        self.ready = self.sources = 0
+        """Messages of these types."""
         self.time = ""
         self.versions: dict[str, float] = {}
 
@@ -130,9 +136,11 @@ class Connection(Client):
 class Consumer:
     """A user's program: it connects, and keeps every run that passes its filter."""
 
-    def __init__(self, world: "World", wanted: Criteria) -> None:
+    def __init__(self, world: "World", wanted: Criteria, include: Included) -> None:
         self.world = world
         self.wanted = wanted
+        self.include = include
+        self.told = "deleted" in include
         self.connection: Connection | None = None
         self.reading = True
         self.refused = False
@@ -150,6 +158,11 @@ class Consumer:
         self.start = 0
         self.owed: set[str] = set()
         """The unfinished runs when it joined with `snapshot`."""
+
+    def restarted(self) -> None:
+        """Another Brain begins, which counts from 0."""
+        self.heard = dict.fromkeys(self.heard, 0)
+        self.start = 0
 
     def connect(self, since: str | None = None, how: str | None = None) -> None:
         """Resume from the last timestamp. Without one: plainly, with `snapshot`, or load the
@@ -174,6 +187,8 @@ class Consumer:
             self.start = world.board.seq
             self.loaded = load
             if load:
+                for run in world.table.values():
+                    world.board.show(run, world.board.seq)  # as GET /api/runs does
                 self.view = {
                     run[ID]: judge.shown(run) for run in world.table.values() if self.wanted(run)
                 }
@@ -184,7 +199,7 @@ class Consumer:
         self.snapshot = snapshot
         self.reading = True
         self.connection = connection = Connection(world, self)
-        if since is None and not snapshot:
+        if since is None and not snapshot and not (self.told and hub._pending):
             connection.live_since = hub.flushed
         if snapshot:
             connection.snapshot_seq = hub.flushed
@@ -192,12 +207,11 @@ class Consumer:
         world.asked = since
         filter_ = Filter(**vars(self.wanted))
         moment = None if since is None else parse_time(since)
-        hub.join(connection, Subscription(filter_, snapshot, moment))
+        hub.join(connection, Subscription(filter_, snapshot, moment, self.include))
         world.asked = None
-        if moment is not None and not connection.closed and moment <= world.lost_time:
-            world.wrong.append(
-                f"since {since} was answered, but a change at {iso(world.lost_time)} is lost"
-            )
+        lost = max(world.lost_time, world.dead_time if self.told else 0)
+        if moment is not None and not connection.closed and moment <= lost:
+            world.wrong.append(f"since {since} was answered, but a change at {iso(lost)} is lost")
 
     def read(self, limit: int) -> None:
         """Read up to `limit` bytes, and act on the messages that are complete."""
@@ -224,8 +238,13 @@ class Consumer:
 
     def receive(self, connection: Connection, payload: bytes) -> None:
         message = judge.message(self.world, connection, payload)
-        run_id, run = message["data"]["id"], message["data"]
         self.last = message["timestamp"]
+        if message["type"] in ("ready", "source"):
+            return
+        run_id, run = message["data"]["id"], message["data"]
+        if message["type"] == "run_deleted":
+            self.view.pop(run_id, None)
+            return
         self.heard[run_id] = message["seq"]
         values = (
             run_id,

@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from brain.contract.close_codes import TRY_AGAIN_LATER
-from brain.contract.messages import ACTIVE, ID, STATUS, TYPES, Run, body, parse_time
+from brain.contract.messages import ACTIVE, STATUS, TYPES, Run, body, parse_time
 from brain.delivery.hub import BUDGET
 
 if TYPE_CHECKING:
@@ -33,29 +33,48 @@ def message(world: "World", connection: "Connection", payload: bytes) -> Any:
     found = world.parsed.get(payload)
     if found is None:
         found = world.parsed[payload] = json.loads(payload)
-    run = found["data"]
-    run_id, version = run["id"], run["progress"]
-    if found["type"] != TYPES[run["status"]]:
-        raise Violation(f"type and status disagree: {found}")
     if found["timestamp"] < connection.time:
         raise Violation(f"time goes back from {connection.time}: {found}")
-    if version < connection.versions.get(run_id, 0):
-        raise Violation(f"{run_id} goes back from {connection.versions[run_id]}: {found}")
+    connection.time = found["timestamp"]
+    if found["type"] in ("ready", "source"):
+        report(connection, found["type"])
+        return found
+    run = found["data"]
     seq = found["seq"]
     if seq <= connection.reached:
         raise Violation(f"sent twice, or out of order: {found}")
-    if seq <= connection.snapshot_seq and run["status"] in FINISHED:
-        raise Violation(f"a finished run was sent for `snapshot`: {found}")
-    connection.time = found["timestamp"]
-    connection.versions[run_id] = version
+    if connection.ready and seq <= connection.asked_for:
+        raise Violation(f"sent behind `ready`, up to {connection.asked_for}: {found}")
     connection.reached = seq
     connection.received.add(seq)
+    if found["type"] == "run_deleted":
+        if not connection.consumer.told or seq <= connection.snapshot_seq:
+            raise Violation(f"a delete was sent to who does not need it: {found}")
+        return found
+    run_id, version = run["id"], run["progress"]
+    if found["type"] != TYPES[run["status"]]:
+        raise Violation(f"type and status disagree: {found}")
+    if version < connection.versions.get(run_id, 0):
+        raise Violation(f"{run_id} goes back from {connection.versions[run_id]}: {found}")
+    if seq <= connection.snapshot_seq and run["status"] in FINISHED:
+        raise Violation(f"a finished run was sent for `snapshot`: {found}")
+    connection.versions[run_id] = version
     return found
+
+
+def report(connection: "Connection", kind: str) -> None:
+    if kind not in connection.consumer.include:
+        raise Violation(f"{kind} was sent to who did not ask for it")
+    connection.ready += kind == "ready"
+    connection.sources += kind == "source"
+    if connection.ready > 1:
+        raise Violation("`ready` was sent twice")
 
 
 def pace(world: "World", before: float) -> None:
     """The hub holds the loop no longer than one and a half budgets and a stride of writes."""
-    most = 1.5 * BUDGET + (world.stride + 1) * world.cost
+    # A client that has caught up is sent `ready` and `source` besides its piece.
+    most = 1.5 * BUDGET + (world.stride + 3) * world.cost
     if world.now - before > most + 1e-9:
         world.wrong.append(
             f"the loop was held for {world.now - before:.3f} s, more than {most:.3f}"
@@ -65,6 +84,8 @@ def pace(world: "World", before: float) -> None:
 def write(world: "World", connection: "Connection", data: bytes) -> None:
     if connection.full and connection.full_since != world.hub.counts.flushes:
         world.wrong.append("a full transport was sent more than the flush that was under way")
+    if connection.full and (b'"type":"ready"' in data or b'"type":"source"' in data):
+        world.wrong.append("a full transport was sent what could wait")
     most = max(world.max_batch, world.max_piece)
     size = (
         data[1] if data[1] < 126 else int.from_bytes(data[2 : 4 if data[1] == 126 else 10], "big")
@@ -78,8 +99,11 @@ def refusal(world: "World", connection: "Connection", code: int) -> None:
         if world.board.begun:
             world.wrong.append("closed with 1013, but the database has been read")
     elif world.asked is not None:
-        if parse_time(world.asked) > world.lost_time:
+        lost = max(world.lost_time, world.dead_time if connection.consumer.told else 0)
+        if parse_time(world.asked) > lost:
             world.wrong.append(f"refused, but nothing since {world.asked} is lost")
+    elif connection.consumer.told and world.dead_seq > connection.joined:
+        pass
     elif world.lost_seq <= max(connection.seq or 0, connection.until):
         world.wrong.append(
             f"refused at {connection.seq} (until {connection.until}),"
@@ -95,16 +119,26 @@ def live(world: "World", connection: "Connection", *, complete: bool) -> None:
     if connection.live_since is None or not connection.never_full or connection.broken:
         return
     wanted, due = connection.consumer.wanted, dict[str, bool]()
-    for seq, was, now, steady, loose in world.pushed:
+    lenient = set[str]()
+    """Runs of which a change is pending that the board may send to more clients than necessary."""
+    for run_id, seq, was, now, steady, loose in world.pushed:
         if seq <= connection.live_since or (seq > connection.reached and not complete):
             continue
-        run_id = now[ID]
         if due.get(run_id) and not steady:
-            raise Violation(f"no change before {run_id} became {now[STATUS]} (seq {seq}) was sent")
+            became = "deleted" if now is None else now[STATUS]
+            raise Violation(f"no change before {run_id} became {became} (seq {seq}) was sent")
+        if now is None and (not connection.consumer.told or seq <= connection.joined):
+            continue  # what was deleted before it joined is not on its way if nobody was told
         concerned = due.get(run_id, False) or wanted(was) or wanted(now)
         received = seq in connection.received
-        if received and not concerned and not loose:
-            raise Violation(f"{now} does not concern {wanted}")
+        if not steady:
+            lenient.discard(run_id)
+        if loose:
+            lenient.add(run_id)
+        if received:
+            if not concerned and run_id not in lenient:
+                raise Violation(f"{now} does not concern {wanted}")
+            lenient.discard(run_id)
         due[run_id] = concerned and not received
     if complete and any(due.values()):
         raise Violation(f"a live client was not sent the last change of {due}")
@@ -113,6 +147,9 @@ def live(world: "World", connection: "Connection", *, complete: bool) -> None:
 
 
 def view(world: "World", consumer: "Consumer") -> None:
+    if consumer.told:
+        for run_id in consumer.view.keys() - world.table.keys() - world.untold:
+            raise Violation(f"{consumer.wanted} still holds {run_id}, which was deleted")
     for run_id, run in world.table.items():
         concerned = (
             consumer.loaded
@@ -139,7 +176,13 @@ def rest(world: "World") -> None:
         )
     for consumer in world.consumers:
         assert consumer.connection is not None
-        live(world, consumer.connection, complete=True)
+        connection = consumer.connection
+        if consumer.told and world.dead_seq > connection.joined:
+            raise Violation("a client was not told that deletes are unknown")
+        for kind, count in (("ready", connection.ready), ("source", connection.sources)):
+            if kind in consumer.include and not count:
+                raise Violation(f"a client was not sent {kind}")
+        live(world, connection, complete=True)
         view(world, consumer)
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from brain.delivery import batches, board, hub
+from brain.delivery import batches, board, cohorts, freshness, hub, log, pending, tombstones
 from tests.unit.delivery.world import Engine
 
 
@@ -34,19 +34,32 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
     return copy
 
 
+USES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
+    batches: (hub, ("plan",)),
+    cohorts: (hub, ("Cohorts",)),
+    freshness: (hub, ("Freshness",)),
+    log: (board, ("Log",)),
+    pending: (hub, ("Pending",)),
+    tombstones: (board, ("buried", "ended_early", "tombstone")),
+}
+"""A module of which board or hub uses these names."""
+
+
 @cache
 def engine(mutant: Mutant | None = None) -> Engine:
     """The real classes, or those of a mutant."""
     if mutant is None:
         return Engine(board.Board, hub.Hub)
     changed = variant(mutant.module, *mutant.changes)
-    if mutant.module is board:
+    user, names = USES.get(mutant.module, (mutant.module, ()))
+    if names:
+        using = variant(user)
+        for name in names:
+            setattr(using, name, getattr(changed, name))
+        changed = using
+    if user is board:
         return Engine(changed.Board, hub.Hub)
-    if mutant.module is hub:
-        return Engine(board.Board, changed.Hub)
-    with_changed_batches = variant(hub)
-    with_changed_batches.cut = changed.cut
-    return Engine(board.Board, with_changed_batches.Hub)
+    return Engine(board.Board, changed.Hub)
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -55,11 +68,10 @@ MUTANTS: dict[str, Mutant] = {
         hub,
         (
             (
-                "self.flushed = self.board.seq\n        self._last",
-                "self._next = self.board.seq\n        self._last",
+                "self.flushed = self.board.seq\n        self.flushed_time",
+                "self._next = self.board.seq\n        self.flushed_time",
             ),
-            ("cut(pushes, self.flushed, ", "cut(pushes, self._next, "),
-            ("cut(some, self.flushed, ", "cut(some, self._next, "),
+            ("alive, self.flushed, ", "alive, self._next, "),
             (
                 "for client in self._late:",
                 "self.flushed = self._next\n        for client in self._late:",
@@ -67,49 +79,61 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R2 the batch just written counts as sent": Mutant(
-        0, hub, (("is None else self._serving\n", "is None else self._serving - 1\n"),)
+        5, hub, (("is None else self._serving\n", "is None else self._serving - 1\n"),)
     ),
     "R2 a later batch does not": Mutant(
-        55, hub, (("self.flushed if self._serving is None else self._serving", "self.flushed"),)
+        0, hub, (("self.flushed if self._serving is None else self._serving", "self.flushed"),)
     ),
     "R3 live again only if nothing was flushed": Mutant(
-        0, hub, (("if client.intact and client.seq == self.flushed:", "if client.intact:"),)
+        0,
+        hub,
+        (("if client.intact and client.seq == self.flushed and (not over):", "if client.intact:"),),
     ),
     "R3 live again only if it was sent nothing but flushes": Mutant(
         59,
         hub,
-        (("if client.intact and client.seq == self.flushed:", "if client.seq == self.flushed:"),),
+        (
+            (
+                "if client.intact and client.seq == self.flushed and (not over):",
+                "if client.seq == self.flushed:",
+            ),
+        ),
     ),
     "R3 the tick continues the catch-up": Mutant(
-        15, hub, (("        return behind\n", "        return False\n"),)
+        4, hub, (("        return behind\n", "        return False\n"),)
     ),
     "R4 a catch-up ends at what was flushed": Mutant(
         12,
         hub,
         (
             (
-                "board.piece(client.seq, flushed, _wanted",
-                "board.piece(client.seq, board.seq, _wanted",
+                "board.log.piece(seq, self.flushed, ",
+                "board.log.piece(seq, self.board.seq, ",
             ),
             (
-                "client.intact = False",
-                "client.seq = min(client.seq, flushed)\n                client.intact = False",
+                "client.intact = False\n            if data",
+                "client.seq = min(client.seq, self.flushed)\n            if data",
             ),
         ),
     ),
     "R5 live only while nothing is pending": Mutant(
-        175,
+        12,
         hub,
-        (("if client.seq == flushed and (not self._pending):", "if client.seq == flushed:"),),
+        (
+            (
+                "if client.seq == self.flushed and (not self._pending):",
+                "if client.seq == self.flushed:",
+            ),
+        ),
     ),
     "R6 no flush starts before the last sweep has ended": Mutant(
         2, hub, (("if not self._pending or self._sweep is not None:", "if not self._pending:"),)
     ),
     "R6 a client that is cut off receives nothing more of the sweep": Mutant(
-        23, hub, (("cut_off.add(client)", "pass"),)
+        0, hub, (("cut_off.add(client)", "pass"),)
     ),
     "R6 a write that fails ends that client only": Mutant(
-        10,
+        2,
         hub,
         (
             (
@@ -119,13 +143,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R6 a client filled while the sweep is suspended still receives the flush": Mutant(
-        575, hub, (("if self._sweep is not None and self._serving is None:", "if False:"),)
+        310, hub, (("if self._sweep is not None and self._serving is None:", "if False:"),)
     ),
     "R6 a suspended sweep is inside no client's write": Mutant(
-        680, hub, (("self._serving = None\n                            yield", "yield"),)
+        136, hub, (("self._serving = None\n                            yield", "yield"),)
     ),
     "R6 a client filled while the sweep is suspended is cut off after it": Mutant(
-        85,
+        0,
         hub,
         (
             (
@@ -135,13 +159,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R6 unless it has drained": Mutant(
-        306,
+        47,
         hub,
         (("            self._late.discard(client)\n            return", "            return"),),
     ),
     "R7 conflation appends the newer change": Mutant(
         9,
-        hub,
+        pending,
         (
             (
                 "                steady_at[run_id] = len(pending)",
@@ -154,16 +178,16 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R8 a change of status is never conflated": Mutant(
-        8, hub, (("if steady:\n                place", "if True:\n                place"),)
+        8, pending, (("if steady:\n                place", "if True:\n                place"),)
     ),
     "R8 a change of status ends the chain": Mutant(
-        14, hub, (("steady_at.pop(run_id, None)", "pass"),)
+        5, pending, (("steady_at.pop(run_id, None)", "pass"),)
     ),
     "R8 what is merged unites its facets": Mutant(
-        8, hub, (("merged = tuple(dict.fromkeys(older_facets + facets))", "pass"),)
+        2, pending, (("merged = tuple(dict.fromkeys(older_facets + facets))", "pass"),)
     ),
     "R9 time never decreases": Mutant(
-        3,
+        0,
         board,
         (
             (
@@ -176,16 +200,16 @@ MUTANTS: dict[str, Mutant] = {
         2, board, (("self._advance(event.at)\n        if event.new", "if event.new"),)
     ),
     "R9 since includes its own time": Mutant(
-        3, board, (("bisect_left(self._times, time)", "bisect_right(self._times, time)"),)
+        3, log, (("bisect_left(self.times, time)", "bisect_right(self.times, time)"),)
     ),
     "R9 the time of an evicted change is a gap": Mutant(
-        1, board, (("time <= self.floor_time", "time < self.floor_time"),)
+        2, board, (("time <= floor", "time < floor"),)
     ),
     "R9 a time before the first Snapshot is a gap": Mutant(
-        4, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
+        11, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
     ),
     "R9 the time of the first Snapshot is not": Mutant(
-        16,
+        3,
         board,
         (("self.floor_time = max(self.floor_time, event.at - 1)", "self.floor_time = event.at"),),
     ),
@@ -195,21 +219,28 @@ MUTANTS: dict[str, Mutant] = {
         (("is_or_was = (now,) if before == now else (before, now)", "is_or_was = (now,)"),),
     ),
     "R10 a catch-up concerns filters for anything it was": Mutant(
-        8, board, (("run, frame, ever, xid)", "run, frame, (now,), xid)"),)
+        7,
+        board,
+        (
+            (
+                "= entry\n        log = self.log",
+                "= entry = (*entry[:4], (now,), xid)\n        log = self.log",
+            ),
+        ),
     ),
     "R10 a run with too many facets was anything": Mutant(
-        12, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
+        10, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
     ),
     "R10 an unknown run that is updated was anything finished": Mutant(
-        26, board, (("() if op == 'insert' else FINISHED", "()"),)
+        0, board, (("() if op == 'insert' else self._unheld", "()"),)
     ),
     "R10 so was an unknown finished run of a Snapshot": Mutant(
-        11,
+        2,
         board,
-        (("run[STATUS] in ACTIVE else FINISHED", "run[STATUS] in ACTIVE else ()"),),
+        (("run[STATUS] in ACTIVE else self._unheld", "run[STATUS] in ACTIVE else ()"),),
     ),
     "R10 an inserted run was nothing": Mutant(
-        9, board, (("() if op == 'insert' else FINISHED", "FINISHED"),)
+        0, board, (("() if op == 'insert' else self._unheld", "self._unheld"),)
     ),
     "R11 unfinished runs are never evicted": Mutant(
         11,
@@ -222,66 +253,48 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R12 a gap is refused": Mutant(
-        26, hub, (("if board.floor > max(client.seq, client.until):", "if False:"),)
+        0, hub, (("self.board.floor > max(client.seq, client.until) or", "False or"),)
     ),
     "R12 nothing else is refused": Mutant(
         0,
         hub,
-        (("if board.floor > max(client.seq, client.until):", "if board.floor > client.seq:"),),
+        (("self.board.floor > max(client.seq, client.until)", "self.board.floor > client.seq"),),
     ),
     "R12 an eviction makes a gap": Mutant(
         5, board, (("self.floor = max(self.floor, entry[SEQ])", "pass"),)
     ),
     "R12 a new beginning makes a gap": Mutant(
-        1, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
+        11, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
     ),
     "R13 a run that is gone is removed": Mutant(
-        58,
+        28,
         board,
-        (
-            (
-                "_up_to(known, event.unless_after):\n                self._forget(known)",
-                "_up_to(known, event.unless_after):\n                pass",
-            ),
-        ),
+        (("pushes += self._bury(run_id, 0, known)", "pass"),),
     ),
     "R13 the first Snapshot pushes nothing": Mutant(
-        29, board, (("            pushes = []\n", ""),)
+        3, board, (("_time)\n        return []", "_time)\n        return pushes"),)
     ),
     "R13 the first Snapshot counts as flushed": Mutant(
-        16, hub, (("self.flushed = self.board.seq\n            if self._ready", "if self._ready"),)
+        1,
+        hub,
+        (
+            (
+                "self.flushed, self.flushed_time = (self.board.seq, self.board.reached)\n",
+                "pass\n",
+            ),
+        ),
     ),
     "R13 a comparison does not override a newer change": Mutant(
         0, board, (("return news and _up_to(known, unless_after)", "return news"),)
     ),
-    "R13 nor a newer delete": Mutant(43, board, (("self._deleted[run[ID]] = self.seq", "pass"),)),
     "R13 nor a newer truncate": Mutant(
-        635,
-        board,
-        (
-            (
-                "self._deleted.clear()\n                self._deleted_floor = self.seq",
-                "self._deleted.clear()",
-            ),
-        ),
-    ),
-    "R13 nor deletes that are too many to remember": Mutant(
-        63,
-        board,
-        (("            self._deleted_floor = self.seq\n        return", "        return"),),
+        635, board, (("max(self.floor, self.dead_floor) <= unless_after", "True"),)
     ),
     "R13 nor what was evicted": Mutant(
-        1,
-        board,
-        (
-            (
-                "max(self.floor, self._deleted.get(run[ID], self._deleted_floor))",
-                "self._deleted.get(run[ID], self._deleted_floor)",
-            ),
-        ),
+        0, board, (("max(self.floor, self.dead_floor) <=", "self.dead_floor <="),)
     ),
     "R13 nor is a run gone that has changed since": Mutant(
-        8502,
+        2,
         board,
         (
             (
@@ -291,22 +304,208 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R14 a client without since and snapshot is live at once": Mutant(
-        0, hub, (("cohort.live.add(client)\n            return", "client.seq = self.flushed"),)
+        2,
+        hub,
+        (
+            (
+                "elif cohort.deleted and self._pending:\n            client.seq = self.board.seq",
+                "else:\n            client.seq = self.flushed",
+            ),
+        ),
     ),
-    "R15 a piece is for one filter": Mutant(40, hub, (("key = (cohort.filter, ", "key = (ALL, "),)),
+    "R15 a piece is for one filter": Mutant(10, hub, (("key = (cohort, ", "key = (None, "),)),
     "R15 a piece is for one snapshot": Mutant(
-        14, hub, (("client.until if client.seq < client.until else 0)", "0)"),)
+        0, hub, (("client.until if seq < client.until else 0)", "0)"),)
     ),
     "R15 a piece ends before the roundest seq": Mutant(
-        26, board, (("len(frames), common - 1,", "len(frames), common,"),)
+        9, log, (("len(frames), common - 1,", "len(frames), common,"),)
     ),
     "R15 a piece is bounded": Mutant(
-        25, board, (("if frames and size + len(frame) > limit:", "if False:"),)
+        25, log, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
     "R16 a sweep yields": Mutant(10, hub, (("if turns + len(some) > stride:", "if False:"),)),
-    "R16 a catch-up stops": Mutant(16, hub, (("if self._clock() > deadline:", "if False:"),)),
+    "R16 a catch-up stops": Mutant(57, hub, (("if self._clock() > deadline:", "if False:"),)),
     "R17 a batch is cut": Mutant(
         2, batches, (("if frames and size + len(frame) > limit:", "if False:"),)
+    ),
+    "I1 ready comes behind what was asked for": Mutant(
+        1, hub, (("client.seq >= client.goal", "client.seq >= 0"),)
+    ),
+    "I1 ready has a time from which nothing is lost": Mutant(
+        69, hub, (("if behind else None", "if False else None"),)
+    ),
+    "I1 ready is sent": Mutant(1, hub, (("if client.goal is not None and", "if False and"),)),
+    "I1 ready is sent once": Mutant(1, hub, (("client.goal = None\n", "pass\n"),)),
+    "I2 source has a time from which nothing is lost": Mutant(
+        5,
+        freshness,
+        (
+            (
+                "source_message(report, self._sender.flushed_time)",
+                "source_message(report, self._sender.board.time)",
+            ),
+        ),
+    ),
+    "I2 source is not sent while a sweep is under way": Mutant(
+        0, freshness, (("elif self._sender.sweeping:", "elif False:"),)
+    ),
+    "I2 source is sent to live clients only": Mutant(
+        5, freshness, (("(client.seq is None or waiting)", "True"),)
+    ),
+    "I2 source is not sent to a full transport": Mutant(
+        0, freshness, (("and (not client.paused):", "and True:"),)
+    ),
+    "I2 a client that has caught up is told of the source": Mutant(
+        1,
+        hub,
+        (
+            (
+                "cohort.live.add(client)\n                if cohort.source:",
+                "cohort.live.add(client)\n                if False:",
+            ),
+        ),
+    ),
+    "T1 a tombstone is evicted": Mutant(
+        0,
+        board,
+        (
+            (
+                "self._done.move_to_end(run_id)\n        return [] if",
+                "self._done.pop(run_id)\n        return [] if",
+            ),
+        ),
+    ),
+    "T1 a tombstone is absent": Mutant(
+        0, board, (("None if entry is None or is_tombstone(entry) else entry", "entry"),)
+    ),
+    "T2 a delete concerns filters for what the run was last": Mutant(
+        0, tombstones, (("return ((last,), ever)", "return (((DELETED, None, None),), ever)"),)
+    ),
+    "T2 a catch-up concerns filters for anything it was": Mutant(
+        33,
+        tombstones,
+        (("(*(each for each in ever if each != last), last)", "(last,)"),),
+    ),
+    "T2 a run that is not held was anything finished": Mutant(
+        2,
+        board,
+        (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
+    ),
+    "T3 a flush has no tombstones for the others": Mutant(
+        0, pending, (("if self._tombstones:", "if False:"),)
+    ),
+    "T3 nor for the others with a filter": Mutant(
+        0, cohorts, (("(alive or cohort.deleted)", "True"),)
+    ),
+    "T3 nor has a catch-up": Mutant(
+        4, log, (("or (run[STATUS] == DELETED and (not deleted))", ""),)
+    ),
+    "T4 the push of a run that comes back has been what its tombstone was": Mutant(
+        2, board, (("is_or_was = ever\n            self.size", "pass\n            self.size"),)
+    ),
+    "T4 so has its entry": Mutant(
+        2,
+        board,
+        (("self.tombstones -= 1\n", "self.tombstones -= 1\n                ever = (now,)\n"),),
+    ),
+    "T4 a run that left as running and comes back later was anything": Mutant(
+        38, board, (("self._unheld = ANYTHING", "pass"),)
+    ),
+    "T5 a run that is gone is buried": Mutant(
+        85, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
+    ),
+    "T5 a row that is older than the tombstone is skipped": Mutant(
+        19,
+        board,
+        (
+            (
+                "news and _up_to(known, unless_after)",
+                "news and (is_tombstone(known) or _up_to(known, unless_after))",
+            ),
+        ),
+    ),
+    "T5 a row of another Snapshot is alive again": Mutant(
+        11,
+        board,
+        (
+            (
+                "news and _up_to(known, unless_after)",
+                (
+                    "news and _up_to(known, unless_after) and "
+                    "(unless_after is not None or not is_tombstone(known))"
+                ),
+            ),
+        ),
+    ),
+    "T6 a truncate is a gap": Mutant(
+        0,
+        board,
+        (
+            (
+                "self._shown.clear()\n                self._delete_unnamed()",
+                "self._shown.clear()\n                self.seq += 1",
+            ),
+        ),
+    ),
+    "T6 for the live clients too": Mutant(
+        0, hub, (("if self.board.dead_floor != self._dead_floor:", "if False:"),)
+    ),
+    "T6 for a since": Mutant(
+        4,
+        board,
+        (("max(self.floor_time, self.dead_floor_time) if deleted", "self.floor_time if deleted"),),
+    ),
+    "T6 for a client that drains before the next flush": Mutant(
+        282, hub, (("and (not over):", "and True:"),)
+    ),
+    "T6 for a client that lags": Mutant(
+        0,
+        hub,
+        (
+            (
+                "cohort.deleted and self._dead_floor > max(client.seq, client.joined)):",
+                "cohort.deleted and client.intact and self._dead_floor > client.joined):",
+            ),
+        ),
+    ),
+    "T6 not for one that has joined since": Mutant(
+        0,
+        hub,
+        (
+            (
+                "self._dead_floor > max(client.seq, client.joined)):",
+                "self._dead_floor > client.seq):",
+            ),
+        ),
+    ),
+    "T6 time goes on above it": Mutant(0, board, (("self.time += 1", "pass"),)),
+    "T7 so are deletes that may be unknown": Mutant(
+        0, board, (("if event.deletes_unknown:", "if False:"),)
+    ),
+    "T8 deletes before a restart are unknown": Mutant(
+        24, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
+    ),
+    "T8 and time goes on above it": Mutant(
+        5, board, (("self.time = event.at + 1", "self.time = event.at"),)
+    ),
+    "T9 a tombstone is conflated with nothing": Mutant(
+        0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
+    ),
+    "T9 a run that is buried again is not told again": Mutant(
+        0, board, (("return [] if told else", "return"),)
+    ),
+    "T9 but its tombstone is newer": Mutant(
+        1407,
+        board,
+        (
+            (
+                "again = told = known is not None and is_tombstone(known)\n",
+                (
+                    "again = told = known is not None and is_tombstone(known)\n"
+                    "        if again:\n            return []\n"
+                ),
+            ),
+        ),
     ),
 }
 """By the rule that each lacks. The number is that of the rule in hub.py or board.py."""

@@ -12,21 +12,9 @@ import pytest
 from brain.contract.events import Changes, Op, Resumed, Snapshot, only_id
 from brain.contract.messages import ID, UNCHANGED, Micros, Run, body, iso, message
 from brain.contract.subscription import ANY, facet
-from brain.delivery.board import (
-    ANYTHING,
-    FACETS,
-    FINISHED,
-    FRAME,
-    OVERHEAD,
-    PIECE,
-    RUN,
-    SEQ,
-    TIME,
-    XID,
-    Board,
-    Entry,
-    Push,
-)
+from brain.delivery.board import OVERHEAD, Board, Push
+from brain.delivery.log import DELETED, FACETS, FRAME, PIECE, RUN, SEQ, TIME, XID, Entry
+from brain.delivery.tombstones import ANYTHING, FINISHED
 from tests.unit.delivery.runs import PLENTY, T, run
 
 
@@ -90,13 +78,6 @@ def test_a_later_snapshot_pushes_what_differs() -> None:
     assert board.differs(run("unknown"))
 
 
-def test_a_run_that_is_gone_is_removed() -> None:
-    board = begun(PLENTY, run("r"), run("s"))
-    assert board.apply(Snapshot([], T, gone=["r", "never known"])) == []
-    assert "r" not in board
-    assert set(board.unfinished()) == {"s"}
-
-
 def test_a_comparison_does_not_override_newer_changes() -> None:
     board = begun(PLENTY, run("lost"), run("changed"), run("gone"), run("back"))
     asked = board.seq
@@ -108,7 +89,8 @@ def test_a_comparison_does_not_override_newer_changes() -> None:
         gone=["gone", "back"],
         unless_after=asked,
     )
-    assert [entry[RUN] for entry, _, _ in board.apply(found)] == [run("lost", "running")]
+    lost, gone = [entry[RUN] for entry, _, _ in board.apply(found)]
+    assert (lost, gone[:2]) == (run("lost", "running"), ("gone", DELETED))
     assert board.corrections == 1
     assert set(board.unfinished()) == {"lost", "changed", "back"}
 
@@ -122,17 +104,6 @@ def test_a_comparison_does_not_bring_back_a_run_deleted_since(op: Op) -> None:
     assert "r" not in board
     # A query after the delete is news again.
     assert board.apply(Snapshot([run("r")], T, unless_after=board.seq)) != []
-
-
-def test_deletes_are_remembered_one_by_one_up_to_a_limit_and_then_as_one() -> None:
-    board = begun(max_deleted=2)
-    asked = board.seq
-    board.apply(Changes([("delete", only_id("r")), ("delete", only_id("s"))], T, 7))
-    found = Snapshot([run("r"), run("s"), run("lost")], T, unless_after=asked)
-    ((entry, _, _),) = board.apply(found)
-    assert entry[RUN] == run("lost")
-    board.apply(Changes([("delete", only_id(run_id)) for run_id in "tuv"], T, 7))
-    assert board.apply(Snapshot([run("u"), run("more")], T, unless_after=asked)) == []
 
 
 def test_a_comparison_does_not_bring_back_a_run_evicted_since() -> None:
@@ -267,16 +238,17 @@ def test_an_unchanged_value_comes_from_the_board_or_is_absent() -> None:
     assert b"null" not in entry[FRAME]
 
 
-def test_delete_and_truncate_are_not_pushed_and_move_the_seq() -> None:
+def test_delete_and_truncate_move_the_seq() -> None:
     board = begun(PLENTY, run("a"), run("b"), run("c", "failed"))
     for op, left in (("delete", {"b"}), ("truncate", set[str]())):
         seq = board.seq
-        assert board.apply(Changes([(op, only_id("a"))], T, 7)) == []  # type: ignore[list-item]
+        pushes = board.apply(Changes([(op, only_id("a"))], T, 7))  # type: ignore[list-item]
+        assert [entry[RUN][:2] for entry, _, _ in pushes] == [("a", DELETED)] * (op == "delete")
         assert board.seq == seq + 1
         assert set(board.unfinished()) == left
     assert len(board) == 0
     assert board.size == 0
-    assert board.piece(0, board.seq, None) == (b"", board.seq)
+    assert board.log.piece(0, board.seq) == (b"", board.seq)
 
 
 # Time
@@ -339,9 +311,9 @@ def test_stale_entries_are_compacted() -> None:
     board = begun(PLENTY, run("r"))
     for i in range(5000):
         change(board, "update", run("r", ("completed", "failed")[i % 2]))
-    assert len(board._log) < 1100
-    assert frames(board.piece(0, board.seq, None)[0]) == ["r"]
-    assert board.since(T) == board._seqs[0] - 1
+    assert len(board.log.entries) < 1100
+    assert frames(board.log.piece(0, board.seq, None)[0]) == ["r"]
+    assert board.since(T) == board.log.seqs[0] - 1
 
 
 def lives(count: int) -> Iterator[tuple[Op, Run]]:
@@ -396,17 +368,17 @@ def test_the_memory_charged_is_the_memory_used() -> None:
 def test_a_piece_has_the_current_state_of_changed_runs_oldest_first() -> None:
     board = begun(PLENTY, run("a"), run("b"), run("c"))
     change(board, "update", run("a", "running"))
-    assert frames(board.piece(0, 4, None)[0]) == ["b", "c", "a"]
-    assert frames(board.piece(0, 3, None)[0]) == ["b", "c"], "never beyond"
-    assert frames(board.piece(2, 4, None)[0]) == ["c", "a"]
-    assert board.piece(4, 4, None) == (b"", 4)
+    assert frames(board.log.piece(0, 4, None)[0]) == ["b", "c", "a"]
+    assert frames(board.log.piece(0, 3, None)[0]) == ["b", "c"], "never beyond"
+    assert frames(board.log.piece(2, 4, None)[0]) == ["c", "a"]
+    assert board.log.piece(4, 4, None) == (b"", 4)
     wanted: list[Entry] = []
 
     def want(entry: Entry) -> bool:
         wanted.append(entry)
         return entry[RUN][ID] == "a"
 
-    data, reached = board.piece(0, 4, want)
+    data, reached = board.log.piece(0, 4, want)
     assert (frames(data), reached) == (["a"], 4)
     assert len(wanted) == 3, "a stale entry is not even looked at"
 
@@ -414,7 +386,7 @@ def test_a_piece_has_the_current_state_of_changed_runs_oldest_first() -> None:
 def all_pieces(board: Board, after: int) -> list[tuple[bytes, int]]:
     pieces = []
     while after < board.seq:
-        data, after = board.piece(after, board.seq, None)
+        data, after = board.log.piece(after, board.seq, None)
         pieces.append((data, after))
     return pieces
 
@@ -437,17 +409,17 @@ def test_pieces_are_bounded_and_soon_shared(text: int) -> None:
 
 def test_a_full_piece_ends_before_the_roundest_seq_of_its_second_half() -> None:
     board = begun(PLENTY, *(run(f"r{i}", error="x" * 400) for i in range(300)))
-    size = len(board.piece(0, 1, None)[0])
+    size = len(board.log.piece(0, 1, None)[0])
     assert PIECE // 2 // size < 64
     assert 96 < PIECE // size < 128
-    assert [board.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [
+    assert [board.log.piece(after, 300, None)[1] for after in (0, 95, 100, 127, 250)] == [
         95,
         191,
         191,
         191,
         300,
     ]
-    assert frames(board.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
+    assert frames(board.log.piece(0, 300, None)[0]) == [f"r{i}" for i in range(95)]
 
 
 def test_a_piece_of_large_frames_ends_before_it_is_too_long() -> None:
@@ -486,7 +458,7 @@ def resumed(board: Board, **options: Any) -> Board:
 def ids_since(board: Board, time: Micros) -> list[str]:
     seq = board.since(time)
     assert seq is not None, "a gap"
-    return frames(board.piece(seq, board.seq, None)[0])
+    return frames(board.log.piece(seq, board.seq, None)[0])
 
 
 def test_resumed_runs_have_the_times_of_before() -> None:
@@ -497,7 +469,10 @@ def test_resumed_runs_have_the_times_of_before() -> None:
     assert ids_since(board, T + 2) == ids_since(board, T + 5) == ["ended", "new"]
     assert ids_since(board, T + 6) == ["new"]
     assert ids_since(board, T + 10) == []
-    assert (board.time, board.last_time, board.floor_time) == (T + 9, T + 9, T)
+    assert (board.time, board.last_time, board.floor_time) == (T + 10, T + 9, T)
+    # Nobody knows what was deleted before: see T8.
+    assert (board.dead_floor_time, board.since(T + 9, deleted=True)) == (T + 9, None)
+    assert board.since(T + 10, deleted=True) is not None
     assert set(board.unfinished()) == {"old", "older", "new"}
 
 
@@ -516,9 +491,9 @@ def test_time_goes_on_where_it_ended_before_the_restart() -> None:
     """The database's clock may have been set back."""
     board = Board(PLENTY)
     board.apply(Resumed([], [], T + 50, T))
-    assert (board.time, board.last_time) == (T + 50, T)
+    assert (board.time, board.last_time) == (T + 51, T)
     entry, _, _ = change(board, "insert", run("r"), T + 10)
-    assert (entry[TIME], board.last_time) == (T + 50, T + 50)
+    assert (entry[TIME], board.last_time) == (T + 51, T + 51)
 
 
 def test_resumed_runs_beyond_the_memory_raise_the_floor() -> None:
@@ -535,7 +510,7 @@ def test_two_rows_of_one_id_are_one_run_after_a_restart() -> None:
     board.apply(Resumed([run("r")], [(T + 5, run("r", "completed"))], T + 9, T))
     assert ids_since(board, T + 1) == ["r"]
     assert not board.unfinished()
-    board.apply(Changes([("delete", only_id("r"))], T, 7))
+    board.apply(Changes([("truncate", only_id(""))], T, 7))
     assert board.size == 0
 
 
@@ -551,7 +526,7 @@ def test_every_time_is_remembered_before_it_is_sent() -> None:
     assert board.floor_time == T + 3
     assert told[-1] == T + 4
     board.apply(Resumed([], [], T + 50, T))
-    assert told[-1] == T + 50
+    assert told[-1] == board.time == T + 51
 
 
 def test_the_last_time_is_that_of_the_newest_change() -> None:
@@ -561,8 +536,8 @@ def test_the_last_time_is_that_of_the_newest_change() -> None:
     board.apply(Snapshot([], T + 5))
     assert (board.time, board.last_time) == (T + 5, T)
     change(board, "update", run("r", "running"), T + 7)
-    board.apply(Changes([("delete", only_id("r"))], T + 9, 7))
-    assert (board.time, board.last_time) == (T + 9, T + 7)
+    board.apply(Changes([("truncate", only_id(""))], T + 9, 7))
+    assert (board.time, board.last_time) == (T + 10, T + 7)
 
 
 def test_of_an_empty_table_the_last_time_is_the_floor() -> None:

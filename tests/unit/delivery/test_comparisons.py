@@ -26,7 +26,7 @@ def test_the_outcome_counts_what_differed_and_what_was_removed() -> None:
 def test_the_outcome_counts_rows_that_the_board_takes_for_deleted() -> None:
     board = Board(1 << 20)
     board.apply(Snapshot([run("a")], 1))
-    board._deleted_floor = 1 << 60
+    board.dead_floor = 1 << 60
     assert compared(board, run("a"), run("new"), after=board.seq) == Outcome(skipped=1)
 
 

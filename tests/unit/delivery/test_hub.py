@@ -4,18 +4,20 @@ test_hub_histories.py.
 
 import json
 from collections.abc import Callable, Collection
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
-from brain.contract.events import Changes, Op, Snapshot
+from brain.contract.events import Changes, Op, Snapshot, only_id
+from brain.contract.include import NO_SOURCE, SourceReport
 from brain.contract.messages import Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
-from brain.delivery.board import OVERHEAD, PIECE, Board
+from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
+from brain.delivery.log import PIECE
 from tests.unit.delivery.runs import PLENTY, T, run
 
 INTERVAL = 0.025
@@ -39,6 +41,7 @@ class Reader(Client):
     def __init__(self) -> None:
         self.write = self.take
         self.got: list[tuple[str, str, float | None]] = []
+        self.all: list[dict[str, Any]] = []
         self.writes: list[bytes] = []
         self.closed: int | None = None
         self.dropped: Exception | None = None
@@ -51,8 +54,10 @@ class Reader(Client):
         while data:
             head = {126: 4, 127: 10}.get(data[1], 2)
             size = head + (data[1] if head == 2 else int.from_bytes(data[2:head], "big"))
-            run = json.loads(data[head:size])["data"]
-            self.got.append((run["id"], run["status"], run.get("progress")))
+            message = json.loads(data[head:size])
+            self.all.append(message)
+            if "status" in (run := message.get("data", {})):
+                self.got.append((run["id"], run["status"], run.get("progress")))
             data = data[size:]
         if self.full and not self.paused:
             self.room.hub.pause(self)
@@ -63,6 +68,10 @@ class Reader(Client):
 
     def ids(self) -> list[str]:
         return [run_id for run_id, _, _ in self.taken()]
+
+    def types(self) -> list[tuple[str, str]]:
+        """Of every message: its type, and the id of its run."""
+        return [(each["type"], each.get("data", {}).get("id", "")) for each in self.all]
 
     def drain(self) -> None:
         self.full = False
@@ -82,7 +91,12 @@ class Room:
     """A hub, its board and its clock."""
 
     def __init__(
-        self, memory: int = PLENTY, *rows: Run, begun: bool = True, interval: float = INTERVAL
+        self,
+        memory: int = PLENTY,
+        *rows: Run,
+        begun: bool = True,
+        interval: float = INTERVAL,
+        report: Callable[[], SourceReport] = lambda: NO_SOURCE,
     ) -> None:
         self.now = 100.0
         self.cost = 0.0
@@ -95,6 +109,7 @@ class Room:
             clock=lambda: self.now,
             call_later=self.call_later,
             observe=self.observed.append,
+            report=report,
         )
         if begun:
             self.hub.push(self.board.apply(Snapshot(list(rows), T)))
@@ -128,6 +143,9 @@ class Room:
 
     def change(self, *rows: Run, op: Op = "update", at: Micros = T + 1) -> None:
         self.hub.push(self.board.apply(Changes([(op, row) for row in rows], at, 7)))
+
+    def delete(self, run_id: str, at: Micros = T + 1) -> None:
+        self.change(only_id(run_id), op="delete", at=at)
 
 
 def agents(*names: str) -> Filter:

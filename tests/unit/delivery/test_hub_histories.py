@@ -8,16 +8,17 @@ BRAIN_HISTORIES=1 BRAIN_FIRST_HISTORY=4711 pytest tests/unit/delivery/test_hub_h
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 
-from brain.delivery import board, hub
+from brain.delivery import board, freshness, hub, log, pending, tombstones
+from tests.support import ROOT
 from tests.unit.delivery.judge import Violation
 from tests.unit.delivery.mutants import MUTANTS, engine
 from tests.unit.delivery.world import histories
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
+RULES = (("I", 2), ("R", 17), ("T", 9))
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))
 PARTS = 6
 """So that several processes share the work."""
@@ -41,14 +42,15 @@ def test_a_history_goes_wrong_without(rule: str) -> None:
 
 def test_each_rule_is_stated_once_and_has_a_test_and_a_mutant() -> None:
     stated: list[str] = []
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    for module in (board, hub):
-        rules = re.split(r"^R(\d+) ", module.__doc__ or "", flags=re.MULTILINE)[1:]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for module in (board, freshness, hub, log, pending, tombstones):
+        rules = re.split(r"^([IRT]\d+) ", module.__doc__ or "", flags=re.MULTILINE)[1:]
         for number, text in zip(rules[::2], rules[1::2], strict=True):
             stated.append(number)
             names = re.findall(r"\btest_\w+", text)
-            assert names, f"R{number} names no test"
+            assert names, f"{number} names no test"
             for name in names:
                 assert f"def {name}(" in tests, name
-    assert sorted(stated, key=int) == [str(number) for number in range(1, 18)]
-    assert {rule.partition(" ")[0] for rule in MUTANTS} == {f"R{number}" for number in stated}
+    expected = [f"{kind}{number}" for kind, most in RULES for number in range(1, most + 1)]
+    assert sorted(stated) == sorted(expected)
+    assert {rule.partition(" ")[0] for rule in MUTANTS} == set(stated)

@@ -10,9 +10,11 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from brain.contract.events import Changes, Event, Op, Snapshot, only_id
+from brain.contract.events import Changes, Event, Op, Resumed, Snapshot, only_id
+from brain.contract.include import INCLUDE, Include, SourceReport
 from brain.contract.messages import (
     ACTIVE,
     ID,
@@ -25,7 +27,8 @@ from brain.contract.messages import (
     iso,
     text_frame,
 )
-from brain.delivery.board import ENTRY, RUN, SEQ, TIME, Push
+from brain.delivery.board import ENTRY, Push
+from brain.delivery.log import DELETED, RUN, SEQ, TIME
 from tests.unit.delivery import judge
 from tests.unit.delivery.consumers import Connection, Consumer, Criteria
 from tests.unit.delivery.judge import FINISHED, Violation
@@ -39,6 +42,14 @@ NEXT = {
 AGENTS = ("a", "b", None)
 TASKS = ("t", "u", None)
 DAY = 86_400_000_000
+WISHES: tuple[tuple[Include, ...], ...] = (
+    (),
+    (),
+    (),
+    ("deleted",),
+    ("deleted",),
+    ("ready", "source"),
+)
 
 
 class Engine(NamedTuple):
@@ -53,13 +64,24 @@ class Engine(NamedTuple):
 class Pushed(NamedTuple):
     """A change that the board returned to be pushed, and what the run was before."""
 
+    run_id: str
     seq: int
     was: Run | None
-    now: Run
+    now: Run | None
+    """None: it was deleted."""
     steady: bool
     """The status stayed the same."""
     loose: bool
     """The board cannot know what the run was, and may send it to more clients than necessary."""
+
+
+class Before(NamedTuple):
+    """What a Brain that has ended had told: as if it had kept records of all of it."""
+
+    reported: dict[str, Run]
+    held: dict[str, tuple[int, Micros]]
+    lost_time: Micros
+    newest: Micros
 
 
 class Timer:
@@ -81,7 +103,6 @@ class World:
         self.max_batch = 131072 if real else rng.choice((300, 1200, 5000))
         self.stride = rng.choice((1, 2, 3))
         self.max_facets = rng.choice((2, 4, 32))
-        self.max_deleted = rng.choice((1, 1024))
         self.texts = (
             0,
             0,
@@ -113,13 +134,17 @@ class World:
         self.version = 0
         self.numbers = itertools.count()
         self.table: dict[str, Run] = {}
+        self.outside: set[str] = set()
+        """The ids of rows that the contract cannot express."""
         self.parsed: dict[bytes, Any] = {}
         self.consumers: list[Consumer] = []
+        self.board: Any = None
         self.start()
         for _ in self.names:
             self.change([])
         self.consumers = [
-            Consumer(self, self.draw_filter()) for _ in range(rng.choice((2, 4, 8, 16)))
+            Consumer(self, self.draw_filter(), frozenset(rng.choice((*WISHES, INCLUDE))))
+            for _ in range(rng.choice((2, 4, 8, 16)))
         ]
         self.connections: list[Connection] = []
         self.asked: str | None = None
@@ -150,30 +175,37 @@ class World:
         for consumer in self.consumers:
             if consumer.connection is not None:
                 consumer.disconnect()
+            consumer.restarted()
+        self.before = (
+            Before(self.reported, self.held, self.lost_time, self.newest)
+            if self.board is not None and self.board.begun and self.random.random() < 0.5
+            else None
+        )
         self.timers: list[tuple[float, int, Timer]] = []
+        self.beats: list[tuple[float, int, Timer]] = []
+        """Those of the frames about the source, which never end."""
         self.board = self.engine.board(
             self.memory,
             push_unchanged=self.push_unchanged,
             encode=self.message,
+            encode_deleted=self.deleted_message,
             max_piece=self.max_piece,
             max_facets=self.max_facets,
-            max_deleted=self.max_deleted,
         )
         self.hub = self.engine.hub(
             self.board,
             interval=self.interval,
             clock=lambda: self.now,
             call_later=self.call_later,
+            report=self.report,
             max_batch=self.max_batch,
             stride=self.stride,
         )
         # Patched, because the index holds sets of cohorts, whose order depends on their addresses:
         # a history has to be the same each time it is replayed.
         cohorts = self.hub._cohorts
-        candidates, by_filter = cohorts._candidates, cohorts._by_filter
-        cohorts._candidates = lambda *change: sorted(
-            candidates(*change), key=lambda cohort: list(by_filter).index(cohort.filter)
-        )
+        candidates = cohorts._candidates
+        cohorts._candidates = lambda *change: sorted(candidates(*change), key=list(cohorts).index)
         self.pushed: list[Pushed] = []
         self.pushed_at: dict[str, int] = {}
         """Run id → the seq of its last push."""
@@ -182,6 +214,17 @@ class World:
         self.reported: dict[str, Run] = {}
         """The table as a client would know it that has received everything."""
         self.held: dict[str, tuple[int, Micros]] = {}
+        self.shown: set[str] = set()
+        """What the API showed before the event that is being applied."""
+        self.graves: dict[str, tuple[int, Micros]] = {}
+        """The same of deleted runs that the board holds."""
+        self.buried: set[str] = set()
+        """Runs that the board was told to have left, whether or not it holds their tombstone."""
+        self.untold: set[str] = set()
+        """Runs that were deleted while nobody could tell it."""
+        self.dead_seq = 0
+        self.dead_time: Micros = 0
+        """The newest change that deleted runs without naming them."""
         self.lost_seq = 0
         self.lost_time: Micros = 0
         """The newest change of a run that exists and that the board no longer holds."""
@@ -206,9 +249,19 @@ class World:
         head = f'{{"seq":{self.board.seq},"type":"{TYPES[run[STATUS]]}","data":'
         return text_frame(f'{head}{body(run)},"timestamp":"{iso(time)}"}}'.encode())
 
+    def deleted_message(self, run_id: str, time: Micros) -> bytes:
+        """Like include.deleted_message, with the seq."""
+        head = f'{{"seq":{self.board.seq},"type":"run_deleted","data":{{"id":"{run_id}"}}'
+        return text_frame(f'{head},"timestamp":"{iso(time)}"}}'.encode())
+
+    def report(self) -> SourceReport:
+        return SourceReport("replication" if self.following else "poll", None, "", 0.0)
+
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(callback)
-        heapq.heappush(self.timers, (self.now + delay, next(self.numbers), timer))
+        endless = type(getattr(callback, "__self__", None)).__name__ == "Freshness"
+        queue = self.beats if endless else self.timers
+        heapq.heappush(queue, (self.now + delay, next(self.numbers), timer))
         return timer
 
     def clock(self) -> Micros:
@@ -218,15 +271,24 @@ class World:
     def apply(self, event: Event) -> None:
         begun = self.board.begun
         seq = self.board.seq
+        self.shown = set(self.board._shown)
         pushes: list[Push] = self.board.apply(event)
         self.newest = max(self.newest, event.at, self.lost_time + 1)
         if isinstance(event, Changes):
-            self.note_changes(event, pushes)
-        elif isinstance(event, Snapshot):
+            self.note_changes(event, pushes, seq)
+        elif isinstance(event, Resumed):
+            self.note_resumed(event)
+        else:
             self.note_snapshot(event, pushes, begun, seq)
-        for run_id in [run_id for run_id in self.held if run_id not in self.board]:
-            seq, time = self.held.pop(run_id)
-            self.lost_seq, self.lost_time = max(self.lost_seq, seq), max(self.lost_time, time)
+        for held in (self.held, self.graves):
+            for run_id in [run_id for run_id in held if run_id not in self.board._runs]:
+                seq, time = held.pop(run_id)
+                self.lost_seq, self.lost_time = max(self.lost_seq, seq), max(self.lost_time, time)
+        finished = any(self.reported[run_id][STATUS] in FINISHED for run_id in self.held)
+        if self.board.size > self.memory and (self.graves or finished):
+            self.wrong.append("the board holds more than its memory")
+        if any(run_id in self.board for run_id in self.graves):
+            self.wrong.append("the board takes a tombstone for a run")
         for run_id, run in self.reported.items():
             if run[STATUS] in ACTIVE and run_id not in self.board:
                 self.wrong.append(f"the board has dropped {run_id}, which is {run[STATUS]}")
@@ -234,27 +296,52 @@ class World:
         self.hub.push(pushes)
         judge.pace(self, before)
 
-    def note_changes(self, event: Changes, pushes: list[Push]) -> None:
+    def note_changes(self, event: Changes, pushes: list[Push], seq: int) -> None:
         left = iter(pushes)
         push = next(left, None)
         for op, row in event.rows:
+            run_id = row[ID]
             if op == "truncate":
+                seq += 1
                 self.reported.clear()
-                self.held.clear()
+                self.forget()
+                self.note_dead(seq)
             elif op == "delete":
-                self.reported.pop(row[ID], None)
-                self.held.pop(row[ID], None)
+                seq += 1
+                if push is not None and push[ENTRY][RUN][:2] == (run_id, DELETED):
+                    self.note_burial(push)
+                    push = next(left, None)
+                elif run_id in self.graves and run_id not in self.shown:
+                    self.graves[run_id] = (seq, self.newest)
+                else:
+                    self.wrong.append(f"the board did not push that {run_id} was deleted")
             elif push is not None and push[ENTRY][RUN][:3] == row[:3]:
-                self.note(push, created=op == "insert" and row[ID] not in self.held)
+                seq = push[ENTRY][SEQ]
+                self.note(push, created=op == "insert" and run_id not in self.held)
                 push = next(left, None)
-            elif self.push_unchanged or self.reported.get(row[ID], row)[:3] != row[:3]:
+            elif self.push_unchanged or self.reported.get(run_id, row)[:3] != row[:3]:
                 self.wrong.append(f"the board did not push {op} {row}")
+        if push is not None:
+            self.wrong.append(f"the board pushed {push} without a reason")
+
+    def forget(self) -> None:
+        """The board holds nothing any more of finished and deleted runs."""
+        self.held = {run_id: held for run_id, held in self.held.items() if run_id in self.reported}
+        self.graves.clear()
+        self.buried.clear()
+
+    def note_dead(self, seq: int) -> None:
+        self.dead_seq, self.dead_time = seq, self.newest
+        self.newest += 1
+        self.untold.clear()
 
     def note_snapshot(self, event: Snapshot, pushes: list[Push], begun: bool, seq: int) -> None:
         if event.new:
-            for run_id, run in self.reported.items():
-                if run[STATUS] in FINISHED:
-                    self.held.pop(run_id, None)
+            finished = [each for each, run in self.reported.items() if run[STATUS] in FINISHED]
+            for run_id in finished:
+                self.held.pop(run_id, None)
+            self.graves.clear()
+            self.buried.clear()
             self.lost_seq = seq
             self.lost_time = self.newest
         for push in pushes if begun else ():
@@ -262,13 +349,35 @@ class World:
             run = entry[RUN]
             if entry[TIME] < event.at:
                 self.wrong.append(f"{run} has a time before the query that found it")
-            self.note(push, created=run[ID] not in self.held and run[STATUS] in ACTIVE)
+            if run[STATUS] == DELETED:
+                after = event.unless_after
+                if after is not None and self.pushed_at.get(run[ID], 0) > after:
+                    self.wrong.append(f"a comparison has buried {run[ID]}, which is newer")
+                self.note_burial(push)
+            else:
+                self.note(push, created=run[ID] not in self.held and run[STATUS] in ACTIVE)
         for run_id in event.gone:
             if run_id not in self.board:
+                self.untold.discard(run_id)
                 self.reported.pop(run_id, None)
                 self.held.pop(run_id, None)
         if not begun:
             self.note_first_snapshot(event)
+        elif event.deletes_unknown:
+            self.note_dead(self.board.seq)
+
+    def note_resumed(self, event: Resumed) -> None:
+        """Memory reaches over the restart, but nobody knows what was deleted before it (T8)."""
+        self.reported = dict(self.table)
+        rows = [(event.floor_time + 1, run) for run in event.unchanged] + list(event.changed)
+        for seq, (time, run) in enumerate(rows, 1):
+            self.held[run[ID]] = (seq, time)
+        self.lost_time, self.dead_time = event.floor_time, event.at
+        self.newest = max(self.newest, event.at + 1)
+        self.untold.clear()
+        for consumer in self.consumers:
+            if consumer.connection is not None and consumer.snapshot:
+                consumer.owed = self.active_runs()
 
     def note_first_snapshot(self, event: Snapshot) -> None:
         for run in event.rows:
@@ -276,7 +385,8 @@ class World:
             self.reported[run[ID]] = run
             self.held[run[ID]] = (entry[SEQ], entry[TIME])
         if event.complete:
-            self.lost_time = event.at - 1
+            self.lost_time = self.dead_time = event.at - 1
+            self.untold.clear()
             for consumer in self.consumers:
                 if consumer.connection is not None and consumer.snapshot:
                     consumer.owed = self.active_runs()
@@ -284,16 +394,39 @@ class World:
     def note(self, push: Push, *, created: bool) -> None:
         entry = push[ENTRY]
         run = entry[RUN]
-        was = None if created else self.reported.get(run[ID])
-        held = run[ID] in self.held
-        if was is None:
-            self.born[run[ID]] = entry[SEQ]
+        run_id = run[ID]
+        comes_back = run_id in self.graves
+        created = created and not comes_back
+        was = None if created else self.reported.get(run_id)
+        held = run_id in self.held
+        if was is None and (created or run_id not in self.buried):
+            self.born[run_id] = entry[SEQ]
+        if entry[TIME] <= self.dead_time:
+            self.wrong.append(f"{run} has a time that is a gap")
         steady = was is not None and was[STATUS] == run[STATUS]
-        loose = not held and not created
-        self.pushed.append(Pushed(entry[SEQ], was, run, steady, loose))
-        self.reported[run[ID]] = run
-        self.held[run[ID]] = (entry[SEQ], entry[TIME])
-        self.pushed_at[run[ID]] = entry[SEQ]
+        loose = comes_back or run_id in self.shown or (not held and not created)
+        self.shown.discard(run_id)
+        self.pushed.append(Pushed(run_id, entry[SEQ], was, run, steady, loose))
+        self.reported[run_id] = run
+        self.held[run_id] = (entry[SEQ], entry[TIME])
+        self.graves.pop(run_id, None)
+        self.buried.discard(run_id)
+        self.untold.discard(run_id)
+        self.pushed_at[run_id] = entry[SEQ]
+
+    def note_burial(self, push: Push) -> None:
+        entry = push[ENTRY]
+        run_id = entry[RUN][ID]
+        if run_id in self.graves and run_id not in self.shown:
+            self.wrong.append(f"the board pushed twice that {run_id} was deleted")
+        was = self.reported.pop(run_id, None)
+        loose = run_id not in self.held or run_id in self.shown
+        self.shown.discard(run_id)
+        self.pushed.append(Pushed(run_id, entry[SEQ], was, None, steady=False, loose=loose))
+        self.held.pop(run_id, None)
+        self.graves[run_id] = (entry[SEQ], entry[TIME])
+        self.buried.add(run_id)
+        self.untold.discard(run_id)
 
     # The table
 
@@ -304,6 +437,8 @@ class World:
             self.change(rows)
         if not self.following or rng.random() < self.loss:
             self.unreported.update((row[ID], self.version) for _, row in rows)
+            self.untold.update(row[ID] for op, row in rows if op == "delete")
+            self.untold.update(self.names if any(op == "truncate" for op, _ in rows) else ())
             return
         at = self.clock() - rng.choice((0, 0, 0, rng.randint(0, 17_000)))
         cut = rng.choice((len(rows), rng.randint(0, len(rows))))
@@ -321,6 +456,28 @@ class World:
         self.version += 1
         version = self.version / 1000
         error = None if rng.random() < 0.3 else "x" * rng.choice(self.texts)
+        if run_id in self.outside:
+            kind = rng.random()
+            if kind < 0.5:  # it is as it was, or deleted
+                if kind < 0.2:
+                    self.outside.remove(run_id)
+                rows.append(("delete", only_id(run_id)))
+                return
+            self.outside.remove(run_id)
+            task_id, agent = rng.choice(TASKS), rng.choice(AGENTS)
+            back: Run = (
+                run_id,
+                rng.choice(tuple(NEXT)),
+                version,
+                task_id,
+                agent,
+                None,
+                None,
+                error,
+            )
+            rows.append(("update", back))
+            self.table[run_id] = back
+            return
         if old is None:
             status = rng.choice(("queued", "queued", "running", *FINISHED))
             task_id, agent = rng.choice(TASKS), rng.choice(AGENTS)
@@ -330,12 +487,15 @@ class World:
             return
         _, status, _, task_id, agent, _, _, text = old
         kind = rng.random()
-        if kind < 0.03:
+        if kind < 0.05:
             del self.table[run_id]
+            if kind < 0.02:
+                self.outside.add(run_id)
             rows.append(("delete", only_id(run_id)))
             return
-        if kind < 0.033:
+        if kind < 0.053:
             self.table.clear()
+            self.outside.clear()
             if self.followed:
                 rows.append(("truncate", only_id("")))
             else:  # a comparison finds it as a delete of each run
@@ -358,7 +518,7 @@ class World:
 
     # The source
 
-    def query(self, *, new: bool = False) -> Snapshot:
+    def query(self, *, new: bool = False, deletes_unknown: bool = False) -> Snapshot:
         """What changed, and what became of the runs that the board holds as unfinished."""
         rng = self.random
         unfinished = self.board.unfinished()
@@ -368,11 +528,39 @@ class World:
             self.clock(),
             gone=[run_id for run_id in sorted(unfinished) if run_id not in self.table],
             new=new,
+            deletes_unknown=deletes_unknown,
         )
+
+    def poll(self) -> None:
+        """No stream continues here: that finished runs are deleted meanwhile is known to nobody."""
+        if self.board.begun:
+            self.apply(self.query())
+
+    def resumed(self, before: Before) -> Resumed:
+        """What the records of the last process say of the table, from a floor that they reach."""
+        times = [before.lost_time, *(time for _, time in before.held.values())]
+        floor = self.random.choice([time for time in times if time >= before.lost_time])
+        at = max(self.clock(), before.newest)
+        unchanged: list[Run] = []
+        changed: list[tuple[Micros, Run]] = []
+        for run_id, run in self.table.items():
+            _, time = before.held.get(run_id, (0, 0))
+            if run != before.reported.get(run_id):
+                changed.append((at, run))
+            elif time > floor:
+                changed.append((time, run))
+            elif run[STATUS] in ACTIVE:
+                unchanged.append(run)
+        return Resumed(unchanged, sorted(changed), at, floor)
 
     def follow(self) -> None:
         """A Snapshot, in pieces, and the stream from there."""
         rng = self.random
+        if not self.board.begun and self.before is not None:
+            self.apply(self.resumed(self.before))
+            self.following = True
+            self.unreported.clear()
+            return
         if not self.board.begun:
             rows = [run for run in self.table.values() if run[STATUS] in ACTIVE]
             whole = Snapshot(rows, self.clock())
@@ -380,11 +568,11 @@ class World:
                 run_id: run for run_id, run in self.table.items() if run[STATUS] in FINISHED
             }
         else:
-            whole = self.query(new=rng.random() < 0.2)
+            whole = self.query(new=rng.random() < 0.2, deletes_unknown=True)
         cut = rng.randint(0, len(whole.rows))
         if rng.random() < 0.5:
             self.apply(Snapshot(whole.rows[:cut], whole.at, complete=False, new=whole.new))
-            self.apply(Snapshot(whole.rows[cut:], whole.at, gone=whole.gone))
+            self.apply(replace(whole, rows=whole.rows[cut:], new=False))
         else:
             self.apply(whole)
         self.following = True
@@ -418,6 +606,8 @@ class World:
             and rng.random() < 0.2 + 0.6 * self.hurry
         ):
             self.fire()
+        elif self.beats and rng.random() < 0.05:
+            self.beat()
         elif self.hub._sweep is not None and rng.random() < 0.5:
             self.ping(rng.choice(self.consumers))
         elif rng.random() < self.churn:
@@ -437,6 +627,13 @@ class World:
             before = self.now
             timer.callback()
             judge.pace(self, before)
+
+    def beat(self) -> None:
+        """A frame about the source is due, or becomes so."""
+        due, _, timer = heapq.heappop(self.beats)
+        if timer.callback is not None:
+            self.now = max(self.now, due)
+            timer.callback()
 
     def disturb(self, consumer: Consumer) -> None:
         rng = self.random
@@ -476,6 +673,8 @@ class World:
         if not self.following:
             if what < 0.4:
                 self.follow()
+            elif what < 0.6:
+                self.poll()
         elif what < 0.4:
             self.compare()
         elif what < 0.5:
@@ -518,12 +717,13 @@ class World:
     def probe(self) -> None:
         """At rest: what do newcomers receive?"""
         wanted = self.draw_filter()
-        snapshot, since = Consumer(self, wanted), Consumer(self, wanted)
+        include = frozenset(INCLUDE)
+        snapshot, since = Consumer(self, wanted, include), Consumer(self, wanted, include)
         self.consumers = [snapshot, since]
         snapshot.connect(how="snapshot")
         since.start = self.board.seq
         moment = self.random.choice(
-            [entry[TIME] for entry in map(self.board.get, self.held)] or [self.newest]
+            [time for _, time in (*self.held.values(), *self.graves.values())] or [self.newest]
         )
         since.connect(iso(moment))
         refused = since.connection is not None and since.connection.closed

@@ -34,7 +34,7 @@ MUTANTS = {
     ),
     "2 the last change": Mutant(
         board,
-        "if pushes:\n            self.last_time = self.time",
+        "self.last_time = max(self.last_time, self.log.times[-1])",
         "self.last_time = self.time",
         "test_the_last_time_is_that_of_the_newest_change",
         "Board",
@@ -55,7 +55,7 @@ MUTANTS = {
     ),
     "3 where the next one starts": Mutant(
         board,
-        "self.time = event.at\n        self.begun",
+        "self.time = event.at + 1\n        self.begun",
         "self.begun",
         "test_time_goes_on_where_it_ended_before_the_restart",
         "Board",

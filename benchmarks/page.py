@@ -1,0 +1,142 @@
+"""The live page in Chromium, with 10 000 running runs and 1 000 changes a second.
+
+    python -m benchmarks.page [--seconds 60] [--runs 10000] [--rate 1000]
+
+Prints the time from an UPDATE to the document, the times between frames, the CPU of the page's main
+thread, the elements of the document, and the growth of its heap. A change is seen when the row's
+text changes: a visible run carries the time of its UPDATE as its agent.
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import psycopg
+
+from tests.support.browser import BROWSER, chromium, live_page
+from tests.support.postgres import running
+from tests.support.served import served
+from tests.support.template import ROLE, TEMPLATE, with_template
+
+PROBE = "zz-probe"
+EVERY = 0.2
+"""Seconds between two changes of the run that is looked at."""
+
+MEASURE = """
+globalThis.frames = [];
+globalThis.delays = [];
+const watchFrames = last => requestAnimationFrame(now => {
+  frames.push(now - last);
+  watchFrames(now);
+});
+globalThis.begin = () => {
+  frames.length = delays.length = 0;
+  requestAnimationFrame(watchFrames);
+  const row = document.querySelector('[data-run="zz-probe"] .agent');
+  new MutationObserver(() => delays.push(Date.now() - Number(row.textContent)))
+    .observe(row, { characterData: true, childList: true, subtree: true });
+};
+"""
+
+
+def write(url: str, runs: int, rate: int, end: threading.Event) -> None:
+    """In slices of 10 ms, so that changes come evenly."""
+    share = max(1, rate // 100)
+    with psycopg.connect(url, autocommit=True) as connection:
+        due, number, probed = time.monotonic(), 0, 0.0
+        while not end.is_set():
+            ids = [f"run-{(number + i) * 7919 % runs}" for i in range(share)]
+            number += share
+            connection.execute(
+                "UPDATE runs SET progress = (coalesce(progress, 0) + 1)::int %% 100 "
+                "WHERE id = ANY(%s)",
+                [ids],
+            )
+            if time.monotonic() - probed > EVERY:
+                probed = time.monotonic()
+                stamp = str(int(time.time() * 1000))
+                connection.execute("UPDATE runs SET agent = %s WHERE id = %s", [stamp, PROBE])
+            due += share / rate
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--rate", type=int, default=1000)
+    parser.add_argument("--write", type=Path, help="a file for the figures, as JSON")
+    options = parser.parse_args()
+    if BROWSER is None:
+        print("skipped: neither chromium nor google-chrome is installed")
+        return
+    with running() as empty:
+        server = with_template(empty)
+        url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO runs (id, status, progress, started_at) "
+                "SELECT 'run-' || n, 'running', 0, now() FROM generate_series(0, %s) n",
+                [options.runs - 1],
+            )
+            connection.execute(
+                "INSERT INTO runs (id, status, agent, started_at) "
+                "VALUES (%s, 'running', '0', now() + interval '1 s')",
+                [PROBE],
+            )
+        with served(database_url=url) as brain, chromium() as browser:
+            origin = f"http://localhost:{brain.port}"
+            with live_page(browser, origin, script=MEASURE) as page:
+                page.is_("live")
+                page.shows(PROBE, "running")
+                end = threading.Event()
+                writer = threading.Thread(
+                    target=write, args=(url, options.runs, options.rate, end), daemon=True
+                )
+                writer.start()
+                time.sleep(2)
+                session = page.tab.context.new_cdp_session(page.tab)
+                session.send("Performance.enable")
+
+                def metrics() -> dict[str, float]:
+                    session.send("HeapProfiler.collectGarbage")
+                    answer = session.send("Performance.getMetrics")
+                    return {each["name"]: each["value"] for each in answer["metrics"]}
+
+                page.tab.evaluate("begin()")
+                before, began = metrics(), time.monotonic()
+                time.sleep(options.seconds)
+                frames = page.tab.evaluate("frames.slice(1)")
+                delays = page.tab.evaluate("delays.slice(1)")
+                after, took = metrics(), time.monotonic() - began
+                end.set()
+                writer.join()
+                elements = page.tab.locator("*").count()
+    busy = (after["TaskDuration"] - before["TaskDuration"]) / took * 1000
+    figures = {
+        "update_to_document_ms": {
+            "p50": statistics.median(delays),
+            "p95": percentile(delays, 0.95),
+        },
+        "frame_ms": {"p50": statistics.median(frames), "p99": percentile(frames, 0.99)},
+        "cpu_ms_per_second": round(busy),
+        "elements": elements,
+        "heap_growth_mb": round((after["JSHeapUsedSize"] - before["JSHeapUsedSize"]) / 1e6, 2),
+        "runs": options.runs,
+        "changes_per_second": options.rate,
+        "seconds": round(took),
+    }
+    print(json.dumps(figures, indent=2))
+    if options.write:
+        options.write.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Freshness: clients that include `source` are told how far behind the database Brain may be.
+
+Once when they are up to date, at each change of the source, and every 5 s. All clients of a turn
+share one frame, and the turns of a round are spread over the interval, as pings are.
+
+I2   A frame's timestamp is the time of the last flush, so that nothing is lost to a client that
+     resumes from it. It is therefore sent only to clients that have received that flush: to live
+     ones, while no sweep is under way. One that lags is told when it has caught up. Before the
+     first Snapshot nothing can be lost, and all are told.
+     test_source_is_sent_at_once_and_every_five_seconds,
+     test_source_waits_for_the_end_of_a_sweep, test_a_client_that_lags_is_told_when_it_has_caught_up
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from brain.contract.include import NO_SOURCE, SourceReport, source_message
+from brain.contract.messages import Micros
+from brain.delivery.cohorts import Client
+
+EVERY: Final = 5.0
+"""Seconds of a round."""
+
+TICK: Final = 0.05
+"""Seconds between two turns: a hundredth of the clients is told in each."""
+
+STRIDE: Final = 100
+"""Clients of a turn at most. If more are owed a frame, the next turn follows at once."""
+
+
+class Timer(Protocol):
+    def cancel(self) -> object: ...
+
+
+class Sender(Protocol):
+    """The hub."""
+
+    @property
+    def flushed_time(self) -> Micros: ...
+
+    @property
+    def sweeping(self) -> bool: ...
+
+    @property
+    def begun(self) -> bool: ...
+
+    def send(self, client: Client, data: bytes) -> None: ...
+
+
+class Freshness:
+    def __init__(
+        self,
+        sender: Sender,
+        report: Callable[[], SourceReport],
+        *,
+        clock: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], Timer],
+    ) -> None:
+        self._sender = sender
+        self._report = report
+        self._clock = clock
+        self._call_later = call_later
+        self._clients: OrderedDict[Client, None] = OrderedDict()
+        """In the order in which they were last told."""
+        self._timer: Timer | None = None
+        self._key = NO_SOURCE.key
+        """What the last frames said of the source."""
+        self._due = 0.0
+        """Clients that the pace of the round owes a frame."""
+        self._urgent = 0
+        """Clients that have not been told of the last change."""
+        self._ticked = 0.0
+        self._held = False
+        """A turn waits for the end of a sweep."""
+
+    def add(self, client: Client) -> None:
+        self._clients[client] = None
+        if self._timer is None:
+            self._ticked, self._key = self._clock(), self._report().key
+            self._arm(TICK)
+
+    def discard(self, client: Client) -> None:
+        self._clients.pop(client, None)
+
+    def greet(self, client: Client) -> None:
+        """The client has just received all that was flushed."""
+        self._clients.move_to_end(client)
+        self._sender.send(client, source_message(self._report(), self._sender.flushed_time))
+
+    def swept(self) -> None:
+        """A sweep has ended."""
+        if self._held:
+            self._held = False
+            self._arm(0)
+
+    def _arm(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._call_later(delay, self._tick) if self._clients else None
+
+    def _tick(self) -> None:
+        now = self._clock()
+        report = self._report()
+        everyone = len(self._clients)
+        if report.key != self._key:
+            self._key = report.key
+            self._urgent = everyone
+        self._due = min(self._due + everyone * (now - self._ticked) / EVERY, everyone)
+        self._ticked = now
+        count = min(max(int(self._due), self._urgent), STRIDE, everyone)
+        if not count:
+            self._arm(TICK)
+        elif self._sender.sweeping:
+            self._held = True
+            self._arm(TICK)
+        else:
+            self._due, self._urgent = max(0.0, self._due - count), max(0, self._urgent - count)
+            self._arm(0 if self._urgent or self._due >= 1 else TICK)
+            self._turn(count, source_message(report, self._sender.flushed_time))
+
+    def _turn(self, count: int, frame: bytes) -> None:
+        waiting = not self._sender.begun
+        for _ in range(count):
+            if not self._clients:  # a client whose write fails leaves
+                return
+            client = next(iter(self._clients))
+            self._clients.move_to_end(client)
+            if (client.seq is None or waiting) and not client.paused:
+                self._sender.send(client, frame)

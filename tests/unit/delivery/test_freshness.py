@@ -1,0 +1,262 @@
+"""`ready` and `source`: when they are sent, to whom, and with which time (I1, I2)."""
+
+from typing import Any
+
+import pytest
+
+from brain.contract.close_codes import GAP
+from brain.contract.events import Snapshot
+from brain.contract.include import Included, SourceName, SourceReport
+from brain.contract.messages import Micros, iso, parse_time
+from brain.contract.subscription import Filter, Subscription
+from brain.delivery.freshness import EVERY, STRIDE, TICK
+from tests.unit.delivery.runs import PLENTY, T, run
+from tests.unit.delivery.test_hub import Reader, Room
+
+READY: Included = frozenset(("ready",))
+SOURCE: Included = frozenset(("source",))
+BOTH = READY | SOURCE
+
+
+class House(Room):
+    """A room whose timers fire in the order of time, and whose source the test sets."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.source: SourceName = "replication"
+        self.lag = 0.25
+        super().__init__(
+            *args, report=lambda: SourceReport(self.source, None, "", self.lag), **options
+        )
+
+    def wait(self, seconds: float) -> None:
+        """Let this time pass."""
+        until = self.now + seconds
+        while due := [each for each in self.timers if not each.cancelled and each.due <= until]:
+            timer = min(due, key=lambda each: each.due)
+            self.timers.remove(timer)
+            self.now = max(self.now, timer.due)
+            timer.callback()
+        self.now = until
+
+
+def kinds(reader: Reader) -> list[str]:
+    return [each["type"] for each in reader.all]
+
+
+def sources(reader: Reader) -> list[dict[str, Any]]:
+    return [each["data"] for each in reader.all if each["type"] == "source"]
+
+
+def times(reader: Reader) -> list[Micros]:
+    return [parse_time(each["timestamp"]) for each in reader.all]
+
+
+# ready
+
+
+def test_ready_is_sent_once_behind_what_was_asked_for() -> None:
+    house = House(PLENTY, run("a"), run("b"))
+    house.change(run("done", "completed"), at=T + 5)
+    plain = house.join(Subscription(include=READY))
+    assert plain.all == [{"type": "ready", "timestamp": iso(T + 5)}], "it has asked for nothing"
+    snapshot = house.join(Subscription(snapshot=True, include=READY))
+    since = house.join(Subscription(since=T + 5, include=READY))
+    filtered = house.join(Subscription(Filter(run_id=frozenset("x")), True, include=READY))
+    other = house.join(Subscription(snapshot=True))
+    house.rest()
+    house.now += 1
+    house.change(run("a"), at=T + 9)
+    house.rest()
+    assert kinds(plain) == ["ready", "run_update"]
+    assert kinds(snapshot) == ["run_update"] * 2 + ["ready", "run_update"]
+    assert kinds(since) == ["run_complete", "ready", "run_update"]
+    assert kinds(filtered) == ["ready"]
+    assert "ready" not in kinds(other)
+    assert [max(times(reader)[:-1]) for reader in (snapshot, since)] == [T + 5, T + 5]
+
+
+def test_ready_comes_while_a_client_is_still_behind_what_changed_since() -> None:
+    house = House(PLENTY, *(run(f"r{i:03}", error="x" * 1000) for i in range(150)))
+    reader = house.join(Subscription(snapshot=True, include=READY))
+    reader.full = True
+    while "ready" not in kinds(reader):
+        assert reader.paused is False or house.hub.lagging == 1
+        house.now += 1
+        house.change(run("new", error="x" * 60_000), run("r000"), at=T + 7)
+        house.rest()
+        if reader.paused:
+            reader.drain()
+            reader.full = True
+        house.rest()
+    ids = [each.get("data", {}).get("id") for each in reader.all]
+    assert {f"r{i:03}" for i in range(1, 150)} <= set(ids[: ids.index(None)])
+    assert house.hub.flushed > 150
+    time = times(reader)[ids.index(None)]
+    assert time <= min(times(reader)[ids.index(None) :])
+    assert house.board.since(time) is not None
+
+
+def test_a_client_that_waits_for_the_first_snapshot_is_ready_behind_it() -> None:
+    house = House(begun=False)
+    reader = house.join(Subscription(snapshot=True, include=BOTH))
+    assert kinds(reader) == ["source"], "at once"
+    assert times(reader) == [0]
+    house.lag = float("inf")
+    house.source = "none"
+    house.wait(TICK + 0.01)
+    assert sources(reader)[-1] == {"source": "none", "lag_seconds": None}
+    house.hub.push(house.board.apply(Snapshot([run("a")], T)))
+    house.wait(TICK)
+    assert kinds(reader) == ["source", "source", "run_update", "ready", "source"]
+    assert house.join(Subscription(since=0, include=BOTH)).closed == GAP.code
+
+
+def test_ready_is_not_sent_to_a_full_transport() -> None:
+    house = House(PLENTY, run("a"))
+    reader = house.join(Subscription(snapshot=True, include=BOTH))
+    reader.full = True
+    house.wait(1)
+    assert kinds(reader) == ["run_update"]
+    reader.drain()
+    house.wait(0.1)
+    assert kinds(reader) == ["run_update", "ready", "source"]
+
+
+# source
+
+
+def test_source_is_sent_at_once_and_every_five_seconds() -> None:
+    house = House(PLENTY, run("a"))
+    readers = [house.join(Subscription(include=BOTH)) for _ in range(3)]
+    other = house.join()
+    assert all(kinds(reader) == ["ready", "source"] for reader in readers)
+    house.lag = 0.5
+    house.wait(3 * EVERY + 2 * TICK)
+    for reader in readers:
+        assert [each["lag_seconds"] for each in sources(reader)] == [0.25, 0.5, 0.5, 0.5]
+        assert set(times(reader)) == {T}
+    assert other.all == []
+
+
+def test_a_frame_is_made_once_for_all_clients_of_a_turn() -> None:
+    house = House()
+    readers = [house.join(Subscription(include=SOURCE)) for _ in range(3000)]
+    for reader in readers:
+        reader.writes.clear()
+    house.wait(TICK)
+    frames = [data for reader in readers for data in reader.writes]
+    assert len(frames) in (29, 30), "a hundredth of the clients"
+    assert len({id(data) for data in frames}) == 1
+    house.wait(EVERY)
+    assert {len(reader.writes) for reader in readers} <= {1, 2}
+
+
+@pytest.mark.parametrize("what", ["source", "silence"])
+def test_a_change_of_the_source_is_told_at_once(what: str) -> None:
+    """That nothing is heard of the database any more is a change, and so is its end."""
+    house = House()
+    readers = [house.join(Subscription(include=SOURCE)) for _ in range(3 * STRIDE)]
+    house.wait(1)
+    before = [len(reader.all) for reader in readers]
+    if what == "source":
+        house.source = "poll"
+    else:
+        house.lag = 5.1
+    house.wait(TICK)
+    told = [sources(reader)[-1] for reader in readers]
+    assert {(each["source"], each["lag_seconds"]) for each in told} == {(house.source, house.lag)}
+    assert all(len(r.all) - count == 1 for r, count in zip(readers, before, strict=True))
+    house.lag = 0.1
+    house.wait(TICK if what == "silence" else EVERY + TICK)
+    assert all(sources(reader)[-1]["lag_seconds"] == 0.1 for reader in readers)
+
+
+def test_source_waits_for_the_end_of_a_sweep() -> None:
+    """Its time is that of a flush which some clients have not received yet."""
+    house = House(PLENTY, run("r"))
+    readers = [house.join(Subscription(include=SOURCE)) for _ in range(100)]
+    house.cost = 0.001
+    house.change(run("r"), at=T + 5)
+    assert house.hub.sweeping
+    house.source = "poll"
+    house.hub._freshness._tick()
+    assert house.hub.sweeping
+    assert {len(sources(reader)) for reader in readers} == {1}
+    house.cost = 0
+    house.wait(1)
+    for reader in readers:
+        assert kinds(reader)[:3] == ["source", "run_update", "source"]
+        assert times(reader)[:3] == [T, T + 5, T + 5]
+
+
+def test_a_client_that_lags_is_told_when_it_has_caught_up() -> None:
+    house = House(PLENTY, run("r"))
+    reader = house.join(Subscription(include=SOURCE))
+    reader.full = True
+    house.change(run("r"), at=T + 5)
+    house.source = "poll"
+    house.wait(1)
+    house.change(run("r", "completed"), at=T + 9)
+    house.wait(2 * EVERY)
+    assert kinds(reader) == ["source", "run_update"]
+    reader.drain()
+    house.wait(TICK)
+    assert kinds(reader) == ["source", "run_update", "run_complete", "source"]
+    assert times(reader) == [T, T + 5, T + 9, T + 9]
+
+
+def test_the_time_of_source_is_not_beyond_what_is_pending() -> None:
+    house = House(PLENTY, run("r"))
+    reader = house.join(Subscription(include=SOURCE))
+    house.change(run("r"), at=T + 5)
+    house.change(run("s"), at=T + 6)
+    late = house.join(Subscription(include=BOTH))
+    assert times(late) == [T + 5, T + 5]
+    house.source = "poll"
+    house.timers.sort(key=lambda timer: timer.due)
+    next(timer for timer in house.timers if timer.due - house.now > 0.03).callback()
+    assert times(reader)[-1] == T + 5
+    assert house.board.time == T + 6
+
+
+def test_a_time_of_source_is_one_that_since_takes() -> None:
+    """Also where the last change has been evicted, or was a TRUNCATE."""
+    everything: Included = frozenset(("deleted", "source"))
+    for events in (["evicted"], ["truncate"], ["delete"], []):
+        house = House(0)
+        for each in events:
+            if each == "evicted":
+                house.change(run("r", "completed"), at=T + 5)
+            else:
+                house.change(run("r"), op=each, at=T + 5)  # type: ignore[arg-type]
+        house.wait(1)
+        reader = house.join(Subscription(include=everything))
+        (time,) = times(reader)
+        assert house.join(Subscription(since=time, include=everything)).closed is None
+
+
+def test_nothing_is_armed_without_clients_that_include_source() -> None:
+    house = House()
+    house.join()
+    reader = house.join(Subscription(include=SOURCE))
+    assert house.armed() == TICK
+    house.hub.leave(reader)
+    house.wait(1)
+    assert house.armed() is None
+    assert sources(house.join(Subscription(include=SOURCE))) != []
+    assert house.armed() == TICK
+
+
+def test_a_client_whose_write_fails_is_dropped_alone() -> None:
+    house = House()
+    first, second = (house.join(Subscription(include=SOURCE)) for _ in range(2))
+
+    def fail(_: bytes) -> None:
+        raise RuntimeError("closed")
+
+    first.write = fail
+    house.source = "poll"
+    house.wait(TICK)
+    assert first.dropped is not None
+    assert len(sources(second)) == 2
+    assert house.hub.clients == 1
