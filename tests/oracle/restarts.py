@@ -416,6 +416,10 @@ class World:
                     await asyncio.sleep(self.dice.uniform(0, 0.4))
             self.patient = False
         self.streams += life.follow.state.streams
+        if self.server is not None and self.dice.random() < self.plan.crashes / 2:
+            self.crashes += 1
+            await asyncio.to_thread(self._crash, self.server)
+            await asyncio.sleep(self.dice.uniform(0, 0.5))
 
     async def _restart(self) -> None:
         life, self.life = self.life, None

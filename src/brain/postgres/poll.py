@@ -184,7 +184,8 @@ class Poll:
         return (
             checkpoint is not None
             and self._has_xmin
-            and (checkpoint.identity, checkpoint.tree) == (self._identity, self.description.tree)
+            and (checkpoint.identity, checkpoint.tree, checkpoint.epoch)
+            == (self._identity, self.description.tree, self._epoch)
             and await self._is_unchanged(checkpoint)
         )
 

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,6 +15,7 @@ from brain.delivery.board import Board
 from brain.postgres.checkpoints import Records
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
+from brain.postgres.table import Table
 from tests.support.following import Following, connected
 from tests.support.hints import follows, paste
 from tests.support.postgres import execute
@@ -23,12 +25,12 @@ RENAME = "ALTER TABLE runs RENAME {} TO {}"
 
 @asynccontextmanager
 async def recorded(
-    url: str, folder: Path, mode: Mode = "poll", *, max_rows: int = 1000
+    url: str, folder: Path, mode: Mode = "poll", *, max_rows: int = 1000, **options: Any
 ) -> AsyncIterator[Following]:
     """A Following whose records outlive it."""
     records = Records(folder, max_rows=max_rows)
     records._apart = 0
-    f = Following(url, mode)
+    f = Following(url, mode, **options)
     f.board = Board(1 << 30, remember=records.remember)
     f.follow = Follow(
         url,
@@ -133,6 +135,60 @@ async def test_a_rewritten_table_is_loaded_in_part_or_not_at_all(
         assert [run[0] for run in first.rows] == ["a"]
         assert f.board.since(first.at - 1) is None
         await f.until(lambda: len(records(f)) == 1)
+
+
+@pytest.mark.parametrize(
+    ("statements", "options"),
+    [
+        (["DROP TABLE runs", "CREATE TABLE runs (id text PRIMARY KEY, status text)"], {}),
+        ([RENAME.format("agent", "x"), RENAME.format("task_id", "agent")], {}),
+        (["ALTER TABLE runs DROP agent", "ALTER TABLE runs ADD agent text DEFAULT 'y'"], {}),
+        (["ALTER TABLE runs ALTER agent TYPE varchar(9)"], {}),
+        (["CREATE TABLE part () INHERITS (runs)"], {}),
+        ([], {"max_text": 100}),
+        ([], {"statuses": {"paused": "queued"}}),
+    ],
+    ids=["table", "names", "column", "type", "partition", "max_text", "statuses"],
+)
+async def test_what_makes_another_table_of_it_starts_new_records(
+    database: str, tmp_path: Path, statements: list[str], options: dict[str, Any]
+) -> None:
+    async with recorded(database, tmp_path) as f:
+        time = f.board.time
+        await f.stop()
+        await f.sql("INSERT INTO runs (id, status) VALUES ('z', 'running')", *statements)
+    async with recorded(database, tmp_path, **options) as f:
+        assert isinstance(f.events[0], Snapshot)
+        assert f.board.since(time) is None
+        await f.until(lambda: len(records(f)) > 0)
+        time = f.board.time
+    async with recorded(database, tmp_path, **options) as f:
+        assert resumed(f).at > time
+        assert f.board.since(time) is not None
+
+
+async def test_row_security_has_no_records(
+    database: str, superuser_url: str, tmp_path: Path
+) -> None:
+    """A policy may ask other tables, so a row may appear that nobody wrote."""
+    execute(
+        superuser_url,
+        "ALTER TABLE runs ENABLE ROW LEVEL SECURITY; ALTER TABLE runs FORCE ROW LEVEL SECURITY;"
+        " CREATE POLICY p ON runs USING (true)",
+    )
+    async with recorded(database, tmp_path) as f:
+        await f.sql("INSERT INTO runs (id, status) VALUES ('z', 'running')")
+        await f.pushed("z", "running")
+        assert "row security" in records(f).detail
+        assert files(tmp_path) == []
+
+
+async def test_a_view_has_no_records(database: str, tmp_path: Path) -> None:
+    view = Table("public", "seen")
+    execute(database, "CREATE VIEW seen AS SELECT * FROM runs")
+    async with recorded(database, tmp_path, table=view) as f:
+        assert records(f).detail == "a view has no xmin"
+        assert files(tmp_path) == []
 
 
 @follows("GRANT EXECUTE ON FUNCTION pg_control_system() TO {};")
