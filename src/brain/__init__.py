@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from brain.client.endings import WatchError
     from brain.client.events import Away, Connected, Deleted, Message, Ready, Source
+    from brain.client.runs import Change, Freshness, Runs
     from brain.client.wait import wait
     from brain.client.watch import watch
 
 __version__ = "0.1.0"
 __all__ = [
     "Away",
+    "Change",
     "Connected",
     "Deleted",
+    "Freshness",
     "Message",
     "Ready",
+    "Runs",
     "Source",
     "WatchError",
     "__version__",
@@ -32,14 +36,17 @@ if not TYPE_CHECKING:
         # the client takes 0.3 s, in which SIGTERM would end the process with a status other than 0.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from brain.client import endings, events, wait, watch  # noqa: PLC0415 - on first use
+        from brain.client import endings, events, runs, wait, watch  # noqa: PLC0415 - on first use
 
         globals().update(
             Away=events.Away,
+            Change=runs.Change,
             Connected=events.Connected,
             Deleted=events.Deleted,
+            Freshness=runs.Freshness,
             Message=events.Message,
             Ready=events.Ready,
+            Runs=runs.Runs,
             Source=events.Source,
             WatchError=endings.WatchError,
             wait=wait.wait,

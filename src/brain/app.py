@@ -6,17 +6,18 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import psycopg
 import structlog
 
 from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
-from brain.config import Settings
+from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.contract.subscription import Form
@@ -25,13 +26,14 @@ from brain.delivery.hub import Hub
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
-from brain.postgres.cancellation import cancel
+from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
+from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
-from brain.postgres.table import init_sql
+from brain.postgres.table import TableError, init_sql
 from brain.server.listener import Server, listen
 from brain.server.operations import add_operations
 from brain.server.state import ServerState
@@ -52,6 +54,9 @@ PENDING_CHECK = 0.005
 COLLECTOR = (2_000, 2, 2_500)
 """Thresholds of the garbage collector's three generations: see `_deliver`."""
 
+EXAMPLE_TIMEOUT = 3.0
+"""Seconds to wait for the example before `brain serve` prints the usual one."""
+
 FIRST_READ = 3.0
 """Seconds to wait for the first read of the table before clients are accepted without it."""
 
@@ -64,16 +69,27 @@ class Started:
     database: str
     """Without the password."""
     embedded_port: int | None
+    example: Example | None = None
+    """What to create and change. None if the table could not be looked at."""
     detail: str | None = None
     """Why Brain does not follow the table yet, or None if it does."""
+
+
+Announce: TypeAlias = Callable[[str | None, Example | None], None]
+"""Takes why Brain does not follow the table yet, and the example."""
 
 
 async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
     """Run until SIGTERM or SIGINT.
 
     `announce` is called once connections are accepted and the table has been read, or cannot be.
-    Raises EmbeddedError, ListenError.
+    Raises EmbeddedError, ListenError, SettingsError.
     """
+    if settings.database_url is None and not settings.embedded:
+        raise SettingsError(
+            "no database is configured, and BRAIN_EMBEDDED=false forbids the embedded one: set "
+            "BRAIN_DATABASE_URL=postgresql://user:password@host:5432/database"
+        )
     task = asyncio.current_task()
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
@@ -86,8 +102,18 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         async with _database(settings) as (url, embedded_port):
             port = sockets[0].getsockname()[1]
             started = Started(port, redact(url), embedded_port)
+            records = Records(
+                settings.data_dir / "resume" if settings.resume else None,
+                keep=settings.resume,
+                max_rows=settings.board_memory // OVERHEAD,
+            )
+            closing.callback(records.close)
             await _serve(
-                settings, url, sockets, lambda detail: announce(replace(started, detail=detail))
+                settings,
+                url,
+                sockets,
+                records,
+                lambda detail, example: announce(replace(started, detail=detail, example=example)),
             )
             _on_signal(task.cancel)
     log.info("stopped")
@@ -114,15 +140,11 @@ async def _serve(
     settings: Settings,
     url: str,
     sockets: list[socket.socket],
-    announce: Callable[[str | None], None],
+    records: Records,
+    announce: Announce,
 ) -> None:
     loop = asyncio.get_running_loop()
-    decoder = Decoder(settings.status_map, settings.max_text)
-    records = Records(
-        settings.data_dir / "resume" if settings.resume else None,
-        keep=settings.resume,
-        max_rows=settings.board_memory // OVERHEAD,
-    )
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
     board = Board(
         settings.board_memory, push_unchanged=settings.push_unchanged, remember=records.remember
     )
@@ -177,24 +199,26 @@ async def _serve(
     )
     if state.tokens is not None:
         await state.tokens.keys.begin()
-    with contextlib.closing(records):
-        async with open_repository(url, settings.table, decoder, board) as runs:
-            api = create_api(runs, state.tokens, state.rejections)
-            add_operations(api, parts, state, metrics)
-            add_page(api)
-            server = Server(api, state, ping_interval=settings.ping_interval)
-            _on_signal(server.stop)
-            async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(
-                    _deliver(follow, board, hub, state.connections), name="follow"
-                )
-                await _wait_for_first_read(parts)
-                announcing = tasks.create_task(
-                    _announce_start(server, parts, announce), name="announce"
-                )
-                await server.serve(sockets)
-                announcing.cancel()
-                await cancel(following)
+    async with open_repository(url, settings.table, decoder, board) as runs:
+        api = create_api(runs, state.tokens, state.rejections, form)
+        add_operations(api, parts, state, metrics)
+        add_page(api)
+        server = Server(api, state, ping_interval=settings.ping_interval)
+        _on_signal(server.stop)
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(
+                _deliver(follow, board, hub, state.connections), name="follow"
+            )
+            await _wait_for_first_read(parts)
+            announcing = tasks.create_task(
+                _announce_start(
+                    server, parts, announce, lambda: look(url, settings.table, decoder)
+                ),
+                name="announce",
+            )
+            await server.serve(sockets)
+            announcing.cancel()
+            await cancel(following)
 
 
 def _tokens(settings: Settings, form: Form) -> "Tokens | None":
@@ -263,8 +287,14 @@ async def _wait_for_first_read(parts: Parts) -> None:
 
 
 async def _announce_start(
-    server: Server, parts: Parts, announce: Callable[[str | None], None]
+    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[Example]]
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    announce(None if parts.board.begun else parts.state.detail)
+    detail = None if parts.board.begun else parts.state.detail
+    example = None
+    if detail is None:
+        with contextlib.suppress(TableError, psycopg.Error, OSError, TimeoutError):
+            async with timeout(EXAMPLE_TIMEOUT):
+                example = await look()
+    announce(detail, example)

@@ -8,6 +8,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,8 @@ import structlog
 from pydantic import (
     AliasChoices,
     Field,
+    InstanceOf,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -29,9 +32,11 @@ from brain import validators
 from brain.access.addresses import NETWORKS, Network, parse_network
 from brain.contract.errors import BrainError
 from brain.contract.messages import Status
+from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
-from brain.validators import from_list, from_text
+from brain.postgres.time_zone import DEFAULT, TimeZone
+from brain.validators import from_list, from_text, without_password
 
 log = structlog.get_logger()
 
@@ -89,10 +94,17 @@ class Settings(BaseSettings):
         unit="URL",
         validation_alias=AliasChoices(*DATABASE_VARIABLES),
     )
+    embedded: bool = _setting(
+        True,
+        "Start the embedded PostgreSQL if no database is configured. `false`, for production: "
+        "`brain serve` then refuses to start without one.",
+        unit="true or false",
+        rule="it is true or false",
+    )
     data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
         Path(".brain"),
-        "Where the embedded PostgreSQL keeps its data, and Brain the records by which clients resume "
-        "over a restart.",
+        "Where the embedded PostgreSQL keeps its data, and Brain the records that let clients "
+        "resume over a restart.",
         unit="folder",
     )
     postgres_port: int | None = _setting(
@@ -103,10 +115,16 @@ class Settings(BaseSettings):
         ge=1,
         le=65535,
     )
+    column_map: Annotated[ColumnMap, NoDecode, from_text(ColumnMap.parse)] = _setting(
+        ColumnMap(),
+        "Columns that have other names in the table, such as "
+        '`id=run_id,completed_at=ended_at,started_at="startedAt"`.',
+        unit="list of field=column",
+    )
     table: Annotated[Table, NoDecode, from_text(Table.parse)] = _setting(
         DEFAULT_TABLE,
-        "Table to follow. If unset, and the database URL has a parameter `schema` (as for Prisma): "
-        "`runs` in that schema.",
+        'Table to follow: `public.runs`, or `"App"."Runs"` with quotes as in SQL. If unset, and '
+        "the database URL has a parameter `schema` (as for Prisma): `runs` in that schema.",
         unit="schema.name",
     )
     source: Literal["auto", "replication", "poll"] = _setting(
@@ -124,6 +142,14 @@ class Settings(BaseSettings):
             "four words, and those beside it (`strict,ok=completed`).",
             unit="list of word=status",
         )
+    )
+    timezone: Annotated[
+        InstanceOf[TimeZone], PlainSerializer(str), NoDecode, from_text(TimeZone.parse)
+    ] = _setting(
+        DEFAULT,
+        "What a time without a zone means, in a column of type `timestamp` or `date`: `UTC`, or a "
+        "name such as `Europe/Berlin`.",
+        unit="time zone",
     )
     push_unchanged: bool = _setting(
         True,
@@ -193,8 +219,15 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = _setting(
         None, "Required issuer of a token (claim `iss`). Unset: any.", unit="text"
     )
+    url: Annotated[str | None, from_text(validators.brain_url)] = _setting(
+        None,
+        "Where `brain watch` and `brain wait` find Brain. Unset: on this machine, at `BRAIN_PORT`.",
+        unit="URL or host:port",
+    )
     token: Annotated[SecretStr | None, from_text(validators.token)] = _setting(
-        None, "Token that `brain watch` sends to a Brain that requires tokens.", unit="secret"
+        None,
+        "Token that `brain watch` and `brain wait` send to a Brain that requires tokens.",
+        unit="secret",
     )
     max_text: int = _setting(
         8192,
@@ -214,8 +247,8 @@ class Settings(BaseSettings):
     )
     resume: float = _setting(
         3600,
-        "How far `since` reaches back over a restart of Brain, at least. 0: every client starts over "
-        "after a restart.",
+        "How far `since` reaches back over a restart of Brain, at least. 0: after a restart every "
+        "client starts over.",
         unit="seconds",
         rule="it is 0 to 604800 seconds (a week)",
         ge=0,
@@ -276,11 +309,17 @@ class Settings(BaseSettings):
     def _is_utf_8(cls, value: object) -> object:
         if isinstance(value, str) and not value.isascii():
             try:
-                value.encode()
-            except UnicodeEncodeError:
+                # In a locale such as POSIX, Python decodes the environment as ASCII.
+                return os.fsencode(value).decode()
+            except UnicodeError:
                 # Undecodable bytes of the environment: the first SQL statement would fail.
                 raise ValueError("it is not text in UTF-8") from None
         return value
+
+    @field_validator("table")
+    @classmethod
+    def _with_its_columns(cls, value: Table, info: ValidationInfo) -> Table:
+        return replace(value, columns=info.data.get("column_map", value.columns))
 
     @field_validator("allowed_networks")
     @classmethod
@@ -361,7 +400,8 @@ def _describe(error: ErrorDetails) -> str:
         return f"{alias if os.environ.get(alias) else variable}: {rule}"
     if variable in SECRETS:
         return f"{variable}: {rule}"
-    value = repr(error["input"])
+    given = error["input"]
+    value = repr(without_password(given) if variable == "BRAIN_URL" else given)
     return f"{variable}={value if len(value) <= 200 else value[:200] + '…'}: {rule}"
 
 

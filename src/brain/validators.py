@@ -3,8 +3,10 @@
 Each function raises ValueError with the rule that the text breaks. pydantic adds the variable.
 """
 
+import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr
 
@@ -54,6 +56,63 @@ def origin(text: str) -> str:
     if text not in ("*", "null", "file://"):
         Origin.parse(text)
     return text
+
+
+PORT: Final = 5221
+"""Of a Brain whose URL names none, and no scheme either."""
+
+_SCHEMES: Final = {"": "ws", "ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+
+
+def brain_url(text: str) -> str:
+    """The URL of the /ws that a person means: `myhost`, `myhost:5221`, `https://brain.example`.
+
+    A URL of ws or wss is that of the WebSocket itself; of any other, the path is what /ws is below.
+    """
+    text = text.strip()
+    match = re.match(r"([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
+    found, scheme = (match[0], match[1].lower()) if match else ("", "")
+    rest = text.removeprefix(found)
+    try:
+        parts = urlsplit(f"//{_in_brackets(rest)}")
+        user, at, host = parts.netloc.rpartition("@")
+        host = f"localhost{host}" if not found and re.fullmatch(r":\d+", host) else host
+        host = host if host.isascii() else host.encode("idna").decode()
+        port = Authority.parse(host).port
+        valid = (
+            scheme in _SCHEMES
+            and text.isprintable()
+            and " " not in text
+            and port != 0
+            and (not at or ":" in user)
+            and not (host.isdecimal() and not found)
+        )
+    except ValueError:  # UnicodeError too
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"Brain is at host:port, such as myhost:{PORT}, or at a URL of ws, wss, http or https, "
+            f"such as ws://myhost:{PORT}/ws"
+        )
+    if not found and port is None:
+        host = f"{host.removesuffix(':')}:{PORT}"
+    path = parts.path.rstrip("/")
+    if not path or (not scheme.startswith("ws") and not path.endswith("/ws")):
+        path += "/ws"
+    return parts._replace(
+        scheme=_SCHEMES[scheme], netloc=user + at + host, path=path, fragment=""
+    ).geturl()
+
+
+def _in_brackets(text: str) -> str:
+    """An IPv6 address alone may be without them."""
+    host, slash, path = text.partition("/")
+    return f"[{host}]{slash}{path}" if host.count(":") > 1 and not set("[@") & set(host) else text
+
+
+def without_password(text: str) -> str:
+    """A URL for an error message."""
+    return re.sub(r"^([a-z]+://)?[^?#]*@", r"\1***@", text, flags=re.IGNORECASE)
 
 
 def database_url(text: str) -> SecretStr:

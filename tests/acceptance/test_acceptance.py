@@ -345,7 +345,24 @@ async def test_the_type_definitions_accept_messages_and_nothing_else(
     brain: Brain, database: str, tmp_path: Path
 ) -> None:
     """By `tsc --strict`, of real messages and of wrong ones."""
-    lines = ["import type { WSMessage } from './wsmessage';"]
+    lines = [
+        "import type { WSMessage } from './wsmessage';",
+        "import type { WSIncludeMessage } from './wsmessage-include';",
+        "export const of = (m: WSMessage): WSIncludeMessage => m;",
+    ]
+    source = "{source: 'poll', code: 'role', lag_seconds: null}"
+    for number, value in enumerate(
+        (
+            "{type: 'run_deleted', data: {id: 'r'}, timestamp: ''}",
+            "{type: 'ready', timestamp: ''}",
+            f"{{type: 'source', data: {source}, timestamp: ''}}",
+        )
+    ):
+        lines += [
+            f"export const i{number}: WSIncludeMessage = {value};",
+            "// @ts-expect-error",
+            f"export const n{number}: WSMessage = {value};",
+        ]
     for number, each in enumerate(await every_kind(brain, database)):
         lines.append(f"export const m{number}: WSMessage = {json.dumps(each)};")
     one = "{id: 'r', status: 'queued'}"
@@ -368,7 +385,8 @@ async def test_the_type_definitions_accept_messages_and_nothing_else(
         lines.append(f"export const {name}1: ({union}) = null as unknown as WSMessage{path};")
         lines.append(f"export const {name}2: WSMessage{path} = null as unknown as ({union});")
     (tmp_path / "check.ts").write_text("\n".join(lines))
-    shutil.copy(ROOT / "docs" / "wsmessage.ts", tmp_path)
+    for name in ("wsmessage.ts", "wsmessage-include.ts"):
+        shutil.copy(ROOT / "docs" / name, tmp_path)
     tsc = await asyncio.create_subprocess_exec(
         NODE / "tsc", "--strict", "--noEmit", "check.ts", cwd=tmp_path, stdout=subprocess.PIPE
     )

@@ -1,5 +1,6 @@
-"""systemd itself checks the unit; nothing is started."""
+"""systemd itself checks the unit. It does not start it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.hints import followed, follows
+from tests.support.patience import PATIENCE
+from tests.support.served import BRAIN, served
 
 UNIT = ROOT / "deploy" / "brain.service"
 
-pytestmark = pytest.mark.skipif(
+needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
 
@@ -25,6 +29,7 @@ def unit(tmp_path: Path) -> Path:
     return unit
 
 
+@needs_systemd
 def test_systemd_understands_every_line(unit: Path) -> None:
     result = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
@@ -32,6 +37,7 @@ def test_systemd_understands_every_line(unit: Path) -> None:
     assert "brain.service" not in result.stderr, result.stderr
 
 
+@needs_systemd
 def test_its_exposure_is_below_one_and_a_half_of_ten(unit: Path) -> None:
     result = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", unit],
@@ -42,3 +48,32 @@ def test_its_exposure_is_below_one_and_a_half_of_ten(unit: Path) -> None:
     assert result.returncode == 0, (
         f"an exposure above 1.5 of 10: {result.stdout[-3000:]}{result.stderr}"
     )
+
+
+@follows("no database is configured, and BRAIN_EMBEDDED=false forbids the embedded one")
+def test_a_service_without_a_database_refuses_to_start(tmp_path: Path, database: str) -> None:
+    """With what the unit sets, and without BRAIN_DATABASE_URL. With it, it starts."""
+    (line,) = re.findall(r"^Environment=(.*)$", UNIT.read_text(), re.MULTILINE)
+    given = dict(each.split("=", 1) for each in line.split()) | {"BRAIN_DATA_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [*BRAIN, "serve"],
+        env={"PATH": os.environ["PATH"], "BRAIN_PORT": "0"} | given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert result.returncode == 2
+    assert "no database is configured" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == [], "no database was made"
+    followed(result.stderr.strip())
+    with served(database_url=database, embedded=given["BRAIN_EMBEDDED"]):
+        pass
+    # The settings must be there, and the installation has no PostgreSQL to start.
+    assert re.findall(r"^EnvironmentFile=(.*)$", UNIT.read_text(), re.MULTILINE) == [
+        "/etc/brain.env"
+    ]
+    steps = (ROOT / "docs" / "operations.md").read_text()
+    assert "-r requirements-server.lock" in steps
+    assert "pgserver" not in (ROOT / "requirements-server.lock").read_text()

@@ -11,6 +11,8 @@ from tests.support.hints import Hint, in_the_code, in_the_tests
 HINTS = in_the_code()
 FOLLOWED = in_the_tests()
 
+COLUMN_MAP = "tests/integration/postgres/test_column_map.py"
+
 ELSEWHERE = {
     # Of a module, or with these words: the test that does what the hint says in another way.
     "access/policy.py": "tests/unit/access/test_hints.py::test_a_page_is_accepted_once_its_hint_is",
@@ -19,6 +21,9 @@ ELSEWHERE = {
     "config.py": "tests/unit/test_config.py::test_",
     "postgres/database_url.py": "tests/unit/postgres/test_database_url.py::test_urls_of_other",
     "cli/console.py": "tests/integration/cli/test_cli.py::test_the_commands_of_the_welcome_work",
+    "cli/target.py": "tests/unit/cli/test_target.py::test_a",
+    "its nearest columns are": "tests/integration/postgres/test_column_map.py::test_",
+    "give it to one of them": "tests/integration/postgres/test_column_map.py::test_",
     "is ready: brain serve": "tests/integration/cli/test_cli.py::test_init_db_creates_the_table",
     "there is no table": "tests/integration/doctor/test_doctor.py::test_a_missing_table_or_column",
     "-- If the table exists there": "tests/integration/doctor/test_publication_rule.py::test_init",
@@ -29,9 +34,15 @@ ELSEWHERE = {
     "embedded/datadir.py": "tests/integration/embedded/test_embedded.py::test_a_second_brain_repor",
     "embedded/server.py": "tests/integration/embedded/test_embedded.py::test_a_path_that_is_no_f",
     "or set BRAIN_DATABASE_URL to a": "tests/integration/cli/test_cli.py::test_init_db_creates_th",
+    "BRAIN_EMBEDDED=false forbids": "tests/integration/cli/test_cli.py::test_a_wrong_setting_is_on",
     "set BRAIN_PORT to another": "tests/integration/cli/test_cli.py::test_a_port_that_is_taken_is",
     "set BRAIN_HOST to an address": "tests/integration/cli/test_cli.py::test_a_wrong_setting_is_on",
     "openssl rand -base64 32": "tests/unit/test_config.py::test_a_jwt_secret_is_long_and_never",
+    "BRAIN_COLUMN_MAP={}": f"{COLUMN_MAP}::test_a_table_without_id_or_status_is_told_its_map",
+    "{} # if that is what they mean": f"{COLUMN_MAP}::test_a_table_without_id_or_status_is_told",
+    "which BRAIN_COLUMN_MAP gives to": f"{COLUMN_MAP}::test_a_map_that",
+    "BRAIN_COLUMN_MAP gives the column": f"{COLUMN_MAP}::test_a_map_that",
+    "forbids the embedded PostgreSQL": "tests/integration/test_app.py::test_",
     "rename it in the table": "tests/unit/postgres/test_decoder.py::test_",
 }
 
@@ -42,6 +53,9 @@ NO_HINTS = {
     "the token is for another audience": "for the client, who cannot change the setting",
     "the token's issuer is not": "for the client, who cannot change the setting",
     "BRAIN_SOURCE is poll": "says what is set",
+    "BRAIN_RESUME is 0": "says what is set",
+    "Brain takes times without a zone": "says what is set",
+    "the database does not know the time zone": "needs other time zone data in PostgreSQL",
     "DROP PUBLICATION IF EXISTS {}": "Brain runs it",
     "ALTER PUBLICATION {} DROP TABLE {}": "Brain runs it",
     "CREATE ROLE cecelia": "Brain runs it",
@@ -54,6 +68,7 @@ NO_HINTS = {
     "upgrade it to 15 or newer": "needs a PostgreSQL that is older than any in the wheel",
     "check that it runs": "for errors that no rule knows",
     "the package {} is not installed": "installs packages; test_public_api.py reads it",
+    "has the public keys only": "for whoever runs the identity provider",
     "psql is missing": "installs packages",
     "descriptors for no more (ulimit -n)": "says how many there are",
     "for the {} of BRAIN_MAX_CONNECTIONS": "a limit of the account that runs the tests",

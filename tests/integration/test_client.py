@@ -4,6 +4,7 @@ send each close code.
 
 import asyncio
 import contextlib
+import json
 import random
 import re
 import time
@@ -18,9 +19,10 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Close, Opcode
 from websockets.http11 import Response
 
-from brain import Away, Connected, Message, WatchError, wait, watch
+from brain import Away, Connected, Deleted, Message, Ready, Source, WatchError, wait, watch
 from brain.client.endings import classify
 from brain.client.events import Event
+from brain.client.proxies import is_loopback
 from brain.client.watch import Timing
 from brain.contract.close_codes import CLOSE_CODES, Retry
 from brain.contract.messages import RunData
@@ -100,7 +102,78 @@ class Watching:
         return [event for event in self.events if isinstance(event, kind)]
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_no_proxy_of_the_environment_leads_to_this_machine(
+    brain: Brain, database: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    run_id = f"proxy-{variable}"
+    execute(database, f"INSERT INTO runs (id, status) VALUES ('{run_id}', 'completed')")
+    async with contextlib.aclosing(watch(brain.url(host="localhost"), snapshot=True)) as events:
+        assert await anext(events) == Connected(reset=True)
+    assert (await wait(brain.url(), run_id, timeout=PATIENCE)).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("ws://localhost:5221/ws", True),
+        ("ws://LOCALHOST./ws", True),
+        ("ws://brain.localhost/ws", True),
+        ("ws://127.8.0.1/ws", True),
+        ("ws://[::1]:5221/ws", True),
+        ("wss://brain.example/ws", False),
+        ("ws://192.168.0.1/ws", False),
+        ("ws://localhost.example/ws", False),
+    ],
+)
+def test_which_hosts_are_this_machine(url: str, *, here: bool) -> None:
+    assert is_loopback(url) == here
+
+
 # Events.
+
+
+async def test_what_include_asks_for_is_yielded(brain: Brain, database: str) -> None:
+    execute(database, "INSERT INTO runs (id, agent) VALUES ('gone', 'g'), ('left', 'g')")
+    options: dict[str, Any] = {"snapshot": True, "agent": "g"}
+    everything = ["deleted", "ready", "source"]
+    async with (
+        Watching(brain.url(), include=everything, **options) as w,
+        Watching(brain.url("?include=source"), include="ready", **options) as other,
+    ):
+        await w.receives("gone", "queued")
+        await w.until(lambda: w.of(Ready) and w.of(Source))
+        execute(database, "DELETE FROM runs WHERE id = 'gone'")
+        await w.until(lambda: w.of(Deleted))
+        await other.until(lambda: other.of(Ready) and other.of(Source))
+    kinds = [type(event) for event in w.events]
+    assert kinds[:6] == [Connected, Message, Message, Ready, Source, Deleted]
+    (deleted,), (source, *_) = w.of(Deleted), w.of(Source)
+    assert (deleted.id, json.loads(deleted.text)["type"]) == ("gone", "run_deleted")
+    assert deleted.timestamp >= w.of(Ready)[0].timestamp == w.of(Message)[-1].timestamp
+    assert (source.source, source.code, source.detail) == ("replication", None, None)
+    assert 0 <= source.lag_seconds < PATIENCE
+    assert not other.of(Deleted)
+
+
+async def test_a_watch_resumes_from_the_timestamp_of_any_event(brain: Brain, database: str) -> None:
+    async with (
+        Proxy(brain.port) as proxy,
+        Watching(proxy.url, run_id="resumed", include=["deleted", "source"]) as w,
+    ):
+        await w.until(lambda: w.of(Source))
+        for outages, statement in enumerate(
+            ("INSERT INTO runs (id) VALUES ('resumed')", "DELETE FROM runs WHERE id = 'resumed'"), 1
+        ):
+            proxy.target = 1
+            proxy.cut()
+            await w.away(outages)
+            execute(database, statement)
+            proxy.target = brain.port
+            await w.until(lambda: w.of(Message))
+        await w.until(lambda: w.of(Deleted))
+    assert [each.reset for each in w.of(Connected)] == [True, False, False]
 
 
 async def test_messages_are_typed(brain: Brain, database: str) -> None:

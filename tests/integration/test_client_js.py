@@ -57,6 +57,9 @@ watch(URL_OF_BRAIN, {
   connected: reset => { if (reset) runs.clear(); say('connected', { reset }); },
   away: () => say('away', {}),
   ended: (code, reason) => say('ended', { code, reason }),
+  deleted: message => { runs.delete(message.data.id); say('deleted', { message }); },
+  ready: message => say('ready', { message }),
+  source: message => say('source', { message }),
 }, {
   deadline: DEADLINE,
   token: tokens.length ? () => given(tokens.length > 1 ? tokens.shift() : tokens[0]) : undefined,
@@ -274,6 +277,23 @@ async def test_shows_the_current_state_and_what_changed_during_an_outage(
             await page.until(partial(shows, page, "one", status))
         await page.holds(one="failed", running="queued", failed="queued")
         assert page.connections() == [True, False, False], "no reset"
+
+
+@needs_node
+async def test_hears_of_deletes_and_of_the_source_if_the_url_asks_for_them(
+    brain: Brain, database: str, tmp_path: Path
+) -> None:
+    execute(database, "INSERT INTO runs (id) VALUES ('kept'), ('deleted')")
+    url = brain.url("?snapshot=true&run_id=kept&run_id=deleted&include=deleted,ready,source")
+    async with in_node(tmp_path, url) as page:
+        await page.holds(kept="queued", deleted="queued")
+        await page.until(lambda: page.of("ready") and page.of("source"))
+        execute(database, "DELETE FROM runs WHERE id = 'deleted'")
+        await page.holds(kept="queued")
+        await page.until(lambda: page.of("deleted"))
+    kinds = [event["kind"] for event in page.events]
+    assert kinds[:6] == ["connected", "message", "message", "ready", "source", "deleted"]
+    assert page.of("source")[0]["message"]["data"]["source"] == "replication"
 
 
 @needs_node

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from brain.api.overlay import Overlay
@@ -43,10 +43,12 @@ from brain.delivery.board import Board
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.delivery.log import RUN
+from brain.postgres import pgoutput
 from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
+from brain.postgres.poll import Poll
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.timing import PollTiming, StreamTiming, Timing
 from tests.support.following import RUNS, WithoutJitter
@@ -63,6 +65,7 @@ TIMING = Timing(
     watch_every=0.03,
     compare_every=0.1,
 )
+EPOCH = pgoutput.POSTGRES_EPOCH
 AGENTS = ("a1", "a2", "a3")
 TASKS = ("t1", "t2")
 MARKER = "marker"
@@ -269,6 +272,7 @@ class Life:
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
+        _set_back(self._world.skew)
         async with contextlib.aclosing(self.follow.events()) as events:
             async for event in events:
                 if isinstance(event, Snapshot) and event.new and self.board.begun:
@@ -278,7 +282,7 @@ class Life:
                         if consumer.visit is not None:
                             consumer.visit.end(GAP.code, GAP.reason)
                 elif isinstance(event, Snapshot) and not self.board.begun:
-                    self.why = self.records._told or "nothing was recorded"
+                    self.why = self.records.detail or "nothing was recorded"
                 elif isinstance(event, Resumed):
                     self.floor = event.floor_time
                     self._world.resumed += 1
@@ -325,6 +329,8 @@ class World:
     changes: int = 0
     crashes: int = 0
     streams: int = 0
+    skew: float = 0
+    """By how many seconds the database's clock has been set back."""
     voided: Micros = 0
     """Until when nobody can resume."""
     faults: list[str] = field(default_factory=list)
@@ -388,6 +394,7 @@ class World:
             await asyncio.gather(*writers, *tasks, return_exceptions=True)
             if self.life is not None:
                 await self.life.end()
+            _set_back(0)
 
     def _begin(self) -> None:
         self.life = Life(
@@ -417,6 +424,7 @@ class World:
         for consumer in self.consumers:
             consumer.cut()
         self.restarts += 1
+        self.skew = self.dice.choice((0, 0, 0.5, 3))
         if self.server is not None and self.dice.random() < self.plan.crashes:
             self.crashes += 1
             await asyncio.to_thread(self._crash, self.server)
@@ -594,6 +602,23 @@ class World:
             " ORDER BY random() LIMIT 2 FOR UPDATE SKIP LOCKED)"
         )
         await asyncio.sleep(self.dice.uniform(0, 0.05))
+
+
+CLOCK = "clock_timestamp()"
+_query = Poll._query
+
+
+def _set_back(seconds: float) -> None:
+    """The database's clock, as polls and the stream tell it to Brain."""
+
+    def query(self: Poll, *parts: sql.Composable) -> sql.Composed:
+        text = _query(self, *parts).as_string()
+        assert CLOCK in text
+        text = text.replace(CLOCK, f"({CLOCK} - interval '{seconds} s')")
+        return sql.SQL(text).format()
+
+    Poll._query = query  # type: ignore[assignment, method-assign]
+    pgoutput.POSTGRES_EPOCH = EPOCH - int(seconds * 1e6)
 
 
 async def _clear(conn: AsyncConnection[TupleRow]) -> None:

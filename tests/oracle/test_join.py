@@ -30,7 +30,7 @@ from psycopg.rows import TupleRow
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID, TASK_ID
 from brain.delivery.board import Board
-from brain.delivery.log import RUN
+from brain.delivery.log import RUN, is_tombstone
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
@@ -38,7 +38,7 @@ from brain.postgres.poll import Poll, Query
 from brain.postgres.replication import Stream
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.timing import StreamTiming, Timing
-from tests.support.following import RUNS, WithoutJitter
+from tests.support.following import RUNS, WithoutJitter, held
 from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -171,8 +171,9 @@ class Hammer:
         async with contextlib.aclosing(events):
             async for event in events:
                 self.oracle.take(event)
-                for (_, _, run, *_), _, _ in self.board.apply(event):
-                    self.oracle.push(run[ID], int(run[TASK_ID] or 0))
+                for entry, _, _ in self.board.apply(event):
+                    if not is_tombstone(entry):
+                        self.oracle.push(entry[RUN][ID], int(entry[RUN][TASK_ID] or 0))
 
     async def _settle(self) -> None:
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
@@ -181,7 +182,7 @@ class Hammer:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             board = {
-                run_id: int(entry[RUN][TASK_ID] or 0) for run_id, entry in self.board._runs.items()
+                run_id: int(entry[RUN][TASK_ID] or 0) for run_id, entry in held(self.board).items()
             }
             if board == table == self.oracle.seen:
                 return

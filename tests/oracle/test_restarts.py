@@ -3,10 +3,17 @@
 import contextlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from brain.delivery import board
+from brain.delivery.tombstones import FINISHED
+from brain.postgres import checkpoints
+from brain.postgres.checkpoints import Checkpoint, Records
+from brain.postgres.record_file import Record
 from tests.oracle.restarts import Plan, World
 from tests.support.patience import within
 from tests.support.postgres import Postgres, available, running
@@ -51,3 +58,75 @@ async def test_crashes_of_postgresql_lose_nothing(version: int, tmp_path: Path) 
         print(world)
         assert world.faults == []
         assert not [why for why in world.gaps if why.startswith("NONE")], world.gaps
+
+
+# Mutants of rules, to show that this world detects holes. Every rule has one in
+# tests/unit/postgres/test_record_mutants.py.
+
+
+def snapshots_list_everything(patch: pytest.MonkeyPatch) -> None:
+    """(1) A record at xmax: what was open then is never told."""
+
+    def record(time: int, checkpoint: Checkpoint) -> Record:
+        visible = checkpoint.visible
+        return Record(time, visible.xmax, visible.xmax, checkpoint.flushed)
+
+    patch.setattr(checkpoints, "_record", record)
+
+
+def the_clock_is_right(patch: pytest.MonkeyPatch) -> None:
+    """(3) Nothing remembers the highest time."""
+    patch.setattr(Records, "high", 0)
+
+
+def a_record_earlier(patch: pytest.MonkeyPatch) -> None:
+    """(4) A row has the time of the last record that does not see it."""
+
+    def time(self: Records, place: int, _: int) -> int:
+        return self._list[place - 1].time
+
+    patch.setattr(Records, "time", time)
+
+
+def runs_have_no_past(patch: pytest.MonkeyPatch) -> None:
+    """(5) What changed meanwhile was finished before."""
+    patch.setattr(board, "ANYTHING", FINISHED)
+
+
+def crashes_lose_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Every record counts after a crash, and what was read."""
+    settle: Any = Records.settle
+
+    def always(self: Records, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None and self._file is not None and self._list:
+            self._file.durable = (self._list[-1].xmin, 1)
+        elif checkpoint is not None:
+            settle(self, checkpoint)
+
+    patch.setattr(Records, "settle", always)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        snapshots_list_everything,
+        the_clock_is_right,
+        a_record_earlier,
+        runs_have_no_past,
+        crashes_lose_nothing,
+    ],
+    ids=lambda mutant: mutant.__name__,
+)
+async def test_the_oracle_finds_each_mutant(
+    mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mutant(monkeypatch)
+    crashes = 0.4 if mutant is crashes_lose_nothing else 0.0
+    with running(18, fsync="on", wal_writer_delay="10s") as server:
+        with_template(server)
+        url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
+        world = World(url, SEED, tmp_path, Plan(1000, crashes=crashes, check_every=4), server)
+        await world.run(until_fault=True, seconds=within(120))
+        print(mutant.__name__, world, world.faults[:2])
+        assert world.faults

@@ -46,6 +46,10 @@ CREWS = ("steady", "dozing", "mortal")
 """Processes of clients. All may lose connections; the second is also stopped, the third killed."""
 
 
+LATE = 2.0
+"""Seconds: a client may learn of something that much later."""
+
+
 class Event(NamedTuple):
     at: float
     """Seconds from the start."""
@@ -141,6 +145,8 @@ class Scene:
         """What killed clients take with them."""
         self._dice = random.Random(f"{seed}/brain")
         self.port = free_port()
+        self.forgetful: list[tuple[float, float]] = []
+        """From when until when Brains had so little memory that they forgot what clients missed."""
         self.brain = Brain(
             database_url=self.database, folder=self.folder, port=self.port, **self._settings()
         )
@@ -158,7 +164,13 @@ class Scene:
 
     def _settings(self) -> dict[str, Any]:
         """Each Brain gets other settings. With little memory, some clients are closed with 4410."""
-        memory = self._dice.choice([1 << 20, 4 << 20, 128 << 20])
+        plenty = 128 << 20
+        memory = self._dice.choice([1 << 20, 4 << 20, plenty, plenty, plenty, plenty])
+        now = time.time()
+        if self.forgetful and self.forgetful[-1][1] == float("inf"):
+            self.forgetful[-1] = (self.forgetful[-1][0], now)
+        if memory < plenty:
+            self.forgetful.append((now, float("inf")))
         source = self._dice.choice(["auto", "auto", "auto", "poll"]) if self.done else "auto"
         interval = self._dice.choice([0.005, 0.025, 0.1])
         return {"board_memory": memory, "source": source, "flush_interval": interval}
@@ -232,6 +244,22 @@ class Scene:
     def _listening(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def unexcused(self, gaps: Sequence[tuple[float, float]]) -> list[str]:
+        """The clients that were told 4410 without a reason that docs/protocol.md names.
+
+        A reason is that the Brain had little memory, or that it logged that clients from before
+        start over, after the timestamp that the client had.
+        """
+        pattern = r"^timestamp=(\S+) .*(?:clients from before start over|table replaced|no resume)"
+        logged = re.findall(pattern, self.brain.log(), re.MULTILINE)
+        reasons = [datetime.fromisoformat(stamp).timestamp() for stamp in logged]
+        return [
+            f"4410 without a reason: {told - held:.3f} s after its timestamp {held:.6f}"
+            for told, held in gaps
+            if not any(begin <= told <= end + LATE for begin, end in self.forgetful)
+            and not any(max(held, told - 60) - LATE <= at <= told + LATE for at in reasons)
+        ]
 
     def truth(self) -> Path:
         """What SELECT shows, in the words of the contract, with the commit time of each row."""
@@ -332,7 +360,8 @@ def torture(
         assert scene.brain.stop() == 0
         runs = execute(scene.database, "SELECT count(*) FROM runs")[0][0]
     kills = ", ".join(f"{what} x {count}" for what, count in sorted(scene.done.items()))
-    bad = [*total["faults"], *total["wrong"], *complaints, *map(repr, writers.errors)]
+    unexcused = scene.unexcused(total["gaps"])
+    bad = [*total["faults"], *total["wrong"], *unexcused, *complaints, *map(repr, writers.errors)]
     print(f"done: {kills}")
     print(
         f"seed {seed}: {time.monotonic() - began:.0f} s, {writers.changes} changes of {runs} runs "

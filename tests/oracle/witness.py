@@ -112,6 +112,8 @@ class Witness(asyncio.Protocol):
         self.kind = kind
         self.name = kind.name
         self.messages = self.sessions = self.reloads = self.older_than_get = 0
+        self.gaps: list[tuple[float, float]] = []
+        """When it was told 4410, and the timestamp that it had: 0 if none."""
         self.faults: list[str] = []
         self.ended: list[Ended] = []
         self._port = port
@@ -163,6 +165,7 @@ class Witness(asyncio.Protocol):
             self._forget()
         if self._code == RELOAD:
             self.reloads += 1
+            self.gaps.append((time.time(), _seconds(self._stamp) if self._stamp else 0.0))
             self._reset()
             if self.kind.reloads == "api":
                 await self._reload(query)
@@ -415,6 +418,7 @@ def judge(witnesses: list[Witness], path: str) -> dict[str, Any]:
         "messages": sum(each.messages for each in witnesses),
         "sessions": sum(each.sessions for each in witnesses),
         "reloads": sum(each.reloads for each in witnesses),
+        "gaps": [gap for each in witnesses for gap in each.gaps],
         "older_than_get": sum(each.older_than_get for each in witnesses),
         "untold": sum(each.untold(truth) for each in witnesses),
         "finals": sum(finals for _, finals in verdicts),

@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,9 +14,11 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.contract.messages import Status
 from brain.delivery.board import Board
+from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support.patience import PATIENCE
 
 
@@ -25,12 +28,17 @@ async def serving(
     *,
     board: Board | None = None,
     table: str = "public.runs",
+    columns: str = "",
     statuses: Mapping[str, Status] | None = None,
+    zone: TimeZone = DEFAULT,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an API that listens on a free port during the block."""
-    decoder = Decoder(statuses or {}, 10_000)
+    decoder = Decoder(statuses or {}, 10_000, zone)
     async with open_repository(
-        parse_url(url), Table.parse(table), decoder, Board(1 << 20) if board is None else board
+        parse_url(url),
+        replace(Table.parse(table), columns=ColumnMap.parse(columns)),
+        decoder,
+        Board(1 << 20) if board is None else board,
     ) as runs:
         config = uvicorn.Config(create_api(runs), lifespan="off", ws="none", log_config=None)
         config.load()

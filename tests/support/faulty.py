@@ -45,8 +45,9 @@ class Proxy:
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
         if self.answers:
+            reply = self.answers.popleft()
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(self.answers.popleft())
+            writer.write(reply)
             writer.close()
             return
         try:

@@ -15,16 +15,22 @@ from brain.contract.back_off import BackOff
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ACTIVE, FIELDS, ID, STATUS, Run, Status
 from brain.delivery.board import ENTRY, Board
-from brain.delivery.log import RUN, is_tombstone
+from brain.delivery.log import RUN, Entry, is_tombstone
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from brain.postgres.timing import PollTiming, StreamTiming, Timing
 from tests.support.patience import PATIENCE
 
 RUNS = Table("public", "runs")
 Plain: TypeAlias = tuple[Any, ...]
+
+
+def held(board: Board) -> dict[str, Entry]:
+    """The runs on the board, without the tombstones."""
+    return {run_id: entry for run_id, entry in board._runs.items() if not is_tombstone(entry)}
 
 
 class WithoutJitter(BackOff):
@@ -38,6 +44,7 @@ QUICK = Timing(
     back_off=WithoutJitter(first=0.1, longest=0.75),
     promote_every=0.05,
     rejoin_within=0,
+    check_every=0.05,
     watch_every=0.05,
 )
 """What takes ten seconds in production."""
@@ -55,13 +62,14 @@ class Following:
         table: Table = RUNS,
         statuses: Mapping[str, Status] | None = None,
         max_text: int = 2_000_000,
+        zone: TimeZone = DEFAULT,
         application: str = "brain",
         interval: float = 0.01,
         timing: Timing = QUICK,
     ) -> None:
         self.board = Board(1 << 30)
         self.table = table
-        self.decoder = Decoder(statuses or {}, max_text)
+        self.decoder = Decoder(statuses or {}, max_text, zone)
         self.follow = Follow(
             url,
             table,
@@ -174,13 +182,14 @@ class Following:
             }
         }
         words = {word: str(self.decoder.status(word)) for word in words}
+        column = self.table.columns.resolve(names)
         return {
-            str(row["id"]): tuple(
-                str(row["id"])
+            str(row[column["id"]]): tuple(
+                str(row[column["id"]])
                 if field == "id"
-                else words[row["status"]]
+                else words[row[column["status"]]]
                 if field == "status"
-                else _moment(row.get(field))
+                else _moment(row.get(column.get(field, "")))
                 for field in FIELDS
             )
             for row in rows
@@ -188,7 +197,7 @@ class Following:
 
     def view(self) -> dict[str, Plain]:
         """The board, as Python values."""
-        return {run_id: plain(entry[RUN]) for run_id, entry in self.board._runs.items()}
+        return {run_id: plain(entry[RUN]) for run_id, entry in held(self.board).items()}
 
     def run(self, run_id: str) -> Run:
         entry = self.board.get(run_id)

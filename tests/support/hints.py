@@ -90,7 +90,8 @@ def shell(hint: str, then: str = "", **settings: str) -> str:
     """Paste it into a shell where `brain` is on the path, and `then` behind it. Returns the
     output.
     """
-    followed(hint)
+    if hint:
+        followed(hint)
     kept = {name: text for name, text in os.environ.items() if not name.startswith("BRAIN_")}
     done = subprocess.run(
         ["sh", "-ec", f"set -a\n{hint}\n{then}\n"],

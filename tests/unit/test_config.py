@@ -2,8 +2,10 @@ import os
 import subprocess
 import sys
 import traceback
+from datetime import UTC
 from ipaddress import ip_network
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -14,7 +16,10 @@ from brain.access.addresses import NETWORKS
 from brain.access.policy import Policy
 from brain.config import Settings, SettingsError
 from brain.contract.messages import STATUSES
+from brain.postgres.column_map import ColumnMap
+from brain.postgres.names import Name
 from brain.postgres.table import Table
+from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support import ROOT
 
 PAGE = ROOT / "docs" / "settings.md"
@@ -45,6 +50,7 @@ def test_defaults() -> None:
     assert settings.host == ()
     assert settings.port == 5221
     assert settings.database_url is None
+    assert settings.embedded is True
     assert settings.data_dir == Path(".brain")
     assert settings.postgres_port is None
     assert settings.table == Table("public", "runs")
@@ -75,6 +81,20 @@ READ = [
     ("BRAIN_DATA_DIR", "~/brain", "data_dir", Path.home() / "brain"),
     ("BRAIN_TABLE", "jobs", "table", Table("public", "jobs")),
     ("BRAIN_TABLE", "work.Jobs", "table", Table("work", "Jobs")),
+    ("BRAIN_TABLE", '"App"."Runs"', "table", Table("App", "Runs")),
+    ("BRAIN_TABLE", '"a.b" . "c""d"', "table", Table("a.b", 'c"d')),
+    (
+        "BRAIN_COLUMN_MAP",
+        ' id = run_id , error="a,b",started_at=startedAt,',
+        "column_map",
+        ColumnMap(
+            (
+                ("id", Name("run_id", quoted=False)),
+                ("error", Name("a,b")),
+                ("started_at", Name("startedAt", quoted=False)),
+            )
+        ),
+    ),
     ("BRAIN_SOURCE", "poll", "source", "poll"),
     (
         "BRAIN_STATUS_MAP",
@@ -82,6 +102,7 @@ READ = [
         "status_map",
         {"pending": "queued", "done": "completed"},
     ),
+    ("BRAIN_EMBEDDED", "false", "embedded", False),
     ("BRAIN_PUSH_UNCHANGED", "false", "push_unchanged", False),
     ("BRAIN_FLUSH_INTERVAL", "0", "flush_interval", 0.0),
     (
@@ -118,6 +139,14 @@ READ = [
     ("BRAIN_RESUME", "0", "resume", 0),
     ("BRAIN_LOG_LEVEL", "DEBUG", "log_level", "debug"),
     ("BRAIN_PORT", "", "port", 5221),
+    ("BRAIN_TIMEZONE", "", "timezone", DEFAULT),
+    ("BRAIN_TIMEZONE", "utc", "timezone", TimeZone("UTC", UTC)),
+    (
+        "BRAIN_TIMEZONE",
+        "America/New_York",
+        "timezone",
+        TimeZone("America/New_York", ZoneInfo("America/New_York")),
+    ),
     ("BRAIN_ALLOWED_NETWORKS", "", "allowed_networks", NETWORKS),
     ("DATABASE_URL", "", "database_url", None),
 ]
@@ -140,6 +169,8 @@ REFUSED = [
     ("BRAIN_POSTGRES_PORT", "0", "a port to listen on is 1 to 65535"),
     ("BRAIN_TABLE", "a.b.c", "is not the name of a table"),
     ("BRAIN_TABLE", ".", "is not the name of a table"),
+    ("BRAIN_TABLE", '"App.Runs', "is not closed; write schema.name, such as public.runs"),
+    ("BRAIN_COLUMN_MAP", "finished_at=x", "'finished_at' is no field of the contract"),
     ("BRAIN_SOURCE", "trigger", "a source is auto, replication or poll"),
     (
         "BRAIN_STATUS_MAP",
@@ -149,6 +180,12 @@ REFUSED = [
     ("BRAIN_STATUS_MAP", "pending=waiting", "'pending=waiting' is not word=status"),
     ("BRAIN_STATUS_MAP", "=queued", "is not word=status"),
     ("BRAIN_STATUS_MAP", "a=queued,a=failed", "'a' cannot mean both queued and failed"),
+    ("BRAIN_EMBEDDED", "no database", "it is true or false"),
+    ("BRAIN_TIMEZONE", "europe/berlin", "did you mean Europe/Berlin?"),
+    ("BRAIN_TIMEZONE", "Berlin", "did you mean Europe/Berlin?"),
+    ("BRAIN_TIMEZONE", "+02:00", "a time zone is UTC or a name such as Europe/Berlin"),
+    ("BRAIN_TIMEZONE", "../../etc/passwd", "a time zone is UTC or a name such as Europe/Berlin"),
+    ("BRAIN_TIMEZONE", "localtime", "a time zone is UTC or a name such as Europe/Berlin"),
     ("BRAIN_PUSH_UNCHANGED", "maybe", "it is true or false"),
     ("BRAIN_FLUSH_INTERVAL", "10.1", "a flush interval is 0 to 10 seconds"),
     ("BRAIN_FLUSH_INTERVAL", "nan", "a flush interval is 0 to 10 seconds"),
@@ -169,6 +206,7 @@ REFUSED = [
         "no token is required: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too",
     ),
     ("BRAIN_JWT_ISSUER", "https://idp.example", "no token is required"),
+    ("BRAIN_URL", "ftp://myhost", "Brain is at host:port, such as myhost:5221, or at a URL of ws"),
     ("BRAIN_MAX_TEXT", "0", "a text has 64 to 1048576 characters"),
     ("BRAIN_BOARD_MEMORY", "128MB", "the board memory is 1048576 bytes or more"),
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
@@ -189,6 +227,12 @@ def test_an_error_names_the_variable_the_value_and_the_rule(
     assert message.startswith(f"{variable}={text!r}: ")
     assert rule in message
     assert "\n" not in message
+
+
+def test_the_table_has_the_columns_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, BRAIN_COLUMN_MAP="id=run_id", BRAIN_TABLE="jobs")
+    assert settings.table == Table("public", "jobs", settings.column_map)
+    assert str(settings.column_map) == "id=run_id"
 
 
 def test_every_setting_has_a_rule() -> None:
@@ -244,6 +288,21 @@ def test_a_dotenv_file_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / ".env").write_text("BRAIN_PORT=1\n")
     monkeypatch.chdir(tmp_path)
     assert Settings.load().port == 5221
+
+
+def test_a_locale_without_utf8_does_not_change_the_environment() -> None:
+    """With LC_ALL=POSIX and PYTHONUTF8=0, Python decodes the environment as ASCII."""
+    code = "from brain.config import Settings; print(ascii(str(Settings.load().table)))"
+    posix = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=posix | {"BRAIN_TABLE": "läufe"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "l\\xe4ufe" in done.stdout
 
 
 # The database URL

@@ -15,10 +15,13 @@ SERVER = ("fastapi", "starlette", "uvicorn", "psycopg", "psycopg_pool", "structl
 def test_the_public_names_are_those_of_the_docs() -> None:
     assert set(brain.__all__) == {
         "Away",
+        "Change",
         "Connected",
         "Deleted",
+        "Freshness",
         "Message",
         "Ready",
+        "Runs",
         "Source",
         "WatchError",
         "__version__",

@@ -51,6 +51,8 @@ async def read(request: Request, model: type[Model]) -> Model:
 
 def parse(data: bytes) -> object:
     """JSON (RFC 8259). Raises InvalidRequest."""
+    if not data:
+        raise _invalid("the body is a JSON object with the fields of a run, and this one is empty")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -16,10 +16,12 @@ RunError
 │   ├── IdRequired
 │   └── CursorInvalid
 ├── NotJSON
+├── EncodedBody
 ├── PreconditionFailed
 ├── BeyondToken
 ├── PolicyMissing
 ├── PrivilegeMissing
+├── TableNotRead
 └── TooManyRequests
 
 `problems.py` says with which status each is answered.
@@ -164,11 +166,17 @@ class CursorInvalid(InvalidRequest):
 
 class NotJSON(RunError):
     def __init__(self, content_type: str) -> None:
+        given = f"not {shown(content_type)}" if content_type else "and this request has none"
         super().__init__(
-            f"the Content-Type is application/json (with or without a charset), "
-            f"not {shown(content_type)}"
+            f"the Content-Type is application/json (with or without a charset), {given}"
         )
         self.content_type = content_type
+
+
+class EncodedBody(RunError):
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"a body has no Content-Encoding, and this one has {shown(encoding)}")
+        self.encoding = encoding
 
 
 class PreconditionFailed(RunError):
@@ -202,6 +210,14 @@ class PolicyMissing(RunError):
             f"row, such as {policy}"
         )
         self.policy = policy
+
+
+class TableNotRead(RunError):
+    def __init__(self) -> None:
+        super().__init__(
+            "Brain has not read the table yet, so it does not know which runs changed last: "
+            "try again, or list by order=id"
+        )
 
 
 class PrivilegeMissing(RunError):

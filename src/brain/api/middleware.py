@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from brain.access.grants import OPEN, Grant, TokenError, bearer
 from brain.access.limits import BODY_TOO_LARGE, MAX_BODY
 from brain.access.rejections import RejectionCounter
+from brain.api.docs_page import ASSETS
 from brain.api.problems import problem_answer
 from brain.page.routes import FOLDERS as PAGE_FOLDERS
 from brain.page.routes import PUBLIC as PAGE
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 GRANT = "brain.grant"
 """Where the ASGI scope of a request holds what its token permits."""
 
-OPERATIONS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/ws")
+DOCUMENTS = ("/docs", *ASSETS, "/openapi.json", "/asyncapi.json")
+
+OPERATIONS = ("/healthz", "/readyz", "/metrics", *DOCUMENTS, "/ws")
 """Paths for operators, public documents, and `/ws`, whose token server/http.py checks."""
 
 FIXED = (*OPERATIONS, "/api/runs")

@@ -1,7 +1,7 @@
 """What requests and pages hold, as FastAPI validates and documents it."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -99,14 +99,21 @@ class RunPatch(_Request):
         return self
 
 
-class RunList(BaseModel):
-    """A page of runs in the order of their ids.
+def _no_default(schema: dict[str, Any]) -> None:
+    """Of a field that only some answers have."""
+    schema.pop("default", None)
 
-    It has at most 1 MiB, so it may be shorter than the limit.
+
+class RunList(BaseModel):
+    """A page of runs. It has at most 1 MiB, so it may be shorter than the limit.
+
+    `complete`, `total` and `total_is_estimate` are there with `order=changed` only.
     """
 
     runs: list[RunData]
-    next_cursor: Annotated[str | None, Field(description="null on the last page")]
+    next_cursor: Annotated[
+        str | None, Field(description="null on the last page, and with `order=changed`")
+    ]
     timestamp: Annotated[
         datetime | None,
         Field(
@@ -115,6 +122,28 @@ class RunList(BaseModel):
             "null until Brain has read the table."
         ),
     ]
+    complete: Annotated[
+        bool,
+        Field(
+            description="No run that is missing here changed later than one of these. false: "
+            "Brain's memory ends within this list, and runs that changed before may be missing.",
+            json_schema_extra=_no_default,
+        ),
+    ] = True
+    total: Annotated[
+        int | None,
+        Field(
+            description="How many runs match. null: the database did not say it in time",
+            json_schema_extra=_no_default,
+        ),
+    ] = None
+    total_is_estimate: Annotated[
+        bool,
+        Field(
+            description="`total` is an estimate of PostgreSQL's planner",
+            json_schema_extra=_no_default,
+        ),
+    ] = False
 
 
 def _text(value: object) -> str | None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from brain.access.limits import MAX_BODY
+from brain.api.examples import add_examples
 from brain.api.models import RunCreate, RunPatch
 from brain.contract.messages import MAX_ID_BYTES, STATUSES, WSMessage
 from brain.contract.problems import CONTENT_TYPE
@@ -89,11 +90,20 @@ FILTER = [
 ]
 """Those of `/ws`: contract/subscription.py reads them."""
 
+ORDERS = ("id", "changed")
+
 PAGE = [
+    _parameter(
+        "order",
+        "`changed`: the runs that changed last, newest change first, from Brain's memory. One page",
+        type="string",
+        enum=[*ORDERS],
+        default="id",
+    ),
     _parameter(
         "limit", "most runs of the page", type="integer", minimum=1, maximum=1000, default=100
     ),
-    _parameter("cursor", "`next_cursor` of the previous page"),
+    _parameter("cursor", "`next_cursor` of the previous page; only with `order=id`"),
 ]
 
 IF_MATCH = _parameter(
@@ -106,9 +116,20 @@ IF_NONE_MATCH = _parameter(
 )
 
 
+TOKEN: dict[str, Any] = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "Reading takes the scope `read`, POST and PATCH `write` (docs/settings.md)",
+}
+
+
 class API(FastAPI):
+    requires_token = False
+    """Then /docs has the button Authorize."""
+
     def openapi(self) -> dict[str, Any]:
-        """With the schemas that no route refers to by itself."""
+        """With the schemas that no route refers to by itself, and examples."""
         if self.openapi_schema is None:
             schema = super().openapi()
             _, extra = models_json_schema(
@@ -121,4 +142,10 @@ class API(FastAPI):
                 ref_template="#/components/schemas/{model}",
             )
             schema["components"]["schemas"] |= extra["$defs"]
+            add_examples(schema)
+            if self.requires_token:
+                schema["components"]["securitySchemes"] = {"token": TOKEN}
+                for path, operations in schema["paths"].items():
+                    for operation in operations.values() if path.startswith("/api/") else ():
+                        operation["security"] = [{"token": []}]
         return super().openapi()

@@ -21,6 +21,7 @@ from brain.access.grants import TokenError
 from brain.access.rejections import status_headers
 from brain.api.errors import (
     BeyondToken,
+    EncodedBody,
     FieldErrors,
     InvalidRequest,
     NotJSON,
@@ -30,6 +31,7 @@ from brain.api.errors import (
     RunConflict,
     RunError,
     RunNotFound,
+    TableNotRead,
     TooManyRequests,
     postgres_message,
 )
@@ -44,8 +46,10 @@ STATUSES: Mapping[type[Exception], int] = {
     RunConflict: 409,
     PreconditionFailed: 412,
     NotJSON: 415,
+    EncodedBody: 415,
     InvalidRequest: 422,
     TooManyRequests: 429,
+    TableNotRead: 503,
     PrivilegeMissing: 503,
     TableError: 503,
 }

@@ -11,6 +11,7 @@ from brain.contract.messages import ACTIVE, FIELDS, MAX_ID_BYTES, TRANSITIONS, S
 from brain.postgres.canonical import COMPARABLE, canonical
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Description, Table
+from brain.postgres.time_zone import TimeZone
 
 Statement: TypeAlias = tuple[sql.Composed, list[object]]
 ByFields: TypeAlias = Mapping[str, Collection[str]]
@@ -42,8 +43,8 @@ class Target:
 _SELECT = """
 SELECT s.seen, {fields}
 FROM (SELECT pg_current_snapshot()::text) AS s(seen)
-LEFT JOIN (SELECT r.* FROM {table} AS r WHERE {conditions} ORDER BY r.id LIMIT %s) AS r ON true
-ORDER BY r.id
+LEFT JOIN (SELECT r.* FROM {table} AS r WHERE {conditions} ORDER BY {id} LIMIT %s) AS r ON true
+ORDER BY {id}
 """
 
 
@@ -70,7 +71,8 @@ def select_one(
             ]
         ),
         table=table.in_query,
-        conditions=sql.SQL(" AND ").join([sql.SQL("r.id = %s"), *conditions]),
+        conditions=sql.SQL(" AND ").join([_has_id(described), *conditions]),
+        id=described.column("r", "id"),
     )
     return query, [*salts, *compared.values(), target.run_id, *values, 2]
 
@@ -79,7 +81,11 @@ def _equals(described: Description, field: str) -> sql.Composable:
     equals = "{}::text IS NOT DISTINCT FROM %s::text"  # json has no =
     if described.columns[field].base != "json":
         equals = "{} IS NOT DISTINCT FROM %s"
-    return sql.SQL(equals).format(sql.Identifier("r", field))
+    return sql.SQL(equals).format(described.column("r", field))
+
+
+def _has_id(described: Description) -> sql.Composed:
+    return sql.SQL("{} = %s").format(described.column("r", "id"))
 
 
 def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[object]]:
@@ -87,7 +93,7 @@ def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[objec
     heartbeat in another column, and not with what an UPDATE leaves as it was, as xmin would. And a
     view has no xmin. Two values are 128 bits; md5 does not exist where FIPS rules.
     """
-    names = [sql.Identifier("r", field) for field in FIELDS if field in described.columns]
+    names = [described.column("r", field) for field in FIELDS if field in described.columns]
     row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(names))
     tag = "to_hex(hashtextextended({}, %s)) || '-' || to_hex(hashtextextended({}, %s))"
     return sql.SQL(tag).format(row, row), [salt, salt + 1]
@@ -99,7 +105,7 @@ def _printed(described: Description, field: str) -> sql.Composable:
     Where it cannot differ it is a cast, because only a cast finds an index.
     """
     plain = described.columns[field].base in ("text", "varchar", "bpchar")
-    return sql.SQL("{}::text" if plain else "concat({})").format(sql.Identifier("r", field))
+    return sql.SQL("{}::text" if plain else "concat({})").format(described.column("r", field))
 
 
 def _one_of(
@@ -116,7 +122,7 @@ def _one_of(
         condition = sql.SQL("{} = ANY (%s::text[])").format(_printed(described, field))
         return condition, [list(texts)]
     condition = sql.SQL("{} = ANY (%s::text[]::{}[])").format(
-        sql.Identifier("r", field), sql.Identifier("pg_catalog", column.base)
+        described.column("r", field), sql.Identifier("pg_catalog", column.base)
     )
     return condition, [[text for text in texts if canonical(column, text) is not None]]
 
@@ -136,7 +142,8 @@ def select_page(
     one of NULLs. A row whose id is too long for the contract is left out here already: it could
     not be a cursor.
     """
-    conditions: list[sql.Composable] = [sql.SQL("r.id IS NOT NULL")]
+    run_id = described.column("r", "id")
+    conditions: list[sql.Composable] = [sql.SQL("{} IS NOT NULL").format(run_id)]
     values: list[object] = []
     if described.columns["id"].base not in COMPARABLE - {"bpchar"}:
         conditions.append(
@@ -154,20 +161,31 @@ def select_page(
             conditions.append(condition)
             values += compared
     if after is not None:
-        conditions.append(sql.SQL("r.id > %s"))
+        conditions.append(sql.SQL("{} > %s").format(run_id))
         values.append(after)
     query = sql.SQL(_SELECT).format(
         fields=described.select("r", max_text),
         table=table.in_query,
         conditions=sql.SQL(" AND ").join(conditions),
+        id=run_id,
     )
     return query, [*values, limit]
+
+
+def count(table: Table, described: Description, wanted: ByFields) -> Statement:
+    """How many rows have one of the `wanted` texts in each field, as select_page takes them."""
+    fields = {"id" if name == "run_id" else name: texts for name, texts in wanted.items() if texts}
+    conditions, values = _within(described, fields)
+    query = sql.SQL("SELECT count(*) FROM {} AS r WHERE {}").format(
+        table.in_query, sql.SQL(" AND ").join([sql.SQL("r.id IS NOT NULL"), *conditions])
+    )
+    return query, values
 
 
 def insert(
     table: Table,
     described: Description,
-    max_text: int,
+    decoder: Decoder,
     values: Mapping[str, str],
     *,
     now: str | None,
@@ -177,17 +195,17 @@ def insert(
 
     Returns the run's fields and its ETag.
     """
-    columns: list[sql.Composable] = [sql.Identifier(field) for field in values]
-    places: list[sql.Composable] = [sql.Placeholder()] * len(values)
-    if now is not None and now not in values and (time := _now(described, now)):
-        columns.append(sql.Identifier(now))
+    columns: list[sql.Composable] = [described.column("", field) for field in values]
+    places = [decoder.zone.written(described.columns[field]) for field in values]
+    if now is not None and now not in values and (time := _now(described, decoder.zone, now)):
+        columns.append(described.column("", now))
         places.append(time)
     tag, salts = _etag(described, salt)
     query = sql.SQL("INSERT INTO {} AS r ({}) VALUES ({}) RETURNING {}, {}").format(
         table.in_query,
         sql.SQL(", ").join(columns),
         sql.SQL(", ").join(places),
-        described.select("r", max_text),
+        described.select("r", decoder.max_text),
         tag,
     )
     return query, [*values.values(), *salts]
@@ -213,17 +231,17 @@ def update(
     completed_at. Returns the run's fields and its ETag.
     """
     changes: list[sql.Composable] = [
-        sql.SQL("{} = %s").format(sql.Identifier(field)) for field in values
+        sql.SQL("{} = %s").format(described.column("", field)) for field in values
     ]
     sent: list[object] = list(values.values())
     if status is not None:
-        changes.append(sql.SQL("status = %s"))
+        changes.append(sql.SQL("{} = %s").format(described.column("", "status")))
         sent.append(decoder.word(status, described.statuses.allowed))
-        if time := _time(described, status):
+        if time := _time(described, decoder.zone, status):
             changes.append(time)
             sent.append(decoder.words(status))
     before = [old for old in ACTIVE if status is None or status in TRANSITIONS[cast("Status", old)]]
-    conditions: list[sql.Composable] = [sql.SQL("r.id = %s")]
+    conditions: list[sql.Composable] = [_has_id(described)]
     compared: list[object] = [target.run_id]
     bounds, bounding = _within(described, target.within)
     words = sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r"))
@@ -236,7 +254,7 @@ def update(
     if (known := preconditions.if_none_match) is not None:
         conditions.append(sql.SQL("(%s AND {} <> ALL (%s::text[]))").format(tag))
         compared += [not known.any, *salts, list(known.strong | known.weak)]
-    if described.primary_key != ("id",):  # something else may make it unique, or nothing
+    if not described.id_is_key:  # something else may make it unique, or nothing
         rows = sql.SQL("(SELECT count(*) FROM (SELECT FROM {} AS r WHERE {} LIMIT 2) AS n) = 1")
         same = sql.SQL(" AND ").join([conditions[0], *bounds])
         conditions.append(rows.format(table.in_query, same))
@@ -264,24 +282,29 @@ def _within(described: Description, within: ByFields) -> tuple[list[sql.Composab
     return conditions, values
 
 
-def _time(described: Description, status: Status) -> sql.Composable | None:
+def _time(described: Description, zone: TimeZone, status: Status) -> sql.Composable | None:
     """Sets the status's time, unless the run has this status already.
 
     It takes one value: the words for this status, folded.
     """
     field = TIMES.get(status)
-    now = None if field is None else _now(described, field)
+    now = None if field is None else _now(described, zone, field)
     if field is None or now is None:
         return None
-    old = sql.Identifier("r", field)
+    old = described.column("r", field)
     new = sql.SQL("coalesce({}, {})").format(old, now) if status == "running" else now
     word = described.statuses.folded("r")
     change = "{} = CASE WHEN {} = ANY (%s::text[]) THEN {} ELSE {} END"
-    return sql.SQL(change).format(sql.Identifier(field), word, old, new)
+    return sql.SQL(change).format(described.column("", field), word, old, new)
 
 
-def _now(described: Description, field: str) -> sql.Composable | None:
+_HOLD_A_TIME = frozenset({"timestamptz", "timestamp", "date", "text", "varchar", "bpchar"})
+"""Types into which PostgreSQL converts a time so that Brain reads it again. Others, such as a
+bigint with seconds, stay as they are: the application sets them."""
+
+
+def _now(described: Description, zone: TimeZone, field: str) -> sql.Composable | None:
     column = described.columns.get(field)
-    if column is None or column.generated:
+    if column is None or column.generated or column.base not in _HOLD_A_TIME:
         return None
-    return sql.SQL(f"now()::{column.type}")  # describe() has quoted the type
+    return zone.now(column)

@@ -22,6 +22,7 @@ from brain.api.errors import (
     CursorInvalid,
     IdNotUnique,
     IdRequired,
+    InvalidRequest,
     PolicyMissing,
     PreconditionFailed,
     PrivilegeMissing,
@@ -30,10 +31,12 @@ from brain.api.errors import (
     RunEnded,
     RunExists,
     RunNotFound,
+    TableNotRead,
     TransitionNotAllowed,
     UnknownStatus,
     postgres_message,
 )
+from brain.api.latest import Latest, read_latest
 from brain.api.overlay import Overlay
 from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
@@ -49,6 +52,7 @@ from brain.api.queries import (
     select_page,
     update,
 )
+from brain.api.totals import Total, read_total
 from brain.contract.messages import (
     ACTIVE,
     FIELDS,
@@ -66,7 +70,7 @@ from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
 from brain.postgres.privileges import missing_privileges
 from brain.postgres.snapshots import PgSnapshot
-from brain.postgres.table import Description, Table, describe
+from brain.postgres.table import Description, Table, TableError, describe
 
 DESCRIPTION_TTL = 10.0
 """Seconds after which the table's columns are looked up again."""
@@ -95,10 +99,12 @@ class RunRepository:
         self._pool = pool
         self._table = table
         self._decoder = decoder
+        self._board = board
         self._overlay = Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
-        settings = (decoder.max_text, [decoder.words(status) for status in STATUSES])
+        words = [decoder.words(status) for status in STATUSES]
+        settings = (decoder.max_text, words, decoder.zone.name)
         self._salt = zlib.crc32(repr(settings).encode())
         """Changes with the settings that change how the API shows a row, and so its ETag."""
 
@@ -149,6 +155,21 @@ class RunRepository:
                     raise
                 raise CursorInvalid(encode_cursor(after), postgres_message(error)) from error
 
+    async def latest(self, wanted: ByFields, limit: int) -> Latest:
+        """The runs that changed last, from the board. `wanted` are texts as columns print them."""
+        if not self._board.begun:
+            raise TableNotRead
+        return await read_latest(self._board, wanted, limit)
+
+    async def total(self, wanted: ByFields) -> Total | None:
+        """How many runs match. None if the database does not say it soon."""
+        words = {**wanted, "status": self._decoder.words(*wanted["status"])}
+        try:
+            async with self._connection() as (conn, description):
+                return await read_total(conn, self._table, description, words)
+        except (TableError, psycopg.Error):
+            return None
+
     async def create(self, status: Status, values: Mapping[str, str]) -> Version:
         async with self._connection() as (conn, description):
             self._check_writable(description, values)
@@ -159,7 +180,7 @@ class RunRepository:
             statement = insert(
                 self._table,
                 description,
-                self._decoder.max_text,
+                self._decoder,
                 row,
                 now=TIMES.get(status),
                 salt=self._salt,
@@ -167,7 +188,7 @@ class RunRepository:
             try:
                 rows = await fetch(conn, statement)
             except errors.UniqueViolation as error:
-                if "(id)=" in (error.diag.message_detail or ""):
+                if description.is_key_of_id(error.diag.message_detail or ""):
                     raise RunExists(row.get("id", "")) from error
                 raise
             except psycopg.DataError as error:
@@ -286,6 +307,10 @@ class RunRepository:
                 self._described_until = time.monotonic() + DESCRIPTION_TTL
             try:
                 yield conn, self._description
+            except errors.NotNullViolation as error:
+                detail = postgres_message(error)
+                field = self._description.field(error.diag.column_name or "")
+                raise InvalidRequest(detail, (field, detail)) from error
             except errors.InsufficientPrivilege as error:
                 raise await self._forbidden(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described

@@ -16,14 +16,18 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from brain import __version__
 from brain.access.grants import BOUNDS, Grant
 from brain.access.rejections import RejectionCounter
+from brain.api.asyncapi import add_asyncapi
 from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
+from brain.api.docs_page import add_docs_page
 from brain.api.errors import (
     BeyondToken,
+    EncodedBody,
     InvalidRequest,
     NotJSON,
     PreconditionFailed,
     RunNotFound,
+    TableNotRead,
 )
 from brain.api.middleware import BodyLimit, ExactPath, TokenCheck, Tolerance, grant
 from brain.api.models import RunCreate, RunId, RunList, RunPatch
@@ -33,6 +37,7 @@ from brain.api.openapi import (
     FILTER,
     IF_MATCH,
     IF_NONE_MATCH,
+    ORDERS,
     PAGE,
     problems,
     request_body,
@@ -67,19 +72,23 @@ def create_api(
     runs: RunRepository,
     tokens: "Tokens | None" = None,
     rejections: RejectionCounter | None = None,
+    form: Form = as_given,
 ) -> FastAPI:
+    """`form` says how the columns print the values of a request."""
     rejections = rejections or RejectionCounter()
     app = API(
         title="Brain",
         version=__version__,
         description="Runs and their changes. A client first loads `GET /api/runs`; "
-        "then `/ws` pushes each change as a `WSMessage`.",
+        "then `/ws` pushes each change as a `WSMessage` ([AsyncAPI](/asyncapi.json)).",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.add_middleware(ExactPath)
     app.add_middleware(BodyLimit)
     if tokens is not None:
+        app.requires_token = True
         app.add_middleware(TokenCheck, tokens=tokens, rejections=rejections)
     # Any origin, because the access rules have rejected those that may not read, and Brain uses
     # no cookies. Outermost, because a preflight carries no token, and a page may read why its
@@ -95,13 +104,14 @@ def create_api(
     )
     app.add_middleware(Tolerance)
     handle_errors(app)
-    form = as_given if tokens is None else tokens.printed
+    add_docs_page(app)
+    add_asyncapi(app, requires_token=tokens is not None)
     app.include_router(_router(runs, ConcurrencyLimiter(rejections), form))
     return app
 
 
 def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> APIRouter:
-    """`form` makes a request's values comparable with those of a token."""
+    """`form` makes a request's values comparable with a token's and with the board's."""
 
     def place(request: Request) -> AbstractAsyncContextManager[None]:
         # Behind a trusted proxy, server/http.py has put the client's own address here.
@@ -118,14 +128,16 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         openapi_extra={"parameters": [*FILTER, *PAGE]},
     )
     async def list_runs(request: Request) -> Response:
-        """Runs in the order of their ids. The filters are those of `/ws`: several values of a field
-        are alternatives, and a run must match every field.
+        """Runs in the order of their ids or, with `order=changed`, those that changed last. The
+        filters are those of `/ws`: several values of a field are alternatives, and a run must match
+        every field.
 
         To receive the changes from here on, connect to `/ws?since=<timestamp>` with the timestamp
         of the first page.
         """
         filter_, once = _query(request)
-        filter_ = filter_.printed(form) or filter_
+        printed = filter_.printed(form)
+        filter_ = printed or filter_
         granted = grant(request)
         wanted: ByFields = {
             "run_id": filter_.run_id,
@@ -134,6 +146,12 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
             "task_id": granted.narrowed("task_id", filter_.task_id),
         }
         limit = _limit(once.get("limit", "100"))
+        if _order(once) == "changed":
+            if printed is None:
+                raise TableNotRead
+            async with place(request):
+                latest = await runs.latest(wanted, limit)
+                return _json(latest.json(await runs.total(wanted)))
         after = decode_cursor(once["cursor"]) if "cursor" in once else None
         async with place(request):
             page = await runs.page(wanted, after, limit)
@@ -227,9 +245,20 @@ def _query(request: Request) -> tuple[Filter, Mapping[str, str]]:
         message = f"the query is percent-encoded UTF-8, not {shown(text)}"
         raise InvalidRequest(message, ("query", message)) from None
     try:
-        return parse_filter(query, ("limit", "cursor"), "/api/runs")
+        return parse_filter(query, ("order", "limit", "cursor"), "/api/runs")
     except FilterError as error:
         raise InvalidRequest(str(error), (field_name(error.field), str(error))) from None
+
+
+def _order(once: Mapping[str, str]) -> str:
+    order = once.get("order", "id")
+    if order not in ORDERS:
+        message = f"order is {' or '.join(ORDERS)}, not {shown(order)}"
+        raise InvalidRequest(message, ("order", message))
+    if order == "changed" and "cursor" in once:
+        message = "cursor continues a list by order=id; a list by order=changed has one page"
+        raise InvalidRequest(message, ("cursor", message))
+    return order
 
 
 def _limit(text: str) -> int:
@@ -255,6 +284,9 @@ def _require_json(request: Request) -> None:
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != "application/json":
         raise NotJSON(given)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise EncodedBody(encoding)
 
 
 def _check_bounds(

@@ -1,16 +1,21 @@
-"""The commands: brain serve | watch | demo | doctor | init-db | psql | version."""
+"""The commands: brain serve | watch | wait | token | demo | doctor | init-db | psql | version."""
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, cast, get_args
 
 import psycopg
 import typer
 
 from brain import __version__
-from brain.cli import console, demo, watch
+from brain.access.grants import Scope
+from brain.cli import console, demo, token
+from brain.cli.target import Target
 from brain.config import Settings
+from brain.contract.messages import STATUSES, Status
 from brain.doctor import checks as doctor
+from brain.doctor.report import Report
 from brain.embedded.server import EmbeddedError, program
 from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
@@ -32,6 +37,34 @@ Port = Annotated[
 DatabaseURL = Annotated[
     str | None, typer.Option(help="The PostgreSQL database to follow.  [BRAIN_DATABASE_URL]")
 ]
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _words(allowed: Sequence[str]) -> Callable[[list[str] | None], list[str]]:
+    """The callback of an option that is a list of these words, repeated or with commas."""
+
+    def check(given: list[str] | None) -> list[str]:
+        words = [word for text in given or () for word in text.replace(",", " ").split()]
+        for word in words:
+            if word not in allowed:
+                raise typer.BadParameter(f"{word!r} is not {_or(allowed)}")
+        return words
+
+    return check
+
+
+def _seconds(least: float, most: float) -> Callable[[float | None], float | None]:
+    """The callback of an option that is a duration. NaN is none."""
+
+    def check(given: float | None) -> float | None:
+        if given is not None and not least <= given <= most:
+            raise typer.BadParameter(f"{given:g} is not {least:g} to {most:.0f} seconds")
+        return given
+
+    return check
 
 
 def main() -> None:
@@ -72,21 +105,141 @@ def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
 
 @app.command("watch")
 def watch_command(
+    *,
     url: Annotated[
-        str | None, typer.Argument(help="ws://HOST:PORT/ws, with or without a filter.")
+        str | None,
+        typer.Argument(
+            help="Where Brain is: HOST, HOST:PORT or a URL, with or without a filter. "
+            "Default: this machine.  [BRAIN_URL]"
+        ),
     ] = None,
     snapshot: Annotated[
-        bool, typer.Option(help="First print the queued and running runs.")
+        bool | None,
+        typer.Option(help="First show the queued and running runs; the default of the table."),
+    ] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(callback=_words(STATUSES), help=f"Only {_or(STATUSES)} runs; repeatable."),
+    ] = None,
+    agent: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this agent; repeatable.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this task_id; repeatable.")
+    ] = None,
+    quiet: Annotated[
+        float,
+        typer.Option(
+            callback=_seconds(1, 31_536_000),
+            help="Seconds after which the table marks a running run that does not change.",
+        ),
+    ] = 300.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One message a line, on a terminal too.")
     ] = False,
 ) -> None:
-    """Print each message on a line of its own, and reconnect after any drop.
+    """Show the runs live: a table on a terminal, otherwise one message a line.
 
-    Sends the token in BRAIN_TOKEN to a Brain that requires tokens.
+    It reconnects after any drop, and sends the token in BRAIN_TOKEN.
     """
+    from brain.cli import watch  # noqa: PLC0415 - with the client, which no other command needs
+
+    options = watch.Options(
+        snapshot=snapshot,
+        statuses=cast("tuple[Status, ...]", tuple(status or ())),
+        agents=tuple(agent or ()),
+        tasks=tuple(task or ()),
+        quiet=quiet,
+        as_json=as_json,
+    )
+    target = Target.find(url, console.load_settings())
+    console.run_until_interrupted(watch.show(target, options))
+
+
+@app.command("wait")
+def wait_command(
+    *,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The ids of the runs.")],
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_words(STATUSES),
+            help=f"Return when a run is {_or(STATUSES)}, not only at its end; repeatable.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(callback=_seconds(0.1, 31_536_000), help="Give up after so many seconds."),
+    ] = None,
+    must_exist: Annotated[
+        bool, typer.Option("--must-exist", help="Do not wait for a run that does not exist.")
+    ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Where Brain is: HOST:PORT or a URL.  [BRAIN_URL]"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each run as JSON when it ends.")
+    ] = False,
+) -> None:
+    """Wait until runs end, and print each as it does. Outages do not matter.
+
+    Exit status: 0 completed (or reached --status), 1 failed, 2 refused,
+
+    3 deleted (or absent, with --must-exist), 124 timed out, 130 Ctrl-C.
+    """
+    from brain.cli import wait  # noqa: PLC0415 - as for `watch`
+
+    try:
+        wait.check_runs(runs)
+    except ValueError as error:
+        console.fail(str(error))
+    target = Target.find(url, console.load_settings())
+    exit_status = wait.Exit.COMPLETED
+
+    async def work() -> None:
+        nonlocal exit_status
+        exit_status = await wait.wait_for(
+            target,
+            runs,
+            cast("list[Status]", status or []),
+            timeout=timeout,
+            must_exist=must_exist,
+            as_json=as_json,
+        )
+
+    console.run_until_interrupted(work())
+    raise SystemExit(exit_status)
+
+
+@app.command("token")
+def token_command(
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_words(get_args(Scope)),
+            help="What it permits: read (/ws and GET) or write (POST and PATCH); repeatable. "
+            "Default: read.",
+        ),
+    ] = None,
+    agent: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this agent; repeatable.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this task_id; repeatable.")
+    ] = None,
+    minutes: Annotated[
+        int,
+        typer.Option(min=1, max=token.MAX_MINUTES, help="How long it is valid."),
+    ] = 60,
+) -> None:
+    """Print a token for a Brain with this BRAIN_JWT_SECRET: export BRAIN_TOKEN=$(brain token)."""
     settings = console.load_settings()
-    target = url or f"ws://localhost:{settings.port}/ws"
-    token = settings.token.get_secret_value() if settings.token else None
-    console.run_until_interrupted(watch.print_messages(target, snapshot=snapshot, token=token))
+    console.run(
+        token.print_token(
+            settings, cast("list[Scope]", scope or ["read"]), agent or [], task or [], minutes
+        )
+    )
 
 
 @app.command("init-db")
@@ -98,7 +251,8 @@ def init_db(
 ) -> None:
     """Create the table, its index and its publication where they are missing.
 
-    Running it twice changes nothing.
+    Then examine them, as `brain doctor` does, for the role that `brain serve` connects as. Running
+    it twice changes nothing. Exit status: 0 Brain can follow the table, 2 it cannot.
     """
     settings = console.load_settings(database_url=database_url)
     console.run(_print_init_sql(settings) if sql else _init_db(settings))
@@ -129,7 +283,16 @@ async def _init_db(settings: Settings) -> None:
         unavailable = await initialize(conn, settings.table, APPLICATION)
     if unavailable is not None:
         print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
+    report = await _examine(settings, console.serving_url(settings))
+    print(report.text())
+    if report.status == 2:
+        raise SystemExit(2)
     print(f"{settings.table} of {redact(url)} is ready: brain serve")
+
+
+async def _examine(settings: Settings, url: str) -> Report:
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
+    return await doctor.examine(url, settings.table, decoder, stream=settings.source != "poll")
 
 
 @app.command("doctor")
@@ -154,10 +317,7 @@ def doctor_command(
         if remove:
             print(await doctor.remove(url, settings.table))
             return
-        decoder = Decoder(settings.status_map, settings.max_text)
-        report = await doctor.examine(
-            url, settings.table, decoder, stream=settings.source != "poll"
-        )
+        report = await _examine(settings, url)
         print(report.json() if as_json else report.text())
         status = report.status
 

@@ -2,14 +2,20 @@
 
 import asyncio
 import atexit
+import json
+import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 import uvloop
+from psycopg import conninfo
+from pydantic import ValidationError
 from websockets.exceptions import InvalidURI
 
 from brain import __version__
@@ -18,6 +24,7 @@ from brain.contract.errors import BrainError
 from brain.embedded.server import running
 from brain.log import Log, configure_logging, set_log_level
 from brain.postgres.connection import error_line
+from brain.postgres.example import usual
 
 if TYPE_CHECKING:
     from brain.app import Started
@@ -87,18 +94,39 @@ def database_url(settings: Settings) -> str:
     return server.url
 
 
+def serving_url(settings: Settings) -> str:
+    """The URL by which `brain serve` will connect to the database that the settings name.
+
+    A command may be given another URL, that of the table's owner. The role of `brain serve` is that
+    of the environment, if it names the same database.
+    """
+    url = database_url(settings)
+    try:
+        ours = Settings().database_url
+    except ValidationError:
+        return url
+    if ours is None or _place(ours.get_secret_value()) != _place(url):
+        return url
+    return ours.get_secret_value()
+
+
+def _place(url: str) -> tuple[str, ...]:
+    info = conninfo.conninfo_to_dict(url)
+    host, port = info.get("host") or info.get("hostaddr"), info.get("port") or 5432
+    return tuple(map(str, (host, port, info.get("dbname") or info.get("user"))))
+
+
 def welcome(started: "Started", settings: Settings) -> str:
-    """Three commands to paste, with the ports in use."""
+    """Three commands to paste, with the ports in use, for the table as it is."""
     address = f"localhost:{started.port}"
     requires_tokens = settings.jwt_secret or settings.jwt_jwks
     bearer = ' -H "Authorization: Bearer $BRAIN_TOKEN"' if requires_tokens else ""
-    update = f"UPDATE {_sql_name(settings)} SET status='running' WHERE id='test-run-1'"
     if started.embedded_port is None:
-        psql = f'psql "{started.database}" -c "{update}"'
+        psql = f"psql {in_shell(started.database)}"
     else:
         port = "" if started.embedded_port == 5432 else f" -p {started.embedded_port}"
-        psql = f'psql -h localhost{port} -U cecelia cecelia -c "{update}"'
-    brain = "brain" if shutil.which("brain") else sys.argv[0]
+        psql = f"psql -h localhost{port} -U cecelia cecelia"
+    brain = _program()
     table = f"{settings.table} of {started.database}"
     if started.detail is None:
         first = (
@@ -112,26 +140,48 @@ def welcome(started: "Started", settings: Settings) -> str:
             "Paste, once it follows, each in a terminal:"
         )
     npx = f"npx -y wscat -c ws://{address}/ws{bearer}"
-    body = """-H 'Content-Type: application/json' -d '{"id":"test-run-1"}'"""
+    example = started.example or usual(settings.table)
     lines = [
         "",
         first,
         "",
         f"  see it      http://{address}/",
         f"  watch it    {npx}       (or: {brain} watch ws://{address}/ws)",
-        f"  create one  curl -s http://{address}/api/runs{bearer} {body}",
-        f"  change it   {psql}",
-        f'              (no psql? {brain} psql -c "…")',
     ]
+    if example.body is not None:
+        body = shlex.quote(json.dumps(example.body, separators=(",", ":")))
+        header = "-H 'Content-Type: application/json'"
+        lines.append(f"  create one  curl -s http://{address}/api/runs{bearer} {header} -d {body}")
+    lines += _by_psql("create one", example.insert, psql, brain)
+    lines += _by_psql("change it", example.update, psql, brain)
+    if example.lacks:
+        existing = example.update and example.body is None and not example.insert
+        what = f"{example.lacks}: this changes a row that exists" if existing else example.lacks
+        lines.append(f"              ({what})")
     if requires_tokens:
         lines.append("  Brain requires tokens: set BRAIN_TOKEN to one in each of these terminals")
     return "\n".join([*lines, ""])
 
 
-def _sql_name(settings: Settings) -> str:
-    """The table as it is typed in SQL: quoted only where it must be."""
-    table = settings.table
-    names = (table.name,) if table.schema == "public" else (table.schema, table.name)
-    if all(re.fullmatch("[a-z_][a-z0-9_]*", name) for name in names):
-        return ".".join(names)
-    return table.sql.as_string().replace('"', '\\"')
+def _by_psql(what: str, statement: str, psql: str, brain: str) -> list[str]:
+    if not statement:
+        return []
+    command = f"-c {in_shell(statement)}"
+    return [f"  {what:10}  {psql} {command}", f"  no psql?    {brain} psql {command}"]
+
+
+def in_shell(text: str) -> str:
+    """One word for a shell. In double quotes, because SQL is full of the other ones."""
+    if "!" in text:  # in double quotes, an interactive shell takes it for a line of its history
+        return shlex.quote(text)
+    return '"{}"'.format(re.sub(r'([\\"$`])', r"\\\1", text))
+
+
+def _program() -> str:
+    """How to call this very Brain from the folder in which it runs."""
+    called, found = sys.argv[0], shutil.which("brain")
+    if Path(called).name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m brain"
+    if found and os.path.realpath(found) == os.path.realpath(called):
+        return "brain"
+    return shlex.quote(called)

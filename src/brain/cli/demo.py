@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 
@@ -13,12 +15,17 @@ from brain.cli.console import database_url, fail, note
 from brain.config import Settings
 from brain.contract.errors import BrainError
 from brain.contract.messages import ID, Status
+from brain.postgres.canonical import canonical
 from brain.postgres.connection import connect, error_line, redact
 from brain.postgres.decoder import Decoder
-from brain.postgres.table import describe
+from brain.postgres.example import Example, look
+from brain.postgres.table import Description, describe
 
 if TYPE_CHECKING:
-    from brain.api.repository import RunRepository, Version
+    from brain.api.repository import RunRepository
+
+
+T = TypeVar("T")
 
 
 async def play(settings: Settings, count: int, seconds: float) -> None:
@@ -28,36 +35,93 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
     from brain.delivery.board import Board  # noqa: PLC0415
 
     url = database_url(settings)
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
     async with await connect(url, "brain-demo") as conn:
-        columns = frozenset((await describe(conn, settings.table)).columns)
-    decoder = Decoder(settings.status_map, settings.max_text)
+        description = await describe(conn, settings.table)
+    example = await look(url, settings.table, decoder)
+    if example.body is None and not example.insert:
+        fail(f"no run can be created: {example.lacks}")
     print(
         f"playing {count} runs at a time in {settings.table} of {redact(url)}; "
         "press Ctrl-C to end them"
     )
     async with open_repository(url, settings.table, decoder, Board(0)) as runs:
+        stage = _Stage(settings, url, decoder, description, runs, example)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(count):
-                    tasks.create_task(_play(runs, columns, number, seconds))
+                    tasks.create_task(_play(stage, number, seconds))
         except* (BrainError, psycopg.Error) as group:
             fail(group.exceptions[0])
 
 
-async def _play(
-    runs: "RunRepository", columns: frozenset[str], number: int, seconds: float
-) -> None:
-    """Play one run after the other. The table may lack any column except id and status."""
+@dataclass(frozen=True)
+class _Stage:
+    """Creates and changes runs. The table may lack columns, or have others that need values."""
+
+    settings: Settings
+    url: str
+    decoder: Decoder
+    description: Description
+    runs: "RunRepository"
+    example: Example
+    """What the API can create, or an INSERT."""
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Between looking for a free id and using it."""
+
+    def holds(self, values: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Those of the values that the table can hold."""
+        columns = self.description.columns
+        return {
+            name: value
+            for name, value in values.items()
+            if name in columns
+            and not columns[name].generated
+            and (value is None or canonical(columns[name], value) is not None)
+        }
+
+    async def create(self, values: Mapping[str, str | None]) -> str:
+        """The id of a new queued run."""
+        run_id = self.description.columns["id"]
+        made = run_id.default or canonical(run_id, str(uuid.uuid4())) is not None
+        if self.example.body is not None and made:
+            given = {name: str(value) for name, value in self.example.body.items() if name != "id"}
+            given |= {name: str(value) for name, value in self.holds(values).items()}
+            return (await self.runs.create("queued", _without_status(given))).run[ID]
+        async with self.alone:
+            example = await look(self.url, self.settings.table, self.decoder)
+            if example.body is not None:
+                given = {name: str(value) for name, value in example.body.items()}
+                return (await self.runs.create("queued", _without_status(given))).run[ID]
+            printed = self.description.unpadded("", "id").as_string().replace("%%", "%")
+            async with await connect(self.url, "brain-demo") as conn:
+                insert = f"{example.insert} RETURNING {printed}".encode()
+                row = await (await conn.execute(insert)).fetchone()
+        if row is None or row[0] is None:
+            raise BrainError("the table has stored no row")
+        return row[0]
+
+    async def change(
+        self, run_id: str, status: Status | None, values: Mapping[str, str | None]
+    ) -> None:
+        held = self.holds(values)
+        if status or held:
+            await self.runs.change(run_id, status, held)
+
+
+def _without_status(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name != "status"}
+
+
+async def _play(stage: _Stage, number: int, seconds: float) -> None:
+    """Play one run after the other."""
 
     async def change(status: Status | None, **values: str | None) -> None:
-        present = {name: value for name, value in values.items() if name in columns}
-        if status or present:
-            await _retry(lambda: runs.change(run_id, status, present))
+        await _retry(lambda: stage.change(run_id, status, values))
 
     while True:
         given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
-        present = {name: value for name, value in given.items() if name in columns}
-        run_id = (await _retry(partial(runs.create, "queued", present))).run[ID]
+        run_id = await _retry(partial(stage.create, given))
         try:
             await asyncio.sleep(random.uniform(0, seconds / 5))
             await change("running")
@@ -76,7 +140,7 @@ async def _play(
             raise
 
 
-async def _retry(query: Callable[[], Awaitable["Version"]]) -> "Version":
+async def _retry(query: Callable[[], Awaitable[T]]) -> T:
     """Try every second until the database answers."""
     while True:
         try:

@@ -1,38 +1,55 @@
-"""wait(): the end of one run, which no outage hides."""
+"""wait(): the end of a run, which no outage hides."""
 
 import asyncio
 import contextlib
-import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
-from http.client import HTTPException
-from typing import Any, Final, TypeVar
-from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
-from urllib.request import (
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    build_opener,
-)
+from collections.abc import AsyncGenerator, Awaitable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
-from pydantic import ValidationError
-from websockets.datastructures import Headers, HeadersLike
+from websockets.datastructures import HeadersLike
 
-from brain.client.endings import Ending, WatchError, refused
-from brain.client.events import Connected, Event, Message
-from brain.client.watch import TIMING, Timing, Token, headers_with, watch
+from brain.client.api import API, Unanswered
+from brain.client.endings import WatchError
+from brain.client.events import Away, Connected, Message
+from brain.client.events import Event as Watched
+from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.messages import ACTIVE, RunData, Status
-from brain.contract.problems import CONTENT_TYPE
+from brain.contract.subscription import MAX_VALUES
 
-T = TypeVar("T")
+MAX_QUERY: Final = 6 * 1024
+"""Bytes of the run ids in one URL. Brain takes a URL of 8 KiB."""
 
-MAX_BYTES: Final = 64 * 1024 * 1024
-"""Of an answer of the API."""
 
-GET_TIMEOUT: Final = 10.0
-"""Seconds that the API may be silent."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run has ended, or has one of the statuses that are waited for."""
+
+    run_id: str
+    """As it was given: the table may print it in another form."""
+    run: RunData
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A run was deleted. Or it does not exist, and must."""
+
+    run_id: str
+    existed: bool
+
+    def __str__(self) -> str:
+        return f"run {self.run_id!r} {'was deleted' if self.existed else 'does not exist'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The API gives no answer now, so an end may be noticed late. Reported once per outage."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Ended | Gone
+Event: TypeAlias = Outcome | Connected | Away | Silent
 
 
 async def wait(
@@ -41,6 +58,7 @@ async def wait(
     *,
     until: Status | Iterable[Status] = (),
     timeout: float | None = None,  # noqa: ASYNC109 - asyncio.timeout() is what it becomes
+    must_exist: bool = False,
     token: Token | None = None,
     additional_headers: HeadersLike | None = None,
     timing: Timing = TIMING,
@@ -49,30 +67,75 @@ async def wait(
     """Wait until a run has ended or has one of the statuses `until`, and return it.
 
     An end always counts, because no other status follows: check the `status` of the result.
-    A run that does not exist yet is waited for. The other arguments are those of watch().
-    `url` ends in /ws; the API is expected beside it, at /api.
+    A run that does not exist yet is waited for, unless it `must_exist`. The other arguments are
+    those of watch(). `url` ends in /ws; the API is expected beside it, at /api.
 
-    Raises TimeoutError after `timeout` seconds, and WatchError if no retry can succeed or if the
-    run was deleted (its `code` is 404).
+    Raises TimeoutError after `timeout` seconds, and WatchError if no retry can succeed or if there
+    is no such run, or no more (its `code` is 404).
     """
-    statuses = {until} if isinstance(until, str) else set(until)
-    events = watch(
+    events = outcomes(
         url,
-        run_id=run_id,
+        [run_id],
+        until=until,
+        must_exist=must_exist,
         token=token,
         additional_headers=additional_headers,
         timing=timing,
         **options,
     )
-    opener, target = _opener(options), _run_url(url, run_id)
+    async with asyncio.timeout(timeout), contextlib.aclosing(events):
+        async for event in events:
+            match event:
+                case Ended(run=run):
+                    return run
+                case Gone():
+                    raise WatchError(str(event), 404)
+                case _:
+                    continue
+    raise AssertionError("there is an outcome for each run")
 
-    async def get() -> RunData | None:
-        headers = await headers_with(token, additional_headers)
-        return await asyncio.to_thread(_get_run, opener, target, headers)
 
-    waiter = _Waiter(run_id, statuses, timing)
-    async with asyncio.timeout(timeout):
-        return await _first(waiter.listen(events), waiter.ask(get, new_token=callable(token)))
+async def outcomes(
+    url: str,
+    run_ids: Iterable[str],
+    *,
+    until: Status | Iterable[Status] = (),
+    must_exist: bool = False,
+    token: Token | None = None,
+    additional_headers: HeadersLike | None = None,
+    timing: Timing = TIMING,
+    **options: Any,
+) -> AsyncGenerator[Event]:
+    """Yield an Outcome for each run, once, and what happens to the connection meanwhile.
+
+    The arguments are those of wait(). Raises WatchError. Use contextlib.aclosing().
+    """
+    statuses = {until} if isinstance(until, str) else set(until)
+    waiter = _Waiter(run_ids, statuses, timing, must_exist=must_exist)
+    api = API(url, token=token, additional_headers=additional_headers, options=options)
+    groups = _groups(waiter.pending)
+    work: list[Awaitable[None]] = [waiter.ask(api, new_token=callable(token))]
+    for number, group in enumerate(groups):
+        events = watch(
+            url,
+            run_id=group,
+            token=token,
+            additional_headers=additional_headers,
+            timing=timing,
+            **options,
+        )
+        work.append(waiter.listen(events, number, len(groups)))
+    tasks = [asyncio.create_task(waiter.guarded(each)) for each in work]
+    try:
+        while waiter.pending or not waiter.events.empty():
+            event = await waiter.events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Waiter:
@@ -82,114 +145,103 @@ class _Waiter:
     that comes after the GET is in a message.
     """
 
-    def __init__(self, run_id: str, statuses: set[Status], timing: Timing) -> None:
-        self._run_id = run_id
+    def __init__(
+        self, run_ids: Iterable[str], statuses: set[Status], timing: Timing, *, must_exist: bool
+    ) -> None:
+        self.pending = dict.fromkeys(run_ids, False)
+        """The runs without an outcome → whether each is known to exist."""
+        self.events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._names = {run_id: run_id for run_id in self.pending}
+        """An id as the table prints it → as it was given: a uuid may have been in capitals."""
         self._statuses = statuses
         self._timing = timing
-        self._connected = asyncio.Event()
-        self._exists = False
+        self._must_exist = must_exist
+        self._wake = asyncio.Event()
+        self._connected: set[int] = set()
+        self._away = False
 
-    def _is_reached(self, run: RunData) -> bool:
-        self._exists = True
-        return run.status in self._statuses or run.status not in ACTIVE
+    async def guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - outcomes() raises it
+            self.events.put_nowait(error)
 
-    async def listen(self, events: AsyncGenerator[Event]) -> RunData:
+    async def listen(self, events: AsyncGenerator[Watched], number: int, count: int) -> None:
+        """`number` of `count` subscriptions, which are one connection to who waits."""
         async with contextlib.aclosing(events):
             async for event in events:
                 match event:
                     case Connected():
-                        self._connected.set()
-                    case Message(data=run) if run.id == self._run_id and self._is_reached(run):
-                        return run
-        raise AssertionError("watch() ends only by raising")
+                        self._wake.set()
+                        self._connected.add(number)
+                        if len(self._connected) == count:
+                            self._away = False
+                            self.events.put_nowait(event)
+                    case Away():
+                        self._connected.discard(number)
+                        if not self._away:
+                            self._away = True
+                            self.events.put_nowait(event)
+                    case Message(data=run):
+                        if (name := self._names.get(run.id)) is None:
+                            self._wake.set()  # the answer to a GET tells whose id this is
+                        elif name in self.pending:
+                            self._look(name, run)
 
-    async def ask(
-        self, get: Callable[[], Awaitable[RunData | None]], *, new_token: bool
-    ) -> RunData:
+    async def ask(self, api: API, *, new_token: bool) -> None:
         """Ask after each connect, and every `ask_every` seconds: no message reports a deletion."""
         failures, pause = 0, self._timing.ask_every
-        while True:
+        while self.pending:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._connected.wait()
-            self._connected.clear()
-            # Before the request: a message may announce a new run while a 404 is on its way.
-            existed = self._exists
+                    await self._wake.wait()
+            self._wake.clear()
             try:
-                run = await get()
-            except (HTTPException, OSError) as error:
-                ending = error.ending if isinstance(error, _RefusedError) else Ending(str(error))
-                ending.raise_if_final(f"run {self._run_id!r}", new_token=new_token)
+                for run_id in list(self.pending):
+                    await self._ask_for(api, run_id)
+            except Unanswered as error:
+                # `run_id` is the one that was asked for.
+                error.ending.raise_if_final(f"run {run_id!r}", new_token=new_token)
+                if not failures and not self._away:
+                    self.events.put_nowait(Silent(error.ending.reason))
                 failures += 1
-                pause = ending.at_least + self._timing.delay(failures)
-                continue
-            if run is not None and self._is_reached(run):
-                return run
-            if run is None and existed:
-                raise WatchError(f"run {self._run_id!r} was deleted", 404)
-            failures, pause = 0, self._timing.ask_every
+                pause = error.ending.at_least + self._timing.delay(failures)
+            else:
+                failures, pause = 0, self._timing.ask_every
+
+    async def _ask_for(self, api: API, run_id: str) -> None:
+        # Before the request: a message may announce a new run while a 404 is on its way.
+        existed = self.pending.get(run_id)
+        if existed is None:
+            return
+        run = await api.get_run(run_id)
+        if run_id not in self.pending:
+            return
+        if run is not None:
+            self._names[run.id] = run_id
+            self._look(run_id, run)
+        elif existed or self._must_exist:
+            self._settle(Gone(run_id, existed))
+
+    def _look(self, run_id: str, run: RunData) -> None:
+        self.pending[run_id] = True
+        if run.status in self._statuses or run.status not in ACTIVE:
+            self._settle(Ended(run_id, run))
+
+    def _settle(self, outcome: Outcome) -> None:
+        del self.pending[outcome.run_id]
+        self.events.put_nowait(outcome)
 
 
-async def _first(*work: Coroutine[Any, Any, T]) -> T:
-    """The result of the first to end. The others are cancelled."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task for task in tasks if task in done).result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _RefusedError(OSError):
-    """The API answered with another status than 200 and 404."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.reason)
-        self.ending = ending
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """A redirect would carry the token to another server."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def _opener(options: dict[str, Any]) -> OpenerDirector:
-    """What sends a GET by the same TLS settings and proxy as the WebSocket."""
-    proxy, context = options.get("proxy", True), options.get("ssl")
-    proxies = None if proxy is True else {} if proxy is None else {"http": proxy, "https": proxy}
-    return build_opener(
-        _NoRedirects,
-        ProxyHandler(proxies),
-        HTTPSHandler(context=context if isinstance(context, ssl.SSLContext) else None),
-    )
-
-
-def _get_run(opener: OpenerDirector, url: str, headers: Headers) -> RunData | None:
-    """The run, or None if it does not exist. Raises _RefusedError, OSError and HTTPException."""
-    request = Request(url, headers=dict(headers.raw_items()))  # noqa: S310 - http or https
-    try:
-        response = opener.open(request, timeout=GET_TIMEOUT)
-    except HTTPError as error:
-        response = error
-    with response:
-        status, fields, body = response.status, response.headers, response.read(MAX_BYTES)
-    if status == 200:
-        try:
-            return RunData.model_validate_json(body)
-        except ValidationError as error:
-            raise WatchError(f"{url} is not a run of Brain: {body[:80]!r}") from error
-    if status == 404 and fields.get("Content-Type", "").startswith(CONTENT_TYPE):
-        return None
-    raise _RefusedError(refused(status, body, fields.get("Retry-After", "")))
-
-
-def _run_url(url: str, run_id: str) -> str:
-    parts = urlsplit(url)
-    scheme = "https" if parts.scheme == "wss" else "http"
-    host = parts.netloc.rpartition("@")[2]
-    path = parts.path.removesuffix("/").removesuffix("/ws")
-    return f"{scheme}://{host}{path}/api/runs/{quote(run_id, safe='')}"
+def _groups(run_ids: Iterable[str]) -> list[list[str]]:
+    """The runs of each subscription. Only long ids need more than one."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for run_id in run_ids:
+        needs = len(quote(run_id, safe="")) + len("run_id=&")
+        if groups[-1] and (size + needs > MAX_QUERY or len(groups[-1]) == MAX_VALUES):
+            groups.append([])
+            size = 0
+        groups[-1].append(run_id)
+        size += needs
+    return groups

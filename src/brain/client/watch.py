@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from brain.client.endings import classify
 from brain.client.events import Away, Connected, Event, Received, received
+from brain.client.proxies import is_loopback
 from brain.contract.back_off import BackOff
 from brain.contract.close_codes import Retry
 from brain.contract.include import Include
@@ -106,10 +107,13 @@ async def watch(
     called before each connection, so the watch goes on after a token has expired; the function
     raises OSError if it cannot get a token now.
     A connection is dead if nothing is received for `deadline` seconds, not even the answer to a
-    ping. `options` go to `websockets.asyncio.client.connect`: `ssl`, `proxy`.
+    ping. `options` go to `websockets.asyncio.client.connect`: `ssl`, `proxy`. By default, the proxy
+    of the environment is used, but not to this machine (localhost).
     Use contextlib.aclosing() if the connection must be closed when your code goes on.
     """
     loop = asyncio.get_running_loop()
+    if is_loopback(url):
+        options = {"proxy": None} | options
     address, given = _split(url)
     filters = given + _pairs(
         run_id=run_id, task_id=task_id, agent=agent, status=status, include=include

@@ -71,8 +71,8 @@ UNAUTHORIZED: Final = CloseCode(
 FORBIDDEN: Final = CloseCode(4403, "the token does not permit this", Retry.NEVER)
 GAP: Final = CloseCode(
     4410,
-    "Brain's memory does not reach back to `since`, or (with `include=deleted`) nobody can name the "
-    "runs that were deleted",
+    "Brain's memory does not reach back to `since`, or (with `include=deleted`) nobody can name "
+    "the runs that were deleted",
     Retry.RESET,
     "too far behind: load GET /api/runs and come back",
 )

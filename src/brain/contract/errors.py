@@ -18,4 +18,5 @@ class BrainError(Exception):
     """Brain cannot do what it was asked to do."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message or (self.__doc__ or "").partition("\n")[0])
+        # Python without docstrings (-OO) has the name of the class at least.
+        super().__init__(message or (self.__doc__ or type(self).__name__).partition("\n")[0])

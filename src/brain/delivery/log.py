@@ -100,6 +100,17 @@ class Log:
                 return entry
         return None
 
+    def latest(self, before: int, window: int) -> tuple[list[Entry], int]:
+        """The current entries among `window` entries that end before the seq `before`, newest
+        first, tombstones included; the seq to continue before, or 0 at the end of memory.
+        """
+        end = bisect_left(self.seqs, before)
+        start = max(0, end - window)
+        current = self._current.get
+        held = [entry for entry in self.entries[start:end] if current(entry[RUN][ID]) is entry]
+        held.reverse()
+        return held, self.seqs[start] if start else 0
+
     def piece(
         self,
         after: int,

@@ -23,11 +23,12 @@ from brain.doctor.stream import (
     transactions,
     unexplained,
 )
-from brain.doctor.table import columns, readable, row_security, unusable, writable
+from brain.doctor.table import columns, readable, row_security, unusable, warnings, writable
 from brain.postgres.blockers import blockers
 from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.inspection import inspect
+from brain.postgres.names import shown
 from brain.postgres.table import Table, TableError
 
 CHECKS: tuple[Check, ...] = (
@@ -38,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     statuses,
     values,
     indexes,
+    warnings,
 )
 """They run in this order. After a finding that is `broken`, no other check runs."""
 
@@ -144,4 +146,6 @@ async def remove(url: str, table: Table) -> str:
     name = sql.Identifier(table.publication)
     async with await connect(url, APPLICATION) as conn:
         await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
-    return f"the publication {table.publication} is removed; a running Brain creates it again"
+    return (
+        f"the publication {shown(table.publication)} is removed; a running Brain creates it again"
+    )

@@ -31,19 +31,23 @@ async def _status_index(context: Context, rows: str) -> list[Finding]:
         what += ", and none can: PostgreSQL allows no index on what the type of status prints"
         return [Finding("status_index", "note", what, detail)]
     condition = statuses.one_of("", active).as_string()
-    hint = f"CREATE INDEX ON {context.sql_name} (id) WHERE {condition};"
+    run_id = context.inspection.description.in_sql("id")
+    hint = f"CREATE INDEX ON {context.sql_name} ({run_id}) WHERE {condition};"
     return [Finding("status_index", "better", what, detail, hint)]
 
 
 async def _id_index(context: Context, rows: str) -> list[Finding]:
     description = context.inspection.description
     type_ = sql.SQL(description.columns["id"].type)
-    condition = sql.SQL("r.id = ANY ('{{NULL,NULL}}'::text[]::{}[])").format(type_)
+    run_id = description.in_sql("id")
+    condition = sql.SQL("{} = ANY ('{{NULL,NULL}}'::text[]::{}[])").format(
+        sql.Identifier("r", description.columns["id"].name), type_
+    )
     if not await _scans(context, condition):
         return []
-    hint = f"ALTER TABLE {context.sql_name} ADD PRIMARY KEY (id);"
+    hint = f"ALTER TABLE {context.sql_name} ADD PRIMARY KEY ({run_id});"
     if description.primary_key:
-        hint = f"CREATE UNIQUE INDEX ON {context.sql_name} (id);"
+        hint = f"CREATE UNIQUE INDEX ON {context.sql_name} ({run_id});"
     if any(blocker.hint == hint for blocker in context.blockers):
         return []  # another finding has this hint
     duplicates, hint = await check_unique(context, hint)
@@ -62,9 +66,10 @@ async def check_unique(context: Context, hint: str) -> tuple[str, str]:
     """What to add to the finding, and the hint: first unique ids, if the hint needs them."""
     if not re.search("PRIMARY KEY|UNIQUE", hint):
         return "", hint
-    head = sql.SQL("SELECT id, count(*) FROM {}").format(context.table.sql)
-    nulls = "OR id IS NULL" if "PRIMARY KEY" in hint else "AND id IS NOT NULL"
-    tail = sql.SQL(f" GROUP BY id HAVING count(*) > 1 {nulls}")
+    run_id = sql.SQL(context.inspection.description.in_sql("id"))
+    head = sql.SQL("SELECT {}, count(*) FROM {}").format(run_id, context.table.sql)
+    nulls = "OR {} IS NULL" if "PRIMARY KEY" in hint else "AND {} IS NOT NULL"
+    tail = sql.SQL(f" GROUP BY {{}} HAVING count(*) > 1 {nulls}").format(run_id, run_id)
     small = sql.SQL(
         "SELECT count(*) <= {most} FROM (SELECT FROM {table} LIMIT {most} + 1) counted"
     ).format(table=context.table.sql, most=context.thresholds.max_grouped)
@@ -111,8 +116,12 @@ async def _size(context: Context) -> str | None:
 
 async def _scans(context: Context, condition: sql.Composable) -> bool:
     """Whether the planner scans the table sequentially although it is asked to avoid that."""
-    query = sql.SQL("EXPLAIN (FORMAT JSON) SELECT r.id, r.status FROM {} r WHERE {}").format(
-        context.table.sql, condition
+    columns = context.inspection.description.columns
+    query = sql.SQL("EXPLAIN (FORMAT JSON) SELECT {}, {} FROM {} r WHERE {}").format(
+        sql.Identifier("r", columns["id"].name),
+        sql.Identifier("r", columns["status"].name),
+        context.table.sql,
+        condition,
     )
     async with context.briefly():
         await context.conn.execute("SET LOCAL enable_seqscan = off")

@@ -17,12 +17,13 @@ CheckCode: TypeAlias = Literal[
     "version",
     "select",
     "write",
-    "row_security",
     "columns",
     "status",
     "values",
     "status_index",
     "id_index",
+    "id_unique",
+    "time_zone",
     "slot_log",
 ]
 """The codes of findings that are not reasons to poll."""

@@ -30,8 +30,10 @@ def _known_status(context: Context) -> sql.Composed:
 
 
 async def statuses(context: Context) -> list[Finding]:
-    query = sql.SQL("SELECT DISTINCT r.status FROM {} r WHERE NOT {} LIMIT 10").format(
-        context.table.in_query, _known_status(context)
+    query = sql.SQL("SELECT DISTINCT {} FROM {} r WHERE NOT {} LIMIT 10").format(
+        context.inspection.description.column("r", "status"),
+        context.table.in_query,
+        _known_status(context),
     )
     try:
         async with context.briefly():
@@ -56,7 +58,8 @@ async def statuses(context: Context) -> list[Finding]:
 def _status_hint(context: Context, unknown: list[str]) -> str:
     if unknown:
         return context.decoder.map_hint(unknown)
-    return f"SELECT * FROM {context.sql_name} WHERE status IS NULL; -- set their status"
+    status = context.inspection.description.in_sql("status")
+    return f"SELECT * FROM {context.sql_name} WHERE {status} IS NULL; -- set their status"
 
 
 async def values(context: Context) -> list[Finding]:
@@ -127,4 +130,8 @@ def _listing(context: Context, column: str, ids: list[str]) -> str:
     more = ""
     if len(distinct) > MAX_LISTED:
         more = f", the first {MAX_LISTED} of {len(distinct)}"
-    return f"SELECT id, {column} FROM {context.sql_name} WHERE id IN ({shown}); -- to look at{more}"
+    in_sql = context.inspection.description.in_sql
+    return (
+        f"SELECT {in_sql('id')}, {in_sql(column)} FROM {context.sql_name}"
+        f" WHERE {in_sql('id')} IN ({shown}); -- to look at{more}"
+    )

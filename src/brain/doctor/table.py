@@ -2,13 +2,16 @@
 
 from brain.contract.messages import FIELDS
 from brain.doctor.context import Context
-from brain.doctor.report import NOTHING, Finding
+from brain.doctor.indexes import check_unique
+from brain.doctor.report import NOTHING, Finding, Level
+from brain.postgres.column_map import guess
 from brain.postgres.privileges import Missing, missing_privileges
 from brain.postgres.table import MissingTableError, Table, TableError
+from brain.postgres.table_warnings import table_warnings
 
 
 def unusable(table: Table, error: TableError) -> Finding:
-    hint = ""
+    hint = error.hint
     if isinstance(error, MissingTableError):
         hint = f"brain init-db  # or name another table than {table} in BRAIN_TABLE"
     return Finding("table", "broken", str(error), NOTHING, hint)
@@ -42,25 +45,41 @@ async def _missing(context: Context) -> Missing:
 
 
 async def row_security(context: Context) -> list[Finding]:
-    oid = context.inspection.description.oid
-    (active,) = await context.row("SELECT row_security_active(%s::oid)", (oid,))
-    if active == "f":
+    """If BRAIN_SOURCE is poll. Otherwise it is a blocker."""
+    if context.inspection.row_security is None or context.blockers:
         return []
-    return [
-        Finding(
-            "row_security",
-            "better",
-            f"row security hides rows of {context.table} from the role {context.user}",
-            "the stream carries every row, a query only those that the role may see:"
-            " the two would contradict each other",
-            f"ALTER ROLE {context.sql_role} BYPASSRLS;",
-        )
-    ]
+    what = f"row security decides which rows of {context.table} the role {context.user} may see"
+    detail = "clients see only these; Brain polls, because the stream has every row"
+    return [Finding("row_security", "note", what, detail)]
+
+
+async def warnings(context: Context) -> list[Finding]:
+    """What `brain serve` warns of."""
+    found = []
+    async for warning in table_warnings(
+        context.conn,
+        context.url,
+        context.table,
+        context.inspection.description,
+        context.decoder.zone,
+    ):
+        if any(blocker.hint.endswith(warning.hint) for blocker in context.blockers):
+            continue  # another finding has this hint
+        duplicates, hint = await check_unique(context, warning.hint)
+        if any(finding.hint == hint for finding in context.report.findings):
+            hint = ""  # the index that finds a run by its id
+        level: Level = "note" if warning.intended else "better"
+        what = f"{warning.detail}{duplicates}"
+        found.append(Finding(warning.code, level, what, warning.effect, hint))
+    return found
 
 
 async def columns(context: Context) -> list[Finding]:
-    missing = [name for name in FIELDS if name not in context.inspection.description.columns]
+    description = context.inspection.description
+    missing = [name for name in FIELDS if name not in description.columns]
     if not missing:
         return []
     what = f"the table has no column {', '.join(missing)}"
-    return [Finding("columns", "note", what, "messages do not have them; this is allowed")]
+    usual = guess(missing, [column.name for column in description.others])
+    hint = f"{context.table.columns.hint(usual)} # if that is what they mean" if usual else ""
+    return [Finding("columns", "note", what, "messages do not have them; this is allowed", hint)]

@@ -205,6 +205,7 @@ async def _binaries(shipped: Path, home: Path, account: pwd.struct_passwd | None
 def _copy(shipped: Path, copy: Path) -> None:
     if copy.exists():
         return
+    log.info("copying the programs of embedded postgres", to=str(copy), detail="once")
     new = Path(tempfile.mkdtemp(prefix="pginstall.new-", dir=copy.parent))
     site = shipped.parents[2]
     excluded = shutil.ignore_patterns("include", "*.a", "pgxs")
@@ -224,6 +225,7 @@ async def _create(cluster: Path, binaries: Path, account: pwd.struct_passwd | No
 
     So a cluster is complete or absent.
     """
+    log.info("creating embedded postgres", cluster=str(cluster), detail="once, for some seconds")
     for unfinished in cluster.parent.glob("postgres.new-*"):  # of a Brain that was killed
         shutil.rmtree(unfinished, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=cluster.parent))

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from psycopg import sql
 
-from brain.contract.messages import FIELDS
 from brain.postgres.inspection import Inspection
+from brain.postgres.names import shown
 from brain.postgres.table import Table
 from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
 
@@ -68,6 +68,20 @@ def _view(candidate: Candidate) -> StreamUnavailable | None:
     return StreamUnavailable(detail, "", "view")
 
 
+def _row_security(candidate: Candidate) -> StreamUnavailable | None:
+    """The stream has every row. What SELECT shows is the truth."""
+    security = candidate.found.row_security
+    if security is None:
+        return None
+    role = sql.Identifier(security.role).as_string()
+    return StreamUnavailable(
+        f"row security decides which rows of {candidate.table} the role {security.role} may see,"
+        " and the stream would show all of them",
+        f"ALTER ROLE {role} BYPASSRLS;",
+        "row_security",
+    )
+
+
 def _unlogged(candidate: Candidate) -> StreamUnavailable | None:
     if candidate.found.description.logged:
         return None
@@ -101,7 +115,9 @@ def _inheritance(candidate: Candidate) -> StreamUnavailable | None:
     )
     hint = "make it a partitioned table, or run ALTER TABLE … NO INHERIT for each of them"
     if candidate.harmed:
-        detail += f"; the publication {table.publication} makes the application's own UPDATEs fail"
+        detail += (
+            f"; the publication {shown(table.publication)} makes the application's own UPDATEs fail"
+        )
         hint = f"{candidate.drop}; -- then {hint}"
     return StreamUnavailable(detail, hint, "inheritance")
 
@@ -109,20 +125,21 @@ def _inheritance(candidate: Candidate) -> StreamUnavailable | None:
 def _replica_identity(candidate: Candidate) -> StreamUnavailable | None:
     found, table = candidate.found, candidate.table
     description = found.description
-    if candidate.inherited or ("id" in description.identity and not found.unidentified):
+    column = description.columns["id"].name
+    if candidate.inherited or (column in description.identity and not found.unidentified):
         return None
     effect = "a publication could make"
     if candidate.harmed:
-        effect = f"the publication {table.publication} makes"
+        effect = f"the publication {shown(table.publication)} makes"
     name, identity = found.unidentified or (table.sql.as_string(), description.replica_identity)
     if identity == "d" and not description.primary_key:
-        hint = f"{candidate.alter} ADD PRIMARY KEY (id);"
-    elif identity == "n" and "id" in description.primary_key:
+        hint = f"{candidate.alter} ADD PRIMARY KEY ({description.in_sql('id')});"
+    elif identity == "n" and column in description.primary_key:
         hint = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
     else:
         hint = f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
     return StreamUnavailable(
-        f"the table has no replica identity that contains id, and {effect}"
+        f"the table has no replica identity that contains {shown(column)}, and {effect}"
         " the application's own UPDATEs fail",
         f"{candidate.drop}; {hint}" if candidate.harmed else hint,
         "replica_identity",
@@ -132,17 +149,20 @@ def _replica_identity(candidate: Candidate) -> StreamUnavailable | None:
 def _virtual(candidate: Candidate) -> StreamUnavailable | None:
     if not candidate.found.virtual:
         return None
-    detail = f"the column {candidate.found.virtual} is computed when it is read, and is in no log"
+    detail = (
+        f"the column {shown(candidate.found.virtual)} is computed when it is read, and is in no log"
+    )
     return StreamUnavailable(detail, "", "virtual")
 
 
 def _generated(candidate: Candidate) -> StreamUnavailable | None:
     columns = candidate.found.description.columns.values()
-    generated = [column.name for column in columns if column.generated and column.name in FIELDS]
+    generated = [column.name for column in columns if column.generated]
     if not generated or candidate.found.version >= 180000:
         return None
     return StreamUnavailable(
-        f"the column {generated[0]} is generated, and the stream of PostgreSQL before 18 omits it",
+        f"the column {shown(generated[0])} is generated, and the stream of PostgreSQL before 18"
+        " omits it",
         "",
         "generated",
     )
@@ -166,6 +186,7 @@ Check: TypeAlias = Callable[[Candidate], StreamUnavailable | None]
 CHECKS: tuple[Check, ...] = (
     _standby,
     _view,
+    _row_security,
     _unlogged,
     _unlogged_partition,
     _inheritance,

@@ -98,6 +98,9 @@ class Columns:
 
 
 def printed(column: Column | None, values: Collection[str]) -> frozenset[str]:
-    """A value that the column cannot hold stays as it is: no row prints it."""
+    """A value that the column cannot hold stays as it is: no row prints it. A `numeric` without a
+    scale also prints what was written: 1.50, as the client read it, is kept beside 1.5.
+    """
     forms = ((canonical(column, value), value) for value in values)
-    return frozenset(value if form is None else form for form, value in forms)
+    kept = values if column is not None and (column.base, column.scale) == ("numeric", None) else ()
+    return frozenset((*kept, *(value if form is None else form for form, value in forms)))

@@ -66,6 +66,9 @@ of them changes, nothing known of the table holds."""
 
 NOWHERE = LSN(0)
 
+RETRY: Micros = 10_000_000
+"""Until Brain tries again to open a file that another Brain has locked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -128,6 +131,8 @@ class Records:
         self._counts_for: tuple[object, ...] = ()
         """Identity, tree and epoch of the records."""
         self._told = ""
+        self._name: object = None
+        self._retry_at: Micros = 0
 
     def __len__(self) -> int:
         return len(self._list)
@@ -162,15 +167,18 @@ class Records:
 
     def open(self, name: object, checkpoint: Checkpoint) -> None:
         """Read those that count for a checkpoint that has not read any rows yet."""
-        if self._folder is None:
-            return
+        self._name = name
         if self._file is None:
+            self._open()
+        if self._file is not None:
+            self._read(self._file, checkpoint)
+
+    def _open(self) -> None:
+        if self._folder is not None and self._name is not None:
             try:
-                self._file = RecordFile(self._folder, name)
+                self._file = RecordFile(self._folder, self._name)
             except RecordFileError as error:  # (9)
                 self._fail(error.detail, error.hint)
-                return
-        self._read(self._file, checkpoint)
 
     def unavailable(self, detail: str, hint: str = "") -> None:
         """The database does not permit records."""
@@ -233,6 +241,10 @@ class Records:
         """(6, 7) Everything visible to the checkpoint has been applied, and the last change had
         this time.
         """
+        if self._file is None and now >= self._retry_at:
+            # The Brain that this one replaces may have ended; what it recorded is of no use here.
+            self._retry_at = now + RETRY
+            self._open()
         if self._file is None:
             return
         if not self._list or _dependencies(checkpoint) != self._counts_for:
@@ -282,7 +294,8 @@ class Records:
         if self._file is not None:
             self._file.clear()
             self._set([])
-            self._fail(detail, "")
+            self.detail = detail
+            log.warning("clients from before start over", detail=detail)
 
     def correct(self, xmin: int) -> None:
         """(8) The stream has left something out, which a comparison at `xmin` had not yet found."""

@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 
 from brain.contract.messages import ACTIVE, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
 from brain.postgres.statuses import Words, fold
 from brain.postgres.text import Unreadable
+from brain.postgres.time_zone import DEFAULT, TimeZone
 
 log = structlog.get_logger()
 
@@ -48,6 +49,7 @@ class Rejected:
 
 class Decoder:
     """`statuses` maps the table's own words to the statuses of the contract. See statuses.py.
+    `zone` is that of times without one.
 
     A row that the contract cannot express (no id, an unknown status) is rejected: counted, and
     logged once per word. A value that it cannot express (NaN, the year 10000, bytes that are no
@@ -55,11 +57,16 @@ class Decoder:
     counted as corrected.
     """
 
-    def __init__(self, statuses: Mapping[str, Status], max_text: int) -> None:
+    def __init__(
+        self, statuses: Mapping[str, Status], max_text: int, zone: TimeZone = DEFAULT
+    ) -> None:
         self._words = Words(statuses)
         self._statuses: dict[str | None, str] = {UNCHANGED: UNCHANGED}
         """What a word means, as it is spelled in the rows."""
         self.max_text = max_text
+        self.zone = zone
+        self._utc = lru_cache(maxsize=4096)(partial(_utc, zone))
+        """Cached, because each change of a run repeats its started_at."""
         self.rejected = 0
         self.corrected = 0
         self._reasons: dict[str, Rejected] = {}
@@ -74,7 +81,7 @@ class Decoder:
     def dialect(self) -> str:
         """What the run that a row becomes depends on, besides the row."""
         words = [self.words(status) for status in STATUSES]
-        return f"{DIALECT} {self.max_text} {words}"
+        return f"{DIALECT} {self.max_text} {self.zone.name} {words}"
 
     @property
     def active_words(self) -> list[str]:
@@ -190,7 +197,7 @@ class Decoder:
         return None if math.isnan(value) else 0 if value < 0 else 100
 
     def _time(self, text: str) -> str | None:
-        moment = _utc(text)
+        moment = self._utc(text)
         if moment is None:
             self.corrected += 1
         return moment
@@ -212,9 +219,8 @@ def _number(text: str) -> float:
 _printed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?\+00", re.ASCII).fullmatch
 
 
-@lru_cache(maxsize=4096)  # each change of a run repeats its started_at
-def _utc(text: str) -> str | None:
-    """ISO 8601 in UTC, with Z. A timestamp without a zone counts as UTC, the contract's only zone.
+def _utc(zone: TimeZone, text: str) -> str | None:
+    """ISO 8601 in UTC, with Z. A time without a zone is one of `zone`.
 
     None if it is not a time, or not one that ISO 8601 and Python can express: the column may have
     any type.
@@ -223,7 +229,7 @@ def _utc(text: str) -> str | None:
         moment = datetime.fromisoformat(text)
         if _printed(text):
             return f"{text[:10]}T{text[11:-3]}Z"
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        moment = zone.moment(moment) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
     return moment.isoformat().replace("+00:00", "Z")

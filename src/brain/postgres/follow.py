@@ -35,6 +35,7 @@ from brain.postgres.replication import StreamLost, StreamSilent
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
 from brain.postgres.table import Column, Table, TableError
+from brain.postgres.table_warnings import TableWarnings
 from brain.postgres.timing import TIMING, Timing
 from brain.postgres.unavailable import StreamUnavailable
 
@@ -70,6 +71,7 @@ class Follow:
         self._application = application
         self._timing = timing
         self._progress = Progress(records=records if records is not None else Records())
+        self._warnings = TableWarnings(url, table, decoder.zone, self.state)
         self._promotion = Promotion(
             url, table, decoder, self.state, application=application, timing=timing
         )
@@ -89,6 +91,7 @@ class Follow:
                 async with conn:
                     self.state.connects += 1
                     self._promotion.due = 0.0
+                    self._warnings.reset()
                     poll = Poll(
                         conn,
                         self._table,
@@ -101,7 +104,7 @@ class Follow:
                         async for event in events:
                             yield event
             except TableError as error:
-                self.state.change("none", "table", str(error))
+                self.state.change("none", "table", str(error), error.hint)
             except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
                 self.state.change("none", "away", error_line(error))
             except Exception as error:
@@ -121,6 +124,8 @@ class Follow:
                     poll,
                     self._promotion,
                     self.state,
+                    table=self._table,
+                    warnings=self._warnings,
                     mode=self._mode,
                     interval=self._interval,
                     timing=self._timing,
@@ -152,6 +157,7 @@ class Follow:
             table=self._table,
             known=self._known,
             state=self.state,
+            warnings=self._warnings,
             timing=self._timing,
         )
         try:

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from brain.contract.messages import FIELDS
 from brain.postgres.connection import Conn, deadline
+from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.table import Description, Table, describe
 
 
@@ -36,6 +36,8 @@ class Inspection:
     """A partition whose changes are in no log, and its relkind: r unlogged, f foreign."""
     virtual: str | None
     """A column of the contract that PostgreSQL computes when it is read: it is in no log."""
+    row_security: RowSecurity | None
+    """Policies that restrict what our role sees: the stream has every row."""
 
 
 _INSPECT = """
@@ -82,7 +84,7 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         "name": table.name,
         "oid": description.oid,
         "tree": list(description.tree),
-        "fields": list(FIELDS),
+        "fields": [column.name for column in description.columns.values()],
     }
     async with deadline():
         row = await (await conn.execute(_INSPECT, values)).fetchone()
@@ -99,4 +101,5 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         unidentified=tuple(json.loads(unidentified)) if unidentified else None,
         unlogged=tuple(json.loads(unlogged)) if unlogged else None,
         virtual=virtual,
+        row_security=await row_security(conn, description.oid),
     )

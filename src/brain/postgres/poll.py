@@ -27,6 +27,7 @@ from brain.postgres.connection import Conn, Text, deadline
 from brain.postgres.decoder import Decoder
 from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
+from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.snapshots import PgSnapshot, widen
 from brain.postgres.table import Description, Table, describe, escaped
 from brain.postgres.timing import TIMING, PollTiming
@@ -85,7 +86,9 @@ class Poll:
         self._clock = clock
         self._took = 0.0
         self._identity: Identity
+        self._role = ""
         self._epoch: str | None = None
+        self._row_security: RowSecurity | None = None
 
     # The catalog and the server.
 
@@ -93,6 +96,7 @@ class Poll:
         """Describe the table. Raises TableError."""
         async with deadline():
             self.description = await describe(self.conn, self._table)
+            self._row_security = await row_security(self.conn, self.description.oid)
             self._identity = await self._identify(self.description)
         self.progress.columns = self.description.columns
         self.progress.notice(self._epoch)
@@ -100,7 +104,7 @@ class Poll:
     async def _identify(self, description: Description) -> Identity:
         row = await (await self.conn.execute(_EPOCH)).fetchone()
         assert row is not None
-        role, self._epoch = row
+        self._role, self._epoch = str(row[0]), row[1]
         try:
             row = await (await self.conn.execute(_IDENTITY, (description.oid,))).fetchone()
         except psycopg.errors.InsufficientPrivilege:
@@ -110,7 +114,10 @@ class Poll:
         # wrote again. So has one that took the place, or the name, of another.
         columns = [description.columns.get(name) for name in FIELDS]
         known = (f"{each.number} {each.type}" if each is not None else None for each in columns)
-        return (*row, *known, role, self._decoder.dialect)
+        # Policies hide and reveal rows that nobody wrote again, finished ones too.
+        security = self._row_security
+        policies = None if security is None else str(security)
+        return (*row, *known, policies, self._role, self._decoder.dialect)
 
     async def visible(self) -> PgSnapshot:
         async with deadline():
@@ -194,10 +201,13 @@ class Poll:
         here = Checkpoint(self._identity, visible, flushed=flushed, tree=tree, epoch=epoch)
         if not self._has_xmin:
             records.unavailable("a view has no xmin")
+        elif self._row_security is not None:
+            records.unavailable("row security may reveal rows that nobody has written")
         elif self._identity[0] is None:
+            role = sql.Identifier(self._role).as_string()
             records.unavailable(
-                "the role may not call pg_control_system()",
-                "GRANT EXECUTE ON FUNCTION pg_control_system() TO the role of Brain",
+                "the role may not call pg_control_system(), which identifies the server",
+                f"GRANT EXECUTE ON FUNCTION pg_control_system() TO {role};",
             )
         else:
             records.open((*self._identity[:1], self._identity[2], str(self._table)), here)
@@ -299,8 +309,11 @@ class Poll:
         """Those of the ids that the table no longer has, or has with a status that is none."""
         if not ids:
             return []
-        query = sql.SQL("SELECT {}, r.status FROM {} r WHERE {}").format(
-            self.description.unpadded("r", "id"), self._table.in_query, by_id
+        query = sql.SQL("SELECT {}, {} FROM {} r WHERE {}").format(
+            self.description.unpadded("r", "id"),
+            self.description.column("r", "status"),
+            self._table.in_query,
+            by_id,
         )
         async with deadline(self._timing.first_scan, "the ids of unfinished runs"):
             found = {
@@ -322,7 +335,8 @@ class Poll:
             return self._first(self._by_id())
         # The age of a row that was frozen more than 2^31 transactions ago is negative.
         condition = sql.SQL("age(r.xmin) BETWEEN 0 AND (SELECT age(%s::text::xid))").format()
-        if checkpoint.tree != self.description.tree:
+        # A policy may ask other tables, so a row may become visible that nobody wrote.
+        if checkpoint.tree != self.description.tree or self._row_security is not None:
             condition = sql.SQL("({} OR {})").format(condition, self._active())
         return self._query(sql.SQL("r.xmin"), condition), [str(checkpoint.visible.xmin % 2**32)]
 
@@ -338,13 +352,13 @@ class Poll:
             condition,
         )
 
-    def _active(self) -> sql.Composed:
+    def _active(self) -> sql.SQL:
         condition = self.description.statuses.one_of("r", self._decoder.active_words)
-        return sql.SQL(escaped(condition)).format()
+        return sql.SQL(escaped(condition))
 
     def _by_id(self) -> sql.Composed:
-        return sql.SQL("r.id = ANY (%s::text[]::{}[])").format(
-            sql.SQL(self.description.columns["id"].type)
+        return sql.SQL("{} = ANY (%s::text[]::{}[])").format(
+            self.description.column("r", "id"), sql.SQL(self.description.columns["id"].type)
         )
 
     def _by_text(self) -> sql.Composed:

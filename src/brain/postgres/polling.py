@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from brain.contract.events import Resumed, Snapshot
+from brain.postgres.fingerprint import fingerprint
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.snapshots import Xid
 from brain.postgres.source_state import SourceState
+from brain.postgres.table import Table
+from brain.postgres.table_warnings import TableWarnings
 from brain.postgres.timing import Timing
 
 Mode: TypeAlias = Literal["auto", "replication", "poll"]
@@ -24,6 +27,8 @@ class Polling:
         promotion: Promotion,
         state: SourceState,
         *,
+        table: Table,
+        warnings: TableWarnings,
         mode: Mode,
         interval: float,
         timing: Timing,
@@ -31,27 +36,30 @@ class Polling:
         self.promoted: Promoted | None = None
         """Set when `events` ends."""
         self._poll = poll
+        self._table = table
         self._promotion = promotion
         self._state = state
         self._mode = mode
         self._interval = interval
         self._timing = timing
+        self._warnings = warnings
+        self._reread_at = self._check_at = 0.0
+        self._fingerprint: int | None = None
 
     async def events(self) -> AsyncGenerator[Snapshot | Resumed]:
         """Raises what the ordinary connection raises, and TableError."""
         loop = asyncio.get_running_loop()
         await self._poll.read_catalog()
-        read_catalog_at = loop.time() + self._timing.watch_every
+        self._reread_at = loop.time() + self._timing.watch_every
         while True:
-            if loop.time() >= read_catalog_at:
-                await self._reread_catalog()
-                read_catalog_at = loop.time() + self._timing.watch_every
+            await self._look_at_catalog()
             if self._poll.progress.unseen:
                 await self._until_seen()
             async with aclosing(self._poll.read()) as pieces:
                 async for piece in pieces:
                     yield self._marked(piece)
             self._state.heard = loop.time()
+            await self._warnings.look(self._poll.conn, self._poll.description, self._fingerprint)
             self.promoted = self._promotion.collect()
             if self.promoted is not None:
                 return
@@ -59,7 +67,37 @@ class Polling:
             if self._mode != "poll":
                 self._promotion.start()
             self._state.scan_pause(self._poll.pause)
-            await self._promotion.sleep(max(self._interval, self._poll.pause))
+            await self._rest(max(self._interval, self._poll.pause))
+
+    async def _rest(self, seconds: float) -> None:
+        """Until the next poll is due, or a try to open a stream has ended."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0 and not self._promotion.ended:
+            await self._promotion.sleep(min(left, self._timing.check_every))
+            if left > self._timing.check_every:
+                await self._look_at_catalog()
+
+    async def _look_at_catalog(self) -> None:
+        """Now and then read it again, and at once if its fingerprint has changed.
+
+        A key that is dropped makes the application's UPDATEs fail until the next try to open a
+        stream withdraws the publication. And what ruled out a stream may be gone.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._reread_at:
+            self._reread_at = now + self._timing.watch_every
+            await self._reread_catalog()
+        if now < self._check_at:
+            return
+        self._check_at = now + self._timing.check_every
+        seen = await fingerprint(self._poll.conn, self._table, self._poll.description)
+        if seen == self._fingerprint:
+            return
+        await self._reread_catalog()
+        if self._fingerprint is not None:
+            self._promotion.retry_in(0)
+        self._fingerprint = seen
 
     def _marked(self, piece: Snapshot | Resumed) -> Snapshot | Resumed:
         """The piece; with a mark if it is the first whole one after a lost stream that could not be

@@ -68,6 +68,11 @@ class Promotion:
         else:
             await asyncio.wait([self._task], timeout=seconds)
 
+    @property
+    def ended(self) -> bool:
+        """A try has ended, and `collect` has its result."""
+        return self._task is not None and self._task.done()
+
     def collect(self) -> Promoted | None:
         """The result of a try that has ended. Reports a failure, and schedules the next try."""
         if self._task is None or not self._task.done():

@@ -7,10 +7,10 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from brain.contract.messages import FIELDS
 from brain.postgres.blockers import HARMFUL, blockers, drop_statement
 from brain.postgres.connection import Conn, codec_of, error_line
 from brain.postgres.inspection import Inspection, inspect
+from brain.postgres.names import shown
 from brain.postgres.table import MissingTableError, Table, TableError, init_sql
 from brain.postgres.unavailable import StreamUnavailable
 
@@ -55,7 +55,7 @@ async def _publish(
         pass  # another Brain created it first, or at the same time
     except psycopg.errors.InsufficientPrivilege as error:
         raise StreamUnavailable(
-            f"the publication {table.publication} is missing: {error_line(error)}",
+            f"the publication {shown(table.publication)} is missing: {error_line(error)}",
             f"{statement.as_string(conn)};",
             "publication",
         ) from error
@@ -76,8 +76,8 @@ async def _withdraw(conn: Conn, table: Table, found: Inspection) -> Inspection:
                 )
             log.warning(
                 "taken out of the publication",
-                publication=table.publication,
-                tables=", ".join(map(".".join, found.listed)),
+                publication=shown(table.publication),
+                tables=", ".join(str(Table(*each)) for each in found.listed),
             )
     except (
         psycopg.errors.InsufficientPrivilege,
@@ -97,8 +97,7 @@ def _statement(table: Table, found: Inspection) -> sql.Composed | None:
         return sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, table.sql)
     # A plain table may become a partitioned one later, and the option costs it nothing.
     options = "publish_via_partition_root = true"
-    columns = found.description.columns
-    if any(columns[field].generated for field in FIELDS if field in columns):
+    if any(column.generated for column in found.description.columns.values()):
         options += ", publish_generated_columns = stored"
     text = f"CREATE PUBLICATION {{}} FOR TABLE {{}} WITH ({options})"
     return sql.SQL(text).format(name, table.sql)
@@ -108,7 +107,7 @@ def _omissions(found: Inspection, table: Table) -> Iterator[StreamUnavailable]:
     """What the publication, as somebody created or changed it, leaves out."""
     for omission in _omitted(found, table):
         yield StreamUnavailable(
-            f"the publication {table.publication} {omission}",
+            f"the publication {shown(table.publication)} {omission}",
             f"{drop_statement(table)}; -- Brain creates it again",
             "publication",
         )
@@ -133,7 +132,7 @@ def _omitted(found: Inspection, table: Table) -> Iterator[str]:
     if member.get("rowfilter"):
         yield "filters rows"
     published = member.get("attnames")
-    wanted = {field for field in FIELDS if field in found.description.columns}
+    wanted = {column.name for column in found.description.columns.values()}
     if published is not None and not wanted <= set(published):
         yield f"leaves out columns of {table}"
 
@@ -171,7 +170,7 @@ async def publication_sql(conn: Conn, table: Table, application: str) -> str:
         return f"{statement.as_string(conn)};"
     unavailable = unavailable or next(_omissions(found, table), None)
     if unavailable is None:
-        return _comment(f"The publication {table.publication} exists, and is complete.")
+        return _comment(f"The publication {shown(table.publication)} exists, and is complete.")
     return _comment(polled(table, unavailable))
 
 

@@ -30,6 +30,8 @@ from brain.contract.messages import Micros
 MAGIC = b"brain records 1\n"
 """Another version of the format, or of what its fields mean, has another number."""
 
+_READ_ONLY_HINT = "set BRAIN_DATA_DIR to a folder that Brain may write"
+
 SLOTS = 2048
 _HEADER_AT, _SLOTS_AT = 64, 256
 _HEADER = Struct("=16s16s16sI")
@@ -91,7 +93,7 @@ class RecordFile:
         except OSError as error:
             raise RecordFileError(
                 f"{self.path} cannot be written: {error.strerror}",
-                "set BRAIN_DATA_DIR to a folder that Brain may write",
+                _READ_ONLY_HINT,
             ) from error
         try:
             self._map = self._mapped()
@@ -116,12 +118,12 @@ class RecordFile:
         except BlockingIOError as error:
             raise RecordFileError(
                 f"{self.path} is in use by another Brain",
-                "set BRAIN_DATA_DIR to another folder, or stop the other Brain",
+                "set BRAIN_DATA_DIR to another folder",
             ) from error
         except (OSError, ValueError) as error:
             raise RecordFileError(
                 f"{self.path} cannot be written: {error}",
-                "set BRAIN_DATA_DIR to a folder that Brain may write",
+                _READ_ONLY_HINT,
             ) from error
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from operator import itemgetter
 from struct import Struct
 from typing import assert_never
@@ -90,7 +90,7 @@ class Stream:
         self,
         conn: Conn,
         slot: str,
-        publication: str,
+        table: Table,
         description: Description,
         decoder: Decoder,
         *,
@@ -101,16 +101,23 @@ class Stream:
         """Everything that was committed before it has been read."""
         self.heard = 0.0
         """When, by the loop's clock, the database last sent anything."""
+        self.inspect: Callable[[], Awaitable[None]] | None = None
+        """Called when PostgreSQL has described the table, for the first time or again, before a row
+        behind that is read: the table may be another than it was. What it raises ends `read`."""
         self._conn = conn
         self._pg = conn.pgconn
-        self._publication = publication
+        self._publication = table.publication
         self._oid = description.oid
+        self._columns = table.columns
         self._padded = description.padded
         self._decoder = decoder
         self._codec = codec_of(conn)
         self._timing = timing
         self._loop = asyncio.get_running_loop()
         self._picks: Callable[[Values], tuple[str | None, ...]] | None = None
+        self._described = False
+        """`inspect` is due."""
+        self._ready: asyncio.Future[None] | None = None
         self._begin: Begin | None = None
         self._xid = Xid(0)
         self._visible = PgSnapshot(0, 0, frozenset())
@@ -160,7 +167,7 @@ class Stream:
         except BaseException:
             await conn.close()
             raise
-        return cls(conn, slot, table.publication, description, decoder, timing=timing)
+        return cls(conn, slot, table, description, decoder, timing=timing)
 
     async def start(self, visible: PgSnapshot, upto: LSN) -> None:
         """Start streaming, without what the last poll has seen. Raises StreamLost.
@@ -200,11 +207,17 @@ class Stream:
         """Up to SLICE rows; waits for up to `idle` seconds for the first. Raises StreamLost."""
         try:
             await self._readable()
-            return self._take()
+            taken = [] if self._described else self._take()
         except psycopg.Error as error:
             raise StreamLost(error_line(error)) from error
         except PgoutputError as error:
             raise StreamLost(str(error)) from error
+        if self._described and not taken:
+            self._described = False
+            if self.inspect is not None:
+                await self.inspect()
+            return await self.read()
+        return taken
 
     async def _readable(self) -> None:
         if self._more:
@@ -213,7 +226,7 @@ class Stream:
         rest = self._gulped + self._timing.gulp - self._loop.time()
         if rest > 0:
             await asyncio.sleep(rest)
-        ready: asyncio.Future[None] = self._loop.create_future()
+        self._ready = ready = self._loop.create_future()
         self._loop.add_reader(self._pg.socket, _wake, ready)
         try:
             async with asyncio.timeout(self._timing.idle):
@@ -221,7 +234,13 @@ class Stream:
         except TimeoutError:
             pass
         finally:
+            self._ready = None
             self._loop.remove_reader(self._pg.socket)
+
+    def interrupt(self) -> None:
+        """Let `read` return at once, if it waits."""
+        if self._ready is not None:
+            _wake(self._ready)
 
     def _take(self) -> list[Changes]:
         taken: list[Changes] = []
@@ -271,7 +290,9 @@ class Stream:
         return message.removeprefix("ERROR:").strip() or "the database has ended the stream"
 
     def _handle(self, message: Message, taken: list[Changes]) -> int:
-        """Returns the number of rows that the message adds. The most frequent cases come first."""
+        """Returns the number of rows that the message adds, or SLICE to end the slice. The most
+        frequent cases come first.
+        """
         match message:
             case Update() | Insert() | Delete():
                 if self._skip or message.oid != self._oid:
@@ -292,11 +313,12 @@ class Stream:
                 self._begin = None
             case Relation():
                 if message.oid == self._oid:
+                    names = self._columns.resolve(message.columns)
                     # -1, for a column that the table lacks, picks the None that _pick appends.
-                    places = (
-                        message.columns.index(f) if f in message.columns else -1 for f in FIELDS
-                    )
+                    places = (message.columns.index(names[f]) if f in names else -1 for f in FIELDS)
                     self._picks = _without_padding(itemgetter(*places), self._padded)
+                    self._described = True
+                    return SLICE
             case Truncate():
                 if self._oid in message.oids and not self._skip:
                     self._slice(taken).rows.append(("truncate", only_id("")))

@@ -23,19 +23,19 @@ BEGIN
     END IF;
 
     CREATE TABLE {table} (
-        id           text PRIMARY KEY DEFAULT gen_random_uuid()::text CHECK (id <> ''),
-        status       text NOT NULL DEFAULT 'queued'
-                     CHECK (status IN ('queued', 'running', 'completed', 'failed')),
-        progress     double precision CHECK (progress BETWEEN 0 AND 100),  -- percent; NaN is above 100
-        task_id      text,
-        agent        text,
-        started_at   timestamptz,
-        completed_at timestamptz,
-        error        text
+        {id}           text PRIMARY KEY DEFAULT gen_random_uuid()::text CHECK ({id} <> ''),
+        {status}       text NOT NULL DEFAULT 'queued'
+                     CHECK ({status} IN ('queued', 'running', 'completed', 'failed')),
+        {progress}     double precision CHECK ({progress} BETWEEN 0 AND 100),  -- percent; NaN is above 100
+        {task_id}      text,
+        {agent}        text,
+        {started_at}   timestamptz,
+        {completed_at} timestamptz,
+        {error}        text
     );
 
     -- Few runs among millions are unfinished: WHERE status IN ('queued', 'running') reads this alone.
-    CREATE INDEX ON {table} (id) WHERE status IN ('queued', 'running');
+    CREATE INDEX ON {table} ({id}) WHERE {status} IN ('queued', 'running');
 
     -- A table created here is logged and has a primary key, so a publication cannot harm it. Whether
     -- a table that existed may be published needs a look at it: `brain init-db` and `brain serve`

@@ -1,5 +1,6 @@
 """Which source is in use, and why it is not a better one: for /readyz, /metrics and the log."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -10,6 +11,21 @@ from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
 SourceName: TypeAlias = Literal["none", "poll", "replication"]
 
 log = structlog.get_logger()
+
+WarningCode: TypeAlias = Literal["id_unique", "time_zone"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableWarning:
+    """What is doubtful about a table that Brain follows all the same."""
+
+    code: WarningCode
+    detail: str
+    effect: str
+    """What it means for clients, in one sentence without its full stop."""
+    hint: str
+    intended: bool = False
+    """A setting says that it is meant so."""
 
 
 @dataclass(slots=True)
@@ -28,6 +44,8 @@ class SourceState:
     losses: int = 0
     slow: bool = False
     """A scan takes so long that polling is late by more than half a second."""
+    warnings: Sequence[TableWarning] = ()
+    """Of the table as it was last looked at."""
     _logged: set[str] = field(default_factory=set)
 
     def change(
@@ -61,6 +79,19 @@ class SourceState:
 
     def poll_because(self, unavailable: StreamUnavailable) -> None:
         self.change("poll", unavailable.code, unavailable.detail, unavailable.hint)
+
+    def warn(self, found: Sequence[TableWarning]) -> None:
+        """Log what is new among them."""
+        for warning in found:
+            if warning not in self.warnings:
+                level = log.info if warning.intended else log.warning
+                level(
+                    "table warning",
+                    code=warning.code,
+                    detail=f"{warning.detail}: {warning.effect}",
+                    hint=warning.hint,
+                )
+        self.warnings = tuple(found)
 
     def scan_pause(self, seconds: float) -> None:
         """Log when polling becomes slow, and when it is no longer."""

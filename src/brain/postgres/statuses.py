@@ -110,11 +110,11 @@ class StatusColumn:
         """Whether an index may contain the condition: one that format() prints, it may not."""
         return bool(self.enum) or self.textual
 
-    def any_of(self, alias: str, words: Collection[str]) -> tuple[sql.Composed, list[str]]:
+    def any_of(self, alias: str, words: Collection[str]) -> tuple[sql.SQL, list[str]]:
         """The same for a query with parameters: a text, and the words with which to compare it."""
         # An enum's text, because PostgreSQL rejects a word that it does not have.
         text = self.folded(alias) if self.enum else self._compared(alias)
-        return sql.SQL(_escaped(text)).format(), list(words) if self.enum else self._wanted(words)
+        return sql.SQL(_escaped(text)), list(words) if self.enum else self._wanted(words)
 
     def folded(self, alias: str) -> sql.Composable:
         """The word, folded, for a query with parameters, whatever the type."""

@@ -12,6 +12,7 @@ from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Table
+from brain.postgres.table_warnings import TableWarnings
 from brain.postgres.timing import Timing
 from brain.postgres.watch import Watch
 
@@ -25,6 +26,7 @@ class Streaming:
         table: Table,
         known: Known,
         state: SourceState,
+        warnings: TableWarnings,
         timing: Timing,
     ) -> None:
         self._poll = poll
@@ -33,6 +35,7 @@ class Streaming:
         self._table = table
         self._known = known
         self._state = state
+        self._warnings = warnings
         self._timing = timing
         self._watch: Watch | None = None
 
@@ -61,8 +64,15 @@ class Streaming:
         self._state.change("replication")
         progress, stream = self._poll.progress, self._stream
         progress.streamed = True
-        watch = Watch(self._poll, self._table, self._known, self._promoted, self._timing)
-        self._watch = watch
+        watch = Watch(
+            self._poll,
+            self._table,
+            self._known,
+            self._promoted,
+            warnings=self._warnings,
+            timing=self._timing,
+        )
+        self._watch, stream.inspect = watch, watch.check_now
         while True:
             for changes in await stream.read():
                 complete = await self._completed(changes) if changes.incomplete else changes

@@ -1,7 +1,8 @@
 """The table that Brain follows: its name, its SQL, and what the catalog says about it."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 
@@ -9,7 +10,9 @@ from psycopg import sql
 
 from brain.contract.errors import BrainError
 from brain.contract.messages import FIELDS
+from brain.postgres.column_map import REQUIRED, SAME_NAMES, ColumnMap, guess
 from brain.postgres.connection import Conn
+from brain.postgres.names import nearest, scan, shown
 from brain.postgres.statuses import StatusColumn, status_column
 
 
@@ -17,21 +20,23 @@ from brain.postgres.statuses import StatusColumn, status_column
 class Table:
     schema: str
     name: str
+    columns: ColumnMap = SAME_NAMES
 
     @classmethod
     def parse(cls, text: str) -> "Table":
-        """`schema.name`, or `name` in the schema public. Raises ValueError."""
-        schema, dot, name = text.partition(".")
-        if not dot:
-            schema, name = "public", schema
-        if not schema or not name or "." in name:
+        """`schema.name`, or `name` in the schema public; each may be quoted. Raises ValueError."""
+        try:
+            schema, name = _parts(text)
+        except ValueError as error:
             raise ValueError(
-                f"{text!r} is not the name of a table: schema.name, such as public.runs"
-            )
+                f"{text!r} is not the name of a table: {error}; write schema.name, such as "
+                'public.runs, or "App"."Runs"'
+            ) from None
         return cls(schema, name)
 
     def __str__(self) -> str:
-        return f"{self.schema}.{self.name}"
+        """As in a setting."""
+        return f"{shown(self.schema)}.{shown(self.name)}"
 
     @property
     def in_query(self) -> sql.SQL:
@@ -48,6 +53,16 @@ class Table:
         return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
 
 
+def _parts(text: str) -> tuple[str, str]:
+    first, at = scan(text, 0, ".")
+    if at == len(text):
+        return "public", first.text
+    second, at = scan(text, at + 1, ".")
+    if at < len(text):
+        raise ValueError("it has more than two parts")
+    return first.text, second.text
+
+
 def escaped(part: sql.Composable) -> str:
     """As SQL for a query that has parameters, in which psycopg takes a % for a placeholder."""
     return part.as_string().replace("%", "%%")
@@ -58,7 +73,7 @@ def init_sql(table: Table) -> str:
 
     A table that exists, and its publication, are for `publication.initialize`.
     """
-    names = {
+    names: dict[str, sql.Composable] = {
         "table": table.sql,
         "table_text": sql.Literal(table.sql.as_string()),
         "schema": sql.Identifier(table.schema),
@@ -68,7 +83,15 @@ def init_sql(table: Table) -> str:
         "publication": sql.Identifier(table.publication),
         "publication_text": sql.Literal(table.publication),
     }
+    for name, column in table.columns.created().items():
+        names[name] = sql.SQL(name) if column == name else sql.Identifier(column)
     template = files("brain.postgres").joinpath("schema.sql").read_text("utf-8")
+    if lacking := [f"{{{each}}}" for each in FIELDS if each not in names]:
+        lines = template.splitlines(keepends=True)
+        template = "".join(line for line in lines if not any(each in line for each in lacking))
+        template = re.sub(r",\n {4}\);", "\n    );", template)  # behind the last column
+    if "$brain$" in f"{table} {table.columns}":
+        template = template.replace("$brain$", "$brain_init_db$")
     return sql.SQL(template).format(**names).as_string()
 
 
@@ -98,9 +121,14 @@ class Description:
     replica_identity: str
     """pg_class.relreplident: d primary key, f all columns, i an index, n nothing."""
     primary_key: tuple[str, ...]
+    """Names of the table's columns."""
     identity: tuple[str, ...]
-    """The columns of the replica identity: what the stream carries of a row's old version."""
+    """Names of the table's columns in the replica identity: what the stream carries of a row's old
+    version."""
     columns: Mapping[str, Column]
+    """By the fields of the contract."""
+    others: tuple[Column, ...]
+    """The table's other columns."""
     tree: frozenset[int]
     """The OIDs of all tables that a query of this one reads: itself, and, at any depth, its
     partitions or the tables that inherit from it."""
@@ -117,7 +145,7 @@ class Description:
             sql.SQL("NULL")
             if field not in self.columns
             # One more than the bound, so that the decoder sees that the text is longer.
-            else sql.SQL("left({}::text, {})").format(sql.Identifier(alias, field), max_text + 1)
+            else sql.SQL("left({}::text, {})").format(self.column(alias, field), max_text + 1)
             if field == "error"
             else self.unpadded(alias, field)
             for field in FIELDS
@@ -131,10 +159,32 @@ class Description:
 
     def unpadded(self, alias: str, field: str) -> sql.Composable:
         """The column, which prints the field without the padding of char(n)."""
-        column = sql.Identifier(alias, field)
+        column = self.column(alias, field)
         return (
             sql.SQL("{}::text").format(column) if self.columns[field].base == "bpchar" else column
         )
+
+    def column(self, alias: str, field: str) -> sql.SQL:
+        """The column of a field that has one, for a query that has parameters."""
+        return sql.SQL(escaped(sql.Identifier(*filter(None, (alias, self.columns[field].name)))))
+
+    def in_sql(self, field: str) -> str:
+        """The column's name for SQL that a person pastes: the contract's own needs no quotes."""
+        name = self.columns[field].name
+        return name if name == field else sql.Identifier(name).as_string()
+
+    def field(self, column: str) -> str:
+        """The field that the column has in the contract, or its own name."""
+        return next((f for f, found in self.columns.items() if found.name == column), column)
+
+    def is_key_of_id(self, detail: str) -> bool:
+        """Whether PostgreSQL's detail about a duplicate is about the id alone: `Key (id)=(…)`."""
+        name = self.columns["id"].name
+        return f"({name})=" in detail or f"({sql.Identifier(name).as_string()})=" in detail
+
+    @property
+    def id_is_key(self) -> bool:
+        return self.primary_key == (self.columns["id"].name,)
 
 
 _DESCRIBE = """
@@ -173,7 +223,14 @@ WHERE s.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f
 
 
 class TableError(BrainError):
-    """Brain cannot follow the table as it is: the database's owner must change something."""
+    """Brain cannot follow the table as it is: its owner, or a setting, must change something.
+
+    `hint` is the setting to paste, if Brain can guess it.
+    """
+
+    def __init__(self, detail: str, hint: str = "") -> None:
+        super().__init__(detail)
+        self.hint = hint
 
 
 class MissingTableError(TableError):
@@ -187,6 +244,22 @@ def _base(name: str = "", modifier: int = -1) -> tuple[str, int | None]:
     return name, ((modifier - 4 & 0x7FF) ^ 0x400) - 0x400
 
 
+_TABLES = """
+SELECT s.nspname, c.relname FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND s.nspname !~ '^pg_'
+      AND s.nspname <> 'information_schema' AND (s.nspname = %s OR lower(c.relname) = lower(%s))
+ORDER BY 1, 2 LIMIT 1000
+"""
+
+
+async def _alike(conn: Conn, table: Table) -> str:
+    """What else BRAIN_TABLE may mean."""
+    rows = await (await conn.execute(_TABLES, (table.schema, table.name))).fetchall()
+    tables = [str(Table(str(schema), str(name))) for schema, name in rows]
+    alike = nearest(str(table), tables)
+    return f", such as {' or '.join(alike)}" if alike else ""
+
+
 async def describe(conn: Conn, table: Table) -> Description:
     """Raises MissingTableError, or TableError if the table has no column `id` or `status`."""
     row = await (await conn.execute(_DESCRIBE, (table.schema, table.name))).fetchone()
@@ -194,6 +267,7 @@ async def describe(conn: Conn, table: Table) -> Description:
         raise MissingTableError(
             f"there is no table {table} in database {conn.info.dbname!r}: "
             "create it with `brain init-db`, or name another table in BRAIN_TABLE"
+            + await _alike(conn, table)
         )
     oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {
@@ -207,20 +281,41 @@ async def describe(conn: Conn, table: Table) -> Description:
         )
         for name, schema, type_, generated, default, base, number in json.loads(columns or "[]")
     }
-    missing = [field for field in ("id", "status") if field not in found]
-    if missing:
-        raise TableError(
-            f"the table {table} has no column {' and no column '.join(missing)}: "
-            "Brain needs id and status; its other columns are optional"
-        )
+    primary_key = tuple(json.loads(key or "[]"))
+    names = _resolve(table, found, primary_key)
     return Description(
         oid=int(oid),
         kind=kind,
         logged=persistence == "p",
         replica_identity=replica,
-        primary_key=tuple(json.loads(key or "[]")),
+        primary_key=primary_key,
         identity=tuple(dict.fromkeys(json.loads(identity or "[]"))),
-        columns=found,
+        columns={field: found[name] for field, name in names.items()},
+        others=tuple(column for name, column in found.items() if name not in names.values()),
         tree=frozenset(json.loads(tree)),
-        statuses=await status_column(conn, int(oid), "status"),
+        statuses=await status_column(conn, int(oid), names["status"]),
     )
+
+
+def _resolve(table: Table, columns: Collection[str], key: tuple[str, ...]) -> dict[str, str]:
+    """The column of each field that has one. Raises TableError."""
+    if unknown := list(table.columns.missing(columns)):
+        raise TableError(f"the table {table} has {'; and '.join(unknown)}")
+    if shared := table.columns.shared(columns):
+        column, one, other = shared
+        raise TableError(
+            f"BRAIN_COLUMN_MAP gives the column {shown(column)} of {table} to {one} and to {other}:"
+            " give it to one of them"
+        )
+    names = table.columns.resolve(columns)
+    missing = [field for field in REQUIRED if field not in names]
+    if missing:
+        usual = guess(missing, [name for name in columns if name not in names.values()])
+        if "id" in missing and len(key) == 1 and key[0] not in (*names.values(), *usual.values()):
+            usual["id"] = key[0]
+        raise TableError(
+            f"the table {table} has no column {' and no column '.join(missing)}: "
+            "Brain needs id and status; its other columns are optional",
+            table.columns.hint(usual) if usual else "",
+        )
+    return names

@@ -80,9 +80,11 @@ class Timing:
     slot_timeouts: tuple[float, ...] = (5.0, 30.0, 300.0)
     """How long creating a slot may wait for open write transactions, try by try; the last one
     repeats."""
+    check_every: float = 1.0
+    """Between two looks at the catalog's fingerprint. A key that is dropped makes the application's
+    UPDATEs fail until Brain has withdrawn its publication: within 2 s."""
     watch_every: float = 10.0
-    """Between two looks at what a stream depends on; while polling, between two looks at the
-    catalog."""
+    """Between two thorough looks at what a stream depends on; while polling, at the catalog."""
     compare_every: float = 60.0
     """Between two comparisons of the table with the board."""
     max_wal: int = 1024**3

@@ -21,6 +21,7 @@ UnavailableCode: TypeAlias = Literal[
     "synchronous",
     # The table and its publication.
     "view",
+    "row_security",
     "unlogged",
     "replica_identity",
     "inheritance",

@@ -2,8 +2,8 @@
 did not deliver.
 
 PostgreSQL ends a stream silently when the table is dropped and created again, or leaves its
-publication. And an open transaction, of any table, makes our slot retain log although Brain
-confirms all of it.
+publication. A key that is dropped makes the application's UPDATEs fail, and these send nothing. And
+an open transaction, of any table, makes our slot retain log although Brain confirms all of it.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from brain.contract.messages import ACTIVE, ID, STATUS, Run
 from brain.postgres.cancellation import cancel
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.connection import Conn, deadline
+from brain.postgres.fingerprint import fingerprint
 from brain.postgres.inspection import inspect
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import Poll
@@ -26,6 +27,7 @@ from brain.postgres.promotion import Promoted
 from brain.postgres.replication import StreamLost
 from brain.postgres.snapshots import Xid
 from brain.postgres.table import Table
+from brain.postgres.table_warnings import TableWarnings
 from brain.postgres.timing import Timing
 from brain.postgres.unavailable import StreamUnavailable
 
@@ -49,17 +51,26 @@ class Mark:
 class Watch:
     """Looks in a task, over the ordinary connection.
 
-    The next look waits until the stream has passed the mark of the last one.
+    The next look waits until the stream has passed the mark of the last one. Another task checks
+    the catalog's fingerprint meanwhile, and inspects the table when it has changed.
     """
 
     def __init__(
-        self, poll: Poll, table: Table, known: Known, promoted: Promoted, timing: Timing
+        self,
+        poll: Poll,
+        table: Table,
+        known: Known,
+        promoted: Promoted,
+        *,
+        warnings: TableWarnings,
+        timing: Timing,
     ) -> None:
         self._poll = poll
         self._table = table
         self._known = known
-        self._slot = promoted.stream.slot
+        self._stream = promoted.stream
         self._inspection = promoted.inspection
+        self._warnings = warnings
         self._timing = timing
         self._task: asyncio.Task[Mark] | None = None
         joined = poll.progress.checkpoint
@@ -71,6 +82,10 @@ class Watch:
         self._compare_at = now + timing.compare_every
         self._compared, self._compared_seq = joined, known.seq
         """Since when the next comparison looks for changes, and the board's seq then."""
+        self._fingerprint: int | None = None
+        self._checking = asyncio.create_task(self._check(), name="check")
+        # What the task has found must not wait until the stream sends something.
+        self._checking.add_done_callback(lambda _: self._stream.interrupt())
 
     @property
     def marked_at(self) -> float:
@@ -79,6 +94,8 @@ class Watch:
 
     def advance(self) -> None:
         """Take the mark of a look that has ended, or start one that is due. Raises as `_look`."""
+        if self._checking.done():
+            self._checking.result()
         now = asyncio.get_running_loop().time()
         if self._task is not None:
             if self._task.done():
@@ -115,8 +132,27 @@ class Watch:
             self._compared, self._compared_seq = mark.checkpoint, mark.compared_seq
 
     async def close(self) -> None:
+        await cancel(self._checking)
         if self._task is not None:
             await cancel(self._task)
+
+    async def _check(self) -> None:
+        """Raises as `check_now`."""
+        while True:
+            await asyncio.sleep(self._timing.check_every)
+            # A look inspects the table itself, and its comparison may keep the connection busy.
+            if self._task is None:
+                await self.check_now()
+
+    async def check_now(self) -> None:
+        """Inspect the table if its fingerprint has changed. Raises as `_inspect`."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        seen = await fingerprint(self._poll.conn, self._table, self._inspection.description)
+        if seen != self._fingerprint:
+            await self._inspect()
+            await self._warnings.look(self._poll.conn, self._inspection.description, seen)
+            self._fingerprint = seen
 
     async def _look(self, *, compare: bool) -> Mark:
         """Raises StreamLost, StreamUnavailable, TableError, psycopg.Error."""
@@ -170,7 +206,7 @@ class Watch:
         """Look for what ends the stream, or will. Raises StreamLost, StreamUnavailable."""
         if await inspect(self._poll.conn, self._table) != self._inspection:
             raise StreamLost("the table or its publication has changed")
-        retained = await _retained(self._poll.conn, self._slot)
+        retained = await _retained(self._poll.conn, self._stream.slot)
         if retained > self._timing.max_wal:
             raise StreamUnavailable(
                 f"an open transaction makes our slot hold back {retained // 1024**2} MB of log",

@@ -31,6 +31,7 @@ from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
 from brain.server.handshake import Handshake, HandshakeError, parse_handshake
 from brain.server.probes import BARE, is_probe
+from brain.server.protocols import other_protocol
 from brain.server.state import ServerState
 from brain.server.websocket import Connection
 
@@ -163,7 +164,7 @@ class HTTPProtocol(HttpToolsProtocol):
                     return
                 data = self._without_upgrade() + data
             except httptools.HttpParserError:
-                self._refuse(self._parse_error)
+                self._refuse(other_protocol(part) or self._parse_error)
                 return
 
     def _without_upgrade(self) -> bytes:

@@ -228,7 +228,11 @@ class Server(uvicorn.Server):
             each.close()
         began = connections.loop.time()
         everyone = connections.everyone()
-        log.info("stopping", clients=len(everyone))
+        log.info(
+            "stopping",
+            clients=len(everyone),
+            detail=f"at most {ABORT_AFTER + CANCEL_TIMEOUT:g} s; a second signal ends it at once",
+        )
         for protocol in list(unupgraded):
             protocol.shutdown()  # closes an idle connection; a request still gets its answer
         for i, connection in enumerate(everyone):

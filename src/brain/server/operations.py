@@ -3,8 +3,10 @@
 import json
 import time
 from dataclasses import asdict
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from brain.access.rejections import Rejection
 from brain.metrics import Metrics, Parts
@@ -13,13 +15,50 @@ from brain.server.handshake import PATH
 from brain.server.probes import BARE
 from brain.server.state import ServerState
 
+_READY: Final[dict[str, Any]] = {
+    "ready": True,
+    "source": "poll",
+    "code": "wal_level",
+    "detail": "wal_level is replica",
+    "hint": "a sentence that says what to run",
+    "lag_seconds": 0.012,
+    "clients": 40,
+    "lagging": 0,
+    "runs": 1234,
+    "rejected": [],
+}
+_AWAY: Final[dict[str, Any]] = {
+    **_READY,
+    "ready": False,
+    "source": "none",
+    "code": "away",
+    "detail": "connection refused",
+    "hint": "a sentence that says what to do",
+    "lag_seconds": 4.2,
+}
+
+
+def _shown(description: str, example: Any, content_type: str = "application/json") -> Any:
+    content = {content_type: {"examples": {"example": {"value": example}}}}
+    return {"description": description, "content": content}
+
 
 def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metrics) -> None:
-    @app.get("/healthz", tags=["operations"], summary="Alive: the process answers")
+    @app.get(
+        "/healthz",
+        tags=["operations"],
+        summary="Alive: the process answers",
+        responses={200: _shown("It does", {"status": "alive"})},
+    )
     async def healthz() -> Response:
         return Response('{"status":"alive"}', media_type="application/json")
 
-    @app.get("/readyz", tags=["operations"], summary="Ready: the database is being followed")
+    @app.get(
+        "/readyz",
+        tags=["operations"],
+        summary="Ready: the database is being followed",
+        responses={200: _shown("It is", _READY), 503: _shown("It is not", _AWAY)},
+    )
     async def readyz(request: Request) -> Response:
         state = parts.state
         now = time.time()
@@ -36,12 +75,22 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,
             "runs": len(parts.board),
+            "warnings": [
+                {"code": each.code, "detail": f"{each.detail}: {each.effect}", "hint": each.hint}
+                for each in state.warnings
+            ],
             "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
         document = {"ready": ready} | ({} if request.scope.get(BARE) else detail)
         return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
 
-    @app.get("/metrics", tags=["operations"], summary="For Prometheus")
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="For Prometheus",
+        response_class=PlainTextResponse,
+        responses={200: _shown("docs/metrics.md lists them", "brain_clients 40.0\n", "text/plain")},
+    )
     async def read_metrics() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)
 

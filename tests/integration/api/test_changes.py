@@ -303,3 +303,25 @@ async def test_a_row_that_a_policy_rejects_is_a_403_that_names_the_policy(
         assert hint
         paste(f"{policy};", any_database)
         assert (await attempt()).is_success, "the hint works when it is pasted"
+
+
+# Columns that hold no time
+
+
+@pytest.mark.parametrize("kind", ["bigint", "float8", "interval", "jsonb", "time", "date", "text"])
+async def test_a_run_starts_and_ends_whatever_the_types_of_its_times(
+    any_database: str, kind: str
+) -> None:
+    """now() cannot become a bigint, and the change of the status must not fail for that."""
+    execute(
+        any_database,
+        "ALTER TABLE runs DROP started_at, DROP completed_at;"
+        f"ALTER TABLE runs ADD started_at {kind}, ADD completed_at {kind}",
+    )
+    async with serving(any_database) as api:
+        assert (await api.post("/api/runs", json={"id": "a"})).status_code == 201
+        started = await api.patch("/api/runs/a", json={"status": "running"})
+        assert started.status_code == 200, started.text
+        assert ("started_at" in started.json()) == (kind in ("date", "text"))
+        ended = await api.patch("/api/runs/a", json={"status": "failed"})
+        assert ended.status_code == 200, ended.text

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -749,10 +750,18 @@ async def test_only_the_content_type_json_can_write(api: httpx.AsyncClient, data
     ):
         headers = {} if kind is None else {"content-type": kind}
         problem(await api.post("/api/runs", content=new, headers=headers), 415)
-        problem(await api.patch("/api/runs/a", content=b"{}", headers=headers), 415)
+        refused = problem(await api.patch("/api/runs/a", content=b"{}", headers=headers), 415)
+        assert repr(kind)[1:-1] in refused["detail"] if kind else "has none" in refused["detail"]
+    json_headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused = problem(
+        await api.post("/api/runs", content=gzip.compress(new), headers=json_headers), 415
+    )
+    assert refused["detail"] == "a body has no Content-Encoding, and this one has 'gzip'"
     assert execute(database, "SELECT count(*) FROM runs") == [(0,)]
     json_headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert (await api.post("/api/runs", content=new, headers=json_headers)).status_code == 201
+    json_headers["content-encoding"] = "identity"
+    assert (await api.post("/api/runs", content=new, headers=json_headers)).status_code == 409
 
 
 BAD_QUERIES: list[tuple[str, str]] = [

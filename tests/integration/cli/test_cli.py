@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from brain import __version__
+from tests.support import ROOT
 from tests.support.commands import run
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
@@ -63,7 +65,7 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
         elif moment == "stopping":
             brain.wait_for("Paste")
             brain.process.send_signal(number)
-            brain.wait_for("stopping")
+            brain.wait_for(r'event=stopping clients=0 detail="at most \d+\.5 s; a second signal')
         else:
             until = time.monotonic() + PATIENCE
             while not list((brain.folder / ".brain").glob(moment)):
@@ -116,6 +118,26 @@ def test_the_commands_of_the_welcome_work(embedded: Brain) -> None:
     assert [m["data"]["status"] for m in seen] == ["queued", "running"]
 
 
+def test_the_first_start_says_what_it_creates_and_where(embedded: Brain) -> None:
+    log = embedded.log()
+    cluster = (embedded.folder / ".brain/postgres").resolve()
+    creating = log.index(f'event="creating embedded postgres" cluster={cluster} detail=')
+    assert creating < log.index('event="embedded postgres created"')
+
+
+def test_the_readme_has_the_commands_that_serve_prints(embedded: Brain) -> None:
+    """But for the ports, and the path of the command."""
+    readme = re.sub(r"[.]venv/bin/", "", (ROOT / "README.md").read_text())
+    printed = embedded.log().replace(f"localhost:{embedded.port}", "localhost:5221")
+    printed = re.sub(r"psql -h localhost -p \d+", "psql -h localhost", printed)
+    commands = re.findall(
+        r"  (?:watch it|create one|change it) +(.+?)(?:   .*)?$", printed, re.MULTILINE
+    )
+    assert len(commands) == 3
+    for command in commands:
+        assert f"    {command}" in readme, command
+
+
 def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
     output = run(
         "psql",
@@ -139,7 +161,7 @@ def test_the_version_is_printed(argument: str) -> None:
 
 def test_help_names_every_command() -> None:
     output = run("--help")
-    for command in ("serve", "watch", "demo", "doctor", "init-db", "psql", "version"):
+    for command in ("serve", "watch", "wait", "token", "demo", "doctor", "init-db", "psql"):
         assert re.search(rf"\b{command}\b", output)
 
 
@@ -163,9 +185,90 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
         assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
 
 
+def test_a_mapped_table_is_created_followed_examined_and_played(postgres: Postgres) -> None:
+    """By each command, and with the commands that `serve` prints."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    settings: dict[str, Any] = {
+        "database_url": url,
+        "table": '"App"."Runs"',
+        "column_map": 'id=run_id,status="runStatus",completed_at=endedAt',
+    }
+    assert 'CREATE TABLE "App"."Runs" (' in run("init-db", "--sql", **settings)
+    assert '"App"."Runs" of' in run("init-db", **settings)
+    assert 'Brain streams "App"."Runs".' in run("doctor", **settings)
+    assert "brain_App_Runs" in run("doctor", "--remove", **settings)
+    with served(**settings) as brain:
+        found = dict(
+            re.findall(r"^  (create one|change it|no psql\?) +(.*)", brain.log(), re.MULTILINE)
+        )
+        for command in found.values():
+            subprocess.run(
+                command,
+                shell=True,
+                check=True,
+                env=os.environ | {"BRAIN_DATABASE_URL": url},
+                capture_output=True,
+            )
+        assert brain.get("/api/runs")[1]["runs"][0]["status"] == "running"
+        # A column that needs a value which the API cannot give.
+        execute(url, 'ALTER TABLE "App"."Runs" ADD kind int NOT NULL DEFAULT 1')
+        execute(url, 'ALTER TABLE "App"."Runs" ALTER kind DROP DEFAULT')
+        playing = subprocess.Popen(
+            [*BRAIN, "demo", "--runs", "2", "--seconds", "0.2"],
+            env=os.environ | {f"BRAIN_{name.upper()}": each for name, each in settings.items()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            until = time.monotonic() + PATIENCE
+            while not brain.get("/api/runs?status=completed")[1]["runs"]:
+                assert time.monotonic() < until
+                assert playing.poll() is None
+                time.sleep(0.1)
+        finally:
+            interrupt(playing)
+
+
+def test_demo_says_why_it_cannot_create_a_run(database: str) -> None:
+    execute(database, "ALTER TABLE runs ADD place point NOT NULL")
+    assert "no run can be created: the column place needs a value" in run(
+        "demo", code=2, database_url=database
+    )
+
+
+def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
+    postgres: Postgres, superuser_url: str
+) -> None:
+    """The owner may create everything; who serves may not read it."""
+    execute(postgres.url(), "DROP ROLE IF EXISTS init_reader; CREATE ROLE init_reader LOGIN")
+    server = superuser_url.replace("postgres@", "init_reader@")
+    try:
+        for arguments in ((), ("--database-url", superuser_url)):
+            said = run("init-db", *arguments, code=2, database_url=server)
+            assert "broken: the role init_reader may not read public.runs" in said
+            assert "Brain cannot follow public.runs as it is." in said
+            assert "is ready" not in said
+        for line in said.splitlines():
+            if "GRANT" in line:
+                execute(superuser_url, line.partition("GRANT")[1] + line.partition("GRANT")[2])
+        said = run("init-db", "--database-url", superuser_url, database_url=server)
+        assert "could be better: the role may not replicate" in said
+        assert "Brain follows public.runs by polling." in said
+        assert "is ready: brain serve" in said
+        # Another database, or an environment that names none: the given URL serves.
+        for url in (superuser_url, server.replace("init_reader@", "nobody@") + "_else"):
+            said = run("init-db", "--database-url", superuser_url, database_url=url)
+            assert "Brain streams public.runs." in said
+        assert "is ready" in run("init-db", "--database-url", superuser_url, database_url="x://")
+    finally:
+        execute(superuser_url, "DROP OWNED BY init_reader; DROP ROLE init_reader")
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"column_map": "id="}, "BRAIN_COLUMN_MAP='id=': the column of 'id' is no name"),
+        ({"embedded": "false"}, "BRAIN_EMBEDDED=false forbids the embedded PostgreSQL"),
         ({"port": "99999"}, "BRAIN_PORT='99999': a port is 0 to 65535"),
         (
             {"database_url": "mysql://user:secret@host/db"},
@@ -278,6 +381,21 @@ def test_watch_reconnects(database: str) -> None:
     assert output.count("connected to") == 1
     assert output.count("; trying again") == 1
     assert output.count("connected again") == 1
+
+
+def test_watch_takes_what_people_type(embedded: Brain) -> None:
+    """And does not ask the proxy of the environment for this machine."""
+    for url in ("localhost:{}", "http://localhost:{}/", "ws://127.0.0.1:{}", "ws://[::1]:{}/ws"):
+        watching = subprocess.Popen(
+            [*BRAIN, "watch", url.format(embedded.port)],
+            env=os.environ | {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "", "NO_PROXY": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stderr
+        assert watching.stderr.readline().startswith("brain: connected to ws://")
+        interrupt(watching)
 
 
 def test_watch_sends_the_token_of_the_environment(database: str) -> None:

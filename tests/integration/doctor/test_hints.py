@@ -1,5 +1,6 @@
 """The hints of parts besides the doctor's checks: the situation, the hint as printed, and after."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from brain.postgres.decoder import Decoder
 from tests.integration.doctor.test_publication_rule import ABOUT_TABLES, CASES, TABLE
 from tests.support.api import problem, serving
 from tests.support.following import Following
-from tests.support.hints import followed, follows, paste
+from tests.support.hints import followed, follows, paste, shell
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
 
@@ -26,7 +27,7 @@ def admin(any_postgres: Postgres, any_database: str) -> str:
 @follows(
     "{} SET LOGGED;",
     "ALTER TABLE {} SET LOGGED;",
-    "{} ADD PRIMARY KEY (id);",
+    "{} ADD PRIMARY KEY ({});",
     "ALTER TABLE {} REPLICA IDENTITY DEFAULT;",
     "ALTER TABLE {} REPLICA IDENTITY FULL;",
     "{}; -- Brain creates it again",
@@ -38,8 +39,8 @@ async def test_every_table_that_sql_can_repair_is_streamed_after_its_hints(
     execute(admin, f"CREATE SCHEMA odd AUTHORIZATION {ROLE}")
     repaired = 0
     for name, case in CASES.items():
-        if case.code in (None, "view", "inheritance", "virtual", "generated"):
-            continue  # nothing to repair, or for a person to decide
+        if case.code in (None, "view", "inheritance", "virtual", "generated", "row_security"):
+            continue  # nothing to repair, or for a person or a superuser to decide
         execute(
             admin,
             f"DROP SCHEMA odd CASCADE; CREATE SCHEMA odd AUTHORIZATION {ROLE};"
@@ -159,3 +160,22 @@ async def test_words_beyond_the_bound_are_in_the_doctors_list(any_database: str)
         followed(f.decoder.reasons[-1].hint)
     report = await examine(any_database, f.table, f.decoder)
     assert report.text().count("'word") >= 10
+
+
+@follows("BRAIN_COLUMN_MAP={}", "{} # if that is what they mean")
+def test_columns_with_other_names_are_found_once_the_hints_are_followed(any_database: str) -> None:
+    execute(any_database, "DROP TABLE runs CASCADE; DROP PUBLICATION brain_public_runs")
+    execute(
+        any_database,
+        'CREATE TABLE runs (run_id text PRIMARY KEY, state text NOT NULL, "startedAt" timestamptz)',
+    )
+    settings = {"BRAIN_DATABASE_URL": any_database}
+    broken = json.loads(shell("", "brain doctor --json || true", **settings))
+    (found,) = broken["findings"]
+    assert found["level"] == "broken"
+    better = json.loads(shell(found["hint"], "brain doctor --json || true", **settings))
+    assert better["source"] == "replication"
+    (found,) = (each for each in better["findings"] if each["check"] == "columns")
+    said = shell(found["hint"], "brain doctor", **settings)
+    assert "started_at" not in said
+    assert "Brain streams public.runs." in said

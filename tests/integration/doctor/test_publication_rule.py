@@ -23,6 +23,7 @@ TABLE = Table("odd", "jobs")
 
 ABOUT_TABLES: set[UnavailableCode] = {
     "view",
+    "row_security",
     "unlogged",
     "replica_identity",
     "inheritance",
@@ -165,6 +166,18 @@ CASES: dict[str, Case] = {
         + PARTITION
         + f"CREATE PUBLICATION {MINE} FOR TABLE jobs",
         "publication",
+    ),
+    "row security, of another's table": Case(
+        KEYED.format("") + "ALTER TABLE jobs ENABLE ROW LEVEL SECURITY",
+        "row_security",
+        superuser=f"ALTER TABLE odd.jobs OWNER TO postgres; GRANT ALL ON odd.jobs TO {ROLE}",
+    ),
+    "row security, forced on the owner": Case(
+        KEYED.format("") + "ALTER TABLE jobs FORCE ROW LEVEL SECURITY, ENABLE ROW LEVEL SECURITY",
+        "row_security",
+    ),
+    "row security, which the owner bypasses": Case(
+        KEYED.format("") + "ALTER TABLE jobs ENABLE ROW LEVEL SECURITY"
     ),
     "no key, and published": Case(
         f"CREATE TABLE jobs (id int, status text); CREATE PUBLICATION {MINE} FOR TABLE jobs",

@@ -25,7 +25,7 @@ from brain.postgres.poll import Poll
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import TableError
 from brain.postgres.timing import PollTiming
-from tests.support.following import RUNS, connected
+from tests.support.following import RUNS, connected, held
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE
 
@@ -296,7 +296,7 @@ async def test_names_unfinished_runs_that_were_deleted(database: str) -> None:
         await writer.execute("DELETE FROM runs WHERE id = 'a'")
         assert await reader.read() == []
         assert reader.pieces[-1].gone == ["a"]
-        assert list(reader.board._runs) == ["b"]
+        assert list(held(reader.board)) == ["b"]
 
 
 # The cost of polling.
@@ -460,7 +460,7 @@ async def test_finds_what_is_under_way_in_a_table_that_is_attached(
         await reader.poll.read_catalog()
         await reader.read()
         assert sorted(reader.pieces[-1].gone) == ["b1", "b2"]
-        assert list(reader.board._runs) == ["a1"]
+        assert list(held(reader.board)) == ["a1"]
 
 
 # A new history.
@@ -484,7 +484,7 @@ async def test_a_database_that_is_created_again_is_a_new_history(postgres: Postg
         await writer.execute("INSERT INTO runs VALUES ('c', 'running'), ('d', 'completed')")
         assert await again.ids() == ["c"]
         assert [piece.new for piece in again.pieces] == [True]
-        assert list(again.board._runs) == ["c"]
+        assert list(held(again.board)) == ["c"]
         await writer.execute("UPDATE runs SET status = 'failed' WHERE id = 'c'")
         await again.read()
         assert [piece.new for piece in again.pieces] == [False]
@@ -527,7 +527,7 @@ async def test_a_table_with_ids_of_another_type_is_a_new_history(database: str) 
         await reader.poll.read_catalog()
         assert await reader.ids() == ["1", "2"]
         assert reader.pieces[0].new
-        assert {run_id: entry[RUN][STATUS] for run_id, entry in reader.board._runs.items()} == {
+        assert {run_id: entry[RUN][STATUS] for run_id, entry in held(reader.board).items()} == {
             "1": "completed",
             "2": "queued",
         }

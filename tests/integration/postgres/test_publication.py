@@ -1,8 +1,10 @@
 """A publication is created once, only where it cannot harm; a reason against it has a hint."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -13,8 +15,10 @@ from brain.postgres.connection import Conn, connect
 from brain.postgres.inspection import Inspection, inspect
 from brain.postgres.publication import ensure_publication, initialize
 from brain.postgres.table import Table
+from brain.postgres.timing import TIMING
 from brain.postgres.unavailable import StreamUnavailable
-from tests.support.following import RUNS, Following, connected
+from tests.support.following import QUICK, RUNS, Following, connected
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE, TEMPLATE
 
@@ -383,6 +387,64 @@ async def test_a_key_that_is_dropped_and_added_ends_and_restarts_the_stream(data
         await f.sql("INSERT INTO runs VALUES ('b', 'running')")
         await f.until(lambda: ("insert", "b") in f.changes())
         await f.settled()
+
+
+async def updates_work_again(f: Following) -> None:
+    """Without any change in the log that could tell Brain to look."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await f.sql("UPDATE runs SET progress = 1")
+        except psycopg.errors.ObjectNotInPrerequisiteState:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+WAITING = (
+    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender'"
+    " AND datname = current_database() AND wait_event_type = 'Lock'"
+)
+
+SELDOM = replace(QUICK, watch_every=3600, promote_every=3600)
+
+
+@pytest.mark.parametrize("while_", ["streaming", "polling", "waiting"])
+async def test_updates_work_again_soon_after_the_key_is_dropped(
+    any_postgres: Postgres, any_database: str, while_: str
+) -> None:
+    """The fingerprint shows it, long before the next thorough look or try to open a stream."""
+    url = any_database
+    execute(any_database, "CREATE TABLE other (); INSERT INTO runs (id) VALUES ('a')")
+    if while_ == "polling":
+        execute(any_postgres.url(), f"ALTER ROLE {ROLE} NOREPLICATION")
+    async with connected(any_database) as writer:
+        try:
+            if while_ == "waiting":
+                await writer.execute("INSERT INTO other DEFAULT VALUES")
+            async with Following(url, "auto", timing=SELDOM) as f:
+                wanted = {"streaming": None, "polling": "role", "waiting": "preparing"}[while_]
+                await f.until(lambda: f.board.begun and f.follow.state.code == wanted)
+                if while_ == "waiting":
+                    await f.until(lambda: bool(execute(any_database, WAITING)))
+                elif (
+                    while_ == "streaming"
+                ):  # until the first look, which is a thorough one, is over
+                    progress = f.follow._progress
+                    joined = progress.checkpoint
+                    await f.until(lambda: progress.checkpoint is not joined)
+                await f.sql("ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+                await updates_work_again(f)
+                assert publications(any_database) == [(NAME, None)]
+                await f.until(lambda: f.follow.state.code == "replica_identity")
+                await writer.rollback()
+        finally:
+            execute(any_postgres.url(), f"ALTER ROLE {ROLE} REPLICATION")
+
+
+def test_a_dropped_key_is_noticed_within_two_seconds() -> None:
+    assert TIMING.check_every + TIMING.rejoin_within < 2
 
 
 @pytest.mark.parametrize("publish", ["insert", "update", "delete", "truncate"])

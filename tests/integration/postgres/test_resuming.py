@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from brain.contract.events import Resumed, Snapshot
 from brain.delivery.board import Board
@@ -14,6 +15,8 @@ from brain.postgres.checkpoints import Records
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
 from tests.support.following import Following, connected
+from tests.support.hints import follows, paste
+from tests.support.postgres import execute
 
 RENAME = "ALTER TABLE runs RENAME {} TO {}"
 
@@ -46,6 +49,10 @@ async def recorded(
 
 def records(f: Following) -> Records:
     return f.follow._progress.records
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def resumed(f: Following) -> Resumed:
@@ -126,6 +133,21 @@ async def test_a_rewritten_table_is_loaded_in_part_or_not_at_all(
         assert [run[0] for run in first.rows] == ["a"]
         assert f.board.since(first.at - 1) is None
         await f.until(lambda: len(records(f)) == 1)
+
+
+@follows("GRANT EXECUTE ON FUNCTION pg_control_system() TO {};")
+async def test_a_server_that_is_not_identified_has_no_records(
+    database: str, superuser_url: str, tmp_path: Path
+) -> None:
+    execute(superuser_url, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    with capture_logs() as logs:
+        async with recorded(database, tmp_path) as f:
+            assert "identifies the server" in records(f).detail
+            assert files(tmp_path) == []
+    (line,) = [line for line in logs if "identifies" in line.get("detail", "")]
+    paste(line["hint"], superuser_url)
+    async with recorded(database, tmp_path) as f:
+        await f.until(lambda: len(records(f)) > 0)
 
 
 @pytest.mark.parametrize("mode", ["poll", "auto"])

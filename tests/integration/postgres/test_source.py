@@ -17,7 +17,7 @@ from brain.contract.events import Changes, Snapshot
 from brain.contract.messages import ID, STATUS
 from brain.postgres.decoder import CUT
 from brain.postgres.polling import Mode
-from tests.support.following import QUICK, Following, connected
+from tests.support.following import QUICK, Following, connected, held
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -99,7 +99,7 @@ async def test_a_truncate_forgets_every_run(database: str, mode: Mode) -> None:
         await f.settled()
         await f.sql("TRUNCATE runs", "INSERT INTO runs (id) VALUES ('c')")
         await f.settled()
-        assert list(f.board._runs) == ["c"]
+        assert list(held(f.board)) == ["c"]
 
 
 async def test_pushes_only_what_is_committed(database: str, mode: Mode) -> None:
@@ -170,7 +170,7 @@ async def test_a_changed_id_replaces_the_old_one(database: str, mode: Mode) -> N
         await f.pushed("a", "running")
         await f.sql("UPDATE runs SET id = 'b' WHERE id = 'a'")
         await f.settled()
-        assert list(f.board._runs) == ["b"]
+        assert list(held(f.board)) == ["b"]
 
 
 @pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
@@ -377,7 +377,7 @@ async def test_follows_a_partitioned_table(any_database: str, mode: Mode) -> Non
         await f.settled()
         await f.sql("TRUNCATE runs", "INSERT INTO runs VALUES ('last', 'queued')")
         await f.settled()
-        assert list(f.board._runs) == ["last"]
+        assert list(held(f.board)) == ["last"]
 
 
 async def test_settings_of_the_role_do_not_change_what_is_read(
@@ -450,7 +450,7 @@ async def test_follows_a_table_that_is_dropped_and_created_again(database: str, 
         )
         await f.source()
         await f.pushed("1", "queued")
-        await f.until(lambda: list(f.board._runs) == ["1"])
+        await f.until(lambda: list(held(f.board)) == ["1"])
         await f.sql("UPDATE runs SET status = 'running'")
         await f.pushed("1", "running")
         assert sum(snapshot.new for snapshot in f.snapshots()) == 1
@@ -471,7 +471,7 @@ async def test_follows_a_table_that_is_replaced_in_one_transaction(
             "COMMIT",
         )
         await f.pushed("c", "queued")
-        await f.until(lambda: list(f.board._runs) == ["c"])
+        await f.until(lambda: list(held(f.board)) == ["c"])
         await f.source()
         await f.sql("UPDATE runs SET status = 'running'")
         await f.pushed("c", "running")
@@ -490,7 +490,7 @@ async def test_follows_another_table_that_takes_the_name(database: str, mode: Mo
             "BEGIN", "ALTER TABLE runs RENAME TO old", "ALTER TABLE next RENAME TO runs", "COMMIT"
         )
         await f.pushed("n", "running")
-        await f.until(lambda: list(f.board._runs) == ["n"])
+        await f.until(lambda: list(held(f.board)) == ["n"])
         await f.source()
         await f.sql("UPDATE runs SET status = 'failed'")
         await f.pushed("n", "failed")

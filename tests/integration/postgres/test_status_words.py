@@ -60,6 +60,22 @@ async def test_words_in_any_case_and_with_padding_are_read(
         await f.pushed("b", "running")
 
 
+@pytest.mark.parametrize("mode", ["replication", "poll"])
+async def test_a_word_may_have_braces_and_percent_signs(any_database: str, mode: Mode) -> None:
+    execute(
+        any_database,
+        "ALTER TABLE runs DROP COLUMN status; CREATE TYPE state AS ENUM ('{0} %s', '{x}');"
+        " ALTER TABLE runs ADD status state; INSERT INTO runs (id, status) VALUES ('a', '{0} %s')",
+    )
+    async with Following(
+        any_database, mode, statuses={"{0} %s": "running", "{x}": "completed"}
+    ) as f:
+        await f.source()
+        assert f.run("a")[1] == "running"
+        await f.sql("UPDATE runs SET status = '{x}'")
+        await f.pushed("a", "completed")
+
+
 async def plan(url: str, words: Decoder) -> str:
     """Of the first read, for a planner that avoids a sequential scan where it can."""
     async with await connect(url, "test") as conn:

@@ -138,3 +138,23 @@ async def test_a_body_waits_for_the_answer_to_its_expectation(brain: Brain) -> N
 )
 async def test_an_absolute_target_without_a_path_is_the_root(brain: Brain, target: str) -> None:
     assert (await asked(brain, get(target))).status == (await asked(brain, get("/"))).status
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol"),
+    [
+        (bytes.fromhex("16030100f0010000ec0303") + bytes(230), "TLS"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
+    ],
+)
+async def test_another_protocol_is_named(brain: Brain, data: bytes, protocol: str) -> None:
+    answer = await asked(brain, data)
+    assert answer.status == 400
+    assert f"the client speaks {protocol}" in json.loads(answer.body)["detail"]
+
+
+async def test_an_empty_body_is_called_empty(brain: Brain) -> None:
+    head = b"POST /api/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"
+    answer = await asked(brain, head + b"Content-Type: application/json\r\n\r\n")
+    assert answer.status == 422
+    assert json.loads(answer.body)["detail"].endswith("and this one is empty")

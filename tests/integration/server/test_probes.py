@@ -28,6 +28,7 @@ DETAILS = {
     "clients",
     "lagging",
     "rejected",
+    "warnings",
     "runs",
 }
 NAMELESS = {

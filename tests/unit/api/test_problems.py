@@ -12,6 +12,7 @@ from psycopg_pool import PoolTimeout
 from brain.access.grants import TokenError
 from brain.api.errors import (
     ColumnNotWritable,
+    PrivilegeMissing,
     RowRejected,
     RunError,
     RunNotFound,
@@ -55,7 +56,8 @@ def test_each_status_is_described() -> None:
         (errors.CheckViolation("check"), "PATCH", 422, "check"),
         (errors.RaiseException("not today"), "PATCH", 422, "not today"),
         (errors.UniqueViolation("twice"), "POST", 409, "twice"),
-        (errors.InsufficientPrivilege("denied"), "GET", 503, "denied: GRANT SELECT"),
+        (errors.InsufficientPrivilege("denied"), "GET", 503, "denied: the role that Brain"),
+        (PrivilegeMissing("denied", ["GRANT x;"]), "GET", 503, "denied: run GRANT x;"),
         (errors.LockNotAvailable("lock timeout"), "GET", 503, "lock timeout"),
         (psycopg.OperationalError("host=secret"), "GET", 503, "does not answer"),
         (psycopg.OperationalError("host=secret"), "PATCH", 503, "may or may not have been made"),

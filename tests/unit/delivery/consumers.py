@@ -159,6 +159,11 @@ class Consumer:
         self.owed: set[str] = set()
         """The unfinished runs when it joined with `snapshot`."""
 
+    def restarted(self) -> None:
+        """Another Brain begins, which counts from 0."""
+        self.heard = dict.fromkeys(self.heard, 0)
+        self.start = 0
+
     def connect(self, since: str | None = None, how: str | None = None) -> None:
         """Resume from the last timestamp. Without one: plainly, with `snapshot`, or load the
         table.

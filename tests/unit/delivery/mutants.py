@@ -203,10 +203,10 @@ MUTANTS: dict[str, Mutant] = {
         3, log, (("bisect_left(self.times, time)", "bisect_right(self.times, time)"),)
     ),
     "R9 the time of an evicted change is a gap": Mutant(
-        0, board, (("time <= floor", "time < floor"),)
+        2, board, (("time <= floor", "time < floor"),)
     ),
     "R9 a time before the first Snapshot is a gap": Mutant(
-        8, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
+        11, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
     ),
     "R9 the time of the first Snapshot is not": Mutant(
         3,
@@ -219,7 +219,7 @@ MUTANTS: dict[str, Mutant] = {
         (("is_or_was = (now,) if before == now else (before, now)", "is_or_was = (now,)"),),
     ),
     "R10 a catch-up concerns filters for anything it was": Mutant(
-        9,
+        7,
         board,
         (
             (
@@ -229,7 +229,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R10 a run with too many facets was anything": Mutant(
-        9, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
+        10, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
     ),
     "R10 an unknown run that is updated was anything finished": Mutant(
         0, board, (("() if op == 'insert' else self._unheld", "()"),)
@@ -267,7 +267,7 @@ MUTANTS: dict[str, Mutant] = {
         11, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
     ),
     "R13 a run that is gone is removed": Mutant(
-        5,
+        28,
         board,
         (("pushes += self._bury(run_id, 0, known)", "pass"),),
     ),
@@ -294,7 +294,7 @@ MUTANTS: dict[str, Mutant] = {
         0, board, (("max(self.floor, self.dead_floor) <=", "self.dead_floor <="),)
     ),
     "R13 nor is a run gone that has changed since": Mutant(
-        8502,
+        2,
         board,
         (
             (
@@ -313,7 +313,7 @@ MUTANTS: dict[str, Mutant] = {
             ),
         ),
     ),
-    "R15 a piece is for one filter": Mutant(0, hub, (("key = (cohort, ", "key = (None, "),)),
+    "R15 a piece is for one filter": Mutant(10, hub, (("key = (cohort, ", "key = (None, "),)),
     "R15 a piece is for one snapshot": Mutant(
         0, hub, (("client.until if seq < client.until else 0)", "0)"),)
     ),
@@ -337,7 +337,7 @@ MUTANTS: dict[str, Mutant] = {
     "I1 ready is sent": Mutant(1, hub, (("if client.goal is not None and", "if False and"),)),
     "I1 ready is sent once": Mutant(1, hub, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
-        0,
+        5,
         freshness,
         (
             (
@@ -347,13 +347,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "I2 source is not sent while a sweep is under way": Mutant(
-        5, freshness, (("elif self._sender.sweeping:", "elif False:"),)
+        0, freshness, (("elif self._sender.sweeping:", "elif False:"),)
     ),
     "I2 source is sent to live clients only": Mutant(
-        0, freshness, (("(client.seq is None or waiting)", "True"),)
+        5, freshness, (("(client.seq is None or waiting)", "True"),)
     ),
     "I2 source is not sent to a full transport": Mutant(
-        5, freshness, (("and (not client.paused):", "and True:"),)
+        0, freshness, (("and (not client.paused):", "and True:"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
         1,
@@ -409,7 +409,7 @@ MUTANTS: dict[str, Mutant] = {
         (("self.tombstones -= 1\n", "self.tombstones -= 1\n                ever = (now,)\n"),),
     ),
     "T4 a run that left as running and comes back later was anything": Mutant(
-        36, board, (("self._unheld = ANYTHING", "pass"),)
+        38, board, (("self._unheld = ANYTHING", "pass"),)
     ),
     "T5 a run that is gone is buried": Mutant(
         85, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
@@ -481,6 +481,12 @@ MUTANTS: dict[str, Mutant] = {
     "T6 time goes on above it": Mutant(0, board, (("self.time += 1", "pass"),)),
     "T7 so are deletes that may be unknown": Mutant(
         0, board, (("if event.deletes_unknown:", "if False:"),)
+    ),
+    "T8 deletes before a restart are unknown": Mutant(
+        24, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
+    ),
+    "T8 and time goes on above it": Mutant(
+        5, board, (("self.time = event.at + 1", "self.time = event.at"),)
     ),
     "T9 a tombstone is conflated with nothing": Mutant(
         0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from brain.contract.events import Changes, Event, Op, Snapshot, only_id
+from brain.contract.events import Changes, Event, Op, Resumed, Snapshot, only_id
 from brain.contract.include import INCLUDE, Include, SourceReport
 from brain.contract.messages import (
     ACTIVE,
@@ -75,6 +75,15 @@ class Pushed(NamedTuple):
     """The board cannot know what the run was, and may send it to more clients than necessary."""
 
 
+class Before(NamedTuple):
+    """What a Brain that has ended had told: as if it had kept records of all of it."""
+
+    reported: dict[str, Run]
+    held: dict[str, tuple[int, Micros]]
+    lost_time: Micros
+    newest: Micros
+
+
 class Timer:
     def __init__(self, callback: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback
@@ -129,6 +138,7 @@ class World:
         """The ids of rows that the contract cannot express."""
         self.parsed: dict[bytes, Any] = {}
         self.consumers: list[Consumer] = []
+        self.board: Any = None
         self.start()
         for _ in self.names:
             self.change([])
@@ -165,6 +175,12 @@ class World:
         for consumer in self.consumers:
             if consumer.connection is not None:
                 consumer.disconnect()
+            consumer.restarted()
+        self.before = (
+            Before(self.reported, self.held, self.lost_time, self.newest)
+            if self.board is not None and self.board.begun and self.random.random() < 0.5
+            else None
+        )
         self.timers: list[tuple[float, int, Timer]] = []
         self.beats: list[tuple[float, int, Timer]] = []
         """Those of the frames about the source, which never end."""
@@ -260,7 +276,9 @@ class World:
         self.newest = max(self.newest, event.at, self.lost_time + 1)
         if isinstance(event, Changes):
             self.note_changes(event, pushes, seq)
-        elif isinstance(event, Snapshot):
+        elif isinstance(event, Resumed):
+            self.note_resumed(event)
+        else:
             self.note_snapshot(event, pushes, begun, seq)
         for held in (self.held, self.graves):
             for run_id in [run_id for run_id in held if run_id not in self.board._runs]:
@@ -332,6 +350,9 @@ class World:
             if entry[TIME] < event.at:
                 self.wrong.append(f"{run} has a time before the query that found it")
             if run[STATUS] == DELETED:
+                after = event.unless_after
+                if after is not None and self.pushed_at.get(run[ID], 0) > after:
+                    self.wrong.append(f"a comparison has buried {run[ID]}, which is newer")
                 self.note_burial(push)
             else:
                 self.note(push, created=run[ID] not in self.held and run[STATUS] in ACTIVE)
@@ -344,6 +365,19 @@ class World:
             self.note_first_snapshot(event)
         elif event.deletes_unknown:
             self.note_dead(self.board.seq)
+
+    def note_resumed(self, event: Resumed) -> None:
+        """Memory reaches over the restart, but nobody knows what was deleted before it (T8)."""
+        self.reported = dict(self.table)
+        rows = [(event.floor_time + 1, run) for run in event.unchanged] + list(event.changed)
+        for seq, (time, run) in enumerate(rows, 1):
+            self.held[run[ID]] = (seq, time)
+        self.lost_time, self.dead_time = event.floor_time, event.at
+        self.newest = max(self.newest, event.at + 1)
+        self.untold.clear()
+        for consumer in self.consumers:
+            if consumer.connection is not None and consumer.snapshot:
+                consumer.owed = self.active_runs()
 
     def note_first_snapshot(self, event: Snapshot) -> None:
         for run in event.rows:
@@ -502,9 +536,31 @@ class World:
         if self.board.begun:
             self.apply(self.query())
 
+    def resumed(self, before: Before) -> Resumed:
+        """What the records of the last process say of the table, from a floor that they reach."""
+        times = [before.lost_time, *(time for _, time in before.held.values())]
+        floor = self.random.choice([time for time in times if time >= before.lost_time])
+        at = max(self.clock(), before.newest)
+        unchanged: list[Run] = []
+        changed: list[tuple[Micros, Run]] = []
+        for run_id, run in self.table.items():
+            _, time = before.held.get(run_id, (0, 0))
+            if run != before.reported.get(run_id):
+                changed.append((at, run))
+            elif time > floor:
+                changed.append((time, run))
+            elif run[STATUS] in ACTIVE:
+                unchanged.append(run)
+        return Resumed(unchanged, sorted(changed), at, floor)
+
     def follow(self) -> None:
         """A Snapshot, in pieces, and the stream from there."""
         rng = self.random
+        if not self.board.begun and self.before is not None:
+            self.apply(self.resumed(self.before))
+            self.following = True
+            self.unreported.clear()
+            return
         if not self.board.begun:
             rows = [run for run in self.table.values() if run[STATUS] in ACTIVE]
             whole = Snapshot(rows, self.clock())

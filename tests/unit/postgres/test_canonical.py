@@ -73,3 +73,9 @@ def test_without_a_description_there_is_no_form() -> None:
     form = Columns(lambda: {"id": column("int8")})
     assert form("run_id", ["07"]) == frozenset({"7"})
     assert form("agent", ["07"]) == frozenset({"07"}), "a column that the table lacks"
+
+
+def test_a_numeric_without_a_scale_matches_as_it_was_written_too() -> None:
+    """Clients filter by the id that they received: 1.50."""
+    assert printed(column("numeric"), ["1.50"]) == {"1.50", "1.5"}
+    assert printed(column("numeric", 2), ["1.5"]) == {"1.50"}

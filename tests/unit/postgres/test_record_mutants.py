@@ -118,7 +118,7 @@ MUTANTS = {
     ),
     "8 new histories": Mutant(
         checkpoints,
-        "self._file.clear()\n            self._set([])\n            self._fail(detail, '')",
+        "self._file.clear()\n            self._set([])\n            self.detail = detail",
         "self._set([])",
         "test_what_a_new_history_voids_does_not_come_back",
         "Records",

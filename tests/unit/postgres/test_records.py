@@ -1,5 +1,6 @@
 """The records of what clients have, rule by rule (postgres/checkpoints.py), and their file."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
 from brain.postgres.record_file import SIZE, SLOTS, RecordFile
 from brain.postgres.snapshots import PgSnapshot
+from tests.support.hints import followed, follows
 
 T = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -49,7 +51,7 @@ class Lives:
 
     @property
     def path(self) -> Path:
-        (path,) = self.folder.iterdir()
+        (path,) = self.folder.glob("*.records")
         return path
 
 
@@ -280,6 +282,7 @@ def test_a_correction_voids_the_records_since(lives: Lives) -> None:
 # 9
 
 
+@follows("set BRAIN_DATA_DIR to another folder")
 def test_a_second_brain_neither_reads_nor_writes(lives: Lives) -> None:
     first = filled(lives, (0, 10), (1, 20))
     first.remember(T)
@@ -289,6 +292,10 @@ def test_a_second_brain_neither_reads_nor_writes(lives: Lives) -> None:
             second.open("table", at(20))
     assert [each["log_level"] for each in logs] == ["warning"]
     assert "in use by another Brain" in second.detail
+    followed(logs[0]["hint"])
+    with contextlib.closing(Records(lives.folder / "another")) as other:
+        other.open("table", at(10))
+        assert other.detail == ""
     assert (len(second), second.high) == (0, 0)
     second.begin(T, at(30))
     second.add(T, at(40), T)
@@ -296,6 +303,20 @@ def test_a_second_brain_neither_reads_nor_writes(lives: Lives) -> None:
     second.settle(at(40))
     assert listed(first) == listed(lives(at(20))) == [(0, 10), (1, 20)]
     assert lives(at(20)).high == T
+
+
+def test_who_lacked_the_lock_begins_anew_when_it_is_free(lives: Lives) -> None:
+    """As a Brain that starts while the one that it replaces still stops."""
+    first = filled(lives, (0, 10), (1, 20))
+    with contextlib.closing(Records(lives.folder)) as second:
+        second.open("table", at(20))
+        second.add(T, at(25), T)
+        first.close()
+        second.add(T + SECOND, at(30), T + SECOND)
+        assert len(second) == 0
+        second.add(T + 2 * SECOND, at(40), T + 10 * SECOND)
+        assert (listed(second), second.detail) == ([(2, 40)], "")
+    assert listed(lives(at(40))) == [(2, 40)]
 
 
 # Crashes of PostgreSQL
@@ -375,6 +396,7 @@ def test_while_polling_a_mark_is_passed_when_the_log_is_flushed(lives: Lives) ->
 # The file
 
 
+@follows("set BRAIN_DATA_DIR to a folder that Brain may write")
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     records = Records(tmp_path / "file" / "resume")
@@ -383,7 +405,10 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
         records.open("table", at(10))
     assert len(logs) == 1
     assert "cannot be written" in records.detail
-    assert "BRAIN_DATA_DIR" in logs[0]["hint"]
+    followed(logs[0]["hint"])
+    with contextlib.closing(Records(tmp_path / "resume")) as other:
+        other.open("table", at(10))
+        assert other.detail == ""
     records.begin(T, at(10))
     records.add(T, at(20), T)
     records.remember(T)

@@ -1,0 +1,309 @@
+"""Runs, the store of brain.client: list plus live, over a real Brain and a real database."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+
+from brain import Change, Runs, WatchError
+from brain.client import pages
+from tests.support.faulty import Proxy
+from tests.support.issuer import SECRET, token
+from tests.support.patience import PATIENCE, eventually
+from tests.support.postgres import Postgres, execute
+from tests.support.served import Brain, served
+from tests.support.template import ROLE, TEMPLATE
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def brain(shared: str) -> Iterator[Brain]:
+    with served(database_url=shared) as brain:
+        yield brain
+
+
+@pytest.fixture(autouse=True)
+def _empty(shared: str) -> None:
+    execute(shared, "DELETE FROM runs")
+
+
+@asynccontextmanager
+async def holding(brain: Brain, url: str = "", **options: Any) -> AsyncIterator[Runs]:
+    async with (
+        asyncio.timeout(PATIENCE),
+        Runs(url or brain.url(), **{"proxy": None} | options) as runs,
+    ):
+        yield runs
+
+
+def held(runs: Runs) -> dict[str, tuple[str, float | None]]:
+    return {run.id: (run.status, run.progress) for run in runs}
+
+
+def table(url: str, where: str = "true") -> dict[str, tuple[str, float | None]]:
+    rows = execute(url, f"SELECT id, status, progress FROM runs WHERE {where}")
+    return {run_id: (status, progress) for run_id, status, progress in rows}
+
+
+async def equal(runs: Runs, url: str, where: str = "true") -> None:
+    wanted = table(url, where)
+    await eventually(
+        lambda: held(runs) == wanted,
+        lambda: f"{set(held(runs).items()) ^ set(wanted.items())}",
+    )
+
+
+# The list
+
+
+async def test_it_holds_finished_runs_too(brain: Brain, shared: str) -> None:
+    execute(
+        shared,
+        "INSERT INTO runs (id, status) VALUES "
+        "('q', 'queued'), ('r', 'running'), ('c', 'completed'), ('f', 'failed')",
+    )
+    async with holding(brain) as runs:
+        assert held(runs) == table(shared)
+        assert runs.complete
+        assert len(runs) == 4
+        assert "f" in runs
+        found = runs.get("f")
+        assert found is not None
+        assert found.status == "failed"
+        assert runs.get("none") is None
+        execute(shared, "UPDATE runs SET progress = 50 WHERE id IN ('r', 'f')")
+        await equal(runs, shared)
+        assert runs.freshness.state == "live"
+        assert runs.freshness.at is not None
+
+
+async def test_it_reads_every_page(
+    brain: Brain, shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LIMIT", 7)
+    execute(
+        shared,
+        "INSERT INTO runs (id, status) SELECT i, (ARRAY['queued','completed','failed'])[1 + i % 3] "
+        "FROM generate_series(1, 60) AS i",
+    )
+    async with holding(brain) as runs:
+        assert held(runs) == table(shared)
+        assert runs.complete
+
+
+async def test_of_the_finished_runs_it_holds_the_latest(brain: Brain, shared: str) -> None:
+    execute(
+        shared,
+        "INSERT INTO runs (id, status) SELECT 'old' || i, 'completed' FROM generate_series(1, 9) i",
+    )
+    async with holding(brain, finished=9) as runs:
+        assert (len(runs), runs.complete) == (9, True)
+        execute(shared, "INSERT INTO runs (id, status) VALUES ('new', 'failed'), ('on', 'running')")
+        await eventually(lambda: "on" in runs)
+        assert "new" in runs
+        assert (len(runs), runs.complete) == (10, False)
+    for finished in (0, 1, 3):
+        async with holding(brain, finished=finished) as runs:
+            assert runs.complete is False
+            assert ("new" in runs) is (finished > 0)
+            assert "on" in runs
+            assert len(runs) == finished + 1
+    with pytest.raises(ValueError, match="finished is a number of runs, 0 or more, not -1"):
+        Runs(brain.url(), finished=-1)
+
+
+# Live, without a gap
+
+
+async def write(url: str, name: str, stop: asyncio.Event, seed: int) -> None:
+    """Runs begin, progress and end, one transaction after the other."""
+    rng, made = random.Random(seed), 0
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        while not stop.is_set():
+            made += rng.random() < 0.4 or not made
+            run_id = f"{name}-{rng.randint(max(1, made - 20), made)}"
+            await conn.execute(
+                "INSERT INTO runs (id, status, progress) VALUES (%s, 'running', 0) "
+                "ON CONFLICT (id) DO UPDATE SET progress = %s, status = %s",
+                [run_id, rng.randint(0, 100), rng.choice(["running", "completed", "failed"])],
+            )
+            await asyncio.sleep(0.003)
+
+
+@pytest.mark.parametrize("source", ["replication", "poll"])
+async def test_while_writers_write_no_change_is_lost(
+    postgres: Postgres, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stores that begin in the middle, between the pages of a list, and that are cut off."""
+    monkeypatch.setattr(pages, "LIMIT", 30)
+    url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
+    execute(
+        url,
+        "INSERT INTO runs (id, status) SELECT 'z' || i, 'completed' FROM generate_series(1, 90) i",
+    )
+    stop = asyncio.Event()
+    with served(database_url=url, source=source, follows=source) as brain:
+        async with asyncio.TaskGroup() as writers, Proxy(brain.port) as proxy:
+            for i in range(3):
+                writers.create_task(write(url, f"w{i}", stop, i))
+            opened = []
+            for i in range(4):
+                through = proxy.url if i % 2 else ""
+                opened.append(holding(brain, through))
+            stores = [await each.__aenter__() for each in opened]
+            for _ in range(2):
+                await asyncio.sleep(0.2)
+                proxy.cut()
+            await asyncio.sleep(0.2)
+            stop.set()
+            # The writers' last transactions have been committed when they end.
+            await eventually(lambda: all(task.done() for task in writers._tasks))
+            for runs in stores:
+                await equal(runs, url)
+                assert runs.complete
+            for each in opened:
+                await each.__aexit__(None, None, None)
+
+
+async def test_after_a_restart_it_holds_what_ended_meanwhile(postgres: Postgres) -> None:
+    url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
+    execute(url, "INSERT INTO runs (id) VALUES ('ends'), ('stays'), ('goes')")
+    brain = Brain(database_url=url)
+    try:
+        async with holding(brain) as runs:
+            changes: list[Change] = []
+            end = runs.subscribe(changes.extend)
+            brain.process.kill()
+            brain.process.wait()
+            await eventually(lambda: runs.freshness.state == "away")
+            assert len(runs) == 3, "the last known state stays"
+            execute(url, "UPDATE runs SET status = 'completed' WHERE id = 'ends'")
+            execute(url, "DELETE FROM runs WHERE id = 'goes'")
+            brain = Brain(database_url=url, port=brain.port)
+            await eventually(lambda: runs.freshness.state == "live")
+            await eventually(partial(_ended, runs, "ends"))
+            end()
+            ended = [each for each in changes if each.id == "ends"]
+            assert [(each.previous and each.previous.status) for each in ended] == ["queued"]
+    finally:
+        brain.process.kill()
+        brain.process.wait()
+
+
+def _ended(runs: Runs, run_id: str) -> bool:
+    run = runs.get(run_id)
+    return run is not None and run.status == "completed"
+
+
+# Filters
+
+
+async def test_a_run_that_leaves_the_filter_leaves_the_store(brain: Brain, shared: str) -> None:
+    execute(
+        shared,
+        "INSERT INTO runs (id, status, agent) VALUES ('a', 'running', 'x'), ('b', 'running', 'y'), "
+        "('c', 'queued', 'x'), ('d', 'failed', 'x')",
+    )
+    async with (
+        holding(brain, status="running", agent=["x", "z"]) as running,
+        holding(brain, agent="x", status=["failed", "completed"]) as ended,
+    ):
+        assert held(running).keys() == {"a"}
+        assert held(ended).keys() == {"d"}
+        execute(shared, "UPDATE runs SET status = 'completed' WHERE id = 'a'")
+        await eventually(lambda: held(ended).keys() == {"a", "d"})
+        await eventually(lambda: len(running) == 0)
+        execute(shared, "UPDATE runs SET status = 'running' WHERE id = 'c'")
+        await eventually(lambda: held(running).keys() == {"c"})
+        execute(shared, "UPDATE runs SET agent = 'y' WHERE id = 'c'")
+        await eventually(lambda: len(running) == 0)
+
+
+# What becomes of it
+
+
+async def test_changes_tell_each_run_once_to_who_is_slow(brain: Brain, shared: str) -> None:
+    execute(shared, "INSERT INTO runs (id) VALUES ('a'), ('b')")
+    async with holding(brain) as runs:
+        changes = runs.changes()
+        first = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0)
+        execute(shared, "UPDATE runs SET status = 'running' WHERE id = 'a'")
+        told = await first
+        assert (told.id, told.run and told.run.status) == ("a", "running")
+        assert told.previous is not None
+        assert told.previous.status == "queued"
+        for progress in range(1, 6):
+            execute(shared, f"UPDATE runs SET progress = {progress} WHERE id = 'b'")
+        execute(shared, "INSERT INTO runs (id) VALUES ('c')")
+        await eventually(lambda: "c" in runs)
+        told = await anext(changes)
+        assert (told.id, told.run and told.run.progress) == ("b", 5)
+        assert told.previous is not None
+        assert told.previous.progress is None, "what the reader knew"
+        told = await anext(changes)
+        assert (told.id, told.previous) == ("c", None)
+        waiting = asyncio.ensure_future(anext(changes, None))
+        await asyncio.sleep(0)
+    assert await waiting is None, "it ends with the store"
+
+
+async def test_a_listener_hears_of_changes_and_of_outages_until_it_ends(
+    brain: Brain, shared: str
+) -> None:
+    async with Proxy(brain.port) as proxy, holding(brain, proxy.url) as runs:
+        states: list[str] = []
+        end = runs.subscribe(lambda _: states.append(runs.freshness.state))
+        target, proxy.target = proxy.target, 1
+        proxy.cut()
+        await eventually(lambda: states == ["away"])
+        assert runs.freshness.reason
+        proxy.target = target
+        await eventually(lambda: states == ["away", "live"])
+        end()
+        execute(shared, "INSERT INTO runs (id) VALUES ('unheard')")
+        await eventually(lambda: "unheard" in runs)
+        assert states == ["away", "live"]
+
+
+async def test_changes_of_a_store_that_was_not_entered_is_an_error(brain: Brain) -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(Runs(brain.url()).changes())
+
+
+# Refused, and away
+
+
+async def test_a_refusal_is_raised(shared: str) -> None:
+    with served(database_url=shared, jwt_secret=SECRET) as guarded:
+        refusals: list[Callable[[], Runs]] = [
+            lambda: Runs(guarded.url(), proxy=None),
+            lambda: Runs(guarded.url(), token=token(scope="write"), proxy=None),
+            lambda: Runs(guarded.url(), token=token(), agent="", proxy=None),
+        ]
+        for make, code in zip(refusals, (401, 403, 422), strict=True):
+            with pytest.raises(WatchError) as caught:
+                async with asyncio.timeout(PATIENCE), make():
+                    pass
+            assert caught.value.code == code
+        async with holding(guarded, token=token()) as runs:
+            assert runs.freshness.state == "live"
+
+
+async def test_it_waits_for_a_brain_that_is_away(brain: Brain, shared: str) -> None:
+    execute(shared, "INSERT INTO runs (id) VALUES ('late')")
+    async with Proxy(brain.port) as proxy:
+        target, proxy.target = proxy.target, 1
+        entering = holding(brain, proxy.url)
+        task = asyncio.ensure_future(entering.__aenter__())
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        proxy.target = target
+        assert held(await task) == {"late": ("queued", None)}
+        await entering.__aexit__(None, None, None)
