@@ -491,3 +491,15 @@ def test_asks_for_a_token_and_says_why_one_is_not_accepted(browser: Browser, tab
             page.lacks("theirs")
             page.tab.reload()
             page.is_("live")
+
+
+def test_works_where_the_browser_keeps_nothing(browser: Browser, origin: str, table: str) -> None:
+    forbidden = """
+    for (const kind of ['localStorage', 'sessionStorage'])
+      Object.defineProperty(globalThis, kind, { get() { throw new Error('forbidden'); } });
+    """
+    add(table, "one")
+    with live_page(browser, origin, script=forbidden) as page:
+        page.is_("live")
+        page.shows("one", "running")
+        assert page.errors == []
