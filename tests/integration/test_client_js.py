@@ -501,10 +501,13 @@ async def test_the_store_loads_again_what_ended_while_brain_was_away(
         execute(
             url, "INSERT INTO runs (id, status) VALUES ('ends', 'running'), ('goes', 'running')"
         )
+        execute(url, "INSERT INTO runs (id) VALUES ('late')")
+        execute(url, "UPDATE runs SET status = 'completed' WHERE id = 'late'")
         origin = f"http://127.0.0.1:{brain.port}"
         async with in_node(tmp_path, origin, program=store("{ finished: 3 }")) as page:
             await page.until(lambda: live(page))
             assert len(page.events[-1]["runs"]) == 5
+            assert shows(page, "late", "completed"), "the last one that ended, not the last id"
             assert not page.events[-1]["complete"]
             brain.process.kill()
             brain.process.wait()

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from tests.support.patience import PATIENCE
+from brain.contract.messages import STATUSES
+from tests.support.patience import PATIENCE, wait_until
+from tests.support.postgres import execute
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -97,6 +99,20 @@ class LivePage:
         """Every run of the list, from the first to the last: the list is scrolled through."""
         found: list[dict[str, Any]] = self.tab.evaluate(_COLLECT)
         return found
+
+    def equals(self, url: str) -> None:
+        """Wait until the page is the table, row by row and in every count."""
+        truth = {
+            run_id: (status, "" if progress is None else f"{progress:g}%")
+            for run_id, status, progress in execute(url, "SELECT id, status, progress FROM runs")
+        }
+
+        def shown() -> dict[str, tuple[str, str]]:
+            return {row["id"]: (row["status"], row["progress"]) for row in self.rows()}
+
+        wait_until(lambda: shown() == truth, lambda: set(shown().items()) ^ set(truth.items()))
+        for status in STATUSES:
+            assert self.count(status) == sum(1 for each, _ in truth.values() if each == status)
 
     def press(self, *keys: str) -> None:
         for key in keys:

@@ -240,13 +240,14 @@ export class Runs {
     const before = [...this.#runs.keys()].filter((id) => !finished(this.#get(id)));
     /** @type {Set<string>} */ const met = new Set();
     /** @type {string | undefined} */ let since;
-    const take = (/** @type {Page} */ { runs, timestamp }) => {
+    const take = (/** @type {Page} */ { runs, timestamp }, displacing = false) => {
       since ??= timestamp ?? undefined;
       for (const run of runs) {
         met.add(run.id);
         const held = this.#runs.get(run.id);
-        // The pages are in the order of ids: what they bring must not displace what just ended.
-        if (!held && finished(run) && this.#finished.size >= this.#most) continue;
+        // Pages in the order of ids must not displace what just ended.
+        const full = finished(run) && this.#finished.size >= this.#most;
+        if (!held && full && !displacing) continue;
         const unchanged = held !== undefined && same(held, run);
         if (!unchanged) this.#put(run.id, { ...run, loaded_at: timestamp ?? undefined }, !!held);
       }
@@ -267,7 +268,12 @@ export class Runs {
       take,
       this.#most,
     );
-    if (this.#complete) {
+    if (!this.#complete) {
+      const latest = { ...this.#wanted, status: wanted(FINISHED), order: ['changed'] };
+      const oldestFirst = (/** @type {Page} */ page) =>
+        take({ ...page, runs: page.runs.reverse() }, true);
+      await this.#pages(latest, oldestFirst, Math.min(PAGE, this.#most));
+    } else {
       for (const id of [...this.#finished]) if (!met.has(id)) this.#put(id, undefined);
     }
     if (since === undefined) throw new Error('Brain has not read the table yet');

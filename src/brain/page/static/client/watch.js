@@ -47,6 +47,7 @@ class Watch {
   #failures = 0;
   #opened = 0; // when the first bytes of the present connection arrived, or 0
   #heard = 0;
+  #silence = false; // the timer is the one that waits for silence
   #ended = false;
   #asleep = false;
 
@@ -83,6 +84,7 @@ class Watch {
     this.#reset = begin ? this.#resume === undefined : !target.searchParams.has('since');
     const socket = new WebSocket(target);
     this.#socket = socket;
+    this.#silence = false;
     this.#wait(this.#deadline, () => this.#lost(socket));
     socket.onopen = async () => {
       try {
@@ -141,16 +143,34 @@ class Watch {
     this.#resume = message.timestamp;
   }
 
-  /** A page sees no pings of the protocol: it sends the text `ping`, and Brain answers `pong`. */
+  /** One timer for many messages: it looks when the last of them came. */
   #hear() {
     this.#heard = Date.now();
-    this.#wait(this.#deadline / 2, () => this.#ask(this.#deadline / 2));
+    if (this.#silence) return;
+    this.#silence = true;
+    this.#await(this.#deadline / 2);
   }
 
-  /** Whether the connection lives, answered within `patience` ms. @param {number} patience */
+  /** @param {number} ms Until the connection may have been silent for too long. */
+  #await(ms) {
+    this.#wait(ms, () => {
+      const left = this.#heard + this.#deadline / 2 - Date.now();
+      // Half of the deadline at most: the clock may have been set back.
+      if (left > 0) this.#await(Math.min(left, this.#deadline / 2));
+      else this.#ask(this.#deadline / 2);
+    });
+  }
+
+  /**
+   * Whether the connection lives, answered within `patience` ms. A page sees no pings of the
+   * protocol: it sends the text `ping`, and Brain answers `pong`.
+   *
+   * @param {number} patience
+   */
   #ask(patience) {
     const socket = this.#socket;
     if (!socket) return;
+    this.#silence = false;
     if (socket.readyState === WebSocket.OPEN) socket.send('ping');
     this.#wait(patience, () => this.#lost(socket));
   }

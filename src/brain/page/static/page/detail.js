@@ -62,7 +62,7 @@ export function detail({ id, entry, last, bell, bellPossible, copied }, moment, 
     ${entry ? nothing : html`<p class="note">${texts.say(last ? 'gone' : 'unknown')}</p>`}
     ${
       run
-        ? html`<dl>
+        ? html`<dl class=${run.status}>
           ${field('run', run.id, run.id)}
           ${field('status', statusWord(run.status, texts), run.status)}
           ${

@@ -11,8 +11,7 @@ const SHAPES = {
     `<path d="m10 10 12 12m0-12L10 22" ${WHITE}/>`,
   stale: `<path d="M16 2 31 29H1Z" fill="#d48806"/><path d="M16 12v8m0 5v.5" ${WHITE}/>`,
   running:
-    '<circle cx="16" cy="16" r="15" fill="#2f6fde"/>' +
-    '<path d="m12 9 11 7-11 7Z" fill="#fff"/>',
+    '<circle cx="16" cy="16" r="15" fill="#2f6fde"/>' + '<path d="m12 9 11 7-11 7Z" fill="#fff"/>',
   idle: '<circle cx="16" cy="16" r="12" fill="none" stroke="#7b8794" stroke-width="5"/>',
 };
 

@@ -1,5 +1,7 @@
 // Notifications of the browser: when one run ends, or when any fails, while nobody looks.
 
+import { storage } from './storage.js';
+
 /** @typedef {import('../client.js').Change} Change */
 
 const ANY = 'brain-notify-any';
@@ -12,7 +14,8 @@ export class Notifications {
   constructor(texts, open) {
     this.#texts = texts;
     this.#open = open;
-    this.#any = this.isPossible && Notification.permission === 'granted' && !!localStorage[ANY];
+    this.#any =
+      this.isPossible && Notification.permission === 'granted' && !!storage('localStorage')[ANY];
   }
 
   #texts;
@@ -34,8 +37,9 @@ export class Notifications {
 
   async toggleAny() {
     this.#any = !this.#any && (await permitted());
-    if (this.#any) localStorage[ANY] = '1';
-    else delete localStorage[ANY];
+    const kept = storage('localStorage');
+    if (this.#any) kept[ANY] = '1';
+    else delete kept[ANY];
   }
 
   /** @param {string} id */

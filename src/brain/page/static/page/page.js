@@ -9,6 +9,7 @@ import { Favicon } from './favicon.js';
 import { Grid } from './grid.js';
 import { listen } from './keyboard.js';
 import { Notifications } from './notifications.js';
+import { storage } from './storage.js';
 import { EVERYTHING, STATUSES, Store } from './store.js';
 import { Texts, chooseLanguage } from './texts.js';
 import * as view from './view.js';
@@ -70,8 +71,11 @@ class Page {
   // The runs
 
   #connect() {
-    const token = sessionStorage[TOKEN];
-    const runs = new Runs(location.origin, { finished: KEPT, token: token && (() => token) });
+    const token = storage('sessionStorage')[TOKEN];
+    const runs = new Runs(location.origin, {
+      finished: KEPT,
+      token: token === undefined ? undefined : () => token,
+    });
     runs.subscribe((changes) => {
       const more = this.#store.apply(changes);
       this.#notifications.tell(changes);
@@ -95,7 +99,7 @@ class Page {
 
   /** Another Brain, as it were: with a token one sees other runs. @param {string} token */
   #sendToken(token) {
-    sessionStorage[TOKEN] = token;
+    storage('sessionStorage')[TOKEN] = token;
     this.#runs.stop();
     const { filter } = this.#store;
     this.#store = new Store(patience(location.search));

@@ -193,10 +193,13 @@ export class Store {
 
   /** @param {Entry} entry @param {LiveRun} run */
   #update(entry, run) {
+    const old = entry.run;
     entry.run = run;
     entry.words = undefined;
-    entry.started = time(run.started_at);
-    entry.completed = time(run.completed_at);
+    if (run === old || run.started_at !== old.started_at) entry.started = time(run.started_at);
+    if (run === old || run.completed_at !== old.completed_at) {
+      entry.completed = time(run.completed_at);
+    }
     const told = time(run.changed_at);
     entry.exact = told !== undefined || entry.completed !== undefined;
     entry.changed = told ?? entry.completed ?? time(run.loaded_at) ?? 0;

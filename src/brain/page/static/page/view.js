@@ -3,6 +3,7 @@
 import { html, nothing } from '../vendor/lit-html/lit-html.js';
 import { HELP } from './keyboard.js';
 import { COLUMNS, glyph } from './row.js';
+import { storage } from './storage.js';
 import { STATUSES } from './store.js';
 
 /**
@@ -167,7 +168,9 @@ const box = (title, hint, rest) =>
 function commands(texts) {
   const { origin } = location;
   const json = "-H 'Content-Type: application/json'";
-  const bearer = sessionStorage['brain-token'] ? ' -H "Authorization: Bearer $BRAIN_TOKEN"' : '';
+  const bearer = storage('sessionStorage')['brain-token']
+    ? ' -H "Authorization: Bearer $BRAIN_TOKEN"'
+    : '';
   const patch = `curl -s -X PATCH ${origin}/api/runs/test-run-1${bearer} ${json}`;
   /** @type {readonly [Key, string][]} */
   const lines = [
@@ -205,11 +208,13 @@ function tokenForm({ freshness: { reason = '' } }, texts, act) {
 
 /** @param {number} newer @param {Store} store @param {Texts} texts @param {Actions} act */
 export const pills = (newer, store, texts, act) => html`
-  ${newer
-    ? html`<button class="pill" @click=${act.toTop}>
+  ${
+    newer
+      ? html`<button class="pill" @click=${act.toTop}>
         ${texts.say('newer', { count: newer })}
       </button>`
-    : nothing}
+      : nothing
+  }
   ${
     store.isPaused
       ? html`<button class="pill paused" title=${texts.say('pausedHint')} @click=${act.resume}>
