@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -24,7 +24,7 @@ from websockets.datastructures import HeadersLike
 
 from brain.client.api import API, Unanswered
 from brain.client.endings import WatchError
-from brain.client.events import Away, Connected, Message
+from brain.client.events import Away, Connected, Deleted, Message
 from brain.client.pages import load
 from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.messages import ACTIVE, RunData, Status
@@ -233,7 +233,7 @@ class Runs:
                     continue
                 loaded_at = clock()
                 self._complete = found.complete
-                self._freshness = Freshness("connecting", found.timestamp)
+                self._freshness = replace(self._freshness, at=found.timestamp)
                 self._replace(found.runs)
                 await self._watch(found.timestamp)
                 # Brain's memory does not reach back to the list: a busy server evicts quickly.
@@ -249,6 +249,7 @@ class Runs:
         events = watch(
             self._url,
             since=since,
+            include="deleted",
             token=self._token,
             additional_headers=self._headers,
             timing=self._timing,
@@ -266,6 +267,9 @@ class Runs:
                     case Message(data=run, timestamp=at):
                         self._freshness = Freshness("live", at)
                         self._apply(run)
+                    case Deleted(id=run_id, timestamp=at):
+                        self._freshness = Freshness("live", at)
+                        self._tell_of([self._drop(run_id)])
                     case Away(reason=reason):
                         self._tell(Freshness("away", self._freshness.at, reason))
 
@@ -275,11 +279,12 @@ class Runs:
             for listener in list(self._listeners.values()):
                 listener(changes)
 
+    def _tell_of(self, changes: Iterable[Change | None]) -> None:
+        self._tell(self._freshness, [each for each in changes if each is not None])
+
     def _apply(self, run: RunData) -> None:
         held = self._put(run) if self._matches(run) else self._drop(run.id)
-        changes = [each for each in (held, *self._evict()) if each is not None]
-        if changes:
-            self._tell(self._freshness, changes)
+        self._tell_of([held, *self._evict()])
 
     def _replace(self, runs: Iterable[RunData]) -> None:
         """Hold these and no others. `runs`: those that changed last at the end."""
@@ -288,7 +293,7 @@ class Runs:
         changes += [self._drop(run_id) for run_id in list(self._runs) if run_id not in listed]
         changes += [self._put(run) for run in listed.values()]
         changes += self._evict()
-        self._tell(self._freshness, [each for each in changes if each is not None])
+        self._tell_of(changes)
 
     def _put(self, run: RunData) -> Change | None:
         known = self._runs.get(run.id)
