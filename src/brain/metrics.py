@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
-from brain.contract.include import SourceReport
+from brain.contract.include import SourceName, SourceReport
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.checkpoints import Records
@@ -23,7 +23,7 @@ from brain.postgres.decoder import Decoder
 from brain.postgres.source_state import SourceState
 from brain.postgres.unavailable import UnavailableCode
 
-SOURCES = ("none", "poll", "replication")
+SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

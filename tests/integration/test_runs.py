@@ -263,6 +263,23 @@ async def test_a_run_that_leaves_the_filter_leaves_the_store(brain: Brain, share
         await eventually(lambda: len(running) == 0)
 
 
+async def test_a_deleted_run_leaves_the_store(postgres: Postgres) -> None:
+    url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
+    execute(
+        url,
+        "INSERT INTO runs (id, status) VALUES ('q', 'queued'), ('f', 'failed'), ('s', 'queued')",
+    )
+    with served(database_url=url, follows="replication") as brain:
+        async with holding(brain) as runs:
+            changes: list[Change] = []
+            runs.subscribe(changes.extend)
+            execute(url, "DELETE FROM runs WHERE id IN ('q', 'f')")
+            await eventually(lambda: held(runs).keys() == {"s"})
+            assert [(each.id, each.run) for each in changes] == [("q", None), ("f", None)]
+            execute(url, "TRUNCATE runs")
+            await eventually(lambda: len(runs) == 0)
+
+
 # What becomes of it
 
 

@@ -150,16 +150,9 @@ def select_page(
             sql.SQL("octet_length({}) <= %s").format(_printed(described, "id")),
         )
         values.append(MAX_ID_BYTES)
-    for name, texts in wanted.items():
-        field = "id" if name == "run_id" else name
-        if not texts:
-            continue
-        if field not in described.columns:
-            conditions.append(sql.SQL("false"))
-        else:
-            condition, compared = _one_of(described, field, texts)
-            conditions.append(condition)
-            values += compared
+    matching, compared = _within(described, _given(wanted))
+    conditions += matching
+    values += compared
     if after is not None:
         conditions.append(sql.SQL("{} > %s").format(run_id))
         values.append(after)
@@ -174,12 +167,19 @@ def select_page(
 
 def count(table: Table, described: Description, wanted: ByFields) -> Statement:
     """How many rows have one of the `wanted` texts in each field, as select_page takes them."""
-    fields = {"id" if name == "run_id" else name: texts for name, texts in wanted.items() if texts}
-    conditions, values = _within(described, fields)
+    conditions, values = _within(described, _given(wanted))
     query = sql.SQL("SELECT count(*) FROM {} AS r WHERE {}").format(
-        table.in_query, sql.SQL(" AND ").join([sql.SQL("r.id IS NOT NULL"), *conditions])
+        table.in_query,
+        sql.SQL(" AND ").join(
+            [sql.SQL("{} IS NOT NULL").format(described.column("r", "id")), *conditions]
+        ),
     )
     return query, values
+
+
+def _given(wanted: ByFields) -> ByFields:
+    """By the fields of the contract, without those that are not filtered."""
+    return {"id" if name == "run_id" else name: texts for name, texts in wanted.items() if texts}
 
 
 def insert(

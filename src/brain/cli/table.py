@@ -94,7 +94,7 @@ class View:
             return f"Brain cannot read the database ({printable(self.source.detail or '')})"
         if self.source.lag_seconds is None:
             return "Brain has not read the table yet"
-        if self.source.lag_seconds >= SILENT or silence >= HEARD:
+        if self.source.lag_seconds > SILENT or silence >= HEARD:
             return f"behind the database by {duration(self.source.lag_seconds + silence)}"
         return ""
 

@@ -49,7 +49,7 @@ class Cohort:
         self.filter = filter_
         self.include = include
         self.deleted = "deleted" in include
-        """It receives tombstones (T3 in board.py)."""
+        """It receives tombstones (T3 in tombstones.py)."""
         self.ready = "ready" in include
         self.source = "source" in include
         self.live: set[Client] = set()

@@ -18,7 +18,7 @@ from brain.contract.messages import ID, STATUS, Micros, Run
 from brain.contract.subscription import Facet
 
 DELETED: Final = "deleted"
-"""The status of a tombstone: no filter and no run has it (T1 in board.py)."""
+"""The status of a tombstone: no filter and no run has it (T1 in tombstones.py)."""
 
 Entry: TypeAlias = tuple[int, Micros, Run, bytes, tuple[Facet, ...], int]
 """seq, time on the wire, run, framed message, every facet since the board holds the run, and the id

@@ -6,9 +6,8 @@ from typing import Literal, TypeAlias
 
 import structlog
 
+from brain.contract.include import SourceName
 from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
-
-SourceName: TypeAlias = Literal["none", "poll", "replication"]
 
 log = structlog.get_logger()
 

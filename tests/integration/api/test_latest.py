@@ -181,6 +181,21 @@ async def test_the_total_is_counted_where_that_is_cheap(
         assert (page["total"], page["total_is_estimate"]) == (total, False), query
 
 
+async def test_the_total_counts_by_the_columns_that_the_fields_have(
+    database: str, board: Board
+) -> None:
+    execute(database, 'CREATE TABLE jobs ("Run %s" text, state text, worker text)')
+    execute(
+        database,
+        "INSERT INTO jobs SELECT i::text, 'queued', 'a' || i % 3 FROM generate_series(1, 9) AS i"
+        " UNION ALL VALUES (NULL, 'queued', 'a1')",
+    )
+    columns = 'id="Run %s",status=state,agent=worker'
+    async with serving(database, board=board, table="jobs", columns=columns) as api:
+        for query, total in (("", 9), ("&agent=a1", 3), ("&run_id=7", 1), ("&task_id=t", 0)):
+            assert (await listed(api, query))["total"] == total, query
+
+
 async def test_the_total_is_an_estimate_where_counting_costs_much(
     api: httpx.AsyncClient, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
