@@ -54,3 +54,30 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[path]):
         if "://" not in target:
             assert (ROOT / path.parent / target).exists(), f"{path} links to {target}"
+
+
+def test_each_decision_has_one_entry_with_all_its_parts() -> None:
+    text = (ROOT / "docs/decisions.md").read_text()
+    entries = re.split(r"^## ", text, flags=re.MULTILINE)[1:-1]
+    names = [entry.partition("\n")[0] for entry in entries]
+    assert sorted(names) == sorted(set(names))
+    for entry in entries:
+        labels = re.findall(r"^(Status|Reason|Consequence|Revisit when): ?", entry, re.MULTILINE)
+        assert labels == ["Status", "Reason", "Consequence", "Revisit when"], entry
+    dependencies = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    assert sorted(dependencies) == sorted(set(dependencies))
+
+
+def test_the_changelog_says_each_thing_once() -> None:
+    unreleased = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n- |\n\n", unreleased)]
+    opening = [entry[:40] for entry in entries if len(entry) > 30]
+    assert sorted(opening) == sorted(set(opening))
+    assert re.findall(r"^### (\w+)", unreleased, re.MULTILINE) == ["Added", "Changed", "Fixed"]
+
+
+def test_no_document_has_two_empty_lines_in_a_row() -> None:
+    """A merge leaves them, and they split a table in two."""
+    for path in [*DOCS, ROOT / "CHANGELOG.md"]:
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        assert "\n\n\n" not in prose, path
