@@ -79,5 +79,5 @@ def test_the_changelog_says_each_thing_once() -> None:
 def test_no_document_has_two_empty_lines_in_a_row() -> None:
     """A merge leaves them, and they split a table in two."""
     for path in [*DOCS, ROOT / "CHANGELOG.md"]:
-        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        prose = re.sub(r"```.*?```", "code", path.read_text(), flags=re.DOTALL)
         assert "\n\n\n" not in prose, path
