@@ -81,3 +81,17 @@ def test_no_document_has_two_empty_lines_in_a_row() -> None:
     for path in [*DOCS, ROOT / "CHANGELOG.md"]:
         prose = re.sub(r"```.*?```", "code", path.read_text(), flags=re.DOTALL)
         assert "\n\n\n" not in prose, path
+
+
+def test_contributing_names_every_package_and_every_folder_of_tests() -> None:
+    text = TEXTS[Path("CONTRIBUTING.md")]
+    tracked = {path.parent for path in ROOT.glob("*/*/**/__init__.py")}
+    for base, named_as in ((ROOT / "src/brain", "`{}/`"), (ROOT / "tests", "`tests/{}`")):
+        for folder in tracked:
+            if folder.parent == base:
+                assert named_as.format(folder.name) in text, folder
+
+
+def test_every_module_that_contributing_names_exists() -> None:
+    for name in re.findall(r"`([a-z_/]+\.(?:py|js))`", TEXTS[Path("CONTRIBUTING.md")]):
+        assert list((ROOT / "src/brain").glob(f"**/{name}")) or (ROOT / name).exists(), name
