@@ -131,13 +131,13 @@ def welcome(started: "Started", settings: Settings) -> str:
     if started.detail is None:
         first = (
             f"Brain {__version__} follows {table} on port {started.port}. "
-            "Open the first, and paste the others, each in a terminal:"
+            "Paste the URL into a browser, and each command into a terminal:"
         )
     else:
         first = (
             f"Brain {__version__} does not follow {table} yet: {started.detail}. "
             f"Run `{brain} doctor` to see what to do. Brain keeps trying, on port {started.port}. "
-            "Once it follows, open the first, and paste the others, each in a terminal:"
+            "Paste, once it follows, the URL into a browser, and each command into a terminal:"
         )
     npx = f"npx -y wscat -c ws://{address}/ws{bearer}"
     example = started.example or usual(settings.table)
