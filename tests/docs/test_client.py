@@ -67,6 +67,31 @@ def test_every_snippet_for_a_browser_compiles(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.skipif(not (NODE / "typescript").exists(), reason="tsc needs Node, and `make test`")
+@pytest.mark.parametrize("source", ["./client.js", "http://localhost:5221/client.js"])
+def test_typescript_finds_the_types_with_the_documented_configuration(
+    tmp_path: Path, source: str
+) -> None:
+    (configuration,) = blocks("json")
+    (tmp_path / "tsconfig.json").write_text(configuration)
+    shutil.copy(STATIC / "client.d.ts", tmp_path)
+    shutil.copy(STATIC / "client.js", tmp_path)
+    (tmp_path / "page.ts").write_text(
+        f"import {{ Runs, watch }} from '{source}';\n"
+        "export const ids: string[] = new Runs().all.map(run => run.id);\n"
+        "watch('/ws', { message: ({ data }) => console.log(data.id.trim()) });\n"
+        "// @ts-expect-error: a run has no such field, so the types were found\n"
+        "console.log(new Runs().all[0].colour);\n"
+    )
+    run = subprocess.run(
+        [NODE / ".bin" / "tsc", "--noEmit", "-p", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+
+
 @pytest.fixture
 def brain(database: str) -> Iterator[Brain]:
     with served(database_url=database) as brain:

@@ -54,3 +54,44 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[path]):
         if "://" not in target:
             assert (ROOT / path.parent / target).exists(), f"{path} links to {target}"
+
+
+def test_each_decision_has_one_entry_with_all_its_parts() -> None:
+    text = (ROOT / "docs/decisions.md").read_text()
+    entries = re.split(r"^## ", text, flags=re.MULTILINE)[1:-1]
+    names = [entry.partition("\n")[0] for entry in entries]
+    assert sorted(names) == sorted(set(names))
+    for entry in entries:
+        labels = re.findall(r"^(Status|Reason|Consequence|Revisit when): ?", entry, re.MULTILINE)
+        assert labels == ["Status", "Reason", "Consequence", "Revisit when"], entry
+    dependencies = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    assert sorted(dependencies) == sorted(set(dependencies))
+
+
+def test_the_changelog_says_each_thing_once() -> None:
+    unreleased = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n- |\n\n", unreleased)]
+    opening = [entry[:40] for entry in entries if len(entry) > 30]
+    assert sorted(opening) == sorted(set(opening))
+    assert re.findall(r"^### (\w+)", unreleased, re.MULTILINE) == ["Added", "Changed", "Fixed"]
+
+
+def test_no_document_has_two_empty_lines_in_a_row() -> None:
+    """A merge leaves them, and they split a table in two."""
+    for path in [*DOCS, ROOT / "CHANGELOG.md"]:
+        prose = re.sub(r"```.*?```", "code", path.read_text(), flags=re.DOTALL)
+        assert "\n\n\n" not in prose, path
+
+
+def test_contributing_names_every_package_and_every_folder_of_tests() -> None:
+    text = TEXTS[Path("CONTRIBUTING.md")]
+    tracked = {path.parent for path in ROOT.glob("*/*/**/__init__.py")}
+    for base, named_as in ((ROOT / "src/brain", "`{}/`"), (ROOT / "tests", "`tests/{}`")):
+        for folder in tracked:
+            if folder.parent == base:
+                assert named_as.format(folder.name) in text, folder
+
+
+def test_every_module_that_contributing_names_exists() -> None:
+    for name in re.findall(r"`([a-z_/]+\.(?:py|js))`", TEXTS[Path("CONTRIBUTING.md")]):
+        assert list((ROOT / "src/brain").glob(f"**/{name}")) or (ROOT / name).exists(), name

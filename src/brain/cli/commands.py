@@ -20,7 +20,7 @@ from brain.embedded.server import EmbeddedError, program
 from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.publication import initialize, polled, publication_sql
-from brain.postgres.table import init_sql
+from brain.postgres.table import TableError, init_sql
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
@@ -280,13 +280,19 @@ async def _init_db(settings: Settings) -> None:
         conn.add_notice_handler(
             lambda notice: print(f"{notice.severity}: {notice.message_primary}", file=sys.stderr)
         )
-        unavailable = await initialize(conn, settings.table, APPLICATION)
+        unavailable = unfit = None
+        try:
+            unavailable = await initialize(conn, settings.table, APPLICATION)
+        except TableError as error:
+            unfit = error
     if unavailable is not None:
         print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
     report = await _examine(settings, console.serving_url(settings))
     print(report.text())
     if report.status == 2:
         raise SystemExit(2)
+    if unfit is not None:  # it has been changed since
+        raise unfit
     print(f"{settings.table} of {redact(url)} is ready: brain serve")
 
 

@@ -117,7 +117,7 @@ def _place(url: str) -> tuple[str, ...]:
 
 
 def welcome(started: "Started", settings: Settings) -> str:
-    """Three commands to paste, with the ports in use, for the table as it is."""
+    """What to open and to paste, with the ports in use, for the table as it is."""
     address = f"localhost:{started.port}"
     requires_tokens = settings.jwt_secret or settings.jwt_jwks
     bearer = ' -H "Authorization: Bearer $BRAIN_TOKEN"' if requires_tokens else ""
@@ -131,13 +131,13 @@ def welcome(started: "Started", settings: Settings) -> str:
     if started.detail is None:
         first = (
             f"Brain {__version__} follows {table} on port {started.port}. "
-            "Paste, each in a terminal:"
+            "Paste the URL into a browser, and each command into a terminal:"
         )
     else:
         first = (
             f"Brain {__version__} does not follow {table} yet: {started.detail}. "
             f"Run `{brain} doctor` to see what to do. Brain keeps trying, on port {started.port}. "
-            "Paste, once it follows, each in a terminal:"
+            "Paste, once it follows, the URL into a browser, and each command into a terminal:"
         )
     npx = f"npx -y wscat -c ws://{address}/ws{bearer}"
     example = started.example or usual(settings.table)
@@ -152,22 +152,38 @@ def welcome(started: "Started", settings: Settings) -> str:
         body = shlex.quote(json.dumps(example.body, separators=(",", ":")))
         header = "-H 'Content-Type: application/json'"
         lines.append(f"  create one  curl -s http://{address}/api/runs{bearer} {header} -d {body}")
-    lines += _by_psql("create one", example.insert, psql, brain)
-    lines += _by_psql("change it", example.update, psql, brain)
+    by_brain = _brain_psql(started, settings, brain)
+    lines += _by_psql("create one", example.insert, psql, by_brain)
+    lines += _by_psql("change it", example.update, psql, by_brain)
     if example.lacks:
         existing = example.update and example.body is None and not example.insert
         what = f"{example.lacks}: this changes a row that exists" if existing else example.lacks
         lines.append(f"              ({what})")
+    if started.embedded_port is None and (example.insert or example.update):
+        name = "BRAIN_DATABASE_URL" if os.environ.get("BRAIN_DATABASE_URL") else "DATABASE_URL"
+        lines.append(f"              ({brain} psql needs {name} in its terminal, too)")
     if requires_tokens:
         lines.append("  Brain requires tokens: set BRAIN_TOKEN to one in each of these terminals")
     return "\n".join([*lines, ""])
 
 
-def _by_psql(what: str, statement: str, psql: str, brain: str) -> list[str]:
+def _by_psql(what: str, statement: str, psql: str, by_brain: str) -> list[str]:
     if not statement:
         return []
     command = f"-c {in_shell(statement)}"
-    return [f"  {what:10}  {psql} {command}", f"  no psql?    {brain} psql {command}"]
+    return [f"  {what:10}  {psql} {command}", f"  no psql?    {by_brain} {command}"]
+
+
+def _brain_psql(started: "Started", settings: Settings, brain: str) -> str:
+    """`brain psql` for a terminal that has none of the variables by which Brain was started.
+
+    It needs the folder of the embedded PostgreSQL, if that is not the usual one. The URL of another
+    database has a password, which is not printed: see `welcome`.
+    """
+    folder = settings.data_dir
+    if started.embedded_port is None or folder == Settings.model_fields["data_dir"].default:
+        return f"{brain} psql"
+    return f"BRAIN_DATA_DIR={shlex.quote(str(folder))} {brain} psql"
 
 
 def in_shell(text: str) -> str:

@@ -264,6 +264,15 @@ def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
         execute(superuser_url, "DROP OWNED BY init_reader; DROP ROLE init_reader")
 
 
+def test_init_db_prints_the_map_for_a_table_with_other_names(database: str) -> None:
+    execute(database, "CREATE TABLE jobs (job_id text PRIMARY KEY, state text)")
+    said = run("init-db", code=2, database_url=database, table="jobs")
+    assert "the table public.jobs has no column id and no column status" in said
+    (column_map,) = re.findall(r"BRAIN_COLUMN_MAP=(\S+)", said)
+    said = run("init-db", database_url=database, table="jobs", column_map=column_map)
+    assert "is ready: brain serve" in said
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

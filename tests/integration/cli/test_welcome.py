@@ -315,3 +315,24 @@ def test_the_usual_commands_name_the_table_and_its_columns() -> None:
         r""" WHERE \\"runId\\"='test-run-1'\"""",
         text,
     )
+
+
+@pytest.mark.parametrize("folder", [None, "/srv/a folder"])
+def test_brain_psql_is_printed_with_the_folder_of_the_embedded_database(folder: str | None) -> None:
+    """Another terminal has no BRAIN_DATA_DIR."""
+    settings = Settings.load() if folder is None else Settings.load(data_dir=folder)
+    text = welcome(Started(5221, "postgresql://cecelia@127.0.0.1/cecelia", 5432, None), settings)
+    (line,) = (line for line in text.splitlines() if "no psql?" in line)
+    prefix = "" if folder is None else "BRAIN_DATA_DIR='/srv/a folder' "
+    assert line.startswith(f"  no psql?    {prefix}{sys.executable} -m brain psql -c ")
+    assert "in its terminal" not in text
+
+
+@pytest.mark.parametrize("variable", ["BRAIN_DATABASE_URL", "DATABASE_URL"])
+def test_brain_psql_is_said_to_need_the_database_url(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("BRAIN_DATABASE_URL", raising=False)
+    monkeypatch.setenv(variable, "postgresql://h/d")
+    text = welcome(Started(5221, "postgresql://h/d", None, None), Settings.load())
+    assert f"-m brain psql needs {variable} in its terminal, too)" in text

@@ -96,7 +96,7 @@ export const TEXTS = {
   },
   clear: { en: 'Show all runs', zh: '显示所有运行' },
 
-  newer: { en: '↑ {count} newer', zh: '↑ {count} 个更新的运行' },
+  newer: { en: '↑ {count} newer', zh: '↑ {count} 个新运行' },
   paused: { en: 'Paused · {count} changes', zh: '已暂停 · {count} 个变化' },
   pausedHint: {
     en: 'The display is paused, not the data. Continue (p)',
