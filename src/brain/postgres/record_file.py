@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import sys
 import zlib
 from hashlib import blake2b
 from pathlib import Path
@@ -40,6 +41,9 @@ _CHECK = Struct("=I")
 SIZE = _SLOTS_AT + SLOTS * _RECORD.size
 _HIGH, _DURABLE_XMIN, _DURABLE_XMAX = 2, 3, 4
 """Places of these numbers, in units of eight bytes."""
+
+_LATEST: Micros = 253_370_764_800_000_000
+"""The year 9999. Only a damaged file has a later time, which no message can have."""
 
 
 class RecordFileError(BrainError):
@@ -107,9 +111,8 @@ class RecordFile:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = os.pread(self._fd, SIZE + 1, 0)
-            if len(found) != SIZE or not found.startswith(MAGIC):
-                if found.strip(b"\0"):
-                    self.ignored = f"{self.path} was not written by this version of Brain"
+            self.ignored = _defect(self.path, found)
+            if self.ignored or not found.strip(b"\0"):
                 os.ftruncate(self._fd, 0)
                 # To write zeros allocates the blocks: a store into a hole of a full disk is SIGBUS.
                 _write(self._fd, bytes(SIZE))
@@ -192,6 +195,16 @@ class RecordFile:
         self.header = None
         self.durable = None
         self._view[_SLOTS_AT:SIZE] = bytes(SIZE - _SLOTS_AT)
+
+
+def _defect(path: Path, found: bytes) -> str:
+    """Why the content of a file does not count, or ""."""
+    if not found.strip(b"\0"):
+        return ""
+    if len(found) != SIZE or not found.startswith(MAGIC):
+        return f"{path} was not written by this version of Brain"
+    high = int.from_bytes(found[8 * _HIGH : 8 * _HIGH + 8], sys.byteorder, signed=True)
+    return "" if 0 <= high < _LATEST else f"{path} is damaged"
 
 
 def _open(path: Path) -> int:

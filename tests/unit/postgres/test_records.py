@@ -453,6 +453,21 @@ def test_a_file_that_brain_cannot_read_is_ignored(
     assert listed(lives(at(30))) == [(0, 30)]
 
 
+@pytest.mark.parametrize("high", [2**63 - 1, 253_402_300_799_999_999, -1, -(2**63)])
+def test_a_time_that_no_message_can_have_is_no_time_of_before(lives: Lives, high: int) -> None:
+    """Brain would end with an error at each start, until somebody removes the file."""
+    filled(lives, (0, 10), (1, 20))
+    lives.end()
+    data = lives.path.read_bytes()
+    lives.path.write_bytes(data[:16] + high.to_bytes(8, sys.byteorder, signed=True) + data[24:])
+    with capture_logs() as logs:
+        records = lives(at(30))
+    assert len(records) == records.high == 0
+    assert "is damaged" in logs[0]["detail"]
+    records.begin(T, at(30))
+    assert listed(lives(at(30))) == [(0, 30)]
+
+
 def test_a_torn_record_is_ignored(lives: Lives) -> None:
     """Each byte of each record, one after another."""
     filled(lives, (0, 10), (1, 20), (2, 30))
