@@ -173,13 +173,20 @@ def test_delete_and_truncate_forget_runs(postgres: Postgres) -> None:
 def test_tables_with_other_types_and_new_columns_are_followed(
     postgres: Postgres, definition: str
 ) -> None:
-    with own(postgres, "DROP TABLE runs", f"CREATE TABLE runs ({definition})") as (url, _, fleet):
+    """A new column of the contract has its default in every row: clients load the runs again."""
+    statements = ("DROP TABLE runs", f"CREATE TABLE runs ({definition})")
+    with own(postgres, *statements, reload=True) as (url, _, fleet):
         execute(url, "INSERT INTO runs (status) VALUES ('queued')")
         ((run_id,),) = execute(url, "SELECT id::text FROM runs")
         fleet.received(f'"{run_id}"')
-        execute(url, "ALTER TABLE runs ADD agent text DEFAULT 'all', ADD more int[]")
+        execute(url, "ALTER TABLE runs ADD more int[]")
         execute(url, "UPDATE runs SET status = 'running'")
         fleet.received('"running"')
+        execute(url, "ALTER TABLE runs ADD agent text DEFAULT 'all'")
+        Fleet.until(lambda: len(fleet._loaded) == 3)
+        execute(url, "UPDATE runs SET status = 'completed'")
+        execute(url, "UPDATE runs SET status = 'running'")
+        fleet.received('"completed"')
         assert fleet.messages()[-1]["data"]["agent"] == "all"
         if "timestamp" in definition:
             assert (

@@ -341,7 +341,7 @@ class Runs:
         changes += [self._drop(run_id) for run_id in list(self._runs) if run_id not in listed]
         changes += [self._put(run) for run in listed.values()]
         changes += self._evict()
-        self._tell_of(changes)
+        self._tell(self._freshness, [each for each in changes if each is not None])
 
     def _put(self, run: RunData) -> Change | None:
         known = self._runs.get(run.id)

@@ -863,7 +863,8 @@ def test_remove_drops_the_publication(database: str) -> None:
 
 def test_every_check_is_in_the_docs() -> None:
     """docs/operations.md lists exactly the codes that the code has."""
-    rows = re.findall(r"^\| ((?:`\w+` )+)\|", OPERATIONS.read_text(), re.MULTILINE)
+    _, _, after = OPERATIONS.read_text().partition("## brain doctor")
+    rows = re.findall(r"^\| ((?:`\w+` )+)\|", after.partition("\n## ")[0], re.MULTILINE)
     written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {
         "replication",
         "poll",

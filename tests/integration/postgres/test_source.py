@@ -718,7 +718,8 @@ async def test_follows_a_server_that_is_killed_and_started_again(
         )
         await f.pushed("a", "failed")
         await f.source()
-        assert [snapshot.new for snapshot in f.snapshots()].count(True) == 0
+        if mode != "poll":  # a poll may have read what the crash has undone: a new beginning
+            assert [snapshot.new for snapshot in f.snapshots()].count(True) == 0
 
 
 async def test_streams_when_wal_level_becomes_logical(server: Postgres, own_database: str) -> None:
