@@ -13,7 +13,7 @@ from brain.contract.events import Snapshot
 from brain.delivery.board import Board
 from tests.support.api import serving
 
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,6}Z")
 
 
 def timeless(value: Any) -> Any:
