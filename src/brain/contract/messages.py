@@ -7,7 +7,7 @@ section 5.1), so every client can be sent the same bytes.
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
@@ -86,6 +86,14 @@ class WSMessage(BaseModel):
     timestamp: Annotated[
         datetime, Field(description="when the change was committed; ISO 8601, UTC")
     ]
+
+
+def filled(run: Run, known: Run | None) -> Run:
+    """The run, with the values that PostgreSQL did not send from `known`; without it, absent."""
+    old = known or (None,) * len(FIELDS)
+    return cast(
+        "Run", tuple(old[i] if value == UNCHANGED else value for i, value in enumerate(run))
+    )
 
 
 def storable(text: str) -> str:

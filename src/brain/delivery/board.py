@@ -36,18 +36,18 @@ test_every_time_is_remembered_before_it_is_sent
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Final, TypeAlias, assert_never, cast
+from typing import Final, TypeAlias, assert_never
 
 from brain.contract.events import Changes, Event, Resumed, Snapshot
 from brain.contract.include import deleted_message
 from brain.contract.messages import (
     ACTIVE,
-    FIELDS,
     ID,
     STATUS,
     UNCHANGED,
     Micros,
     Run,
+    filled,
     message,
 )
 from brain.contract.subscription import Facet, facet
@@ -158,6 +158,14 @@ class Board:
         return self._unfinished
 
     @property
+    def as_of(self) -> Micros:
+        """The time of an answer of the API, which shows all that was applied so far. It is above
+        `floor_time`: otherwise a client that close code 4410 sent to the API would get a timestamp
+        that `/ws?since=` answers with 4410 again.
+        """
+        return self.time if self.time > self.floor_time else self.floor_time + 1
+
+    @property
     def reached(self) -> Micros:
         """The time of the newest entry, or the earliest that `since` takes after it."""
         if not self.begun:
@@ -209,8 +217,7 @@ class Board:
         self._evict()
         if self.log.times:
             self.last_time = max(self.last_time, self.log.times[-1])
-        # The API answers with a time above `floor_time`.
-        self._remember(self.time if self.time > self.floor_time else self.floor_time + 1)
+        self._remember(self.as_of)
         if len(self.log.entries) > 2 * len(self._runs) + 1024:
             self.log.compact()
         return pushes
@@ -235,12 +242,12 @@ class Board:
                 self._delete_unnamed()
             elif known is None:
                 if UNCHANGED in run:
-                    run = _filled(run, None)
+                    run = filled(run, None)
                 was = () if op == "insert" else self._unheld
                 pushes.append(self._put(run, event.xid, None, was))
             else:
                 if UNCHANGED in run:
-                    run = _filled(run, None if is_tombstone(known) else known[RUN])
+                    run = filled(run, None if is_tombstone(known) else known[RUN])
                 if self._push_unchanged or op == "insert" or run != known[RUN]:
                     pushes.append(self._put(run, event.xid, known, ()))
         return pushes
@@ -415,11 +422,3 @@ class Board:
 def _up_to(known: Entry, seq: int | None) -> bool:
     """Whether the run has not changed after this seq, if there is one."""
     return seq is None or known[SEQ] <= seq
-
-
-def _filled(run: Run, known: Run | None) -> Run:
-    """The run, with values that PostgreSQL did not send taken from `known`, else absent."""
-    old = known or (None,) * len(FIELDS)
-    return cast(
-        "Run", tuple(old[i] if value == UNCHANGED else value for i, value in enumerate(run))
-    )

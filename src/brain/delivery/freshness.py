@@ -1,12 +1,12 @@
-"""Freshness: clients that include `source` are told how far behind the database Brain may be.
+"""Freshness: clients that include `source` learn how far behind the database Brain may be.
 
 Once when they are up to date, at each change of the source, and every 5 s. All clients of a turn
 share one frame, and the turns of a round are spread over the interval, as pings are.
 
 I2   A frame's timestamp is the time of the last flush, so that nothing is lost to a client that
      resumes from it. It is therefore sent only to clients that have received that flush: to live
-     ones, while no sweep is under way. One that lags is told when it has caught up. Before the
-     first Snapshot nothing can be lost, and all are told.
+     ones, while no sweep is under way. One that lags receives it when it has caught up. Before the
+     first Snapshot nothing can be lost, and all receive it.
      test_source_is_sent_at_once_and_every_five_seconds,
      test_source_waits_for_the_end_of_a_sweep, test_a_client_that_lags_is_told_when_it_has_caught_up
 """
@@ -23,7 +23,7 @@ EVERY: Final = 5.0
 """Seconds of a round."""
 
 TICK: Final = 0.05
-"""Seconds between two turns: a hundredth of the clients is told in each."""
+"""Seconds between two turns: each serves a hundredth of the clients."""
 
 STRIDE: Final = 100
 """Clients of a turn at most. If more are owed a frame, the next turn follows at once."""

@@ -1,4 +1,4 @@
-"""Deleted runs: what the board remembers of them, so that clients that include `deleted` are told.
+"""Deleted runs: what the board remembers of them for the clients that include `deleted`.
 
 Below each rule stands a test that fails without it. In addition, tests/unit/delivery/mutants.py
 removes every rule, and a random history then goes wrong.

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any, Self, TypeAlias, cast
 
 import psycopg
@@ -115,6 +116,19 @@ class Session(AsyncConnection[Any]):
             await conn.execute("SET datestyle = 'ISO,MDY'")
             await conn.execute("SET timezone = 'UTC'")
         return conn
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection also if the roll-back that comes first is cancelled."""
+        try:
+            await super().__aexit__(kind, error, traceback)
+        except BaseException:
+            await self.close()
+            raise
 
 
 def _clear_environment(given: Mapping[str, Any]) -> None:

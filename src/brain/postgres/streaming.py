@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import cast
 
 from brain.contract.events import Changes, Event, Known, Op, Resumed, Snapshot, only_id
-from brain.contract.messages import ID, STATUS, UNCHANGED, Run
+from brain.contract.messages import ID, STATUS, UNCHANGED, Run, filled
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
 from brain.postgres.source_state import SourceState
@@ -48,7 +47,7 @@ class Streaming:
         await self._poll.read_catalog()
         async with aclosing(self._poll.read(always=True)) as pieces:
             async for piece in pieces:
-                # From here on every delete is told; nobody knows which were missed before.
+                # From here on the stream names every delete; earlier ones may be unknown.
                 if isinstance(piece, Snapshot) and piece.complete:
                     yield replace(piece, deletes_unknown=True)
                 else:
@@ -97,7 +96,7 @@ class Streaming:
         rows: list[tuple[Op, Run]] = []
         for op, run in changes.rows:
             if run[ID] in present:
-                rows.append((op, _filled(run, present[run[ID]])))
+                rows.append((op, filled(run, present[run[ID]])))
             elif run[STATUS] == UNCHANGED and run[ID] not in self._known:
                 # Only a status of thousands of characters is not sent, and it is none.
                 rows.append(("delete", only_id(run[ID])))
@@ -107,16 +106,13 @@ class Streaming:
 
     async def close(self) -> None:
         """End the watch, and drop the slot."""
-        if self._watch is not None:
-            await self._watch.close()
-        progress, position = self._poll.progress, self._stream.position
-        if progress.checkpoint is not None and progress.checkpoint.flushed:
-            # Only what is on the disk is streamed.
-            flushed = max(progress.checkpoint.flushed, position)
-            progress.checkpoint = replace(progress.checkpoint, flushed=flushed)
-        await self._stream.close()
-
-
-def _filled(run: Run, present: Run) -> Run:
-    pairs = zip(run, present, strict=True)
-    return cast("Run", tuple(now if value == UNCHANGED else value for value, now in pairs))
+        try:
+            if self._watch is not None:
+                await self._watch.close()
+        finally:  # a cancellation ends the wait for the watch: the slot must not stay
+            progress, position = self._poll.progress, self._stream.position
+            if progress.checkpoint is not None and progress.checkpoint.flushed:
+                # Only what is on the disk is streamed.
+                flushed = max(progress.checkpoint.flushed, position)
+                progress.checkpoint = replace(progress.checkpoint, flushed=flushed)
+            await self._stream.close()

@@ -132,9 +132,11 @@ class Watch:
             self._compared, self._compared_seq = mark.checkpoint, mark.compared_seq
 
     async def close(self) -> None:
-        await cancel(self._checking)
-        if self._task is not None:
-            await cancel(self._task)
+        try:
+            await cancel(self._checking)
+        finally:
+            if self._task is not None:
+                await cancel(self._task)
 
     async def _check(self) -> None:
         """Raises as `check_now`."""

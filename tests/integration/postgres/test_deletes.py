@@ -44,9 +44,6 @@ async def test_an_update_of_the_id_is_a_delete_and_an_insert(any_database: str) 
         assert ops(f)[3:] == [("insert", "c"), ("delete", "c"), ("insert", "end")]
 
 
-@pytest.mark.filterwarnings(  # a connection of a stream that is lost twice is collected unclosed
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 async def test_a_stream_begins_with_a_mark_that_deletes_may_be_unknown(any_database: str) -> None:
     async with Following(any_database, "auto") as f:
         for streams in (1, 2):

@@ -346,3 +346,23 @@ async def test_a_cancelled_slot_leaves_nothing_behind(database: str) -> None:
 
 async def test_these_tests_leave_no_slot_on_the_shared_server(postgres: Postgres) -> None:
     assert execute(postgres.url(), "SELECT slot_name FROM pg_replication_slots") == []
+
+
+async def test_a_stream_is_closed_though_the_wait_for_its_watch_is_cancelled(database: str) -> None:
+    """The watch waits for a backend that does not answer, not even to a cancellation."""
+    async with Following(database, "auto") as f:
+        await f.source("replication")
+        ((pid,),) = await f.sql(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'brain' AND backend_type = 'client backend'"
+        )
+        backend = psutil.Process(int(pid))
+        backend.suspend()
+        try:
+            await asyncio.sleep(10 * QUICK.check_every)  # a check waits
+            for _ in range(2):
+                f._task.cancel()
+                await asyncio.sleep(0.05)  # it has come to a wait
+            await slots_gone(database)
+        finally:
+            backend.resume()
