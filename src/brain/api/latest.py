@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from brain.api.pages import MAX_PAGE, matches
 from brain.api.queries import ByFields
 from brain.api.totals import Total
-from brain.contract.messages import ACTIVE, STATUS, TYPES, Micros, body, iso
+from brain.contract.messages import ACTIVE, Micros, body, iso
 from brain.delivery.board import Board
-from brain.delivery.log import RUN, TIME, Entry
+from brain.delivery.log import RUN, TIME, Entry, is_tombstone
 
 WINDOW = 2048
 """Log entries looked at between two turns of the loop, in about 1 ms. A filter that few runs match
@@ -42,7 +42,7 @@ async def read_latest(board: Board, wanted: ByFields, limit: int) -> Latest:
     The board has had its first Snapshot. It may change meanwhile: a run that does moves out of
     reach, and `since` brings it.
     """
-    since = max(board.time, board.floor_time + 1)  # as in overlay.py
+    since = board.as_of
     runs: list[str] = []
     size, before, oldest = 0, board.seq + 1, since
     ended = False
@@ -70,4 +70,4 @@ async def read_latest(board: Board, wanted: ByFields, limit: int) -> Latest:
 
 
 def _is_wanted(entry: Entry, wanted: ByFields) -> bool:
-    return entry[RUN][STATUS] in TYPES and matches(entry[RUN], wanted)
+    return not is_tombstone(entry) and matches(entry[RUN], wanted)

@@ -38,11 +38,7 @@ class Overlay:
 
     def position(self) -> Position:
         board = self._board
-        # Later than the evicted changes, all of which the query sees. Otherwise a client that
-        # close code 4410 sent here would get a timestamp that `/ws?since=` answers with 4410
-        # again.
-        time = max(board.time, board.floor_time + 1) if board.begun else None
-        return Position(board.seq, time, self._visible)
+        return Position(board.seq, board.as_of if board.begun else None, self._visible)
 
     def ahead(self, run_id: str, snapshot: PgSnapshot) -> Run | None:
         """The run as the board has it, if the query of `snapshot` cannot see that change yet."""

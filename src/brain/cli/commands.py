@@ -11,6 +11,7 @@ import typer
 from brain import __version__
 from brain.access.grants import Scope
 from brain.cli import console, demo, token
+from brain.cli.lines import STDOUT
 from brain.cli.target import Target
 from brain.config import Settings
 from brain.contract.messages import STATUSES, Status
@@ -67,6 +68,10 @@ def _seconds(least: float, most: float) -> Callable[[float | None], float | None
     return check
 
 
+Agents = Annotated[list[str] | None, typer.Option(help="Only runs of this agent; repeatable.")]
+Tasks = Annotated[list[str] | None, typer.Option(help="Only runs of this task_id; repeatable.")]
+
+
 def main() -> None:
     """The console script."""
     app()
@@ -97,7 +102,7 @@ def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
     from brain.app import serve  # noqa: PLC0415
 
     settings = console.load_settings(port=port, database_url=database_url)
-    stdout = console.output(console.STDOUT)
+    stdout = console.output(STDOUT)
     console.run(
         serve(settings, lambda started: stdout.write(console.welcome(started, settings) + "\n"))
     )
@@ -121,12 +126,8 @@ def watch_command(
         list[str] | None,
         typer.Option(callback=_words(STATUSES), help=f"Only {_or(STATUSES)} runs; repeatable."),
     ] = None,
-    agent: Annotated[
-        list[str] | None, typer.Option(help="Only runs of this agent; repeatable.")
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only runs of this task_id; repeatable.")
-    ] = None,
+    agent: Agents = None,
+    task: Tasks = None,
     quiet: Annotated[
         float,
         typer.Option(
@@ -222,12 +223,8 @@ def token_command(
             "Default: read.",
         ),
     ] = None,
-    agent: Annotated[
-        list[str] | None, typer.Option(help="Only runs of this agent; repeatable.")
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only runs of this task_id; repeatable.")
-    ] = None,
+    agent: Agents = None,
+    task: Tasks = None,
     minutes: Annotated[
         int,
         typer.Option(min=1, max=token.MAX_MINUTES, help="How long it is valid."),

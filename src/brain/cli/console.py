@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from websockets.exceptions import InvalidURI
 
 from brain import __version__
+from brain.cli.lines import STDERR
 from brain.config import Settings, SettingsError
 from brain.contract.errors import BrainError
 from brain.embedded.server import running
@@ -28,8 +29,6 @@ from brain.postgres.example import usual
 
 if TYPE_CHECKING:
     from brain.app import Started
-
-STDOUT, STDERR = 1, 2
 
 EXPECTED = (BrainError, psycopg.Error, OSError, InvalidURI)
 """Errors that a person can fix: one sentence without a traceback, and exit status 2."""

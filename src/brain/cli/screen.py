@@ -7,12 +7,14 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.segment import Segment
 
-STDIN, STDOUT = 0, 1
+from brain.cli.lines import STDOUT
+
+STDIN: Final = 0
 
 STOP_KEYS = b"qQ\x04"
 """q, and Ctrl-D."""
@@ -78,8 +80,8 @@ class Screen:
                 silent = termios.tcgetattr(STDIN)
                 silent[3] &= ~(termios.ECHO | termios.ICANON)
                 termios.tcsetattr(STDIN, termios.TCSADRAIN, silent)
-                # Opened anew: the loop makes what it reads non-blocking, and standard input shares
-                # that with standard output, and with the shell.
+                # Opened a second time: the loop makes what it reads non-blocking, and standard
+                # input shares that with standard output, and with the shell.
                 self._keys = os.open(os.ttyname(STDIN), os.O_RDONLY | os.O_NOCTTY)
                 asyncio.get_running_loop().add_reader(self._keys, self._read_key)
 

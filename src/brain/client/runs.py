@@ -39,7 +39,7 @@ BEHIND: Final = 8.0
 store is no longer live. Brain reports it every 5 s."""
 
 MAX_FINISHED: Final = 10_000
-"""Finished runs that a store holds, unless it is told otherwise."""
+"""Finished runs that a store holds, by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,19 +329,15 @@ class Runs:
             for listener in list(self._listeners.values()):
                 listener(changes)
 
-    def _apply(self, change: Change | None) -> None:
-        changes = [each for each in (change, *self._evict()) if each is not None]
-        if changes:
-            self._tell(self._freshness, changes)
+    def _apply(self, *changes: Change | None) -> None:
+        made = (*changes, *self._evict())
+        self._tell(self._freshness, [each for each in made if each is not None])
 
     def _replace(self, runs: Iterable[RunData]) -> None:
         """Hold these and no others. `runs`: those that changed last at the end."""
-        changes: list[Change | None] = []
         listed = {run.id: run for run in runs}
-        changes += [self._drop(run_id) for run_id in list(self._runs) if run_id not in listed]
-        changes += [self._put(run) for run in listed.values()]
-        changes += self._evict()
-        self._tell(self._freshness, [each for each in changes if each is not None])
+        dropped = [self._drop(run_id) for run_id in list(self._runs) if run_id not in listed]
+        self._apply(*dropped, *map(self._put, listed.values()))
 
     def _put(self, run: RunData) -> Change | None:
         known = self._runs.get(run.id)

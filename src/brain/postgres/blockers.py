@@ -33,7 +33,7 @@ class Candidate:
     @property
     def inherited(self) -> bool:
         """Other tables inherit from it, and are not its partitions."""
-        return self.found.description.kind == "r" and len(self.found.description.tree) > 1
+        return self.found.description.inherited
 
     @property
     def harmed(self) -> bool:

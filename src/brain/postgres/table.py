@@ -164,6 +164,11 @@ class Description:
             sql.SQL("{}::text").format(column) if self.columns[field].base == "bpchar" else column
         )
 
+    @property
+    def inherited(self) -> bool:
+        """Other tables inherit from it without being its partitions."""
+        return self.kind == "r" and len(self.tree) > 1
+
     def column(self, alias: str, field: str) -> sql.SQL:
         """The column of a field that has one, for a query that has parameters."""
         return sql.SQL(escaped(sql.Identifier(*filter(None, (alias, self.columns[field].name)))))

@@ -88,11 +88,10 @@ async def _repeating_ids(conn: Conn, table: Table, description: Description) -> 
     values = {"oid": description.oid, "tree": list(description.tree), "id": column}
     async with deadline():
         row = await (await conn.execute(_IDS, values)).fetchone()
-    inherited = description.kind == "r" and len(description.tree) > 1
-    if row is None or (row[0] == "t" and not inherited):
+    if row is None or (row[0] == "t" and not description.inherited):
         return None
     name, run_id = table.sql.as_string(), description.in_sql("id")
-    if inherited or row[1] != "t":
+    if description.inherited or row[1] != "t":
         # An index of a partitioned table is unique only together with the partition key, and none
         # spans the tables that inherit from one.
         query = sql.SQL("SELECT {id}, count(*) FROM {table} GROUP BY {id} HAVING count(*) > 1;")

@@ -327,7 +327,7 @@ def test_what_follows_a_truncate_is_no_gap(how: str) -> None:
     room.change(run("r"), at=T + 10)
     assert room.hub.flushed < room.board.seq
     unnamed(room, how)
-    since = max(room.board.time, room.board.floor_time + 1)  # as GET /api/runs has it
+    since = room.board.as_of
     wishes = (
         Subscription(since=since, include=TOLD),
         Subscription(snapshot=True, include=TOLD),

@@ -48,8 +48,8 @@ MUTANTS = {
     ),
     "3 before it is sent": Mutant(
         board,
-        "else self.floor_time + 1)",
-        "else self.floor_time)",
+        "else self.floor_time + 1",
+        "else self.floor_time",
         "test_every_time_is_remembered_before_it_is_sent",
         "Board",
     ),
