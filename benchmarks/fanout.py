@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.peers import PEERS
-from benchmarks.suite import Suite, arguments
+from benchmarks.suite import SERVERS, Suite, arguments
 from benchmarks.trial import Place, Trial
 
 
@@ -51,16 +51,7 @@ def main() -> None:
     options = arguments(__doc__)
     jobs = QUICK if options.quick else JOBS
     with Suite("fanout", options) as suite:
-        for name in suite.in_turn(
-            "brain",
-            "brain_before",
-            "brain_at_once",
-            "node_ws",
-            "fastapi",
-            "websockets",
-            "centrifugo",
-            "floor",
-        ):
+        for name in suite.in_turn(*SERVERS, "floor"):
             for clients in dict.fromkeys(job.clients for job in jobs):
                 with suite.place(name, clients=clients) as place:
                     if place is None:

@@ -25,7 +25,7 @@ def idle(url: str, path: str, clients: int, seconds: float) -> dict[str, float]:
         with Load(Options(brain.port, path, clients), cores=OTHER_CORES) as load:
             time.sleep(6.0)  # each has been sent its first message
             used = machine.cpu_seconds(brain.process.pid)
-            time.sleep(seconds)
+            time.sleep(seconds)  # measured: the cost of idle clients
             used = machine.cpu_seconds(brain.process.pid) - used
             return {
                 "clients": float(load.connected["clients"]),

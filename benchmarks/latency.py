@@ -9,7 +9,7 @@ clients, spread over all, record the time of every change.
 from functools import partial
 
 from benchmarks.fanout import Job
-from benchmarks.suite import Suite, arguments
+from benchmarks.suite import SERVERS, Suite, arguments
 
 JOBS = (
     Job("1 idle client", 1, 200, 20),
@@ -22,15 +22,7 @@ QUICK = (Job("1 idle client", 1, 30, 20), Job("200 clients × 100/s", 200, 100, 
 def main() -> None:
     options = arguments(__doc__)
     with Suite("latency", options) as suite:
-        for name in suite.in_turn(
-            "brain",
-            "brain_before",
-            "brain_at_once",
-            "node_ws",
-            "fastapi",
-            "websockets",
-            "centrifugo",
-        ):
+        for name in suite.in_turn(*SERVERS):
             for job in QUICK if options.quick else JOBS:
                 with suite.place(name, clients=job.clients) as place:
                     if place is not None:

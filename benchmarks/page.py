@@ -60,7 +60,7 @@ def write(url: str, runs: int, rate: int, end: threading.Event) -> None:
                 stamp = str(int(time.time() * 1000))
                 connection.execute("UPDATE runs SET agent = %s WHERE id = %s", [stamp, PROBE])
             due += share / rate
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(max(0.0, due - time.monotonic()))  # the rate
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -101,7 +101,7 @@ def main() -> None:
                     target=write, args=(url, options.runs, options.rate, end), daemon=True
                 )
                 writer.start()
-                time.sleep(2)
+                time.sleep(2)  # the writer has reached its rate
                 session = page.tab.context.new_cdp_session(page.tab)
                 session.send("Performance.enable")
 
@@ -112,7 +112,7 @@ def main() -> None:
 
                 page.tab.evaluate("begin()")
                 before, began = metrics(), time.monotonic()
-                time.sleep(options.seconds)
+                time.sleep(options.seconds)  # measured: frames, delays and memory
                 frames = page.tab.evaluate("frames.slice(1)")
                 delays = page.tab.evaluate("delays.slice(1)")
                 after, took = metrics(), time.monotonic() - began

@@ -17,6 +17,16 @@ Entry: TypeAlias = dict[str, Any]
 
 RUNS = 3
 BASELINE = "brain"
+SERVERS = (
+    BASELINE,
+    "brain_before",
+    "brain_at_once",
+    "node_ws",
+    "fastapi",
+    "websockets",
+    "centrifugo",
+)
+"""What people would use, in this order."""
 
 
 def arguments(doc: str | None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import LivePage, chromium, live_page, needs_browser
+from tests.support.browser import LivePage, live_page, needs_browser
 from tests.support.patience import wait_until
 from tests.support.postgres import Postgres, execute, running
 from tests.support.proxy import Proxy
@@ -19,18 +19,6 @@ pytestmark = [pytest.mark.long, needs_browser]
 
 STALE = re.compile("d48806")
 """The colour of the icon of a page that is not current."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def brain(shared: str) -> Iterator[Brain]:
-    with served(database_url=shared) as brain:
-        yield brain
 
 
 @pytest.fixture

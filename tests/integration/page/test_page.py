@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import LivePage, chromium, live_page, needs_browser
+from tests.support.browser import LivePage, live_page, needs_browser
 from tests.support.issuer import SECRET, token
 from tests.support.patience import wait_until
 from tests.support.postgres import execute
@@ -19,18 +19,6 @@ from tests.support.served import Brain, served
 FAULTS = pytest.mark.faults
 
 pytestmark = [pytest.mark.long, needs_browser]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def brain(shared: str) -> Iterator[Brain]:
-    with served(database_url=shared) as brain:
-        yield brain
 
 
 @pytest.fixture(scope="module")

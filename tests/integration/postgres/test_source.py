@@ -718,8 +718,9 @@ async def test_follows_a_server_that_is_killed_and_started_again(
         )
         await f.pushed("a", "failed")
         await f.source()
-        if mode != "poll":  # a poll may have read what the crash has undone: a new beginning
-            assert [snapshot.new for snapshot in f.snapshots()].count(True) == 0
+        # A poll may have read what the crash has undone. Then it is a new beginning.
+        most = 1 if mode == "poll" else 0
+        assert [snapshot.new for snapshot in f.snapshots()].count(True) <= most
 
 
 async def test_streams_when_wal_level_becomes_logical(server: Postgres, own_database: str) -> None:
