@@ -48,7 +48,7 @@ class Parts:
         return self.clock() - self.state.heard
 
     def report(self) -> SourceReport:
-        """What clients that include `source` are told."""
+        """What clients that include `source` receive."""
         lag = self.lag() if self.board.begun else math.inf
         return SourceReport(self.state.source, self.state.code, self.state.detail, lag)
 

@@ -301,7 +301,7 @@ class Life:
         return f"NONE: since {since}, floor {self.floor}"
 
     async def end(self) -> None:
-        """At any moment, as SIGKILL does: nothing is told to anybody."""
+        """At any moment, as SIGKILL does: nobody gets a last word."""
         self.task.cancel()
         if self.hub._timer is not None:
             self.hub._timer.cancel()

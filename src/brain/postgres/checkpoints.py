@@ -290,7 +290,7 @@ class Records:
             self._drop(0)
 
     def void(self, detail: str) -> None:
-        """(8) None of them counts any more. `begin` starts anew."""
+        """(8) None of them counts any more. `begin` makes the first of the new ones."""
         if self._file is not None:
             self._file.clear()
             self._set([])

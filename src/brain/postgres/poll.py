@@ -158,12 +158,12 @@ class Poll:
         assert row is not None
         took, begun = 0.0, self._clock()
         progress, known = self.progress, self._known
-        since, anew = progress.checkpoint, False
+        since, again = progress.checkpoint, False
         async with aclosing(self._first_look() if since is None else self.scan(since)) as pieces:
             async for piece, reached in pieces:
                 took += self._clock() - begun
                 if isinstance(piece, Snapshot) and (piece.new or since is None):
-                    anew = True
+                    again = True
                     if piece.new:
                         progress.records.void("another history of the table has begun")
                 if isinstance(piece, Resumed) or piece.rows or piece.gone:
@@ -172,7 +172,7 @@ class Poll:
                 begun = self._clock()  # what the consumer did with the piece is no cost of the scan
                 if reached is not None:
                     progress.checkpoint = reached
-                    if anew:
+                    if again:
                         progress.records.begin(known.floor_time, reached)
                     else:
                         progress.records.add(known.last_time, reached, known.time)

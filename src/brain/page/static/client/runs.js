@@ -23,7 +23,7 @@ const PROOF = 10_000; // ms: an older proof that all changes have come is none
 const PAGE = 1000; // runs
 const MAX_VALUES = 100; // of all filters of a request
 const MAX_QUERY = 6000; // characters of ids: a URL has at most 8 KiB
-const BATCH = 16; // ms of changes that subscribers are told of together
+const BATCH = 16; // ms of changes that subscribers receive together
 
 /** @param {Run} run */
 const finished = ({ status }) => status === 'completed' || status === 'failed';
@@ -340,7 +340,7 @@ export class Runs {
     }
   }
 
-  // What subscribers are told
+  // What subscribers receive
 
   /** @param {Change} change */
   #note(change) {

@@ -12,7 +12,7 @@ const PERMANENT = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 
 const FIRST_PAUSE = 100; // ms, before the second attempt; doubled for each further one
 const LONGEST_PAUSE = 5000;
-const STEADY = 5000; // ms that a connection lasts before the pauses begin anew
+const STEADY = 5000; // ms that a connection lasts before the pauses begin from the first again
 const MAX_REJECTED = 3; // tokens, after one that was valid
 
 /** An answer of HTTP that says no. */
@@ -43,7 +43,7 @@ class Watch {
   #served = false; // a connection has been open: it began with what the URL asks for
   #reset = true; // the present connection resumes nothing
   #rejected = 0; // tokens, one after the other
-  #attempt = 0; // numbers the attempts, so that a late answer to an earlier one is told apart
+  #attempt = 0; // numbers the attempts, so that a late answer to an earlier one can be ignored
   #failures = 0;
   #opened = 0; // when the first bytes of the present connection arrived, or 0
   #heard = 0;

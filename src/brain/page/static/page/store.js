@@ -105,7 +105,7 @@ export class Store {
   // What changes
 
   /**
-   * Returns whether more is to be drawn anew than the rows of these runs.
+   * Returns whether more has to be drawn again than the rows of these runs.
    *
    * @param {readonly Change[]} changes
    */
