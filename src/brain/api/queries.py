@@ -11,6 +11,7 @@ from brain.contract.messages import ACTIVE, FIELDS, MAX_ID_BYTES, TRANSITIONS, S
 from brain.postgres.canonical import COMPARABLE, canonical
 from brain.postgres.decoder import Decoder
 from brain.postgres.table import Description, Table
+from brain.postgres.time_zone import TIMES as TIME_FIELDS
 from brain.postgres.time_zone import TimeZone
 
 Statement: TypeAlias = tuple[sql.Composed, list[object]]
@@ -196,7 +197,13 @@ def insert(
     Returns the run's fields and its ETag.
     """
     columns: list[sql.Composable] = [described.column("", field) for field in values]
-    places = [decoder.zone.written(described.columns[field]) for field in values]
+    places = [
+        decoder.zone.written(described.columns[field])
+        if field in TIME_FIELDS
+        # A date of another field is a date: no part of Brain reads it as a time.
+        else sql.Placeholder()
+        for field in values
+    ]
     if now is not None and now not in values and (time := _now(described, decoder.zone, now)):
         columns.append(described.column("", now))
         places.append(time)

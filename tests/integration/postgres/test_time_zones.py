@@ -148,3 +148,13 @@ async def test_the_zone_is_part_of_the_etag(any_database: str) -> None:
         async with serving(any_database, zone=zone) as client:
             tags.append((await client.get("/api/runs/a")).headers["ETag"])
     assert len(set(tags)) == 2
+
+
+async def test_a_date_that_is_no_time_is_written_as_it_is(database: str) -> None:
+    """Of a field that the contract takes for a text."""
+    execute(database, "ALTER TABLE runs ALTER task_id TYPE date USING NULL")
+    zone = TimeZone.parse("America/New_York")
+    async with serving(database, zone=zone) as api:
+        made = await api.post("/api/runs", json={"id": "a", "task_id": "2026-11-21"})
+        assert made.json()["task_id"] == "2026-11-21"
+    assert execute(database, "SELECT task_id::text FROM runs") == [("2026-11-21",)]
