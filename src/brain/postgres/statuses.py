@@ -168,9 +168,11 @@ WHERE a.attrelid = %s AND a.attname = %s AND NOT a.attisdropped
 """
 
 
-async def status_column(conn: Conn, oid: int, name: str) -> StatusColumn:
+async def status_column(conn: Conn, oid: int, name: str) -> StatusColumn | None:
+    """None if the table has no such column: it may have changed since it was described."""
     row = await (await conn.execute(_COLUMN, (oid, name))).fetchone()
-    assert row is not None
+    if row is None:
+        return None
     enum, textual, padded, labels, checks = row
     if enum is not None:
         type_ = sql.Identifier(*json.loads(enum)).as_string()

@@ -288,6 +288,9 @@ async def describe(conn: Conn, table: Table) -> Description:
     }
     primary_key = tuple(json.loads(key or "[]"))
     names = _resolve(table, found, primary_key)
+    statuses = await status_column(conn, int(oid), names["status"])
+    if statuses is None:
+        raise TableError(f"the table {table} changed while Brain looked at it")
     return Description(
         oid=int(oid),
         kind=kind,
@@ -298,7 +301,7 @@ async def describe(conn: Conn, table: Table) -> Description:
         columns={field: found[name] for field, name in names.items()},
         others=tuple(column for name, column in found.items() if name not in names.values()),
         tree=frozenset(json.loads(tree)),
-        statuses=await status_column(conn, int(oid), names["status"]),
+        statuses=statuses,
     )
 
 

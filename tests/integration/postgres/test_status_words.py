@@ -9,7 +9,7 @@ from brain.contract.messages import ACTIVE, STATUSES
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.polling import Mode
-from brain.postgres.statuses import COMMON, STRICT
+from brain.postgres.statuses import COMMON, STRICT, status_column
 from brain.postgres.table import describe
 from tests.support import ROOT
 from tests.support.following import RUNS, Following
@@ -143,3 +143,10 @@ def test_the_docs_list_the_common_words() -> None:
     for status in STATUSES:
         words = [f"`{word}`" for word, meaning in COMMON.items() if meaning == status]
         assert f"- `{status}`: {', '.join(words)}" in lines
+
+
+async def test_a_column_that_has_gone_meanwhile_is_none(database: str) -> None:
+    ((oid,),) = execute(database, "SELECT 'runs'::regclass::oid::bigint")
+    async with await connect(database, "test") as conn:
+        assert await status_column(conn, int(oid), "status") is not None
+        assert await status_column(conn, int(oid), "state") is None
