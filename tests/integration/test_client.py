@@ -20,6 +20,7 @@ from websockets.frames import Close, Opcode
 from websockets.http11 import Response
 
 from brain import Away, Connected, Deleted, Message, Ready, Source, WatchError, wait, watch
+from brain.client import endings
 from brain.client.endings import classify
 from brain.client.events import Event
 from brain.client.proxies import is_loopback
@@ -434,16 +435,58 @@ async def test_a_reset_is_done_at_once_but_repeated_resets_back_off() -> None:
         assert w.of(Connected) == [Connected(reset=True)]
 
 
-async def test_an_invalid_message_ends_the_watch() -> None:
+RUN = '{"type":"run_update","data":{"id":"a","status":"running"%s},"timestamp":"%s"}'
+SOURCE = (
+    '{"type":"source","data":{"source":"poll","lag_seconds":%s},"timestamp":"2026-01-01T00:00:00Z"}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello",
+        RUN % ("", "2026-01-01T00:00:00"),
+        RUN % ("", "0001-01-01T00:00:00+14:00"),
+        RUN % ("", "9999-12-31T23:59:59-14:00"),
+        RUN % (',"started_at":"0001-01-01T00:00:00"', "2026-01-01T00:00:00Z"),
+        SOURCE % "Infinity",
+        SOURCE % "1e400",
+    ],
+    ids=[
+        "text",
+        "no zone",
+        "year 0",
+        "year 10000",
+        "a field without zone",
+        "infinite",
+        "too large",
+    ],
+)
+async def test_an_invalid_message_ends_the_watch(text: str) -> None:
     async def handle(connection: ServerConnection) -> None:
-        await connection.send("hello")
+        await connection.send(text)
         await connection.wait_closed()
 
     async with serve(handle, "127.0.0.1", 0) as server:
         url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        with pytest.raises(WatchError, match="sent something that is not a message: 'hello'"):
-            async for _ in watch(url, proxy=None):
-                pass
+        events = watch(url, proxy=None)
+        with pytest.raises(WatchError, match="sent something that is not a message: '") as caught:
+            async with asyncio.timeout(PATIENCE):
+                assert [event async for event in events] == []
+        assert repr(text[:80]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"[" * 100_000, "[" * 200),
+        (b'{"detail":' + b"[" * 5000, '{"detail":' + "[" * 190),
+        (b'{"detail":"' + b"x" * 5000 + b'"}', "x" * 2000),
+    ],
+    ids=["deep", "a deep detail", "long"],
+)
+def test_a_refusal_of_any_form_has_a_short_reason(body: bytes, reason: str) -> None:
+    assert endings.refused(403, body, "").reason == f"refused with 403: {reason}"
 
 
 # Back-off.

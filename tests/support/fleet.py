@@ -68,16 +68,18 @@ class Fleet:
         return sock
 
     def _reload_all(self, number: int) -> None:
-        self._loaded[number], stamp, cursor = [], "", ""
+        loaded: list[dict[str, Any]] = []
+        stamp, cursor = "", ""
         while not stamp or cursor:
             page = self._brain.get(
                 "/api/runs?limit=1000" + (f"&cursor={cursor}" if cursor else "")
             )[1]
-            self._loaded[number] += page["runs"]
+            loaded += page["runs"]
             stamp, cursor = stamp or page["timestamp"], page["next_cursor"]
         self._received[number] = bytearray()
         self._sockets[number].close()
         self._sockets[number] = self._connect(number, f"?since={stamp}")
+        self._loaded[number] = loaded
 
     def _read(self) -> None:
         while self._going:
@@ -123,6 +125,12 @@ class Fleet:
             )
             time.sleep(0.003)
         return time.monotonic() - begun
+
+    def reloaded(self) -> None:
+        """Wait until every client has loaded all runs again. What is committed from then on reaches
+        each as a message.
+        """
+        self.until(lambda: len(self._loaded) == len(self._sockets))
 
     def received(self, text: str, seconds: float = PATIENCE) -> float:
         """Wait until every client has been sent this text, such as a run's id. Returns how long it

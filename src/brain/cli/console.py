@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from websockets.exceptions import InvalidURI
 
 from brain import __version__
-from brain.cli.lines import STDERR
+from brain.cli.lines import STDERR, printable
 from brain.config import Settings, SettingsError
 from brain.contract.errors import BrainError
 from brain.embedded.server import running
@@ -35,8 +35,9 @@ EXPECTED = (BrainError, psycopg.Error, OSError, InvalidURI)
 
 
 def note(text: str) -> None:
-    """Print a line to standard error."""
-    print(f"brain: {text}", file=sys.stderr)
+    """Print a line to standard error. A server may have written a part of it."""
+    lines = "\n".join(map(printable, text.split("\n")))
+    print(f"brain: {lines}", file=sys.stderr)
 
 
 def fail(error: BaseException | str) -> NoReturn:

@@ -13,6 +13,12 @@ MAX_RETRY_AFTER: Final = 60.0
 """Seconds of a `Retry-After` that are respected: a proxy's error page must not stop a client for a
 day."""
 
+MAX_DOCUMENT: Final = 64 * 1024
+"""Bytes of a refusal that are read."""
+
+MAX_DETAIL: Final = 2000
+"""Characters of its sentence."""
+
 UNAUTHORIZED: Final = 401
 TEMPORARY: Final = frozenset({408, 425, 429})
 PERMANENT: Final = frozenset({501, 505})
@@ -76,8 +82,8 @@ def refused(status: int, body: bytes, retry_after: str) -> Ending:
 
 def _detail(body: bytes) -> str:
     """The `detail` of a problem document (RFC 9457), or the beginning of another answer."""
-    text = body.decode(errors="replace")
+    text = body[:MAX_DOCUMENT].decode(errors="replace")
     try:
-        return str(json.loads(text)["detail"])
-    except (ValueError, TypeError, KeyError):
+        return str(json.loads(text)["detail"])[:MAX_DETAIL]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return text[:200].strip()

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from brain.client.api import API, Unanswered
 from brain.client.endings import Ending
-from brain.contract.messages import ACTIVE, STATUSES, RunData
+from brain.contract.messages import ACTIVE, STATUSES, Moment, RunData
 
 Filter: TypeAlias = Mapping[str, Sequence[str]]
 Query: TypeAlias = list[tuple[str, str]]
@@ -23,7 +23,7 @@ class Page(BaseModel):
 
     runs: list[RunData]
     next_cursor: str | None
-    timestamp: datetime | None
+    timestamp: Moment | None
     complete: bool = False
     total: int | None = None
 

@@ -5,13 +5,12 @@ A default client never receives any of it. Each `timestamp` is one that `since` 
 
 import json
 import math
-from datetime import datetime
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from brain.contract.messages import Micros, Optional, WSMessage, iso, text_frame
+from brain.contract.messages import Micros, Moment, Optional, WSMessage, iso, text_frame
 
 Include = Literal["deleted", "ready", "source"]
 INCLUDE: tuple[Include, ...] = get_args(Include)
@@ -40,9 +39,7 @@ class DeletedMessage(BaseModel):
 
     type: Literal["run_deleted"]
     data: DeletedData
-    timestamp: Annotated[
-        datetime, Field(description="when the change was committed; ISO 8601, UTC")
-    ]
+    timestamp: Annotated[Moment, Field(description="when the change was committed; ISO 8601, UTC")]
 
 
 class ReadyMessage(BaseModel):
@@ -51,7 +48,7 @@ class ReadyMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["ready"]
-    timestamp: Annotated[datetime, Field(description="that of the last message; for `since`")]
+    timestamp: Annotated[Moment, Field(description="that of the last message; for `since`")]
 
 
 class SourceData(BaseModel):
@@ -65,7 +62,7 @@ class SourceData(BaseModel):
     )
     detail: Optional[Annotated[str, Field(description="the same as a sentence")]] = None
     lag_seconds: Annotated[
-        Annotated[float, Field(ge=0)] | None,
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
         Field(
             description="how far behind the database Brain may be; null until it has read the table"
         ),
@@ -79,7 +76,7 @@ class SourceMessage(BaseModel):
 
     type: Literal["source"]
     data: SourceData
-    timestamp: Annotated[datetime, Field(description="that of the last message; for `since`")]
+    timestamp: Annotated[Moment, Field(description="that of the last message; for `since`")]
 
 
 IncludeMessage: TypeAlias = Annotated[

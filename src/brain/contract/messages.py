@@ -9,7 +9,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 T = TypeVar("T")
@@ -61,6 +61,17 @@ Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extr
 """A field that is absent, never null, where the row has NULL."""
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the year must be 1 to 9999 in UTC") from None
+
+
+Moment: TypeAlias = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A time that `iso` can write again."""
+
+
 class RunData(BaseModel):
     """A run as clients see it. A field that is NULL in the row is left out."""
 
@@ -71,8 +82,8 @@ class RunData(BaseModel):
     progress: Optional[Annotated[float, Field(ge=0, le=100, description="percent")]] = None
     task_id: Optional[str] = None
     agent: Optional[str] = None
-    started_at: Optional[Annotated[datetime, Field(description="ISO 8601, UTC")]] = None
-    completed_at: Optional[Annotated[datetime, Field(description="ISO 8601, UTC")]] = None
+    started_at: Optional[Annotated[Moment, Field(description="ISO 8601, UTC")]] = None
+    completed_at: Optional[Annotated[Moment, Field(description="ISO 8601, UTC")]] = None
     error: Optional[str] = None
 
 
@@ -83,9 +94,7 @@ class WSMessage(BaseModel):
 
     type: Type
     data: RunData
-    timestamp: Annotated[
-        datetime, Field(description="when the change was committed; ISO 8601, UTC")
-    ]
+    timestamp: Annotated[Moment, Field(description="when the change was committed; ISO 8601, UTC")]
 
 
 def filled(run: Run, known: Run | None) -> Run:
