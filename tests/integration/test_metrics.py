@@ -59,7 +59,10 @@ def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> 
             assert sample.labels.keys() <= {"le", "source", "code", *BUILD}, (
                 "each label has a bounded set of values"
             )
-    rows = [line.replace("|---|---|---|---|---|", "|---|---|---|---|").split(" | ") for line in documented()]
+    rows = [
+        line.replace("|---|---|---|---|---|", "|---|---|---|---|").split(" | ")
+        for line in documented()
+    ]
     assert "\n".join(" | ".join((*row[:3], *row[4:])) for row in rows) + "\n" == table(text)
 
 
