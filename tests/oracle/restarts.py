@@ -44,11 +44,11 @@ from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.delivery.log import RUN
 from brain.postgres import pgoutput
-from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.poll import Poll
+from brain.postgres.records import Records
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.timing import PollTiming, StreamTiming, Timing
 from tests.support.following import RUNS, WithoutJitter
