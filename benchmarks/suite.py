@@ -195,7 +195,7 @@ class Suite:
             "targets": [
                 machine.target(what, reached, **bounds)
                 for what, reached, bounds in targets
-                if not math.isnan(reached) and not self.compare
+                if not math.isnan(reached) and not self.compare and not self.quick
             ],
             "jobs": jobs,
         }

@@ -1,6 +1,6 @@
 """Another version of Brain, measured beside this one: `--compare REV` of a program.
 
-Both run with the programs, the libraries and the settings of this checkout.
+Both run with the libraries and the settings of this checkout.
 """
 
 import subprocess
@@ -14,22 +14,26 @@ COPIES = Path(__file__).parent / "build" / "versions"
 
 
 @cache
-def source(rev: str) -> Path:
-    """The folder src/ of a commit. Raises SystemExit if there is no such commit."""
+def tree(rev: str) -> Path:
+    """All files of a commit. Raises SystemExit if there is no such commit."""
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}")
-    commit = found.stdout.decode().strip()
     if found.returncode:
         raise SystemExit(f"--compare {rev}: git knows no such commit, branch or tag")
+    commit = found.stdout.decode().strip()
     folder = COPIES / commit
     if not folder.exists():
         COPIES.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=COPIES) as partly:
-            archive = _git("archive", commit, "src", check=True).stdout
+            archive = _git("archive", "--prefix=tree/", commit, check=True).stdout
             subprocess.run(["tar", "-xf", "-", "-C", partly], input=archive, check=True)
-            Path(partly, "src").rename(folder)  # whole, or not there
-    if not (folder / "brain").is_dir():
+            Path(partly, "tree").rename(folder)  # whole, or not there
+    if not (folder / "src" / "brain").is_dir():
         raise SystemExit(f"--compare {rev}: that commit has no src/brain")
     return folder
+
+
+def source(rev: str) -> Path:
+    return tree(rev) / "src"
 
 
 def _git(*arguments: str, check: bool = False) -> "subprocess.CompletedProcess[bytes]":
