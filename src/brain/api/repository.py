@@ -64,7 +64,9 @@ from brain.contract.messages import (
     Status,
     body,
 )
+from brain.contract.subscription import Form
 from brain.delivery.board import Board
+from brain.delivery.log import RUN
 from brain.postgres.canonical import canonical, printed
 from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
@@ -123,6 +125,11 @@ class RunRepository:
             return self._version(row)
         except RowNotInContract as error:
             raise RunNotFound(run_id, str(error)) from error
+
+    def seen(self, run_id: str, form: Form) -> str:
+        """The status of the run that clients have seen last; "" if Brain does not hold it."""
+        found = [self._board.get(each) for each in form("run_id", [run_id]) or ()]
+        return next((entry[RUN][STATUS] for entry in found if entry is not None), "")
 
     async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
         """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
