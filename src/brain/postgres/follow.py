@@ -113,6 +113,7 @@ class Follow:
                 # board. The clients stay connected.
                 log.exception("following failed")
                 self.state.change("none", "fault", f"a bug in Brain: {error!r}")
+            self.state.lateness.ask(loop.time())
             was_steady = loop.time() - began > self._timing.steady
             failures = 1 if was_steady else failures + 1
             await asyncio.sleep(self._timing.back_off.delay(failures))

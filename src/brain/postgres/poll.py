@@ -150,7 +150,7 @@ class Poll:
         Yields nothing, without a scan, if nothing was committed anywhere. `always`: scan
         nevertheless.
         """
-        if not always and await self._is_current():
+        if not always and await self.is_current():
             return
         # This query waits for the table's lock, so that the scan does not. A wait is no cost of the
         # scan: an hour of it would be followed by a pause of a day.
@@ -180,7 +180,8 @@ class Poll:
         last, self._took = self._took, took + self._clock() - begun
         self.pause = self._timing.pause(last, self._took, int(row[0] or 0))
 
-    async def _is_current(self) -> bool:
+    async def is_current(self) -> bool:
+        """Whether nothing was committed anywhere since the last poll. Of a view nobody knows."""
         checkpoint = self.progress.checkpoint
         return (
             checkpoint is not None
