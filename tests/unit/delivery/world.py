@@ -444,7 +444,8 @@ class World:
         cut = rng.choice((len(rows), rng.randint(0, len(rows))))
         for slice_ in (rows[:cut], rows[cut:]):
             if slice_:
-                self.apply(Changes(slice_, at, 1))
+                incomplete = any(UNCHANGED in row for _, row in slice_)
+                self.apply(Changes(slice_, at, 1, incomplete))
         for _, row in rows:
             self.unreported.pop(row[ID], None)
 
