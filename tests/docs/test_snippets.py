@@ -60,6 +60,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("operations.md", "kubectl "): "needs a cluster; tests/containers checks the manifest",
     ("proxies.md", "server {"): "tests/integration/server/test_proxies.py runs it",
     ("proxies.md", "defaults"): "tests/integration/server/test_proxies.py runs it",
+    ("proxies.md", "brain.example {"): "tests/integration/server/test_proxies.py runs it",
     ("proxies.md", "BRAIN_HOST=127.0.0.1"): "tests/integration/server/test_proxies.py sets it",
 }
 
