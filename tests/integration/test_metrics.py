@@ -92,8 +92,7 @@ def test_each_metric_has_its_documented_value_on_an_idle_brain(database: str) ->
             if name in GROWS:
                 assert (said, *(value > 0 for value in values.values())) == ("grows", True)
                 continue
-            wanted = SAID.get(said)
-            wanted = float(said) if wanted is None else wanted
+            wanted = float(SAID.get(said, said))
             for labels, value in values.items():
                 one = not labels or name == "brain_build_info" or "replication" in labels
                 assert value == (wanted if one else 0), (name, labels)
