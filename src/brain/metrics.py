@@ -20,8 +20,8 @@ from brain.access.rejections import REJECTION_CODES
 from brain.contract.include import SourceName, SourceReport
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
-from brain.postgres.checkpoints import Records
 from brain.postgres.decoder import Decoder
+from brain.postgres.records import Records
 from brain.postgres.source_state import SourceState
 from brain.postgres.unavailable import UnavailableCode
 

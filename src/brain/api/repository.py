@@ -36,7 +36,7 @@ from brain.api.errors import (
     UnknownStatus,
     postgres_message,
 )
-from brain.api.latest import Latest, read_latest
+from brain.api.latest import Latest, Position, read_latest
 from brain.api.overlay import Overlay
 from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
@@ -162,11 +162,11 @@ class RunRepository:
                     raise
                 raise CursorInvalid(encode_cursor(after), postgres_message(error)) from error
 
-    async def latest(self, wanted: ByFields, limit: int) -> Latest:
+    async def latest(self, wanted: ByFields, limit: int, after: Position | None = None) -> Latest:
         """The runs that changed last, from the board. `wanted` are texts as columns print them."""
         if not self._board.begun:
             raise TableNotRead
-        return await read_latest(self._board, wanted, limit)
+        return await read_latest(self._board, wanted, limit, after)
 
     async def total(self, wanted: ByFields) -> Total | None:
         """How many runs match. None if the database does not say it soon."""

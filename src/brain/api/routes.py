@@ -29,6 +29,7 @@ from brain.api.errors import (
     RunNotFound,
     TableNotRead,
 )
+from brain.api.latest import Position
 from brain.api.middleware import BodyLimit, ExactPath, TokenCheck, Tolerance, grant
 from brain.api.models import RunCreate, RunId, RunList, RunPatch
 from brain.api.openapi import (
@@ -154,8 +155,9 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         if _order(once) == "changed":
             if printed is None:
                 raise TableNotRead
+            position = Position.parse(once["cursor"]) if "cursor" in once else None
             async with place(request):
-                latest = await runs.latest(wanted, limit)
+                latest = await runs.latest(wanted, limit, position)
                 return _json(latest.json(await runs.total(wanted)))
         after = decode_cursor(once["cursor"]) if "cursor" in once else None
         async with place(request):
@@ -266,9 +268,6 @@ def _order(once: Mapping[str, str]) -> str:
     if order not in ORDERS:
         message = f"order is {' or '.join(ORDERS)}, not {shown(order)}"
         raise InvalidRequest(message, ("order", message))
-    if order == "changed" and "cursor" in once:
-        message = "cursor continues a list by order=id; a list by order=changed has one page"
-        raise InvalidRequest(message, ("cursor", message))
     return order
 
 

@@ -25,12 +25,13 @@ import psycopg
 import structlog
 
 from brain.contract.events import Event, Known
-from brain.postgres.checkpoints import Progress, Records
 from brain.postgres.connection import connect, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
 from brain.postgres.polling import Mode, Polling
+from brain.postgres.progress import Progress
 from brain.postgres.promotion import Promoted, Promotion
+from brain.postgres.records import Records
 from brain.postgres.replication import StreamLost, StreamSilent
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming

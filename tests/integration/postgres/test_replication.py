@@ -16,11 +16,11 @@ from brain.contract.events import Changes
 from brain.contract.messages import ID
 from brain.delivery.board import Board
 from brain.postgres import pgoutput, replication
-from brain.postgres.checkpoints import Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
 from brain.postgres.poll import Poll
+from brain.postgres.progress import Progress
 from brain.postgres.replication import SLICE, Stream, StreamLost
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import describe
