@@ -79,7 +79,8 @@ def test_replication_reaches_the_changes_of_every_published_table(
     as_owner = server.url(name, ROLE)
     read = (
         "SELECT string_agg(encode(data, 'escape'), '') FROM pg_logical_slot_get_binary_changes("
-        "'reach', NULL, NULL, 'proto_version', '1', 'publication_names', 'brain_public_runs,theirs')"
+        " 'reach', NULL, NULL, 'proto_version', '1',"
+        " 'publication_names', 'brain_public_runs,theirs')"
     )
     execute(as_owner, "CREATE PUBLICATION theirs")
     execute(url, "SELECT pg_create_logical_replication_slot('reach', 'pgoutput')")
