@@ -528,7 +528,7 @@ def listed(url: str) -> dict[str, list[str]]:
     """The tables of each publication of the twins."""
     rows = execute(
         url,
-        "SELECT pubname, array_agg(schemaname || '.' || tablename ORDER BY 1)"
+        "SELECT pubname, array_agg(concat(schemaname, '.', tablename) ORDER BY schemaname COLLATE \"C\")"
         " FROM pg_publication_tables WHERE pubname <> 'brain_public_runs' GROUP BY 1 ORDER BY 1",
     )
     return dict(rows)
@@ -546,11 +546,15 @@ async def test_two_tables_with_one_usual_name_have_two_publications(
         for table in TWINS if by_init_db else ():
             assert await initialize(conn, table, "brain") is None
     async with contextlib.AsyncExitStack() as stack:
+        followings: list[Following] = []
         for table in TWINS:
             f = await stack.enter_async_context(Following(any_database, "auto", table=table))
             await f.source("replication")
             await f.sql(f"INSERT INTO {table} VALUES ('{table.name}', 'queued')")
             await f.pushed(table.name, "queued")
+            followings.append(f)
+        for f in followings:  # its end waits for every slot of the database
+            await f.stop()
     assert listed(any_database) == {usual: ["a_b.c"], other: ["a.b_c"]}
     async with await connect(any_database, "brain") as conn:
         for table, left in zip(TWINS, ({other: ["a.b_c"]}, {}), strict=True):
@@ -586,6 +590,7 @@ async def test_a_removal_touches_no_publication_that_somebody_else_has_made(
 ) -> None:
     execute(any_database, "CREATE PUBLICATION theirs FOR TABLE runs")
     execute(any_database, "ALTER PUBLICATION brain_public_runs RENAME TO renamed")
-    execute(any_database, "CREATE PUBLICATION brain_public_runs FOR ALL TABLES")
+    execute(any_database, "CREATE TABLE other (id text PRIMARY KEY)")
+    execute(any_database, "CREATE PUBLICATION brain_public_runs FOR TABLE other")
     async with await connect(any_database, "brain") as conn:
         assert await removal(conn, RUNS, drop_table=False) == []
