@@ -528,7 +528,7 @@ def listed(url: str) -> dict[str, list[str]]:
     """The tables of each publication of the twins."""
     rows = execute(
         url,
-        "SELECT pubname, array_agg(concat(schemaname, '.', tablename) ORDER BY schemaname COLLATE \"C\")"
+        "SELECT pubname, array_agg(concat(schemaname, '.', tablename) ORDER BY length(schemaname))"
         " FROM pg_publication_tables WHERE pubname <> 'brain_public_runs' GROUP BY 1 ORDER BY 1",
     )
     return dict(rows)
