@@ -17,10 +17,11 @@ from statistics import median
 
 from brain.contract.events import Resumed
 from brain.delivery.board import Board
-from brain.postgres.checkpoints import Progress, Records
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
+from brain.postgres.progress import Progress
+from brain.postgres.records import Records
 from brain.postgres.table import Table
 from tests.support.postgres import execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template

@@ -18,10 +18,10 @@ from benchmarks import machine
 from brain.access.addresses import Address
 from brain.access.policy import Policy
 from brain.delivery.board import Board
-from brain.postgres.checkpoints import Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
+from brain.postgres.progress import Progress
 from brain.postgres.table import Table
 from tests.support.wire import request
 

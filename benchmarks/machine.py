@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,10 @@ from tests.support.served import Brain
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
-"""Where the results of `--quick` go: they are no figures."""
+BEGAN = time.monotonic()
+
+RUNS = 3
+"""Of each measurement, unless a program has its own number or is given one."""
 
 ROLE = "cecelia"
 TICK = os.sysconf("SC_CLK_TCK")
@@ -92,12 +96,20 @@ def address(server: Postgres) -> str:
 
 @contextmanager
 def brain(
-    url: str, *, cores: str = "", follows: str = "replication", **settings: object
+    url: str,
+    *,
+    cores: str = "",
+    follows: str = "replication",
+    version: Path | None = None,
+    **settings: object,
 ) -> Iterator[Brain]:
     """A Brain in its own process, without its limits.
 
     It is killed at the end, so that nobody waits until it has closed thousands of clients.
+    `version` is the folder src/ of another one.
     """
+    if version:
+        settings["shell"] = f'PYTHONPATH={shlex.quote(str(version))} exec "$@"'
     given: dict[str, Any] = {"max_connections": 0, "database_url": url, "log_level": "warning"}
     if "handshakes_per_second" in Settings.model_fields:
         given["handshakes_per_second"] = 0
@@ -208,16 +220,31 @@ open_files()
 # Repetitions and results.
 
 
-def options(doc: str | None) -> argparse.Namespace:
-    """`--quick`, which every program has, and `--runs`."""
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument(
+def parser(doc: str | None, *, runs: int = RUNS, compare: bool = False) -> argparse.ArgumentParser:
+    """`--quick` and `--runs`, which every program has, and `--compare`, which some have."""
+    made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    made.add_argument(
         "--quick", action="store_true", help="a smoke test: little of everything, once"
     )
-    parser.add_argument("--runs", type=int, help="of each measurement (default: 3; 1 if --quick)")
-    given = parser.parse_args()
-    given.runs = given.runs or (1 if given.quick else 3)
-    return given
+    made.add_argument(
+        "--runs", type=int, help=f"of each measurement (default: {runs}; 1 if --quick)"
+    )
+    if compare:
+        made.add_argument(
+            "--compare", metavar="REV", help="only Brain, and Brain as this commit has it, in turn"
+        )
+    made.set_defaults(usual=runs)
+    return made
+
+
+def parsed(made: argparse.ArgumentParser, given: Sequence[str] | None = None) -> argparse.Namespace:
+    found = made.parse_args(given)
+    found.runs = found.runs or (1 if found.quick else found.usual)
+    return found
+
+
+def options(doc: str | None, *, runs: int = RUNS, compare: bool = False) -> argparse.Namespace:
+    return parsed(parser(doc, runs=runs, compare=compare))
 
 
 def interleaved(
@@ -261,18 +288,28 @@ def target(
 
 
 def write(name: str, document: dict[str, Any], *, quick: bool = False) -> Path:
-    """Write results/NAME.json, with the machine, the command and the day."""
+    """Write results/NAME.json, with the machine, the command, the day and the seconds it took.
+
+    `quick`: to build/, because they are no figures: those of `--quick` and of `--compare`.
+    """
     folder = QUICK_RESULTS if quick else RESULTS
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     head = {
         "name": name,
-        "command": f"python -m benchmarks.{name}{' --quick' if quick else ''}",
+        "command": " ".join(["python -m", _program(), *sys.argv[1:]]),
+        "seconds": round(time.monotonic() - BEGAN),
         **describe(),
     }
     path.write_text(json.dumps(head | document, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {path.relative_to(Path(__file__).parents[1])}", file=sys.stderr)
     return path
+
+
+def _program() -> str:
+    """As `python -m` was given it."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else Path(sys.argv[0]).stem
 
 
 def describe() -> dict[str, Any]:

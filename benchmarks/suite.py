@@ -6,51 +6,65 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from typing import Any, Self, TypeAlias
 
-from benchmarks import machine
-from benchmarks.peers import PEERS, CannotBuild
+from benchmarks import machine, versions
+from benchmarks.peers import PEERS, CannotBuild, brain
 from benchmarks.trial import OTHER_CORES, Place, database
 
 Entry: TypeAlias = dict[str, Any]
 
-RUNS = 3
-BASELINE = "brain"
-SERVERS = (
-    BASELINE,
-    "brain_before",
-    "brain_at_once",
-    "node_ws",
-    "fastapi",
-    "websockets",
-    "centrifugo",
-)
+BASELINE, BEFORE = "brain", "before"
+SERVERS = (BASELINE, "socketify", "centrifugo", "node_ws", "fastapi", "websockets")
 """What people would use, in this order."""
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: little of everything, once"
-    )
-    parser.add_argument("--only", help="servers to measure, separated by commas", default="")
-    parser.add_argument(
-        "--runs", type=int, help=f"of each measurement (default: {RUNS}; 1 if --quick)"
-    )
-    return parser.parse_args()
+@dataclass(frozen=True)
+class Job:
+    name: str
+    clients: int
+    count: int
+    rate: float
+    """Changes per second; 0: all in one transaction."""
+
+    @property
+    def deliveries(self) -> float:
+        """Due per second."""
+        return self.clients * self.rate
+
+
+def arguments(doc: str | None, *, compare: bool = True) -> argparse.Namespace:
+    made = machine.parser(doc, compare=compare)
+    made.add_argument("--only", help="servers to measure, separated by commas", default="")
+    made.set_defaults(compare=None)
+    return machine.parsed(made)
 
 
 class Suite:
-    """The measurements of one program. A failure is reported as a result, and the rest goes on."""
+    """The measurements of one program. A failure is reported as a result, and the rest goes on.
+
+    With `--compare`, Brain and Brain of another commit are the only servers.
+    """
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name = name
-        self.runs = options.runs or (1 if options.quick else RUNS)
+        self.runs: int = options.runs
         self.quick: bool = options.quick
         self.only: list[str] = [each for each in options.only.split(",") if each]
+        if unknown := set(self.only) - PEERS.keys():
+            raise SystemExit(f"--only {','.join(unknown)}: the servers are {', '.join(PEERS)}")
+        self.compare: str | None = options.compare
+        if self.compare:
+            title = f"Brain of {self.compare}"
+            PEERS[BEFORE] = brain(BEFORE, title, versions.source(self.compare))
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.absent: dict[str, dict[str, str]] = {}
+        """Job → server → why it was not measured."""
+        self._behind: dict[str, Job] = {}
+        """Server → the least load that it could not keep up with."""
         self.results: dict[str, dict[str, list[Entry]]] = {}
         """Job → server → one entry per run."""
         self._closing = ExitStack()
@@ -68,6 +82,8 @@ class Suite:
         So other work of the machine affects all in the same way, and each run has a server of its
         own.
         """
+        if self.compare:
+            names = (BASELINE, BEFORE)
         wanted = [name for name in names if not self.only or name in self.only]
         for name in wanted:
             try:
@@ -95,6 +111,23 @@ class Suite:
             else:
                 yield place
 
+    def sustain(self, place: Place, job: Job) -> None:
+        """Measure changes at a rate. What cannot keep up once is not asked again, nor for more."""
+        self.measure(place, job.name, partial(place.trial, job.count, job.rate))
+        last = self.results.get(job.name, {}).get(place.peer.name, [{}])[-1]
+        known = self._behind.get(place.peer.name)
+        if last.get("behind") and (known is None or job.deliveries < known.deliveries):
+            self._behind[place.peer.name] = job
+
+    def hopeless(self, name: str, job: Job) -> bool:
+        """Whether it fell behind at this load, or at fewer deliveries a second."""
+        behind = self._behind.get(name)
+        if behind is None or (behind != job and behind.deliveries >= job.deliveries):
+            return False
+        if name not in self.results.get(job.name, {}):
+            self.absent.setdefault(job.name, {})[name] = f"fell behind at {behind.name}"
+        return True
+
     def measure(self, server: Place | str, job: str, measure: Callable[[], Any]) -> None:
         name = server if isinstance(server, str) else server.peer.name
         try:
@@ -107,8 +140,6 @@ class Suite:
             entry |= entry.pop("latency", {})
             self.results.setdefault(job, {}).setdefault(name, []).append(entry)
             print(f"{name}, {job}: {_brief(entry)}", file=sys.stderr, flush=True)
-            if isinstance(server, Place) and entry.get("behind"):
-                server.again()
         except (RuntimeError, OSError) as error:
             self._fail(name, job, error)
 
@@ -121,7 +152,14 @@ class Suite:
     def median(self, job: str, name: str, field: str) -> float:
         """NaN if it was not measured."""
         values = [run[field] for run in self.results.get(job, {}).get(name, []) if field in run]
-        return statistics.median(values) if values else float("nan")
+        return statistics.median(values) if values else math.nan
+
+    def ratio(self, job: str, field: str, to: str) -> float:
+        """Brain's figure by the other's, for runs next to each other in time; NaN without both."""
+        of = self.results.get(job, {})
+        pairs = zip(of.get(BASELINE, []), of.get(to, []), strict=False)
+        found = [mine[field] / other[field] for mine, other in pairs if other.get(field)]
+        return statistics.median(found) if found else math.nan
 
     def finish(
         self,
@@ -153,14 +191,16 @@ class Suite:
             "columns": columns,
             "skipped": self.skipped,
             "failed": self.failed,
+            "absent": self.absent,
             "targets": [
                 machine.target(what, reached, **bounds)
                 for what, reached, bounds in targets
-                if not math.isnan(reached)
+                if not math.isnan(reached) and not self.compare and not self.quick
             ],
             "jobs": jobs,
         }
-        machine.write(self.name, document, quick=self.quick)
+        name = f"{self.name}-compare" if self.compare else self.name
+        machine.write(name, document, quick=self.quick or bool(self.compare))
 
 
 def figures(runs: Sequence[Entry]) -> dict[str, dict[str, float]]:

@@ -1,26 +1,33 @@
 """Writers: what following the table costs its writers.
 
-`python -m benchmarks.writers [--quick]`.
+`python -m benchmarks.writers [--quick] [--compare REV]`.
 
 pgbench updates runs, one per transaction, as fast as it can: alone; while Brain streams; while
-Brain polls; and with the trigger and the listener that each peer needs. PostgreSQL, writers and
-followers share all cores, and nobody has a WebSocket client: the difference is the price of
-hearing of the changes. Once with the data on disk, where a commit waits until it is written, as
-usual; once in memory, where a commit is CPU and nothing else, and a follower takes that CPU from
-the writers.
+Brain polls; while PostgreSQL's own pg_recvlogical streams the same publication by the same plugin
+and discards the output, which is the floor for any follower; and with the trigger and the listener
+that a peer needs. PostgreSQL, writers and followers share all cores, and nobody has a WebSocket
+client: the difference is the price of hearing of the changes. Once with the data on disk, where a
+commit waits until it is written, as usual; once in memory, where a commit is CPU and nothing else,
+and a follower takes that CPU from the writers. The JSON trigger is that of all peers but one.
 """
 
+import argparse
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks import machine
+from psycopg import sql
+
+from benchmarks import machine, versions
 from benchmarks.changes import RUNS, prepare
 from benchmarks.peers import HERE, PEERS, CannotBuild, Server
-from tests.support.postgres import Postgres
+from brain.postgres.table import Table
+from tests.support.patience import wait_until
+from tests.support.postgres import Postgres, _readable, execute
 
 CLIENTS = 4
 SCRIPT = f"""\\set n random(0, {RUNS - 1})
@@ -32,13 +39,17 @@ FORGET = (
     "DROP TABLE IF EXISTS centrifugo_outbox CASCADE",
 )
 
-PEERS_WITH_TRIGGER = ("websockets", "node_ws", "centrifugo")
+STREAMING, FLOOR, TRIGGER = "Brain streaming", "pg_recvlogical", "websockets"
+PEERS_WITH_TRIGGER = (TRIGGER, "centrifugo_outbox")
+SLOT = "benchmark"
+IS_ACTIVE = f"SELECT active FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
 
 Follower: TypeAlias = Callable[[], AbstractContextManager[int]]
 Found: TypeAlias = dict[str, list[dict[str, float]]]
 
-MIN_RATIO = 0.88
-MIN_RATIO_TO_TRIGGER = 2.4
+MIN_TO_FLOOR = {"on disk": 0.95, "in memory": 0.92}
+MAX_CPU_US = 14.0
+"""Of Brain, for a transaction of one row."""
 
 
 def pgbench(server: Postgres, seconds: float, clients: int = CLIENTS) -> dict[str, float]:
@@ -77,9 +88,34 @@ def _times(folder: Path) -> Iterator[float]:
 
 
 @contextmanager
-def brain(url: str, source: str) -> Iterator[int]:
-    with machine.brain(url, follows=source, source=source) as served:
+def brain(url: str, source: str, version: Path | None = None) -> Iterator[int]:
+    with machine.brain(url, follows=source, source=source, version=version) as served:
         yield served.process.pid
+
+
+@contextmanager
+def recvlogical(server: Postgres) -> Iterator[int]:
+    url = machine.address(server)
+    publication = sql.Identifier(Table("public", "runs").publication).as_string()
+    command: list[str | Path] = [
+        _readable(server.version) / "pg_recvlogical",
+        *("-h", "127.0.0.1", "-p", str(server.port), "-U", machine.ROLE, "-d", machine.ROLE),
+        *("--slot", SLOT, "-P", "pgoutput"),
+    ]
+    options = ("-o", "proto_version=1", "-o", f"publication_names={publication}")
+    subprocess.run([*command, "--create-slot"], check=True)
+    start = [*command, *options, "--start", "--no-loop", "--fsync-interval=0", "-f", "/dev/null"]
+    with subprocess.Popen(start) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or execute(url, IS_ACTIVE)[0][0])
+            if process.poll() is not None:
+                raise RuntimeError(f"pg_recvlogical ended with {process.returncode}")
+            yield process.pid
+        finally:
+            process.kill()
+            process.wait()
+            wait_until(lambda: not execute(url, IS_ACTIVE)[0][0])
+            machine.statements(url, f"SELECT pg_drop_replication_slot('{SLOT}')")
 
 
 @contextmanager
@@ -104,23 +140,30 @@ def measure(server: Postgres, seconds: float, follower: Follower | None) -> dict
         return figures | {"follower_cpu_us": cpu / figures["transactions"] * 1e6}
 
 
-def compare(*, disk: bool, runs: int, seconds: float, skipped: dict[str, str]) -> Found:
+def compare(options: argparse.Namespace, *, disk: bool, skipped: dict[str, str]) -> Found:
     """All followers, in turn."""
+    seconds = 2 if options.quick else 5
     with machine.postgres(disk=disk) as server:
         url = machine.address(server)
         followers: dict[str, Follower | None] = {
             "alone": None,
-            "Brain streaming": partial(brain, url, "replication"),
-            "Brain polling": partial(brain, url, "poll"),
+            STREAMING: partial(brain, url, "replication"),
         }
-        for name in PEERS_WITH_TRIGGER:
-            if name not in skipped:
-                followers[name] = partial(peer, url, name)
+        if options.compare:
+            before = versions.source(options.compare)
+            name = f"{STREAMING}, {options.compare}"
+            followers[name] = partial(brain, url, "replication", before)
+        followers[FLOOR] = partial(recvlogical, server)
+        if not options.compare:
+            followers["Brain polling"] = partial(brain, url, "poll")
+            followers |= {
+                name: partial(peer, url, name) for name in PEERS_WITH_TRIGGER if name not in skipped
+            }
         measures = {
             name: partial(measure, server, seconds, each) for name, each in followers.items()
         }
         measure(server, 2, None)  # warm up
-        return machine.interleaved(runs, measures)
+        return machine.interleaved(options.runs, measures)
 
 
 def report(found: Found) -> dict[str, Any]:
@@ -130,6 +173,7 @@ def report(found: Found) -> dict[str, Any]:
             "runs": runs,
             "figures": machine.spreads(runs),
             "to_alone": machine.ratios(runs, found["alone"], "tps"),
+            "to_pg_recvlogical": machine.ratios(runs, found[FLOOR], "tps"),
             "latency_to_alone": machine.ratios(runs, found["alone"], "p50_ms"),
         }
         tps, p50, p99 = (
@@ -143,31 +187,33 @@ def report(found: Found) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = machine.options(__doc__)
-    seconds = 2 if options.quick else 10
+    options = machine.options(__doc__, compare=True)
     skipped = {}
     for name in PEERS_WITH_TRIGGER:
         try:
             PEERS[name].build()
         except CannotBuild as reason:
             skipped[name] = str(reason)
-    document: dict[str, Any] = {
-        "clients": CLIENTS,
-        "seconds": seconds,
-        "skipped": skipped,
-        "jobs": {},
-        "targets": [],
-    }
+    document: dict[str, Any] = {"clients": CLIENTS, "skipped": skipped, "jobs": {}, "targets": []}
     for place, disk in (("on disk", True), ("in memory", False)):
-        found = compare(disk=disk, runs=options.runs, seconds=seconds, skipped=skipped)
+        found = compare(options, disk=disk, skipped=skipped)
         print(f"{place}:")
         document["jobs"][place] = report(found)
-        for rivals, least in (("alone", MIN_RATIO), ("websockets", MIN_RATIO_TO_TRIGGER)):
-            kept = machine.ratios(found["Brain streaming"], found[rivals], "tps")["median"]
-            rival = "alone" if rivals == "alone" else "a JSON NOTIFY trigger"
-            what = f"writers' transactions/s {place}, Brain streaming to {rival}"
-            document["targets"].append(machine.target(what, kept, least=least))
-    machine.write("writers", document, quick=options.quick)
+        figures = document["jobs"][place][STREAMING]
+        kept = figures["to_pg_recvlogical"]["median"]
+        used = figures["figures"]["follower_cpu_us"]["median"]
+        document["targets"] += [
+            machine.target(
+                f"writers' transactions/s {place}, beside Brain to beside pg_recvlogical",
+                kept,
+                least=MIN_TO_FLOOR[place],
+            ),
+            machine.target(
+                f"Brain's CPU µs for a transaction of one row, {place}", used, most=MAX_CPU_US
+            ),
+        ]
+    name = "writers-compare" if options.compare else "writers"
+    machine.write(name, document, quick=options.quick or bool(options.compare))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from psycopg import conninfo
 
+from tests.support import prefork
 from tests.support.issuer import SECRET
 from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
 from tests.support.served import Brain, served
@@ -23,6 +24,8 @@ from tests.support.wire import Baseline, Control, baseline, settled
 # A shell's background job ignores SIGINT, and its children inherit that: tests that send SIGINT
 # would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+prefork.install()
 
 FAULTS = (Path(__file__).parent / "faults", Path(__file__).parent / "oracle" / "test_torture.py")
 """Whose tests are those of `make faults`, but for the `cheap` ones."""
@@ -40,6 +43,10 @@ def pytest_collection_finish() -> None:
     """Freeze what exists before the first test: a collection then takes 1 ms instead of 100."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    prefork.close()
 
 
 def _clear(error: BaseException) -> None:

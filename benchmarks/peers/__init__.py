@@ -19,15 +19,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from benchmarks import machine
+
 HERE = Path(__file__).parent
 BUILT = Path(__file__).parents[1] / "build"
-BEFORE = os.environ.get("BENCHMARK_BEFORE", "")
-"""Another checkout of Brain, measured next to this one with the same programs."""
+SOCKETIFY = BUILT / "socketify"
 CENTRIFUGO = "github.com/centrifugal/centrifugo/v6@v6.9.1"
+CENTRIFUGO_PATH = "/connection/uni_websocket?cf_connect=" + quote('{"subs":{"runs":{}}}', safe="")
 
 
 class CannotBuild(Exception):  # noqa: N818 - a reason to skip a peer, rarely an error
@@ -49,6 +52,8 @@ class Peer:
     ready: Callable[["Server"], bool] = lambda server: "ready" in server.log()
     """True when it listens to the database."""
     environment: dict[str, str] = field(default_factory=dict)
+    feeder: Callable[[int, str], list[str]] | None = None
+    """A program of its own that tells the server of changes. It does not run on its core."""
 
 
 def _nothing() -> None:
@@ -72,6 +77,22 @@ def _floor() -> None:
         _run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)])
 
 
+def _socketify() -> None:
+    """Apart from the virtual environment, which no user of Brain shares with it."""
+    wanted = HERE / "socketify" / "requirements.txt"
+    stamp = SOCKETIFY / wanted.name
+    if not stamp.exists() or stamp.read_bytes() != wanted.read_bytes():
+        shutil.rmtree(SOCKETIFY, ignore_errors=True)
+        install = ["install", "--quiet", "--disable-pip-version-check"]
+        where = ["--no-deps", "--require-hashes", "--target", str(SOCKETIFY), "-r", str(wanted)]
+        _run([sys.executable, "-m", "pip", *install, *where])
+        _run(
+            [sys.executable, "-c", "import socketify"],
+            env=os.environ | {"PYTHONPATH": str(SOCKETIFY)},
+        )
+        shutil.copy(wanted, stamp)
+
+
 def _centrifugo() -> None:
     if (BUILT / "centrifugo").exists():
         return
@@ -80,39 +101,39 @@ def _centrifugo() -> None:
     _run(["go", "install", CENTRIFUGO], env=os.environ | {"GOBIN": str(BUILT)})
 
 
-def _centrifugo_command(port: int, url: str) -> list[str]:
-    """Fed by its own PostgreSQL consumer, which NOTIFY wakes.
+def _centrifugo_command(port: int, url: str, *, consumer: bool) -> list[str]:
+    """Open to everyone, one channel, one port, and no optional feature that costs time.
 
-    Open to everyone, one channel, one port, and no optional feature that costs time.
+    `consumer`: it reads an outbox in PostgreSQL itself. Otherwise somebody calls its API.
     """
     configuration = json.loads((HERE / "centrifugo" / "config.json").read_text())
     configuration["http_server"]["port"] = port
-    configuration["consumers"][0]["postgresql"]["dsn"] = url
+    if consumer:
+        configuration["consumers"][0]["postgresql"]["dsn"] = url
+    else:
+        del configuration["consumers"]
     path = BUILT / "centrifugo.json"
     path.write_text(json.dumps(configuration))
     return [str(BUILT / "centrifugo"), "-c", str(path)]
 
 
-def _before() -> None:
-    if not (BEFORE and Path(BEFORE, "src", "brain").is_dir()):
-        raise CannotBuild("BENCHMARK_BEFORE names no other checkout of Brain to compare with")
-
-
-def _brain(name: str, title: str, build: Callable[[], None] = _nothing, **environment: str) -> Peer:
+def brain(name: str, title: str, source: Path | None = None, **environment: str) -> Peer:
+    """Brain with these settings; of another version, if `source` is that version's src/."""
     # The peers have no such limits, and write no line per client.
     unlimited = {
         "BRAIN_MAX_CONNECTIONS": "0",
         "BRAIN_MAX_CONNECTIONS_PER_IP": "0",
         "BRAIN_LOG_LEVEL": "warning",
     }
+    other = {"PYTHONPATH": str(source)} if source else {}
     return Peer(
         name,
         title,
-        build,
+        _nothing,
         lambda *_: [sys.executable, "-m", "brain", "serve"],
         sql="",
         ready=lambda server: server.readiness().get("source") == "replication",
-        environment=unlimited | environment,
+        environment=unlimited | other | environment,
     )
 
 
@@ -127,9 +148,35 @@ def _run(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | N
 PEERS = {
     peer.name: peer
     for peer in (
-        _brain("brain", "Brain"),
-        _brain("brain_at_once", "Brain, flush interval 0", BRAIN_FLUSH_INTERVAL="0"),
-        _brain("brain_before", "Brain before", _before, PYTHONPATH=f"{BEFORE}/src"),
+        brain("brain", "Brain"),
+        Peer(
+            "socketify",
+            "socketify (uWebSockets, C++) + LISTEN",
+            _socketify,
+            lambda port, _: [sys.executable, str(HERE / "socketify" / "server.py"), str(port)],
+            environment={"PYTHONPATH": str(SOCKETIFY)},
+        ),
+        Peer(
+            "centrifugo",
+            "Centrifugo + LISTEN",
+            _centrifugo,
+            partial(_centrifugo_command, consumer=False),
+            path=CENTRIFUGO_PATH,
+            ready=lambda server: "publishing" in server.log(),
+            feeder=lambda port, _: [
+                *(sys.executable, str(HERE / "centrifugo" / "publish.py")),
+                str(port),
+            ],
+        ),
+        Peer(
+            "centrifugo_outbox",
+            "Centrifugo, PostgreSQL consumer",
+            _centrifugo,
+            partial(_centrifugo_command, consumer=True),
+            sql="centrifugo/outbox.sql",
+            path=CENTRIFUGO_PATH,
+            ready=lambda server: "consuming" in server.log() or "serving" in server.log(),
+        ),
         Peer(
             "node_ws",
             "Node.js ws + pg LISTEN",
@@ -148,15 +195,6 @@ PEERS = {
             "websockets broadcast + LISTEN",
             _nothing,
             lambda port, _: [sys.executable, str(HERE / "websockets_broadcast.py"), str(port)],
-        ),
-        Peer(
-            "centrifugo",
-            "Centrifugo, PostgreSQL consumer",
-            _centrifugo,
-            _centrifugo_command,
-            sql="centrifugo/outbox.sql",
-            path="/connection/uni_websocket?cf_connect=" + quote('{"subs":{"runs":{}}}', safe=""),
-            ready=lambda server: "consuming" in server.log() or "serving" in server.log(),
         ),
         Peer(
             "floor",
@@ -178,22 +216,31 @@ class Server:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the server runs
         own = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
         addresses = {"DATABASE_URL": url, "BRAIN_PORT": str(self.port), "BRAIN_HOST": "127.0.0.1"}
-        self.process = subprocess.Popen(
-            [*(["taskset", "-c", cores] if cores else []), *peer.command(self.port, url)],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            bufsize=1,
-            env=own | addresses | peer.environment,
-        )
+        self._environment = own | addresses | peer.environment
+        self.process = self._start(peer.command(self.port, url), cores)
         self.pid = self.process.pid
+        self.feeder = (
+            self._start(peer.feeder(self.port, url), machine.cores()[1] if cores else "")
+            if peer.feeder
+            else None
+        )
         deadline = time.monotonic() + 30
         while not (_listened_on(self.port) and peer.ready(self)):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"{peer.name} did not start:\n{self.log()[-2000:]}")
             time.sleep(0.01)  # between two looks
+
+    def _start(self, command: list[str], cores: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*(["taskset", "-c", cores] if cores else []), *command],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            env=self._environment,
+        )
 
     def log(self) -> str:
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
@@ -214,10 +261,12 @@ class Server:
         self.process.stdin.write(line + "\n")
 
     def stop(self) -> None:
-        self.process.kill()  # some would first close 10 000 clients
-        self.process.wait()
-        if self.process.stdin:
-            self.process.stdin.close()
+        for process in (self.process, self.feeder):
+            if process:
+                process.kill()  # some would first close 10 000 clients
+                process.wait()
+                if process.stdin:
+                    process.stdin.close()
 
     def __enter__(self) -> Self:
         return self

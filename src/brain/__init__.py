@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from brain.client.endings import WatchError
     from brain.client.events import Away, Connected, Deleted, Message, Ready, Source
-    from brain.client.runs import Change, Freshness, Runs
+    from brain.client.freshness import Freshness
+    from brain.client.runs import Runs
+    from brain.client.store import Change
     from brain.client.wait import wait
     from brain.client.watch import watch
 
@@ -36,14 +38,22 @@ if not TYPE_CHECKING:
         # the client takes 0.3 s, in which SIGTERM would end the process with a status other than 0.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from brain.client import endings, events, runs, wait, watch  # noqa: PLC0415 - on first use
+        from brain.client import (  # noqa: PLC0415 - on first use
+            endings,
+            events,
+            freshness,
+            runs,
+            store,
+            wait,
+            watch,
+        )
 
         globals().update(
             Away=events.Away,
-            Change=runs.Change,
+            Change=store.Change,
             Connected=events.Connected,
             Deleted=events.Deleted,
-            Freshness=runs.Freshness,
+            Freshness=freshness.Freshness,
             Message=events.Message,
             Ready=events.Ready,
             Runs=runs.Runs,

@@ -28,11 +28,11 @@ from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
-from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
+from brain.postgres.records import Records
 from brain.postgres.table import TableError, init_sql
 from brain.server.listener import Server, listen
 from brain.server.operations import add_operations

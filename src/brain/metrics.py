@@ -5,21 +5,23 @@ their number has no bound.
 """
 
 import math
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from brain import __version__
 from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
 from brain.contract.include import SourceName, SourceReport
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
-from brain.postgres.checkpoints import Records
 from brain.postgres.decoder import Decoder
+from brain.postgres.records import Records
 from brain.postgres.source_state import SourceState
 from brain.postgres.unavailable import UnavailableCode
 
@@ -44,13 +46,15 @@ class Parts:
     clock: Callable[[], float]
 
     def lag(self) -> float:
-        """Seconds since Brain last had every committed change."""
-        return self.clock() - self.state.heard
+        """How late the newest state is, in seconds: 0 if nothing newer is known to exist."""
+        return self.state.lateness.seconds(self.clock())
 
     def report(self) -> SourceReport:
-        """What clients that include `source` receive."""
-        lag = self.lag() if self.board.begun else math.inf
-        return SourceReport(self.state.source, self.state.code, self.state.detail, lag)
+        """What clients that include `source` receive. Its lag is the age of a proof: see
+        "The sign of freshness" in docs/decisions.md.
+        """
+        age = self.clock() - self.state.heard if self.board.begun else math.inf
+        return SourceReport(self.state.source, self.state.code, self.state.detail, age)
 
     def since(self, now: float) -> float:
         """Seconds that `since` reaches back, at the wall clock's `now`."""
@@ -90,6 +94,13 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+_BUILD: Final = {
+    "version": __version__,
+    "python": platform.python_version(),
+    "platform": f"{platform.system()}-{platform.machine()}".lower(),
+}
+
+
 class _Reader:
     def __init__(self, parts: Parts, now: Callable[[], float]) -> None:
         self._parts = parts
@@ -98,6 +109,11 @@ class _Reader:
     def collect(self) -> Iterator[Metric]:
         parts = self._parts
         hub, counts, state, board = parts.hub, parts.hub.counts, parts.state, parts.board
+        build = GaugeMetricFamily(
+            "brain_build_info", "1; its labels say what runs.", labels=list(_BUILD)
+        )
+        build.add_metric(list(_BUILD.values()), 1)
+        yield build
         yield _gauge("brain_clients", "Connected WebSocket clients.", hub.clients)
         yield _gauge(
             "brain_clients_lagging",
@@ -179,7 +195,7 @@ class _Reader:
         yield codes
         yield _gauge(
             "brain_lag_seconds",
-            "Time since Brain last had every committed change.",
+            "How late the newest state is: 0 while Brain holds the newest that there is.",
             parts.lag(),
         )
         now = self._now()

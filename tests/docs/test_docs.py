@@ -34,7 +34,7 @@ def test_every_target_of_make_exists() -> None:
     assert named(r"(?:`| {4})make ([a-z-]+)") <= targets
 
 
-OF_THE_TESTS = {"BRAIN_TEST_PATIENCE", "BRAIN_TEST_POSTGRES"}
+OF_THE_TESTS = {"BRAIN_TEST_PATIENCE", "BRAIN_TEST_POSTGRES", "BRAIN_TEST_PREFORK"}
 """Variables that only the tests read."""
 
 

@@ -489,6 +489,40 @@ def test_a_refusal_of_any_form_has_a_short_reason(body: bytes, reason: str) -> N
     assert endings.refused(403, body, "").reason == f"refused with 403: {reason}"
 
 
+@pytest.mark.parametrize(
+    ("speaks_first", "says"),
+    [
+        (True, b"SSH-2.0-OpenSSH_9.2\r\n"),
+        (False, b"SSH-2.0-OpenSSH_9.2\r\n"),
+        (True, bytes(65536)),
+        (False, b"x" * 65536),
+    ],
+    ids=["greeting", "answer", "zeros", "no end of a line"],
+)
+async def test_a_server_that_does_not_speak_http_is_told_and_tried_again(
+    speaks_first: bool, says: bytes
+) -> None:
+    """However much it says, and before it is asked, too."""
+    came = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            if not speaks_first:
+                await reader.readuntil(b"\r\n\r\n")
+            while True:
+                writer.write(says)
+                await writer.drain()
+
+    server = await asyncio.start_server(flood, "127.0.0.1", 0)
+    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+    async with server, Watching(url, timing=Timing(delay=lambda _: 0.01)) as w:
+        await w.until(lambda: came >= 3)
+        (away,) = w.of(Away)
+        assert away.reason == "did not receive a valid HTTP response"
+
+
 # Back-off.
 
 

@@ -23,7 +23,7 @@ from tests.support import ROOT
 from tests.support.browser import BROWSER, needs_browser
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
-from tests.support.patience import PATIENCE, within
+from tests.support.patience import PATIENCE, eventually, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -240,7 +240,8 @@ def in_browser(
 STORE = """
 import { Runs } from 'CLIENT';
 const held = () => runs.all.map(run => [run.id, run.status]);
-const say = (kind, more) => tell({ kind, ...more, runs: held() });
+const times = () => Object.fromEntries(runs.all.map(run => [run.id, run.changed_at ?? null]));
+const say = (kind, more) => tell({ kind, ...more, runs: held(), times: times() });
 const runs = new Runs(URL_OF_BRAIN, OPTIONS);
 runs.subscribe(changes => say('changes', {
   state: runs.freshness.state, complete: runs.complete,
@@ -521,6 +522,37 @@ async def test_the_store_loads_again_what_ended_while_brain_was_away(
     finally:
         brain.process.kill()
         brain.process.wait()
+
+
+@needs_node
+async def test_of_the_finished_runs_the_store_keeps_the_latest_and_knows_when_they_changed(
+    brain: Brain, database: str, tmp_path: Path
+) -> None:
+    """More than a page of them, and not those with the lowest ids."""
+    execute(database, "DELETE FROM runs")
+    execute(
+        database,
+        "INSERT INTO runs (id, status) SELECT 'z' || n, 'failed' FROM generate_series(1, 1200) n",
+    )
+    ((last,),) = execute(database, "SELECT clock_timestamp()")
+    execute(
+        database,
+        "INSERT INTO runs (id, status) SELECT 'a' || n, 'failed' FROM generate_series(1, 1500) n",
+    )
+    execute(database, "UPDATE runs SET progress = 100 WHERE id LIKE 'z%%'")
+    execute(database, "INSERT INTO runs (id) VALUES ('active')")
+    await eventually(
+        lambda: brain.get("/api/runs?order=changed&limit=1")[1]["runs"][0]["id"] == "active"
+    )
+    origin = f"http://127.0.0.1:{brain.port}"
+    async with in_node(tmp_path, origin, program=store("{ finished: 1150 }")) as page:
+        await page.until(lambda: live(page))
+        held = dict(page.events[-1]["runs"])
+        assert len(held) == 1151
+        assert all(run_id[0] == "z" for run_id in held if run_id != "active")
+        assert not page.events[-1]["complete"]
+        times = page.events[-1]["times"]
+        assert all(datetime.fromisoformat(time) > last for time in times.values())
 
 
 @needs_node

@@ -9,11 +9,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import ROOT
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, messages, served
 from tests.support.wire import Peer, get, request
 
+BUILD = ("version", "python", "platform")
 DOCUMENT = ROOT / "docs" / "metrics.md"
 
 
@@ -26,7 +27,7 @@ def brain(shared: str) -> Iterator[Brain]:
 
 
 def table(text: str) -> str:
-    """All metrics as a table in Markdown."""
+    """All metrics as a table in Markdown, without what is documented by hand: the idle value."""
     lines = ["| metric | type | labels | what |", "|---|---|---|---|"]
     for family in text_string_to_metric_families(text):
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -36,7 +37,10 @@ def table(text: str) -> str:
                 labels.setdefault(label, []).append(value)
         labels.pop("le", None)
         described = "; ".join(
-            f"{label}: {', '.join(f'`{v}`' for v in values)}" for label, values in labels.items()
+            label
+            if family.name == "brain_build_info"
+            else f"{label}: {', '.join(f'`{v}`' for v in values)}"
+            for label, values in labels.items()
         )
         lines.append(f"| `{name}` | {family.type} | {described} | {family.documentation} |")
     return "\n".join(lines) + "\n"
@@ -52,10 +56,46 @@ def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> 
         assert family.documentation.endswith("."), family.name
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
-            assert sample.labels.keys() <= {"le", "source", "code"}, (
+            assert sample.labels.keys() <= {"le", "source", "code", *BUILD}, (
                 "each label has a bounded set of values"
             )
-    assert table(text) in DOCUMENT.read_text(), table(text)
+    rows = [
+        line.replace("|---|---|---|---|---|", "|---|---|---|---|").split(" | ")
+        for line in documented()
+    ]
+    assert "\n".join(" | ".join((*row[:3], *row[4:])) for row in rows) + "\n" == table(text)
+
+
+def documented() -> list[str]:
+    """The lines of the table in the docs."""
+    text = DOCUMENT.read_text()
+    return text[text.index("| metric | type |") :].splitlines()
+
+
+GROWS = {"brain_since_seconds", "brain_resume_seconds"}
+SAID: dict[str, float] = {"no observation": 0, "1, of the scrape": 1, "1 for `replication`": 1}
+
+
+def test_each_metric_has_its_documented_value_on_an_idle_brain(database: str) -> None:
+    idle = {row[0].strip("|` "): row[3] for row in (line.split(" | ") for line in documented()[2:])}
+    with served(database_url=database) as brain:
+        wait_until(lambda: brain.metric("brain_lag_seconds") == 0)
+        for family in text_string_to_metric_families(brain.get("/metrics")[1]):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            said = idle.pop(name)
+            values = {
+                tuple(sample.labels.values()): sample.value
+                for sample in family.samples
+                if not sample.name.endswith("_bucket")
+            }
+            if name in GROWS:
+                assert (said, *(value > 0 for value in values.values())) == ("grows", True)
+                continue
+            wanted = SAID[said] if said in SAID else float(said)
+            for labels, value in values.items():
+                one = not labels or name == "brain_build_info" or "replication" in labels
+                assert value == (wanted if one else 0), (name, labels)
+    assert idle == {}
 
 
 async def test_each_metric_counts_what_was_done(brain: Brain, shared: str) -> None:
@@ -119,6 +159,8 @@ async def test_each_rejection_is_counted_once_under_its_code(
     async with await Peer.open(brain.port, local=local) as peer:
         peer.send(ask.replace(old, new, 1) if old else ask)
         assert (await peer.answer()).status in (400, 403, 421)
+    path = "/metrics" if ask == get("/metrics") else "/ws"
+    brain.wait_for(rf"event=rejected peer=127\.0\.0\.\d method=GET path={path} .*code={rule}\n")
     after = _rejected(brain)
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
         rule: 1

@@ -7,6 +7,8 @@ after any message, stay away for some lives, and come back. From time to time th
 what every client holds is compared with the table.
 
     BRAIN_RESTARTS=5000 .venv/bin/pytest -s tests/oracle/test_restarts.py -k restarts_lose
+
+served_restarts.py has the same over real sockets.
 """
 
 import asyncio
@@ -44,11 +46,11 @@ from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.delivery.log import RUN
 from brain.postgres import pgoutput
-from brain.postgres.checkpoints import Records
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.poll import Poll
+from brain.postgres.records import Records
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.timing import PollTiming, StreamTiming, Timing
 from tests.support.following import RUNS, WithoutJitter
@@ -89,6 +91,8 @@ class Plan(NamedTuple):
     memories: tuple[int, ...] = (1 << 24, 1 << 24, 1 << 15)
     check_every: int = 8
     keep: float = 3600
+    pause: float = 1.0
+    """How long writers rest between two changes: a factor."""
 
 
 FILTERS = (
@@ -357,7 +361,7 @@ class World:
     async def run(self, *, until_fault: bool = False, seconds: float = PATIENCE) -> None:
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
             await conn.execute("INSERT INTO runs (id, status) VALUES (%s, 'queued')", [MARKER])
-        self.consumers = [Consumer(self, n) for n in range(20)]
+        self.consumers = [self._consumer(n) for n in range(20)]
         tasks = [asyncio.create_task(each.run()) for each in self.consumers]
         writers = [
             asyncio.create_task(self._write(habit))
@@ -375,7 +379,7 @@ class World:
         ]
         deadline = time.monotonic() + seconds
         try:
-            self._begin()
+            await self._begin()
             while self.restarts < self.plan.restarts and time.monotonic() < deadline:
                 await self._live()
                 if self.restarts % self.plan.check_every == 0:
@@ -397,7 +401,10 @@ class World:
                 await self.life.end()
             _set_back(0)
 
-    def _begin(self) -> None:
+    def _consumer(self, number: int) -> Consumer:
+        return Consumer(self, number)
+
+    async def _begin(self) -> None:
         self.life = Life(
             self, self.dice.choice(self.plan.modes), self.dice.choice(self.plan.memories)
         )
@@ -435,7 +442,7 @@ class World:
             await asyncio.to_thread(self._crash, self.server)
         elif self.dice.random() < 0.3:
             await asyncio.sleep(self.dice.uniform(0, 0.1))
-        self._begin()
+        await self._begin()
 
     def _crash(self, server: Postgres) -> None:
         server.kill()
@@ -513,7 +520,7 @@ class World:
                             await conn.rollback()
                         finally:
                             self._busy -= 1
-                        await asyncio.sleep(self.dice.uniform(0, 0.015))
+                        await asyncio.sleep(self.dice.uniform(0, 0.015) * self.plan.pause)
             await asyncio.sleep(0.05)
 
     def _new_id(self) -> str:

@@ -11,9 +11,10 @@ import pytest
 
 from brain.delivery import board
 from brain.delivery.tombstones import FINISHED
-from brain.postgres import checkpoints
-from brain.postgres.checkpoints import Checkpoint, Records
+from brain.postgres import records
+from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.record_file import Record
+from brain.postgres.records import Records
 from tests.oracle.restarts import Plan, World
 from tests.support.patience import within
 from tests.support.postgres import Postgres, available, running
@@ -71,7 +72,7 @@ def snapshots_list_everything(patch: pytest.MonkeyPatch) -> None:
         visible = checkpoint.visible
         return Record(time, visible.xmax, visible.xmax, checkpoint.flushed)
 
-    patch.setattr(checkpoints, "_record", record)
+    patch.setattr(records, "_record", record)
 
 
 def the_clock_is_right(patch: pytest.MonkeyPatch) -> None:

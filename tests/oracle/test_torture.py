@@ -92,7 +92,7 @@ def test_the_oracle_detects(fault: str, tmp_path: Path) -> None:
 
 
 def test_the_oracle_detects_a_4410_without_a_reason(tmp_path: Path) -> None:
-    source = mutant(tmp_path, "postgres.checkpoints", "self._set(file.records())", "self._set([])")
+    source = mutant(tmp_path, "postgres.records", "self._set(file.records())", "self._set([])")
     status, output = verdict(source, 2, minutes=0.7, patience=20)
     assert status == 1
     assert re.search(r"^WRONG .*4410 without a reason", output, re.MULTILINE), output

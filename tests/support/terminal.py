@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from tests.support.patience import PATIENCE, wait_until
+from tests.support.prefork import take_terminal
 from tests.support.served import BRAIN
 
 _SEQUENCE = re.compile(
@@ -115,7 +115,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environment,
-            preexec_fn=_control_terminal,  # noqa: PLW1509 - it makes one system call
+            preexec_fn=take_terminal,  # noqa: PLW1509 - it makes one system call
             start_new_session=True,
         )
         self.slave = slave
@@ -176,11 +176,6 @@ class Terminal:
             os.close(self.slave)
         self._reader.join(PATIENCE)
         os.close(self._master)
-
-
-def _control_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -5,11 +5,12 @@ docs/protocol.md derive from `REJECTIONS`. A caller says which row it is and why
 detail)`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import structlog
 
@@ -58,6 +59,11 @@ RejectionCode = Literal[
     "closing",
 ]
 """The label of the metric, and `code` in the log."""
+
+MAX_PATH: Final = 80
+"""Bytes of a path in a line of the log."""
+
+_AUTHORITY: Final = re.compile(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 
 REJECTION_CODES: Final[tuple[RejectionCode, ...]] = get_args(RejectionCode)
 
@@ -209,18 +215,44 @@ class Rejection:
         return row.close_code.code
 
 
+class RequestLine(NamedTuple):
+    """What the log says of a request (RFC 9112, section 3): never its query, nor the user and the
+    password that an absolute target may hold.
+    """
+
+    method: str
+    path: str
+
+    @classmethod
+    def of(cls, method: str, target: bytes) -> "RequestLine":
+        path = _AUTHORITY.sub(b"", target.partition(b"?")[0].partition(b"#")[0])
+        shown = ascii(path[:MAX_PATH].decode("latin-1"))[1:-1]
+        return cls(method, f"{shown}..." if len(path) > MAX_PATH else shown)
+
+
 class RejectionCounter:
     def __init__(self, log: Any = None) -> None:
         self.counts: Counter[str] = Counter()
         self.lines = RateLimitedLogger(log or structlog.get_logger())
 
-    def note(self, rejection: Rejection, *, peer: str, close_code: CloseCode | None = None) -> None:
-        """`close_code`: the rejection ended a WebSocket; by default it answered a request."""
+    def note(
+        self,
+        rejection: Rejection,
+        *,
+        peer: str,
+        close_code: CloseCode | None = None,
+        request: RequestLine | None = None,
+    ) -> None:
+        """`close_code`: the rejection ended a WebSocket; by default it answered a request.
+
+        `request`: the one that is rejected, as far as it has arrived.
+        """
         self.counts[rejection.code] += 1
         self.lines.info(
             "rejected",
             rejection.code,
             peer=peer,
+            **({} if request is None else request._asdict()),
             status=rejection.status if close_code is None else close_code.code,
             detail=rejection.log_detail or rejection.detail,
         )

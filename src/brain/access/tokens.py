@@ -88,6 +88,7 @@ class Tokens:
             expires,
             frozenset(_texts("scope", scope.split() if isinstance(scope, str) else scope)),
             within,
+            str(claims.get("sub", "")),
         )
 
     def printed(self, name: str, values: Iterable[str]) -> frozenset[str]:

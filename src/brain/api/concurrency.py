@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from brain.access.rejections import Rejection, RejectionCounter
+from brain.access.rejections import Rejection, RejectionCounter, RequestLine
 from brain.api.errors import TooManyRequests
 from brain.api.pool import CONNECTIONS
 
@@ -42,7 +42,9 @@ class ConcurrencyLimiter:
         """Those that have requests now."""
 
     @asynccontextmanager
-    async def take(self, address: Hashable) -> AsyncIterator[None]:
+    async def take(
+        self, address: Hashable, request: RequestLine | None = None
+    ) -> AsyncIterator[None]:
         """Hold one of the address's places for the block. Raises TooManyRequests."""
         own = self.addresses.setdefault(address, _Address(asyncio.Semaphore(self._max_requests)))
         own.requests += 1
@@ -52,7 +54,9 @@ class ConcurrencyLimiter:
                     await own.places.acquire()
             except TimeoutError:
                 error = TooManyRequests(address, self._max_requests, self._max_wait)
-                self._rejections.note(Rejection("turns", str(error)), peer=str(address))
+                self._rejections.note(
+                    Rejection("turns", str(error)), peer=str(address), request=request
+                )
                 raise error from None
             try:
                 yield

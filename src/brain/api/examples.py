@@ -207,6 +207,8 @@ STORY: Final = (
             "runs": [COMPLETED],
             "next_cursor": None,
             "timestamp": NOW,
+            "changed_at": [NOW],
+            "exact_after": NOW,
             "complete": False,
             "total": 1,
             "total_is_estimate": False,

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain.access.grants import OPEN, Grant, TokenError, bearer
 from brain.access.limits import BODY_TOO_LARGE, MAX_BODY
-from brain.access.rejections import RejectionCounter
+from brain.access.rejections import RejectionCounter, RequestLine
 from brain.api.docs_page import ASSETS
 from brain.api.problems import problem_answer
 from brain.page.routes import FOLDERS as PAGE_FOLDERS
@@ -123,7 +123,9 @@ class TokenCheck:
                 granted.require("read" if scope["method"] in ("GET", "HEAD") else "write")
             except TokenError as error:
                 peer = str((scope["client"] or ("",))[0])
-                self._rejections.note(error.rejection, peer=peer)
+                target = scope.get("raw_path") or scope["path"].encode()
+                line = RequestLine.of(scope["method"], target)
+                self._rejections.note(error.rejection, peer=peer, request=line)
                 await problem_answer(Request(scope), error)(scope, receive, send)
                 return
             scope[GRANT] = granted

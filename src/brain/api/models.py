@@ -107,12 +107,14 @@ def _no_default(schema: dict[str, Any]) -> None:
 class RunList(BaseModel):
     """A page of runs. It has at most 1 MiB, so it may be shorter than the limit.
 
-    `complete`, `total` and `total_is_estimate` are there with `order=changed` only.
+    `changed_at`, `exact_after`, `complete`, `total` and `total_is_estimate` are there with
+    `order=changed` only.
     """
 
     runs: list[RunData]
     next_cursor: Annotated[
-        str | None, Field(description="null on the last page, and with `order=changed`")
+        str | None,
+        Field(description="null on the last page; with `order=changed`, where Brain's memory ends"),
     ]
     timestamp: Annotated[
         datetime | None,
@@ -122,6 +124,21 @@ class RunList(BaseModel):
             "null until Brain has read the table."
         ),
     ]
+    changed_at: Annotated[
+        list[datetime],
+        Field(
+            description="When each of the runs changed last, in their order",
+            json_schema_extra=_no_default,
+        ),
+    ] = []
+    exact_after: Annotated[
+        datetime | None,
+        Field(
+            description="A time of `changed_at` up to this one means: the run has not changed "
+            "since then. When it changed before is not known.",
+            json_schema_extra=_no_default,
+        ),
+    ] = None
     complete: Annotated[
         bool,
         Field(

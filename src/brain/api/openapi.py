@@ -95,7 +95,7 @@ ORDERS = ("id", "changed")
 PAGE = [
     _parameter(
         "order",
-        "`changed`: the runs that changed last, newest change first, from Brain's memory. One page",
+        "`changed`: the runs that changed last, newest change first, from Brain's memory",
         type="string",
         enum=[*ORDERS],
         default="id",
@@ -103,7 +103,7 @@ PAGE = [
     _parameter(
         "limit", "most runs of the page", type="integer", minimum=1, maximum=1000, default=100
     ),
-    _parameter("cursor", "`next_cursor` of the previous page; only with `order=id`"),
+    _parameter("cursor", "`next_cursor` of the previous page, of the same order"),
 ]
 
 IF_MATCH = _parameter(

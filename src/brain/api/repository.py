@@ -36,7 +36,7 @@ from brain.api.errors import (
     UnknownStatus,
     postgres_message,
 )
-from brain.api.latest import Latest, read_latest
+from brain.api.latest import Latest, Position, read_latest
 from brain.api.overlay import Overlay
 from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
@@ -64,7 +64,9 @@ from brain.contract.messages import (
     Status,
     body,
 )
+from brain.contract.subscription import Form
 from brain.delivery.board import Board
+from brain.delivery.log import RUN
 from brain.postgres.canonical import canonical, printed
 from brain.postgres.connection import Conn
 from brain.postgres.decoder import Decoder
@@ -124,6 +126,11 @@ class RunRepository:
         except RowNotInContract as error:
             raise RunNotFound(run_id, str(error)) from error
 
+    def seen(self, run_id: str, form: Form) -> str:
+        """The status of the run that clients have seen last; "" if Brain does not hold it."""
+        found = [self._board.get(each) for each in form("run_id", [run_id]) or ()]
+        return next((entry[RUN][STATUS] for entry in found if entry is not None), "")
+
     async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
         """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
         async with self._connection() as (conn, description):
@@ -155,11 +162,11 @@ class RunRepository:
                     raise
                 raise CursorInvalid(encode_cursor(after), postgres_message(error)) from error
 
-    async def latest(self, wanted: ByFields, limit: int) -> Latest:
+    async def latest(self, wanted: ByFields, limit: int, after: Position | None = None) -> Latest:
         """The runs that changed last, from the board. `wanted` are texts as columns print them."""
         if not self._board.begun:
             raise TableNotRead
-        return await read_latest(self._board, wanted, limit)
+        return await read_latest(self._board, wanted, limit, after)
 
     async def total(self, wanted: ByFields) -> Total | None:
         """How many runs match. None if the database does not say it soon."""

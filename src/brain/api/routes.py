@@ -15,7 +15,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from brain import __version__
 from brain.access.grants import BOUNDS, Grant
-from brain.access.rejections import RejectionCounter
+from brain.access.rejections import RejectionCounter, RequestLine
 from brain.api.asyncapi import add_asyncapi
 from brain.api.body import read
 from brain.api.concurrency import ConcurrencyLimiter
@@ -29,6 +29,7 @@ from brain.api.errors import (
     RunNotFound,
     TableNotRead,
 )
+from brain.api.latest import Position
 from brain.api.middleware import BodyLimit, ExactPath, TokenCheck, Tolerance, grant
 from brain.api.models import RunCreate, RunId, RunList, RunPatch
 from brain.api.openapi import (
@@ -47,7 +48,8 @@ from brain.api.preconditions import Preconditions
 from brain.api.problems import handle_errors
 from brain.api.repository import RunRepository, Version
 from brain.api.sentences import field_name
-from brain.contract.messages import ID, RunData, body, shown
+from brain.api.write_log import WriteLog, write
+from brain.contract.messages import ID, STATUS, RunData, body, shown
 from brain.contract.subscription import Filter, FilterError, Form, as_given, parse_filter
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def create_api(
     )
     app.add_middleware(ExactPath)
     app.add_middleware(BodyLimit)
+    app.add_middleware(WriteLog, lines=rejections.lines)
     if tokens is not None:
         app.requires_token = True
         app.add_middleware(TokenCheck, tokens=tokens, rejections=rejections)
@@ -115,7 +118,10 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
 
     def place(request: Request) -> AbstractAsyncContextManager[None]:
         # Behind a trusted proxy, server/http.py has put the client's own address here.
-        return limiter.take("" if request.client is None else request.client.host)
+        return limiter.take(
+            "" if request.client is None else request.client.host,
+            RequestLine.of(request.method, request.scope.get("raw_path", b"")),
+        )
 
     router = APIRouter(prefix="/api/runs", tags=["runs"], default_response_class=Response)
     run_id_path = Path(description="the run's id; a slash in it is written %2F")
@@ -149,8 +155,9 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         if _order(once) == "changed":
             if printed is None:
                 raise TableNotRead
+            position = Position.parse(once["cursor"]) if "cursor" in once else None
             async with place(request):
-                latest = await runs.latest(wanted, limit)
+                latest = await runs.latest(wanted, limit, position)
                 return _json(latest.json(await runs.total(wanted)))
         after = decode_cursor(once["cursor"]) if "cursor" in once else None
         async with place(request):
@@ -176,8 +183,11 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         )
         _check_bounds(grant(request), given, BOUNDS, form)
         values = {name: text for name, text in given.items() if text is not None}
+        written = write(request)
+        written.run = values.get("id", "")
         async with place(request):
             version = await runs.create(new.status, values)
+        written.run, written.now = version.run[ID], version.run[STATUS]
         return _run(version, 201, Location=f"/api/runs/{_escaped(version.run[ID])}")
 
     @router.get(
@@ -222,6 +232,8 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         An end is final: a change of an ended run is a 409, unless it repeats what is true. To claim
         a run, send its ETag in If-Match: of several such requests one gets 200, the others 412.
         """
+        written = write(request)
+        written.run, written.was = run_id, runs.seen(run_id, form)
         preconditions = Preconditions.parse(request)
         change = await read(request, RunPatch)
         values = change.texts("progress", "task_id", "agent", "error")
@@ -231,6 +243,7 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
             version = await runs.change(
                 run_id, change.status, values, granted.within, preconditions
             )
+        written.now = version.run[STATUS]
         return _run(version)
 
     return router
@@ -255,9 +268,6 @@ def _order(once: Mapping[str, str]) -> str:
     if order not in ORDERS:
         message = f"order is {' or '.join(ORDERS)}, not {shown(order)}"
         raise InvalidRequest(message, ("order", message))
-    if order == "changed" and "cursor" in once:
-        message = "cursor continues a list by order=id; a list by order=changed has one page"
-        raise InvalidRequest(message, ("cursor", message))
     return order
 
 

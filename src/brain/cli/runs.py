@@ -1,11 +1,12 @@
 """The runs that `brain watch` shows: what is known of each, and which come first. Pure."""
 
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from brain.client.events import Message
+from brain.client.store import Change, Store
 from brain.contract.messages import ACTIVE, RunData
 
 MAX_FINISHED: Final = 1000
@@ -21,21 +22,25 @@ class Row:
     changed: float
     """When, in seconds since 1970 by the database."""
 
-    def is_quiet(self, now: float | None, quiet: float) -> bool:
-        return self.run.status == "running" and now is not None and now - self.changed >= quiet
+    def is_quiet(self, now: float, quiet: float) -> bool:
+        return self.run.status == "running" and now - self.changed >= quiet
 
     def started(self) -> float:
         """Runs that do not say when they started come last."""
         return self.run.started_at.timestamp() if self.run.started_at else 0.0
 
 
-class Runs:
-    """`statuses`: only these are shown. A message about another one says that a run has left."""
+class Overview:
+    """`statuses`: only these are shown. A message about another one says that a run has left.
+
+    Not the other filters: their values may be written in another form than messages have.
+    """
 
     def __init__(self, statuses: Collection[str] = ()) -> None:
-        self._statuses = frozenset(statuses)
-        self._rows: dict[str, Row] = {}
-        self._finished: dict[str, str] = {}
+        self._store = Store({"status": tuple(statuses)}, MAX_FINISHED)
+        self._changed: dict[str, float] = {}
+        """When each run that is shown changed last."""
+        self._ends: OrderedDict[str, str] = OrderedDict()
         """Of the runs that ended last, shown or not: id → status, in the order of change."""
         self.ended: Counter[str] = Counter()
         """Ends that were seen, of each status."""
@@ -43,23 +48,22 @@ class Runs:
         """The latest of them."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._store)
 
     def take(self, message: Message) -> None:
         run = message.data
-        before = self._finished.pop(run.id, None)
-        self._rows.pop(run.id, None)
-        if not self._statuses or run.status in self._statuses:
-            self._rows[run.id] = Row(run, message.timestamp.timestamp())
+        self._changed[run.id] = message.timestamp.timestamp()
+        self._forget(self._store.take(run))
+        if run.id not in self._store:
+            self._changed.pop(run.id, None)
+        before = self._ends.pop(run.id, None)
         if run.status in ACTIVE:
             return
-        self._finished[run.id] = run.status
+        self._ends[run.id] = run.status
+        if len(self._ends) > MAX_FINISHED:
+            self._ends.popitem(last=False)
         if before != run.status:  # else it is sent once more, after an outage
             self._count(run)
-        if len(self._finished) > MAX_FINISHED:
-            oldest = next(iter(self._finished))
-            del self._finished[oldest]
-            self._rows.pop(oldest, None)
 
     def _count(self, run: RunData) -> None:
         self.ended[run.status] += 1
@@ -71,24 +75,32 @@ class Runs:
 
     def remove(self, run_id: str) -> None:
         """The run was deleted."""
-        self._rows.pop(run_id, None)
-        self._finished.pop(run_id, None)
+        self._forget(self._store.remove(run_id))
+        self._ends.pop(run_id, None)
 
     def clear(self) -> None:
         """Brain cannot say what changed. What was seen stays counted."""
-        self._rows.clear()
+        self._forget(self._store.replace([], complete=False))
+
+    def _forget(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if change.run is None:
+                self._changed.pop(change.id, None)
+
+    def _rows(self) -> Iterator[Row]:
+        return (Row(run, self._changed[run.id]) for run in self._store)
 
     def counts(self) -> Counter[str]:
-        return Counter(row.run.status for row in self._rows.values())
+        return Counter(run.status for run in self._store)
 
-    def ordered(self, now: float | None, quiet: float) -> tuple[list[Row], list[Row]]:
+    def ordered(self, now: float, quiet: float) -> tuple[list[Row], list[Row]]:
         """Who needs somebody: failed, the latest first, then quiet, for longest first. The others:
         running, queued, completed. Only a new run, or a run's own change of status, moves rows.
         """
         failed: list[Row] = []
         silent: list[Row] = []
         others: dict[str, list[Row]] = {"running": [], "queued": [], "completed": []}
-        for row in self._rows.values():
+        for row in self._rows():
             if row.run.status == "failed":
                 failed.append(row)
             elif row.is_quiet(now, quiet):

@@ -13,14 +13,14 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from brain.cli.clock import DatabaseClock, duration
 from brain.cli.lines import printable, write_line
-from brain.cli.runs import Row, Runs, fitting, height
+from brain.cli.runs import Overview, Row, fitting, height
 from brain.cli.screen import Screen, opened
 from brain.cli.target import Target
-from brain.client.api import API, Unanswered
+from brain.client.api import API
+from brain.client.clock import DatabaseClock, duration
 from brain.client.events import Away, Connected, Deleted, Event, Message, Ready, Source
-from brain.contract.include import SILENT
+from brain.client.freshness import Evidence
 from brain.contract.messages import STATUSES
 
 INTERVAL: Final = 0.25
@@ -31,9 +31,6 @@ SHARE: Final = 10
 
 TICK: Final = 1.0
 """Seconds until elapsed times are drawn again, when nothing else changes."""
-
-HEARD: Final = 10.0
-"""Seconds without a message of the source, which comes every 5 s, after which it counts as late."""
 
 GLYPHS: Final = {"queued": "○", "running": "▶", "completed": "✔", "failed": "✖", "quiet": "‖"}
 PLAIN: Final = {"queued": "o", "running": ">", "completed": "+", "failed": "x", "quiet": "="}
@@ -63,55 +60,48 @@ class View:
     """All that is drawn. `render` is a function of it, of the time and of the size."""
 
     where: str
-    runs: Runs
+    runs: Overview
     clock: DatabaseClock
+    evidence: Evidence
     quiet: float
     since: float
     """When the present state of the connection began, by time.monotonic()."""
     away: str | None = None
     """Why there is no connection."""
-    connected: bool = False
-    ready: bool = False
-    """What comes from here on is pushed."""
-    source: Source | None = None
-    heard: float = 0.0
-    """When `source` came, by time.monotonic()."""
     greeted: bool = False
     """There has been a connection."""
     glyphs: dict[str, str] = field(default_factory=lambda: GLYPHS)
 
     def behind(self, monotonic: float) -> str:
-        """Why what is shown may be out of date, or "". The worse of the two hops."""
+        """Why what is shown may be out of date, or ""."""
+        fresh, source = self.evidence.freshness, self.evidence.source
+        if fresh.is_current:
+            return ""
         if self.away is not None:
             age = duration(monotonic - self.since)
             return f"disconnected for {age} ({printable(self.away)}); trying again"
-        if not self.connected:
+        if source is None or fresh.state != "behind":
             return f"connecting for {duration(monotonic - self.since)}"
-        if self.source is None:
-            return ""
-        silence = monotonic - self.heard
-        if self.source.source == "none":
-            return f"Brain cannot read the database ({printable(self.source.detail or '')})"
-        if self.source.lag_seconds is None:
+        if source.source == "none":
+            return f"Brain cannot read the database ({printable(source.detail or '')})"
+        if source.lag_seconds is None:
             return "Brain has not read the table yet"
-        if self.source.lag_seconds > SILENT or silence >= HEARD:
-            return f"behind the database by {duration(self.source.lag_seconds + silence)}"
-        return ""
+        return f"behind the database by {duration(fresh.age)}"
 
-    def tick(self, monotonic: float) -> None:
-        """Nothing elapses while it is not known what still runs."""
-        if self.behind(monotonic):
-            self.clock.freeze()
-        else:
-            self.clock.thaw()
+    @property
+    def known(self) -> float:
+        """Until when the runs are known, by the database's clock: nothing elapses after that."""
+        fresh = self.evidence.freshness
+        if fresh.is_current or fresh.at is None:
+            return self.clock.now()
+        return fresh.at.timestamp()
 
     def freshness(self, monotonic: float) -> Text:
+        fresh = self.evidence.freshness
         if behind := self.behind(monotonic):
             sign, style = behind, "yellow" if self.away is None else "red"
-        elif self.source is not None and self.source.source == "poll":
-            sign, style = "live, polled", "green"
         else:
-            sign, style = "live", "green"
+            sign, style = "live, polled" if fresh.state == "polled" else "live", "green"
         return Text.assemble((sign, f"bold {style}"), "  ", (printable(self.where), "dim"))
 
     def counts(self) -> Text:
@@ -128,7 +118,7 @@ class View:
         """Exactly `lines` lines of exactly `columns` cells."""
         head = [self.freshness(time.monotonic()), self.counts()][: max(1, lines - 3)]
         room = max(0, lines - len(head) - 2)  # the names of the columns, and the last line
-        now = self.clock.now()
+        now = self.known
         urgent, others = self.runs.ordered(now, self.quiet)
         shown = fitting(urgent, others, room)
         found = _lines(console, head, columns)
@@ -143,12 +133,12 @@ class View:
     def _last_line(self, hidden: int) -> Text:
         if hidden:
             return Text(f"and {hidden} more that this window has no room for", "dim")
-        if len(self.runs) or not self.connected:
+        if len(self.runs) or not self.evidence.is_ready:
             return Text("q or Ctrl-C ends", "dim")
         return Text("no runs yet: changes appear here; q or Ctrl-C ends", "dim")
 
     def _table(
-        self, console: Console, rows: list[Row], now: float | None, columns: int
+        self, console: Console, rows: list[Row], now: float, columns: int
     ) -> list[list[Segment]]:
         table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="dim")
         names = [name for name in COLUMNS if columns >= ROOM.get(name, 0)]
@@ -173,7 +163,7 @@ class View:
                 found += _lines(console, [error], columns)
         return found
 
-    def _cells(self, row: Row, now: float | None) -> dict[str, Text]:
+    def _cells(self, row: Row, now: float) -> dict[str, Text]:
         run = row.run
         word = "quiet" if row.is_quiet(now, self.quiet) else run.status
         return {
@@ -186,22 +176,18 @@ class View:
             "CHANGED": Text(self._changed(row, now, word), STYLES[word]),
         }
 
-    def _elapsed(self, row: Row, now: float | None) -> str:
+    def _elapsed(self, row: Row, now: float) -> str:
         run = row.run
         if run.started_at is None or run.status == "queued":
             return ""
         if run.status != "running":
             end = run.completed_at.timestamp() if run.completed_at else None
             return "" if end is None else duration(end - run.started_at.timestamp())
-        if now is None:
-            return ""
-        at_least = "≥ " if self.clock.frozen and self.glyphs is GLYPHS else ""
-        at_least = "> " if self.clock.frozen and not at_least else at_least
+        sign = "≥ " if self.glyphs is GLYPHS else "> "
+        at_least = "" if self.evidence.freshness.is_current else sign
         return at_least + duration(now - run.started_at.timestamp())
 
-    def _changed(self, row: Row, now: float | None, word: str) -> str:
-        if now is None:
-            return ""
+    def _changed(self, row: Row, now: float, word: str) -> str:
         age = duration(now - row.changed)
         return f"quiet {age}" if word == "quiet" else f"{age} ago"
 
@@ -237,8 +223,17 @@ async def show_table(
     events: AsyncGenerator[Event], target: Target, *, statuses: Collection[str], quiet: float
 ) -> None:
     """Until a key or a signal ends it. Raises WatchError."""
-    view = View(target.url, Runs(statuses), DatabaseClock(time.monotonic), quiet, time.monotonic())
-    api = API(target.url, token=target.token, additional_headers=target.headers, options={})
+    clock = DatabaseClock()
+    view = View(
+        target.url, Overview(statuses), clock, Evidence(clock), quiet, since=time.monotonic()
+    )
+    api = API(
+        target.url,
+        token=target.token,
+        additional_headers=target.headers,
+        options={},
+        clock=clock,
+    )
     dirty, ended = asyncio.Event(), asyncio.Event()
     try:
         with opened(dirty.set, ended.set) as screen:
@@ -279,25 +274,26 @@ async def _follow(
             async for event in events:
                 match event:
                     case Message(timestamp=timestamp):
-                        view.clock.received(timestamp, pushed=view.ready)
+                        view.clock.hear(timestamp, pushed=view.evidence.is_ready)
                         view.runs.take(event)
                     case Deleted(id=run_id):
                         view.runs.remove(run_id)
                     case Ready():
-                        view.ready = True
+                        view.evidence.ready()
                     case Source():
-                        view.source, view.heard = event, time.monotonic()
+                        view.evidence.report(event)
                     case Connected(reset=reset):
                         if reset:
                             view.runs.clear()
-                        view.away, view.connected, view.since = None, True, time.monotonic()
-                        view.ready, view.source = False, None
+                        view.evidence.leave()
+                        view.away, view.since = None, time.monotonic()
                         view.greeted = True
-                        task = asyncio.create_task(_ask_clock(api, view, dirty))
+                        task = asyncio.create_task(_ask_time(api, dirty))
                         asking.add(task)
                         task.add_done_callback(asking.discard)
                     case Away(reason=reason):
-                        view.away, view.connected, view.since = reason, False, time.monotonic()
+                        view.evidence.leave(reason)
+                        view.away, view.since = reason, time.monotonic()
                     case _:
                         assert_never(event)
                 dirty.set()
@@ -306,11 +302,9 @@ async def _follow(
             task.cancel()
 
 
-async def _ask_clock(api: API, view: View, dirty: asyncio.Event) -> None:
-    with contextlib.suppress(Unanswered):  # then the messages alone tell the time
-        if (date := await api.clock()) is not None:
-            view.clock.guess(date)
-            dirty.set()
+async def _ask_time(api: API, dirty: asyncio.Event) -> None:
+    await api.ask_time()
+    dirty.set()
 
 
 async def _draw(view: View, dirty: asyncio.Event, screen: Screen) -> None:
@@ -318,7 +312,6 @@ async def _draw(view: View, dirty: asyncio.Event, screen: Screen) -> None:
     while True:
         began = time.monotonic()
         dirty.clear()
-        view.tick(began)
         columns, lines = screen.size()
         screen.draw(view.render(screen.console, columns, lines))
         spent = time.monotonic() - began

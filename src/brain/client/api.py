@@ -1,11 +1,12 @@
 """The HTTP API beside a /ws: asked with the standard library, each request in a thread."""
 
 import asyncio
+import contextlib
 import ssl
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ from urllib.request import (
 from pydantic import BaseModel, ValidationError
 from websockets.datastructures import Headers, HeadersLike
 
+from brain.client.clock import DatabaseClock
 from brain.client.endings import Ending, WatchError, refused
 from brain.client.proxies import is_loopback
 from brain.client.watch import Token, headers_with
@@ -51,7 +53,10 @@ class Unanswered(OSError):  # noqa: N818 - an answer may come later, or never: `
 
 
 class API:
-    """The arguments are those of watch(), `options` too: the same token, TLS settings and proxy."""
+    """The arguments are those of watch(), `options` too: the same token, TLS settings and proxy.
+
+    `clock` hears the Date of each answer.
+    """
 
     def __init__(
         self,
@@ -60,11 +65,13 @@ class API:
         token: Token | None,
         additional_headers: HeadersLike | None,
         options: dict[str, Any],
+        clock: DatabaseClock | None = None,
     ) -> None:
         self._base, user = _base(url)
         self._basic = f"Basic {b64encode(user.encode()).decode()}" if user else None
         self._token = token
         self._additional = additional_headers
+        self._clock = clock
         self._opener = _opener({"proxy": None} | options if is_loopback(url) else options)
 
     async def get_run(self, run_id: str) -> RunData | None:
@@ -85,13 +92,10 @@ class API:
             raise Unanswered(refused(status, body, headers.get("Retry-After", "")))
         return _decoded(url, body, model, "an answer")
 
-    async def clock(self) -> datetime | None:
-        """The server's clock, to the second. None if it gives none. Raises Unanswered."""
-        _, headers, _ = await self._get(f"{self._base}/healthz")
-        try:
-            return parsedate_to_datetime(headers["Date"])
-        except (KeyError, ValueError, TypeError):
-            return None
+    async def ask_time(self) -> None:
+        """Tell the clock what time the server has. Without an answer, it stays as it is."""
+        with contextlib.suppress(Unanswered):
+            await self._get(f"{self._base}/healthz")
 
     async def _get(self, url: str) -> tuple[int, Headers, bytes]:
         try:
@@ -99,9 +103,20 @@ class API:
             if self._basic and "Authorization" not in headers:
                 headers["Authorization"] = self._basic
             async with asyncio.timeout(DEADLINE):
-                return await _in_thread(lambda: _get(self._opener, url, headers))
+                answer = await _in_thread(lambda: _get(self._opener, url, headers))
         except (HTTPException, OSError) as error:
             raise Unanswered(Ending(str(error) or type(error).__name__)) from error
+        if self._clock is not None and (date := _date(answer[1])) is not None:
+            self._clock.ask(date)
+        return answer
+
+
+def _date(headers: Headers) -> datetime | None:
+    """By the server's clock, to the second. None if it says none."""
+    try:
+        return parsedate_to_datetime(headers["Date"]).astimezone(UTC)
+    except (LookupError, ValueError, TypeError, OverflowError):
+        return None
 
 
 def _decoded(url: str, body: bytes, model: type[M], what: str) -> M:

@@ -16,57 +16,26 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, Literal, Self, TypeAlias, assert_never
+from typing import Any, Final, Self, assert_never
 
 from websockets.datastructures import HeadersLike
 
 from brain.client.api import API, Unanswered
+from brain.client.clock import DatabaseClock
 from brain.client.endings import WatchError
 from brain.client.events import Away, Connected, Deleted, Message, Ready, Source
+from brain.client.freshness import Evidence, Freshness
 from brain.client.pages import load
+from brain.client.store import Change, Store
 from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.include import Include
 from brain.contract.messages import ACTIVE, RunData, Status
 
-State: TypeAlias = Literal["connecting", "live", "polled", "behind", "away", "ended"]
-
 INCLUDE: Final[tuple[Include, ...]] = ("deleted", "ready", "source")
-
-BEHIND: Final = 8.0
-"""Seconds that Brain may be behind the database, or may have said nothing about it, before the
-store is no longer live. Brain reports it every 5 s."""
 
 MAX_FINISHED: Final = 10_000
 """Finished runs that a store holds, by default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What has become of one run in the store."""
-
-    id: str
-    run: RunData | None
-    """None: the run has left the store. Its row was deleted, or it no longer matches, or it has
-    finished and others have finished since."""
-    previous: RunData | None
-    """What the store held before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """How old the runs of a store may be."""
-
-    state: State
-    """`connecting`: what has changed since the list is on its way. `live`: each change arrives at
-    once. `polled`: as `live`, a moment later, because Brain polls. `behind`: connected, and Brain
-    cannot say whether it knows the latest changes. `away`: disconnected, and trying again. `ended`:
-    Brain refuses, and the store stays as it is."""
-    at: datetime | None = None
-    """When the last change was committed that was received, by the database's clock."""
-    reason: str = ""
-    """Why it is not live."""
 
 
 class Runs:
@@ -109,15 +78,14 @@ class Runs:
         self._headers = additional_headers
         self._timing = timing
         self._options = options
-        self._runs: dict[str, RunData] = {}
-        self._done: OrderedDict[str, None] = OrderedDict()
-        """Ids of finished runs, the one that changed last at the end."""
-        self._complete = False
-        self._freshness = Freshness("connecting")
-        self._ready = False
-        """What changed since the list has been received, on this connection."""
-        self._source: Source | None = None
-        self._overdue: asyncio.TimerHandle | None = None
+        self._store = Store(self._filter, finished)
+        self._clock = DatabaseClock()
+        self._evidence = Evidence(self._clock)
+        self._told = "connecting"
+        """The state that the listeners know."""
+        self._doubting: asyncio.TimerHandle | None = None
+        """What is current becomes old by itself."""
+        self._asking: asyncio.Task[None] | None = None
         self._loaded = asyncio.Event()
         self._listeners: dict[object, Callable[[Sequence[Change]], None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -141,34 +109,41 @@ class Runs:
 
     async def _stop(self) -> None:
         assert self._task is not None
-        self._cancel_overdue()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, WatchError):
-            await self._task
+        if self._doubting is not None:
+            self._doubting.cancel()
+        for task in (self._task, self._asking):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, WatchError):
+                    await task
 
     # What it holds
 
     def get(self, run_id: str) -> RunData | None:
-        return self._runs.get(run_id)
+        return self._store.get(run_id)
 
     def __contains__(self, run_id: object) -> bool:
-        return run_id in self._runs
+        return run_id in self._store
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._store)
 
     def __iter__(self) -> Iterator[RunData]:
         """In no order. The runs of this moment: the store may change meanwhile."""
-        return iter(list(self._runs.values()))
+        return iter(list(self._store))
 
     @property
     def freshness(self) -> Freshness:
-        return self._freshness
+        return self._evidence.freshness
 
     @property
     def complete(self) -> bool:
         """Every run that matches is there. If not, finished ones may be missing."""
-        return self._complete
+        return self._store.complete
+
+    def now(self) -> float:
+        """What time it is in the database, in seconds since 1970, to compare with `started_at`."""
+        return self._clock.now()
 
     # What becomes of it
 
@@ -232,34 +207,35 @@ class Runs:
             token=self._token,
             additional_headers=self._headers,
             options=self._options,
+            clock=self._clock,
         )
         failures = 0
-        clock = asyncio.get_running_loop().time
+        monotonic = asyncio.get_running_loop().time
         try:
             while True:
+                before = [run.id for run in self._store if run.status in ACTIVE]
                 try:
-                    found = await load(api, self._filter, self._max_finished)
+                    found = await load(api, self._filter, self._max_finished, before)
                 except Unanswered as error:
                     error.ending.raise_if_final(self._url, new_token=callable(self._token))
-                    self._tell(Freshness("away", self._freshness.at, error.ending.reason))
+                    self._evidence.leave(error.ending.reason)
+                    self._tell()
                     failures += 1
                     await asyncio.sleep(error.ending.at_least + self._timing.delay(failures))
                     continue
-                loaded_at = clock()
-                self._complete = found.complete
-                self._cancel_overdue()
-                self._freshness = Freshness("connecting", found.timestamp)
-                self._replace(found.runs)
-                await self._watch(found.timestamp)
+                loaded_at = monotonic()
+                self._tell(self._store.replace(found.runs, complete=found.complete))
+                await self._watch(api, found.timestamp)
                 # Brain's memory does not reach back to the list: a busy server evicts quickly.
-                failures = 0 if clock() - loaded_at > self._timing.steady else failures + 1
+                failures = 0 if monotonic() - loaded_at > self._timing.steady else failures + 1
                 if failures:
                     await asyncio.sleep(self._timing.delay(failures))
         except WatchError as error:
-            self._tell(Freshness("ended", self._freshness.at, str(error)))
+            self._evidence.end(error.code, str(error))
+            self._tell()
             raise
 
-    async def _watch(self, since: datetime) -> None:
+    async def _watch(self, api: API, since: datetime) -> None:
         """Apply what happens, until Brain cannot say what has changed."""
         events = watch(
             self._url,
@@ -271,96 +247,52 @@ class Runs:
             **self._filter,  # type: ignore[arg-type]
             **self._options,
         )
+        evidence = self._evidence
         async with contextlib.aclosing(events):
             async for event in events:
+                changes: Sequence[Change] = ()
                 match event:
                     case Connected(reset=True):
+                        evidence.leave()
                         return
                     case Connected():
-                        self._ready, self._source = False, None
-                        self._judge()
+                        self._ask_time(api)
                     case Ready():
-                        self._ready = True
-                        self._judge()
+                        evidence.ready()
                         self._loaded.set()
                     case Source():
-                        self._source = event
-                        self._judge()
-                    case Message(data=run, timestamp=at):
-                        self._freshness = replace(self._freshness, at=at)
-                        self._apply(self._put(run) if self._matches(run) else self._drop(run.id))
-                    case Deleted(id=run_id, timestamp=at):
-                        self._freshness = replace(self._freshness, at=at)
-                        self._apply(self._drop(run_id))
+                        evidence.report(event)
+                        self._ask_time(api)
+                    case Message(data=run, timestamp=timestamp):
+                        self._clock.hear(timestamp, pushed=evidence.is_ready)
+                        changes = self._store.take(run)
+                    case Deleted(id=run_id):
+                        changes = self._store.remove(run_id)
                     case Away(reason=reason):
-                        self._cancel_overdue()
-                        self._tell(Freshness("away", self._freshness.at, reason))
+                        evidence.leave(reason)
                     case _:
                         assert_never(event)
+                self._tell(changes)
 
-    def _judge(self) -> None:
-        """How fresh a connected store is: by what Brain last said about its source."""
-        self._cancel_overdue()
-        state: State = "connecting"
-        source, reason = self._source, ""
-        if source is not None and self._ready:
-            state, reason = "live", source.detail or ""
-            if source.source == "poll":
-                state = "polled"
-            lag = source.lag_seconds or 0.0
-            if source.source == "none" or lag > BEHIND:
-                state, reason = "behind", reason or f"the database has been silent for {lag:.0f} s"
-        if source is not None:
-            later = asyncio.get_running_loop().call_later
-            self._overdue = later(BEHIND, self._fall_behind)
-        self._tell(Freshness(state, self._freshness.at, reason))
+    def _ask_time(self, api: API) -> None:
+        """The machine has slept, or its clock was set: ask somebody what time it is."""
+        if self._clock.is_doubtful and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(api.ask_time(), name="brain runs: time")
 
-    def _fall_behind(self) -> None:
-        reason = f"Brain has said nothing about its source for {BEHIND:g} s"
-        self._tell(Freshness("behind", self._freshness.at, reason))
-
-    def _cancel_overdue(self) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-
-    def _tell(self, freshness: Freshness, changes: Sequence[Change] = ()) -> None:
-        known, self._freshness = self._freshness, freshness
-        if changes or known.state != freshness.state:
+    def _tell(self, changes: Sequence[Change] = ()) -> None:
+        state = self._evidence.freshness.state
+        if changes or state != self._told:
+            self._told = state
             for listener in list(self._listeners.values()):
                 listener(changes)
+        if not changes:
+            self._doubt_later()
 
-    def _apply(self, *changes: Change | None) -> None:
-        made = (*changes, *self._evict())
-        self._tell(self._freshness, [each for each in made if each is not None])
-
-    def _replace(self, runs: Iterable[RunData]) -> None:
-        """Hold these and no others. `runs`: those that changed last at the end."""
-        listed = {run.id: run for run in runs}
-        dropped = [self._drop(run_id) for run_id in list(self._runs) if run_id not in listed]
-        self._apply(*dropped, *map(self._put, listed.values()))
-
-    def _put(self, run: RunData) -> Change | None:
-        known = self._runs.get(run.id)
-        self._runs[run.id] = run
-        self._done.pop(run.id, None)
-        if run.status not in ACTIVE:
-            self._done[run.id] = None
-        return None if known == run else Change(run.id, run, known)
-
-    def _drop(self, run_id: str) -> Change | None:
-        self._done.pop(run_id, None)
-        known = self._runs.pop(run_id, None)
-        return None if known is None else Change(run_id, None, known)
-
-    def _evict(self) -> list[Change | None]:
-        dropped = []
-        while len(self._done) > self._max_finished:
-            self._complete = False
-            dropped.append(self._drop(next(iter(self._done))))
-        return dropped
-
-    def _matches(self, run: RunData) -> bool:
-        """A filter of /ws also passes what a run was just before."""
-        values = {"run_id": run.id, "task_id": run.task_id, "agent": run.agent}
-        values["status"] = run.status
-        return all(not wanted or values[name] in wanted for name, wanted in self._filter.items())
+    def _doubt_later(self) -> None:
+        """Nothing but time passes, and the runs are not current any more."""
+        if self._doubting is not None:
+            self._doubting.cancel()
+            self._doubting = None
+        if (seconds := self._evidence.doubted_in) is not None:
+            later = asyncio.get_running_loop().call_later
+            self._doubting = later(seconds + 0.001, self._tell)

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
-from urllib.parse import quote
+from typing import Any, TypeAlias
 
 from websockets.datastructures import HeadersLike
 
@@ -13,12 +12,9 @@ from brain.client.api import API, Unanswered
 from brain.client.endings import WatchError
 from brain.client.events import Away, Connected, Deleted, Message
 from brain.client.events import Event as Watched
+from brain.client.pages import portions
 from brain.client.watch import TIMING, Timing, Token, watch
 from brain.contract.messages import ACTIVE, RunData, Status
-from brain.contract.subscription import MAX_VALUES
-
-MAX_QUERY: Final = 6 * 1024
-"""Bytes of the run ids in one URL. Brain takes a URL of 8 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,7 @@ async def outcomes(
     statuses = {until} if isinstance(until, str) else set(until)
     waiter = _Waiter(run_ids, statuses, timing, must_exist=must_exist)
     api = API(url, token=token, additional_headers=additional_headers, options=options)
-    groups = _groups(waiter.pending)
+    groups = list(portions(list(waiter.pending)))
     work: list[Awaitable[None]] = [waiter.ask(api, new_token=callable(token))]
     for number, group in enumerate(groups):
         events = watch(
@@ -184,9 +180,13 @@ class _Waiter:
                             self._away = True
                             self.events.put_nowait(event)
                     case Deleted(id=run_id):
-                        if (name := self._names.get(run_id)) in self.pending:
+                        name = self._names.get(run_id)
+                        if name in self.pending:
                             self.pending[name] = True
-                            self._wake.set()  # it may have been inserted again
+                        if name is None or name in self.pending:
+                            # It may have been inserted again; or the table prints an id that was
+                            # given in another form.
+                            self._wake.set()
                     case Message(data=run):
                         if (name := self._names.get(run.id)) is None:
                             self._wake.set()  # the answer to a GET tells whose id this is
@@ -240,17 +240,3 @@ class _Waiter:
     def _settle(self, outcome: Outcome) -> None:
         del self.pending[outcome.run_id]
         self.events.put_nowait(outcome)
-
-
-def _groups(run_ids: Iterable[str]) -> list[list[str]]:
-    """The runs of each subscription. Only long ids need more than one."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for run_id in run_ids:
-        needs = len(quote(run_id, safe="")) + len("run_id=&")
-        if groups[-1] and (size + needs > MAX_QUERY or len(groups[-1]) == MAX_VALUES):
-            groups.append([])
-            size = 0
-        groups[-1].append(run_id)
-        size += needs
-    return groups

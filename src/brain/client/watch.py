@@ -11,6 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.datastructures import Headers, HeadersLike
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from brain.client.connection import Connection
 from brain.client.endings import classify
 from brain.client.events import Away, Connected, Event, Received, received
 from brain.client.proxies import is_loopback
@@ -25,6 +26,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 SNAPSHOT: Final = [("snapshot", "true")]
 OPTIONS: Final[dict[str, Any]] = {
     "compression": None,
+    "create_connection": Connection,
     "max_size": MAX_BYTES,
     "ping_interval": None,  # the keepalive of `websockets` ignores messages: see _receive
     "close_timeout": 1,

@@ -53,6 +53,9 @@ class Snapshot:
     unless_after: int | None = None
     """Set on a comparison. Rows of runs that the board has seen change after this seq are older
     than the board: it skips them."""
+    refused: Sequence[tuple[Micros, Micros]] = ()
+    """Set on the first one of a process: spans of times that no message may bear, and at which
+    every `since` is a gap, because they were sent while the database's clock was far ahead."""
     outcome: Outcome | None = field(default=None, compare=False)
     """Set on a comparison. The source reads it when the consumer asks for the next event."""
 
@@ -62,7 +65,7 @@ class Resumed:
     """The first state after a restart, with wire times that `since` can be compared with.
 
     It takes the place of the first Snapshot, and is applied as a whole: clients from before the
-    restart find every change at or after their `since`. See postgres/checkpoints.py.
+    restart find every change at or after their `since`. See postgres/records.py.
     """
 
     unchanged: Sequence[Run]
@@ -73,6 +76,8 @@ class Resumed:
     """The database's time of the query, or the last timestamp sent before, if that is later."""
     floor_time: Micros
     """A `since` at or before this time is a gap."""
+    refused: Sequence[tuple[Micros, Micros]] = ()
+    """As a Snapshot has them."""
 
 
 @dataclass(slots=True)

@@ -13,8 +13,10 @@ tests/unit/delivery/mutants.py removes every rule, and a random history then goe
 R9   `timestamp` never decreases: it is the commit time or the last timestamp, whichever is later.
      Rows of a Snapshot have the database's time of that query; Brain's own clock is never used.
      `since` means every change at or after it; it is a gap at or before the time of the newest
-     evicted change, and before the first Snapshot.
-     test_time_never_decreases, test_since_at_its_boundaries
+     evicted change, and before the first Snapshot. Times that were sent while the database's clock
+     was far ahead are gaps too, and time skips them.
+     test_time_never_decreases, test_since_at_its_boundaries,
+     test_time_skips_what_is_refused_and_a_since_there_is_a_gap
 R10  A run concerns a filter that matches what it is or was before this change; in a catch-up,
      anything that it has been since the board holds it. An inserted run was nothing; an updated run
      that the board does not hold may have been anything finished.
@@ -26,7 +28,7 @@ R13  A Snapshot removes the unfinished runs that it reports as gone. The first o
      One with `unless_after` never overrides what the stream has changed, deleted or evicted since.
      test_the_first_snapshot_pushes_nothing, test_a_comparison_does_not_override_newer_changes
 
-After a restart (postgres/checkpoints.py has the rules) the first event is Resumed instead of a
+After a restart (postgres/records.py has the rules) the first event is Resumed instead of a
 Snapshot. Resumed runs keep the times at which they were sent, at the earliest; those that changed
 since the floor may have been ANYTHING, because nobody knows what they were. No byte leaves with a
 time that `remember` has not been told, so that time goes on there.
@@ -35,7 +37,7 @@ test_every_time_is_remembered_before_it_is_sent
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias, assert_never
 
 from brain.contract.events import Changes, Event, Resumed, Snapshot
@@ -132,6 +134,8 @@ class Board:
         self._done: OrderedDict[str, None] = OrderedDict()
         """The ids of finished and deleted runs, in the order of their last change."""
         self._unfinished: set[str] = set()
+        self._refused: Sequence[tuple[Micros, Micros]] = ()
+        """Spans of times that no message may bear (R9)."""
         self._unheld = FINISHED
         """What an updated run that the board does not hold may have been."""
         self._shown: dict[str, tuple[int, tuple[Facet, ...]]] = {}
@@ -163,14 +167,22 @@ class Board:
         `floor_time`: otherwise a client that close code 4410 sent to the API would get a timestamp
         that `/ws?since=` answers with 4410 again.
         """
-        return self.time if self.time > self.floor_time else self.floor_time + 1
+        return self.time if self.time > self.floor_time else self._allowed(self.floor_time + 1)
+
+    def _allowed(self, time: Micros) -> Micros:
+        """The first time from this one on that a message may bear."""
+        for first, last in self._refused:
+            if first <= time <= last:
+                time = last + 1
+        return time
 
     @property
     def reached(self) -> Micros:
         """The time of the newest entry, or the earliest that `since` takes after it."""
         if not self.begun:
             return 0
-        return max(self.last_time, self.floor_time + 1, self.dead_floor_time + 1)
+        earliest = max(self.floor_time, self.dead_floor_time) + 1
+        return max(self.last_time, self._allowed(earliest))
 
     def since(self, time: Micros, *, deleted: bool = False) -> int | None:
         """The seq after which every change at or after `time` lies; None for a gap (R9).
@@ -178,7 +190,7 @@ class Board:
         `deleted`: for a client that includes deletes (T6 to T8).
         """
         floor = max(self.floor_time, self.dead_floor_time) if deleted else self.floor_time
-        if not self.begun or time <= floor:
+        if not self.begun or time <= floor or self._allowed(time) != time:
             return None
         found = self.log.before(time)
         return self.seq if found is None else found
@@ -227,7 +239,7 @@ class Board:
     def _advance(self, at: Micros) -> None:
         # (R9) Above `floor_time`, so that a client that loads the table after an eviction gets a
         # `since` that is no gap. It is always above `dead_floor_time`.
-        self.time = max(self.time, at, self.floor_time + 1)
+        self.time = self._allowed(max(self.time, at, self.floor_time + 1))
 
     def _changes(self, event: Changes) -> list[Push]:
         self._advance(event.at)
@@ -259,14 +271,15 @@ class Board:
         """Runs were deleted, or may have been, and nobody knows which (T6)."""
         self.seq += 1
         self.dead_floor, self.dead_floor_time = self.seq, self.time
-        self.time += 1
+        self.time = self._allowed(self.time + 1)
 
     def _resume(self, event: Resumed) -> list[Push]:
         """Fill the empty board. A client that was cut off while it was sent the unfinished
         runs lacks some whose time was `floor_time`: they follow it.
         """
+        self._refused = event.refused
         self.floor_time = self.last_time = event.floor_time
-        self.time = event.floor_time + 1
+        self.time = self._allowed(event.floor_time + 1)
         for run in event.unchanged:
             self._forget(self._runs.get(run[ID]))
             self._put(run, 0, None, ())
@@ -275,11 +288,12 @@ class Board:
             self._forget(self._runs.get(run[ID]))
             self._put(run, 0, None, ANYTHING)
         self.dead_floor_time = event.at  # (T8)
-        self.time = event.at + 1
+        self.time = self._allowed(event.at + 1)
         self.begun = True
         return []
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
+        self._refused = self._refused or event.refused
         self._advance(event.at)
         if event.new:
             for run_id in list(self._done):

@@ -1,12 +1,12 @@
 """The first look after a restart: rows and the times at which they were sent, as the records tell
-(checkpoints.py, rules 4 and 5).
+(records.py, rules 4 and 5).
 """
 
 from operator import itemgetter
 
 from brain.contract.events import Resumed
 from brain.contract.messages import ACTIVE, STATUS, Micros, Run
-from brain.postgres.checkpoints import Records
+from brain.postgres.records import Records
 
 
 class FirstLook:
@@ -55,5 +55,6 @@ class FirstLook:
         records, base = self._records, self._base
         self._changed.sort(key=itemgetter(0))
         changed = [(records.time(place, at), run) for place, run in self._changed]
-        records.drop_before(base)
-        return Resumed(self._unchanged, changed, at, records.oldest.time)
+        floor_time = records.time(base, at)
+        records.drop_before(base)  # or all of them, if the file cannot be written
+        return Resumed(self._unchanged, changed, at, floor_time, records.refused)

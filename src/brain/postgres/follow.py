@@ -25,12 +25,13 @@ import psycopg
 import structlog
 
 from brain.contract.events import Event, Known
-from brain.postgres.checkpoints import Progress, Records
 from brain.postgres.connection import connect, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
 from brain.postgres.polling import Mode, Polling
+from brain.postgres.progress import Progress
 from brain.postgres.promotion import Promoted, Promotion
+from brain.postgres.records import Records
 from brain.postgres.replication import StreamLost, StreamSilent
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
@@ -112,6 +113,7 @@ class Follow:
                 # board. The clients stay connected.
                 log.exception("following failed")
                 self.state.change("none", "fault", f"a bug in Brain: {error!r}")
+            self.state.lateness.ask(loop.time())
             was_steady = loop.time() - began > self._timing.steady
             failures = 1 if was_steady else failures + 1
             await asyncio.sleep(self._timing.back_off.delay(failures))

@@ -22,11 +22,12 @@ from psycopg import sql
 
 from brain.contract.events import Known, Resumed, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
-from brain.postgres.checkpoints import Checkpoint, Identity, Progress
+from brain.postgres.checkpoints import Checkpoint, Identity
 from brain.postgres.connection import Conn, Text, deadline
 from brain.postgres.decoder import Decoder
 from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
+from brain.postgres.progress import Progress
 from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.snapshots import PgSnapshot, widen
 from brain.postgres.table import Description, Table, describe, escaped
@@ -149,7 +150,7 @@ class Poll:
         Yields nothing, without a scan, if nothing was committed anywhere. `always`: scan
         nevertheless.
         """
-        if not always and await self._is_current():
+        if not always and await self.is_current():
             return
         # This query waits for the table's lock, so that the scan does not. A wait is no cost of the
         # scan: an hour of it would be followed by a pause of a day.
@@ -179,7 +180,8 @@ class Poll:
         last, self._took = self._took, took + self._clock() - begun
         self.pause = self._timing.pause(last, self._took, int(row[0] or 0))
 
-    async def _is_current(self) -> bool:
+    async def is_current(self) -> bool:
+        """Whether nothing was committed anywhere since the last poll. Of a view nobody knows."""
         checkpoint = self.progress.checkpoint
         return (
             checkpoint is not None
@@ -212,21 +214,24 @@ class Poll:
             )
         else:
             records.open((*self._identity[:1], self._identity[2], str(self._table)), here)
-        high = records.high
         if len(records):
             found = FirstLook(records)
             visible = PgSnapshot(records.oldest.xmin, records.oldest.xmin, frozenset())
             since = replace(here, visible=visible, tree=frozenset())  # and what is unfinished
             async with aclosing(self.scan(since, found.take)) as pieces:
                 piece, reached = await anext(pieces)
-            if not found.failed:
-                yield found.resumed(max(piece.at, high)), reached
+            if found.failed:
+                records.void(f"more than {records.max_rows} rows have changed since")
+            at = records.start(piece.at)
+            if len(records):
+                yield found.resumed(at), reached
                 return
-            records.void(f"more than {records.max_rows} rows have changed since")
+        at = 0
         async with aclosing(self.scan(None)) as pieces:
             async for piece, reached in pieces:
                 # Above every time that may have been sent before, which are all gaps now.
-                yield replace(piece, at=max(piece.at, high + 1)), reached
+                at = at or records.start(piece.at) + 1
+                yield replace(piece, at=at, refused=records.refused), reached
 
     @property
     def _has_xmin(self) -> bool:
@@ -263,6 +268,7 @@ class Poll:
                     # NULLs, and arrives when the scan has ended.
                     row = await anext(answer)
                 visible, at = PgSnapshot.parse(str(row[0])), int(str(row[1]))
+                self.progress.records.compare(at)
                 while row is not None:
                     _, _, xmin, *values = row
                     row = await anext(answer, None)

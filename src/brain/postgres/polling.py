@@ -45,6 +45,8 @@ class Polling:
         self._warnings = warnings
         self._reread_at = self._check_at = 0.0
         self._fingerprint: int | None = None
+        self._asked = 0.0
+        """When, by the loop's clock, a query last showed that Brain has everything."""
 
     async def events(self) -> AsyncGenerator[Snapshot | Resumed]:
         """Raises what the ordinary connection raises, and TableError."""
@@ -55,10 +57,12 @@ class Polling:
             await self._look_at_catalog()
             if self._poll.progress.unseen:
                 await self._until_seen()
+            asked = loop.time()
+            self._state.lateness.ask(asked)
             async with aclosing(self._poll.read()) as pieces:
                 async for piece in pieces:
                     yield self._marked(piece)
-            self._state.heard = loop.time()
+            self._has_everything(asked)
             await self._warnings.look(self._poll.conn, self._poll.description, self._fingerprint)
             self.promoted = self._promotion.collect()
             if self.promoted is not None:
@@ -77,6 +81,20 @@ class Polling:
             await self._promotion.sleep(min(left, self._timing.check_every))
             if left > self._timing.check_every:
                 await self._look_at_catalog()
+                await self._look_for_commits()
+
+    def _has_everything(self, asked: float) -> None:
+        """As of a query that began at this time: a scan does not see what is committed behind."""
+        self._asked = self._state.heard = asked
+        self._state.lateness.answered()
+
+    async def _look_for_commits(self) -> None:
+        """In a long pause, whether it makes Brain late. The next poll reads what there is."""
+        asked = asyncio.get_running_loop().time()
+        if await self._poll.is_current():
+            self._has_everything(asked)
+        else:
+            self._state.lateness.ask(self._asked)
 
     async def _look_at_catalog(self) -> None:
         """Now and then read it again, and at once if its fingerprint has changed.

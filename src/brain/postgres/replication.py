@@ -68,6 +68,8 @@ class Stream:
         self.slot = slot
         self.heard = 0.0
         """When, by the loop's clock, the database last sent anything."""
+        self.walsender = conn.info.backend_pid
+        """The process id of the other end."""
         self.inspect: Inspect | None = None
         """Called when PostgreSQL has described the table, for the first time or again, before a row
         behind that is read: the table may be another than it was. What it raises ends `read`."""
@@ -86,7 +88,7 @@ class Stream:
         self._end = ""
         """Why the stream has ended, once it has."""
         self._gulped = 0.0
-        self._asked = 0.0
+        self._asked = self._first_asked = 0.0
         self._heartbeat: asyncio.TimerHandle | None = None
 
     @property
@@ -202,6 +204,11 @@ class Stream:
             self._ready = None
             self._loop.remove_reader(self._pg.socket)
 
+    @property
+    def unanswered_since(self) -> float | None:
+        """When, by the loop's clock, the database was first asked for a reply that it owes."""
+        return self._first_asked if self._asked > self.heard else None
+
     def interrupt(self) -> None:
         """Let `read` return at once, if it waits."""
         if self._ready is not None:
@@ -267,6 +274,8 @@ class Stream:
         now = self._loop.time()
         ask = now - max(self._asked, self.heard) >= self._timing.ask_every
         if ask:
+            if self._asked <= self.heard:
+                self._first_asked = now
             self._asked = now
         with contextlib.suppress(psycopg.Error):  # the next read raises the same error
             self._send_status(ask=ask)

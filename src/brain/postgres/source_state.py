@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import structlog
 
 from brain.contract.include import SourceName
+from brain.postgres.lateness import Lateness
 from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
 
 log = structlog.get_logger()
@@ -38,6 +39,7 @@ class SourceState:
     """The detail as one word; None if there is no better source."""
     heard: float = float("-inf")
     """When, by the loop's clock, the database was last known to have been read to its end."""
+    lateness: Lateness = field(default_factory=Lateness)
     connects: int = 0
     streams: int = 0
     losses: int = 0

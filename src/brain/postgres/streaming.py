@@ -45,6 +45,7 @@ class Streaming:
         insert position, then the stream without the transactions that this poll has seen.
         """
         await self._poll.read_catalog()
+        asked = asyncio.get_running_loop().time()
         async with aclosing(self._poll.read(always=True)) as pieces:
             async for piece in pieces:
                 # From here on the stream names every delete; earlier ones may be unknown.
@@ -52,7 +53,8 @@ class Streaming:
                     yield replace(piece, deletes_unknown=True)
                 else:
                     yield piece
-        self._state.heard = asyncio.get_running_loop().time()
+        self._state.heard = asked
+        self._state.lateness.answered()
         checkpoint = self._poll.progress.checkpoint
         assert checkpoint is not None
         await self._stream.start(checkpoint.visible, await self._poll.insert_lsn())
@@ -72,6 +74,7 @@ class Streaming:
             timing=self._timing,
         )
         self._watch, stream.inspect = watch, watch.check_now
+        self._state.lateness.follow(watch.unanswered_since)
         while True:
             ready: list[Changes] = []
             for changes in await stream.read():
@@ -89,9 +92,9 @@ class Streaming:
                 yield ready
             for comparison in watch.passed(stream.position):
                 yield [comparison]
-            # What the server sends proves that it is alive; that nothing is on its way, only that
-            # the stream has passed the mark (it may be decoding a huge transaction).
-            self._state.heard = min(stream.heard, watch.marked_at)
+            # That the server speaks does not prove that nothing is on its way: it may be decoding
+            # a huge transaction.
+            self._state.heard = watch.proven_at()
             watch.advance()
 
     async def _completed(self, changes: Changes) -> Changes:
@@ -116,6 +119,7 @@ class Streaming:
 
     async def close(self) -> None:
         """End the watch, and drop the slot."""
+        self._state.lateness.unfollow()
         try:
             if self._watch is not None:
                 await self._watch.close()

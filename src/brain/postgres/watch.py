@@ -7,7 +7,6 @@ an open transaction, of any table, makes our slot retain log although Brain conf
 """
 
 import asyncio
-import math
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.connection import Conn, deadline
 from brain.postgres.fingerprint import fingerprint
 from brain.postgres.inspection import inspect
+from brain.postgres.lateness import LogEnd, log_end
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
@@ -40,8 +40,6 @@ class Mark:
 
     checkpoint: Checkpoint
     lsn: LSN
-    at: float
-    """When, by the loop's clock, the log ended there at the earliest."""
     comparison: list[Snapshot]
     """What differs from the board."""
     compared_seq: int | None
@@ -76,21 +74,41 @@ class Watch:
         joined = poll.progress.checkpoint
         assert joined is not None, "a poll comes before each stream"
         now = asyncio.get_running_loop().time()
-        self._mark: Mark | None = Mark(joined, promoted.stream.joined_at, now, [], None)
+        self._mark: Mark | None = Mark(joined, promoted.stream.joined_at, [], None)
         """The poll that the stream continues is the first."""
         self._look_at = now
         self._compare_at = now + timing.compare_every
         self._compared, self._compared_seq = joined, known.seq
         """Since when the next comparison looks for changes, and the board's seq then."""
         self._fingerprint: int | None = None
+        self._owed: LogEnd | None = None
+        """What the walsender had yet to send when Brain asked for the first time since."""
+        self._unproven: LogEnd | None = None
+        """The end of the log that the stream has yet to reach."""
+        self._proven_at = now
         self._checking = asyncio.create_task(self._check(), name="check")
         # What the task has found must not wait until the stream sends something.
         self._checking.add_done_callback(lambda _: self._stream.interrupt())
 
-    @property
-    def marked_at(self) -> float:
-        """When the mark was set that the stream has yet to pass; infinite if there is none."""
-        return self._mark.at if self._mark is not None else math.inf
+    def unanswered_since(self) -> float | None:
+        """Since when the stream owes something: the end of the log, or an answer. None: nothing."""
+        owed = self._owed
+        late = owed.at if owed is not None and not self._reached(owed) else None
+        silent = self._stream.unanswered_since
+        return min(late, silent) if late is not None and silent is not None else late or silent
+
+    def proven_at(self) -> float:
+        """When, by the loop's clock, the log ended at the latest where the stream has read on."""
+        end = self._unproven
+        if end is not None and (
+            # What the server has sent since comes behind all that it had sent before.
+            self._reached(end) or (end.waiting and self._stream.heard > end.answered_at)
+        ):
+            self._proven_at, self._unproven = end.at, None
+        return self._proven_at
+
+    def _reached(self, end: LogEnd) -> bool:
+        return self._stream.position >= end.lsn
 
     def advance(self) -> None:
         """Take the mark of a look that has ended, or start one that is due. Raises as `_look`."""
@@ -145,6 +163,18 @@ class Watch:
             # A look inspects the table itself, and its comparison may keep the connection busy.
             if self._task is None:
                 await self.check_now()
+                await self._ask()
+
+    async def _ask(self) -> None:
+        """Where the log ends. The oldest end that the stream has not reached counts."""
+        end = await log_end(self._poll.conn, self._stream.walsender)
+        if end.waiting:
+            self._owed = None
+        elif self._owed is None or self._reached(self._owed):
+            self._owed = end
+        self.proven_at()
+        if self._unproven is None:
+            self._unproven = end
 
     async def check_now(self) -> None:
         """Inspect the table if its fingerprint has changed. Raises as `_inspect`."""
@@ -168,8 +198,7 @@ class Watch:
             comparison, compared_seq = [], None  # the stream has delivered more than the query saw
         # After the query: if the publication is unchanged now, it was for all that the query saw.
         await self._inspect()
-        at = asyncio.get_running_loop().time()
-        return Mark(checkpoint, await self._poll.insert_lsn(), at, comparison, compared_seq)
+        return Mark(checkpoint, await self._poll.insert_lsn(), comparison, compared_seq)
 
     async def _see(self) -> tuple[Checkpoint, list[Snapshot]]:
         """What a query would see, without one."""

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from brain.access.addresses import Address
 from brain.access.grants import Grant, TokenError, bearer
 from brain.access.limits import BODY_TOO_LARGE, Lease
-from brain.access.rejections import Rejection
+from brain.access.rejections import Rejection, RequestLine
 from brain.contract.subscription import Subscription
 from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
@@ -394,7 +394,13 @@ class HTTPProtocol(HttpToolsProtocol):
     # A refusal
 
     def _note(self, rejection: Rejection) -> None:
-        self._state.rejections.note(rejection, peer=self.peer)
+        self._state.rejections.note(rejection, peer=self.peer, request=self._request_line())
+
+    def _request_line(self) -> RequestLine | None:
+        """That of the request that is arriving. Before its target, the parser has no method."""
+        if not (self._begun and self.url):
+            return None
+        return RequestLine.of(self.parser.get_method().decode("ascii"), self.url)
 
     def _refuse(self, rejection: Rejection) -> None:
         """Answer and close, or only close where another request would seem to get the answer."""

@@ -47,7 +47,7 @@ async def test_brain_answers_each_example_of_the_story_as_it_says(database: str)
             assert answer.status_code == example.status, (example.summary, answer.text)
             expected = timeless(example.answer)
             if "order=changed" in example.target:
-                expected["runs"] = []  # nothing follows the table here
+                expected |= {"runs": [], "changed_at": []}  # nothing follows the table here
             found = answer.json() if answer.content else None
             assert timeless(found) == expected, example.summary
             etag = answer.headers.get("etag", etag)

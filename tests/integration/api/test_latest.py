@@ -149,8 +149,69 @@ async def test_a_list_has_at_most_a_mebibyte(database: str) -> None:
         assert page["complete"] is True
 
 
+async def test_each_run_has_the_time_of_its_last_change(
+    api: httpx.AsyncClient, board: Board
+) -> None:
+    change(board, T + 10, run("a"))
+    change(board, T + 20, run("b", "failed"), run("c"))
+    page = await listed(api)
+    times = dict(zip(ids(page), page["changed_at"], strict=True))
+    assert times | {"a": iso(T + 10), "b": iso(T + 20), "c": iso(T + 20)} == times
+    # Nobody knows when these changed before Brain read them: not since then, at least.
+    assert times["old1"] == times["old2"] == page["exact_after"] == iso(T)
+
+
+async def pages(api: httpx.AsyncClient, query: str) -> list[dict[str, Any]]:
+    found = [await listed(api, query)]
+    while cursor := found[-1]["next_cursor"]:
+        found.append(await listed(api, f"{query}&cursor={cursor}"))
+    return found
+
+
+async def test_a_cursor_continues_the_list_to_the_end_of_memory(
+    api: httpx.AsyncClient, board: Board
+) -> None:
+    for i in range(9):
+        change(board, T + 10 + i // 3, run(f"r{i}", "completed"))
+    found = await pages(api, "&limit=2")
+    assert [each for page in found for each in ids(page)] == ids(await listed(api))
+    assert [page["complete"] for page in found] == [True] * 4 + [False] * 2
+    for query in ("&status=completed", "&status=running&status=queued"):
+        listing = [each for page in await pages(api, f"{query}&limit=3") for each in ids(page)]
+        assert listing == ids(await listed(api, query))
+
+
+async def test_a_run_that_changes_between_two_pages_comes_with_since(
+    api: httpx.AsyncClient, board: Board
+) -> None:
+    for i in range(4):
+        change(board, T + 10 + i, run(f"r{i}", "completed"))
+    first = await listed(api, "&status=completed&limit=2")
+    change(board, T + 20, run("r0", "failed"))
+    rest = await listed(api, f"&status=completed&limit=2&cursor={first['next_cursor']}")
+    assert (ids(first), ids(rest)) == (["r3", "r2"], ["r1"])
+    assert first["timestamp"] == iso(T + 13), "since brings r0"
+
+
+async def test_after_a_restart_a_cursor_continues_by_its_time(
+    api: httpx.AsyncClient, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):
+        change(board, T + 10 + i // 3, run(f"r{i}", "completed"))
+    first = await listed(api, "&status=completed&limit=1")
+    assert ids(first) == ["r5"]
+    monkeypatch.setattr(latest, "PROCESS", "00000000")
+    rest = await listed(api, f"&status=completed&cursor={first['next_cursor']}")
+    assert ids(rest) == ["r5", "r4", "r3", "r2", "r1", "r0"], "nothing is lost"
+
+
 async def test_bad_parameters_are_a_422_that_names_them(api: httpx.AsyncClient) -> None:
-    for query, field in (("order=time", "order"), ("order=changed&cursor=YQ", "cursor")):
+    for query, field in (
+        ("order=time", "order"),
+        ("order=changed&cursor=YQ", "cursor"),
+        ("order=changed&cursor=%C3%A9", "cursor"),
+        ("order=changed&cursor=" + "MSA" * 99, "cursor"),
+    ):
         assert fields(problem(await api.get(f"/api/runs?{query}"), 422)) == [field]
     assert "id or changed" in (await api.get("/api/runs?order=time")).json()["detail"]
     assert (await api.get("/api/runs?order=id")).json().keys() == {

@@ -464,6 +464,8 @@ def test_asks_for_a_token_and_says_why_one_is_not_accepted(browser: Browser, tab
         origin = f"http://localhost:{guarded.port}"
         with live_page(browser, origin) as page:
             field = page.tab.get_by_label("Token")
+            expect(field).to_be_visible()
+            expect(page.tab.locator(".reason")).to_have_text("")  # nothing was wrong yet
             field.fill("nonsense")
             field.press("Enter")
             expect(page.tab.locator(".reason")).to_have_text("the token is not valid")

@@ -18,10 +18,11 @@ from brain.contract.events import Event, Snapshot
 from brain.contract.messages import ID, STATUS, Run, Status
 from brain.delivery.board import Board
 from brain.delivery.log import RUN
-from brain.postgres.checkpoints import Checkpoint, Progress
+from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.poll import Poll
+from brain.postgres.progress import Progress
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import TableError
 from brain.postgres.timing import PollTiming

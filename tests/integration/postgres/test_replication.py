@@ -15,11 +15,11 @@ import pytest
 from brain.contract.events import Changes
 from brain.contract.messages import ID
 from brain.delivery.board import Board
-from brain.postgres.checkpoints import Progress
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import Poll
+from brain.postgres.progress import Progress
 from brain.postgres.replication import Stream, StreamLost
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import describe

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from brain.contract.events import Resumed, Snapshot
 from brain.delivery.board import Board
-from brain.postgres.checkpoints import Records
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
+from brain.postgres.records import Records
 from brain.postgres.table import Table
 from tests.support.following import Following, connected
 from tests.support.hints import follows, paste

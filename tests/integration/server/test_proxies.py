@@ -1,4 +1,4 @@
-"""Behind real nginx and HAProxy that terminate TLS, with the configurations of docs/proxies.md."""
+"""Behind real proxies that terminate TLS, with the configurations of docs/proxies.md."""
 
 import asyncio
 import json
@@ -35,8 +35,17 @@ IDLE = 2
 
 PROGRAMS = {
     name: shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    for name in ("nginx", "haproxy")
+    for name in ("nginx", "haproxy", "caddy")
 }
+NOT_RUN = {"yaml": "Traefik: neither Debian nor a package of Python or Node brings it"}
+"""The other configurations of the page, and why no test runs them."""
+WAITS_FOR_EVER = ("caddy",)
+"""They do not close an idle WebSocket."""
+
+
+def test_every_configuration_of_the_page_is_run_or_has_a_reason() -> None:
+    fences = re.findall(r"^```(\w+)$", PAGE.read_text(), re.MULTILINE)
+    assert sorted(fences) == sorted([*PROGRAMS, *NOT_RUN])
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +86,21 @@ class Proxy:
     def __init__(self, port: int, trust: ssl.SSLContext) -> None:
         self.port, self.trust = port, trust
 
+    @property
+    def origin(self) -> str:
+        """Of the page, as a browser names it when it is opened by this port."""
+        return f"https://brain.example:{self.port}"
+
     def connect(
-        self, query: str = "?run_id=nobody", local: str = "127.0.0.7", **options: Any
+        self,
+        query: str = "?run_id=nobody",
+        local: str = "127.0.0.7",
+        *,
+        port_in_host: bool = False,
+        **options: Any,
     ) -> connect:
         return connect(
-            f"wss://brain.example:443/ws{query}",
+            f"wss://brain.example:{self.port if port_in_host else 443}/ws{query}",
             host="127.0.0.1",
             port=self.port,
             ssl=self.trust,
@@ -116,11 +135,15 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
     folder.chmod(0o755)
     found = re.search(rf"^```{name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert found
-    said = found[1].replace(" 443 ", f" 127.0.0.1:{port} ").replace(" :443 ", f" 127.0.0.1:{port} ")
+    origin = f"https://brain.example:{port}"
+    said = f"\n{found[1]}".replace(" 443 ", f" 127.0.0.1:{port} ").replace(
+        " :443 ", f" 127.0.0.1:{port} "
+    )
     said = said.replace("127.0.0.1:5221", f"127.0.0.1:{brain.port}").replace(
         "/etc/ssl", str(folder)
     )
-    said = said.replace("75s", f"{IDLE}s")
+    said = said.replace("75s", f"{IDLE}s").replace("\nbrain.example {", f"\n{origin} {{")
+    environment = dict(os.environ)
     file = folder / f"{name}.conf"
     if name == "nginx":
         temporary = "".join(
@@ -133,12 +156,16 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
             f"events {{}} http {{ access_log off; {temporary}\n{said} }}"
         )
         command = [program, "-p", str(folder), "-c", str(file), "-g", "daemon off;"]
+    elif name == "caddy":
+        said = f"{{\n admin off\n auto_https disable_redirects\n default_bind 127.0.0.1\n}}\n{said}"
+        environment |= dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(folder))
+        command = [program, "run", "--config", str(file), "--adapter", "caddyfile"]
     else:
         command = [program, "-db", "-f", str(file)]
     file.write_text(said)
     log = folder / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
         until = time.monotonic() + PATIENCE
         while True:
@@ -191,6 +218,9 @@ async def test_behind_a_proxy_that_terminates_tls(
         with pytest.raises(InvalidStatus) as caught:
             await proxy.connect(local="127.0.0.9")
         assert caught.value.response.status_code == 403
+        # The page's own origin, on whatever port people open it; and no other page.
+        async with proxy.connect(port_in_host=True, origin=proxy.origin):
+            pass
         with pytest.raises(InvalidStatus) as caught:
             await proxy.connect(origin="https://evil.example")
         assert caught.value.response.status_code == 403
@@ -200,7 +230,11 @@ def test_without_pings_a_proxy_closes_an_idle_connection(
     shared: str, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """Which is why the pings are there."""
-    found = [name for name, program in PROGRAMS.items() if program is not None]
+    found = [
+        name
+        for name, program in PROGRAMS.items()
+        if program is not None and name not in WAITS_FOR_EVER
+    ]
     if not found:
         pytest.skip("neither nginx nor HAProxy is installed: apt install nginx haproxy")
     tmp_path.chmod(0o755)

@@ -13,6 +13,7 @@ from brain.access.rejections import (
     Rejection,
     RejectionCode,
     RejectionCounter,
+    RequestLine,
 )
 from brain.server.answers import answer, raw_answer, reject
 
@@ -77,3 +78,26 @@ def test_a_rejection_is_counted_and_logged_by_its_code(code: RejectionCode) -> N
         {**logged, "status": row.status or closed, "detail": "why"},
         {**logged, "status": closed or row.status, "detail": "safe"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/ws?token=secret", "/ws"),
+        (b"/api/runs#secret", "/api/runs"),
+        (b"http://user:secret@brain.example:80/api/runs?secret", "/api/runs"),
+        (b"*", "*"),
+        (b"/a\x1b[31m\xff\n", "/a\\x1b[31m\\xff\\n"),
+        (b"/" + b"x" * 80, "/" + "x" * 79 + "..."),
+    ],
+)
+def test_a_line_of_the_log_has_the_path_of_a_request_and_no_secret(
+    target: bytes, path: str
+) -> None:
+    log = CapturingLogger()
+    RejectionCounter(log).note(
+        Rejection("network", "why"), peer="10.0.0.1", request=RequestLine.of("GET", target)
+    )
+    (call,) = log.calls
+    assert (call.kwargs["method"], call.kwargs["path"]) == ("GET", path)
+    assert "secret" not in str(call)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from brain.cli import runs as module
-from brain.cli.runs import Runs, fitting
+from brain.cli.runs import Overview, fitting
 from brain.client.events import Message
 from brain.contract.messages import TYPES, RunData, Status
 
@@ -15,14 +15,14 @@ def message(run_id: str, status: Status, at: float = 0, **fields: object) -> Mes
     return Message(TYPES[status], data, NOON + timedelta(seconds=at), "")
 
 
-def told(*messages: Message, statuses: tuple[str, ...] = ()) -> Runs:
-    runs = Runs(statuses)
+def told(*messages: Message, statuses: tuple[str, ...] = ()) -> Overview:
+    runs = Overview(statuses)
     for each in messages:
         runs.take(each)
     return runs
 
 
-def order(runs: Runs, now: float = 0, quiet: float = 300) -> list[list[str]]:
+def order(runs: Overview, now: float = 0, quiet: float = 300) -> list[list[str]]:
     return [[row.run.id for row in rows] for rows in runs.ordered(NOON.timestamp() + now, quiet)]
 
 

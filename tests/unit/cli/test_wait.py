@@ -3,7 +3,8 @@
 import pytest
 
 from brain.cli.wait import Exit, Waiting, check_runs, is_success
-from brain.client.wait import MAX_QUERY, Ended, Gone, _groups
+from brain.client.pages import MAX_QUERY, portions
+from brain.client.wait import Ended, Gone
 from brain.contract.messages import RunData, Status
 
 
@@ -56,7 +57,8 @@ def test_a_subscription_fits_into_a_url() -> None:
     long = [f"{i}{'é' * 500}" for i in range(20)]
     many = [str(i) for i in range(250)]
     for run_ids in (long, many, ["é" * 512]):
-        groups = _groups(run_ids)
+        groups = list(portions(run_ids))
         assert [run_id for group in groups for run_id in group] == run_ids
         assert all(len(group) <= 100 for group in groups)
-        assert all(sum(6 * len(run_id) for run_id in group) <= MAX_QUERY for group in _groups(long))
+        assert all(sum(6 * len(run_id) for run_id in group) <= MAX_QUERY for group in groups)
+    assert [len(group) for group in portions(many, 60)] == [60, 60, 60, 60, 10]

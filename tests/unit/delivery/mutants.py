@@ -478,7 +478,9 @@ MUTANTS: dict[str, Mutant] = {
             ),
         ),
     ),
-    "T6 time goes on above it": Mutant(0, board, (("self.time += 1", "pass"),)),
+    "T6 time goes on above it": Mutant(
+        0, board, (("self.time = self._allowed(self.time + 1)", "pass"),)
+    ),
     "T7 so are deletes that may be unknown": Mutant(
         0, board, (("if event.deletes_unknown:", "if False:"),)
     ),
@@ -486,7 +488,7 @@ MUTANTS: dict[str, Mutant] = {
         24, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
     ),
     "T8 and time goes on above it": Mutant(
-        5, board, (("self.time = event.at + 1", "self.time = event.at"),)
+        5, board, (("self._allowed(event.at + 1)", "event.at"),)
     ),
     "T9 a tombstone is conflated with nothing": Mutant(
         0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)

@@ -275,6 +275,35 @@ def test_since_at_its_boundaries() -> None:
     assert board.since(T + 21) == 4, "beyond the newest: now"
 
 
+@pytest.mark.parametrize("resumed", [True, False])
+def test_time_skips_what_is_refused_and_a_since_there_is_a_gap(*, resumed: bool) -> None:
+    refused = ((T + 10, T + 20),)
+    board = Board(PLENTY)
+    snapshot = Snapshot([], T, refused=refused)
+    board.apply(Resumed([run("a")], [], T, T - 1, refused) if resumed else snapshot)
+    for at, time in ((T + 9, T + 9), (T + 10, T + 21), (T + 15, T + 21), (T + 22, T + 22)):
+        for refused_time in (T + 10, T + 15, T + 20):
+            assert board.since(refused_time) is None
+            assert board.since(refused_time, deleted=True) is None
+        assert board.since(T + 21) is not None
+        assert change(board, "update", run("r"), at)[0][TIME] == time
+        assert board.as_of == time
+    change(board, "delete", run("r"), T + 23)
+    assert board.since(T + 23) is not None
+
+
+def test_time_skips_what_is_refused_after_a_truncate_and_an_eviction() -> None:
+    board = Board(0)
+    board.apply(Snapshot([], T, refused=((T + 10, T + 20),)))
+    change(board, "insert", run("done", "completed"), T + 9)
+    assert board.floor_time == T + 9
+    assert (board.as_of, board.reached) == (T + 21, T + 21)
+    board = Board(PLENTY)
+    board.apply(Snapshot([], T, refused=((T + 10, T + 20),)))
+    board.apply(Changes([("truncate", only_id(""))], T + 9, 7))
+    assert (board.as_of, board.reached) == (T + 21, T + 21)
+
+
 def test_since_at_or_before_the_newest_evicted_change_is_a_gap() -> None:
     board = begun(0)
     change(board, "insert", run("done", "completed"), T + 5)

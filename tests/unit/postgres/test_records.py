@@ -1,4 +1,4 @@
-"""The records of what clients have, rule by rule (postgres/checkpoints.py), and their file."""
+"""The records of what clients have, rule by rule (postgres/records.py), and their file."""
 
 import contextlib
 import os
@@ -12,10 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from brain.contract.messages import Run
-from brain.postgres.checkpoints import Checkpoint, Progress, Records
+from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
+from brain.postgres.progress import Progress
 from brain.postgres.record_file import SIZE, SLOTS, RecordFile
+from brain.postgres.records import Records
 from brain.postgres.snapshots import PgSnapshot
 from tests.support.hints import followed, follows
 
@@ -99,6 +101,25 @@ def test_the_highest_time_is_there_before_anything_else(lives: Lives) -> None:
     assert lives(at(10)).high == T
 
 
+def test_not_every_time_needs_a_write(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stored one is a tenth of a second ahead."""
+    records = filled(lives, (0, 10))
+    writes: list[int] = []
+    pwrite = os.pwrite
+
+    def counted(fd: int, data: bytes, at: int) -> int:
+        writes.append(at)
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", counted)
+    for each in range(1000):
+        records.remember(T + each * 1000)
+        assert records.high >= T + each * 1000
+    assert len(writes) == 1 + 10  # the first begins a span
+    records.close()
+    assert lives(at(10)).high == T + 999_000
+
+
 def test_the_highest_time_survives_when_the_records_do_not(lives: Lives) -> None:
     records = filled(lives, (0, 10))
     records.remember(T + 5)
@@ -117,6 +138,106 @@ def test_the_highest_time_survives_sigkill(tmp_path: Path) -> None:
     file = RecordFile(tmp_path, "name")
     assert file.high == 42
     file.close()
+
+
+def sent(lives: Lives, *times: int) -> Records:
+    """These, in seconds after T, with changes each minute between two of a pair."""
+    records = filled(lives, (0, 10))
+    for time in times:
+        records.remember(T + time * SECOND)
+    return records
+
+
+YEAR = 365 * 86_400
+
+
+def test_a_clock_that_was_far_ahead_does_not_hold_brain_in_the_future(lives: Lives) -> None:
+    """What was sent meanwhile is refused, for ever."""
+    sent(lives, 0, 60, YEAR, YEAR + 60, YEAR + 3600)
+    for start in (120, 180):
+        records = lives(at(30))
+        with capture_logs() as logs:
+            assert records.start(T + start * SECOND) == T + start * SECOND
+        assert len(records) == (0 if start == 120 else 1)
+        assert records.refused == ((T + YEAR * SECOND, T + (YEAR + 3600) * SECOND),)
+        if start == 120:
+            (line,) = logs
+            assert line["detail"] == "the database's clock was 31539480 s ahead"
+            assert (records.voided, records.voids) == (line["detail"], 1)
+            records.begin(T + 121 * SECOND, at(30))
+            records.remember(T + 121 * SECOND)
+    # When the clock comes there, time skips them.
+    records.remember(T + (YEAR - 1) * SECOND)
+    assert records.high < T + YEAR * SECOND
+    records.close()
+    records = lives(at(40))
+    beyond = T + (YEAR + 3600) * SECOND + 1
+    assert records.start(T + (YEAR + 10) * SECOND) == beyond
+    records.remember(beyond)
+    records.close()
+    assert lives(at(50)).start(T + (YEAR + 20) * SECOND) == beyond
+    # Every `since` up to the oldest record is a gap anyway.
+    records = lives(at(50))
+    records.begin(beyond + SECOND, at(50))
+    assert len(lives(at(60)).refused) == 0
+
+
+def test_a_clock_that_was_a_little_ahead_is_waited_for(lives: Lives) -> None:
+    sent(lives, 0, 299)
+    assert lives(at(10)).start(T) == T + 299 * SECOND
+    assert lives(at(10)).start(T + 400 * SECOND) == T + 400 * SECOND
+
+
+def test_a_clock_that_went_ahead_in_small_steps_is_waited_for(lives: Lives) -> None:
+    """Nobody can tell the times that were sent of the future from others."""
+    sent(lives, *range(0, 3600, 60))
+    assert lives(at(10)).start(T + 1800 * SECOND) == T + 3540 * SECOND
+    assert len(lives(at(10))) == 1
+
+
+def test_a_kill_while_brain_returns_to_the_clock_does_no_harm(lives: Lives) -> None:
+    """At each write."""
+    sent(lives, 0, YEAR)
+    lives.end()
+    whole, path = lives.path.read_bytes(), lives.path
+    pwrite, kills = os.pwrite, 0
+    while True:
+        path.write_bytes(whole)
+        records = lives(at(10))
+        left = kills
+
+        def killed(fd: int, data: bytes, at: int) -> int:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return pwrite(fd, data, at)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "pwrite", killed)
+            with contextlib.suppress(KeyboardInterrupt):
+                records.start(T + 60 * SECOND)
+        finished = left > 0
+        assert records._file is not None
+        records._file.close()
+        records._file = None
+        records = lives(at(10))
+        assert records.start(T + 61 * SECOND) == T + 61 * SECOND
+        assert records.refused == ((T + YEAR * SECOND, T + YEAR * SECOND),)
+        assert len(records) == 0
+        if finished:
+            break
+        kills += 1
+    assert kills > 3
+
+
+def test_timestamps_that_are_far_ahead_of_the_clock_are_said_once(lives: Lives) -> None:
+    records = sent(lives, 0, YEAR)
+    with capture_logs() as logs:
+        for second in (0, 1, 2, YEAR, 3):
+            records.compare(T + second * SECOND)
+    assert [each["seconds"] for each in logs] == [YEAR, YEAR - 3]
+    assert records.lead == (YEAR - 3) * SECOND
 
 
 # 4
@@ -226,10 +347,36 @@ def test_there_is_room_for_all_records(lives: Lives) -> None:
 # 8
 
 
+NAMES = ("system", "timeline", "database", "table", *("1 text",) * 8, None, "role")
+
+
+@pytest.mark.parametrize(
+    ("place", "to", "detail"),
+    [
+        (0, "another", "the server changed"),
+        (3, "another", "the table changed"),
+        (5, None, "the columns that Brain reads changed"),
+        (13, "another", "the role changed"),
+        (14, "2 8192 UTC [['a']]", "the version of Brain changed"),
+        (14, "1 100 UTC [['a']]", "BRAIN_MAX_TEXT changed"),
+        (14, "1 8192 UTC [['a', 'b']]", "BRAIN_STATUS_MAP changed"),
+        (14, "1 8 CET [['a']]", "BRAIN_MAX_TEXT and BRAIN_TIMEZONE changed"),
+    ],
+)
+def test_what_voids_the_records_is_named(
+    lives: Lives, place: int, to: str | None, detail: str
+) -> None:
+    before = (*NAMES, "1 8192 UTC [['a']]")
+    was = replace(at(10), identity=before)
+    lives(was).begin(T, was)
+    records = lives(replace(at(20), identity=(*before[:place], to, *before[place + 1 :])))
+    assert records.voided == detail
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "detail"),
     [
-        (replace(at(35), identity=("another", *HERE[1:])), "the settings that change messages"),
+        (replace(at(35), identity=("another", *HERE[1:])), "the server changed"),
         (replace(at(35), tree=frozenset({1})), "partitions"),
         (at(25, 27), "an older state"),
         (at(35, flushed=LSN(999)), "an older state"),
@@ -308,15 +455,21 @@ def test_a_second_brain_neither_reads_nor_writes(lives: Lives) -> None:
 def test_who_lacked_the_lock_begins_anew_when_it_is_free(lives: Lives) -> None:
     """As a Brain that starts while the one that it replaces still stops."""
     first = filled(lives, (0, 10), (1, 20))
-    with contextlib.closing(Records(lives.folder)) as second:
+    first.remember(T + 99 * SECOND)
+    seconds = 0.0
+    with contextlib.closing(Records(lives.folder, clock=lambda: seconds)) as second:
         second.open("table", at(20))
+        second.remember(T + 1)
         second.add(T, at(25), T)
         first.close()
         second.add(T + SECOND, at(30), T + SECOND)
         assert len(second) == 0
-        second.add(T + 2 * SECOND, at(40), T + 10 * SECOND)
+        seconds = 1.0
+        second.add(T + 2 * SECOND, at(40), T + 2 * SECOND)
         assert (listed(second), second.detail) == ([(2, 40)], "")
+        assert second.high == T + 99 * SECOND
     assert listed(lives(at(40))) == [(2, 40)]
+    assert lives(at(40)).high == T + 99 * SECOND
 
 
 # Crashes of PostgreSQL
@@ -485,32 +638,3 @@ def test_a_torn_record_is_ignored(lives: Lives) -> None:
             xmin for i, xmin in enumerate((10, 20, 30)) if i != place
         ]
         lives.end()
-
-
-def test_tables_have_files_of_their_own(tmp_path: Path) -> None:
-    one, two = RecordFile(tmp_path, ("system", "a")), RecordFile(tmp_path, ("system", "b"))
-    assert one.path != two.path
-    one.close()
-    two.close()
-
-
-def test_the_file_is_no_link(tmp_path: Path) -> None:
-    file = RecordFile(tmp_path, "name")
-    file.close()
-    target = tmp_path / "target"
-    file.path.rename(target)
-    file.path.symlink_to(target)
-    before = target.read_bytes()
-    records = Records(tmp_path)
-    records.open("name", at(10))
-    assert "cannot be written" in records.detail
-    assert target.read_bytes() == before
-
-
-def test_the_file_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    os.chown(tmp_path, 12345, 12345)
-    file = RecordFile(tmp_path / "resume", "name")
-    file.close()
-    assert file.path.stat().st_uid == file.path.parent.stat().st_uid == 12345

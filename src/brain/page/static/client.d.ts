@@ -92,9 +92,9 @@ export function watch(url: string | URL, on: Handlers, options?: WatchOptions): 
 
 /** A run in a store, with what the store knows about its age, by the database's clock. */
 export type LiveRun = Run & {
-  /** When the run last changed. Absent until the store has been told of a change. */
+  /** When the run last changed, if Brain knows it. */
   changed_at?: string;
-  /** When the store loaded the run, which has not changed since. */
+  /** Otherwise: the run has not changed since then. */
   loaded_at?: string;
 };
 
@@ -109,7 +109,7 @@ export interface Change {
 }
 
 /**
- * - `connecting`: nothing has been received yet
+ * - `connecting`: not all runs have been received yet
  * - `live`: every change committed up to now, but for a few seconds, is there
  * - `polled`: as `live`; Brain polls the database because it cannot stream
  * - `behind`: connected, but Brain has no proof that it has the latest changes

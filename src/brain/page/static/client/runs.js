@@ -1,7 +1,9 @@
 // A store of runs: the list, kept current by a watch, without a gap between the two.
 
 import { DatabaseClock } from './database_clock.js';
-import { Refused, watch } from './watch.js';
+import { Evidence } from './freshness.js';
+import { List, isFinished, query } from './list.js';
+import { watch } from './watch.js';
 
 /**
  * @typedef {import('../client.js').Change} Change
@@ -10,23 +12,11 @@ import { Refused, watch } from './watch.js';
  * @typedef {import('../client.js').Run} Run
  * @typedef {import('../client.js').RunsOptions} RunsOptions
  * @typedef {import('../client.js').Runs} RunsType
- * @typedef {import('../client.js').Source} Source
  * @typedef {import('../client.js').WSMessage} WSMessage
+ * @typedef {import('./list.js').Listed} Listed
  */
 
-const ACTIVE = /** @type {const} */ (['queued', 'running']);
-const FINISHED = /** @type {const} */ (['completed', 'failed']);
-// Brain reports its source every 5 s, and at once when the database has been silent for 5 s.
-const REPORTED = 8000; // ms since the last report, after which its successor is missing
-const SILENT = 5; // s
-const PROOF = 10_000; // ms: an older proof that all changes have come is none
-const PAGE = 1000; // runs
-const MAX_VALUES = 100; // of all filters of a request
-const MAX_QUERY = 6000; // characters of ids: a URL has at most 8 KiB
 const BATCH = 16; // ms of changes that subscribers receive together
-
-/** @param {Run} run */
-const finished = ({ status }) => status === 'completed' || status === 'failed';
 
 /** @template T @param {T | readonly T[] | undefined} value @returns {T[] | undefined} */
 const list = (value) =>
@@ -42,6 +32,8 @@ export class Runs {
   /** @type {Map<string, LiveRun>} */ #runs = new Map();
   /** @type {Set<string>} The ids of the finished ones, in the order in which the store met them. */
   #finished = new Set();
+  /** @type {Set<string>} As #finished; when these ended is not known, so they go first. */
+  #others = new Set();
   /** @type {readonly LiveRun[] | undefined} */ #all;
   /** @type {Set<(changes: readonly Change[]) => void>} */ #listeners = new Set();
   /** @type {Change[]} Not told yet. */ #changes = [];
@@ -50,15 +42,7 @@ export class Runs {
   /** @type {() => void} */ #unwatch;
   #clock = new DatabaseClock();
   #complete = true;
-
-  #ready = false; // what `since` asked for has come
-  #ever = false; // … once
-  /** @type {Source | undefined} The last report. */ #source;
-  #reported = 0; // when it came
-  /** When all runs were surely complete, by `performance.now()`. @type {number | undefined} */
-  #proof;
-  /** @type {number | undefined} As #proof, by the database's clock. */ #at;
-  /** @type {{ code: number, reason: string } | undefined} */ #end;
+  #evidence = new Evidence(this.#clock);
   /** @type {import('../client.js').FreshnessState} The last one told. */ #told = 'connecting';
 
   /** @param {string | URL} [url] @param {RunsOptions} [options] */
@@ -99,19 +83,7 @@ export class Runs {
 
   /** @returns {Freshness} */
   get freshness() {
-    const now = performance.now();
-    const age = this.#proof === undefined ? 0 : Math.max(0, now - this.#proof);
-    const common = { at: this.#at, age };
-    if (this.#end) return { ...common, ...this.#end, state: 'ended' };
-    if (!this.#ready || !this.#source) {
-      return { ...common, state: this.#ever ? 'away' : 'connecting' };
-    }
-    const { source, code, detail, lag_seconds } = this.#source;
-    // The worse of the two hops: from the database to Brain, and from Brain to here.
-    const silent = lag_seconds === null || lag_seconds > SILENT || source === 'none';
-    const late = now - this.#reported > REPORTED || age > PROOF || this.#clock.doubtful;
-    const state = silent || late ? 'behind' : source === 'poll' ? 'polled' : 'live';
-    return { ...common, state, code, reason: detail };
+    return this.#evidence.freshness;
   }
 
   /** @param {(changes: readonly Change[]) => void} listener */
@@ -124,8 +96,7 @@ export class Runs {
 
   restart() {
     this.#unwatch();
-    this.#end = undefined;
-    this.#ready = false;
+    this.#evidence.leave();
     this.#unwatch = this.#watch();
     this.#tell();
   }
@@ -141,11 +112,11 @@ export class Runs {
 
   #watch() {
     const url = new URL('ws', this.#base);
-    url.search = this.#query(this.#wanted);
+    url.search = query(this.#wanted);
     url.searchParams.set('include', 'deleted,ready,source');
-    const leave = () => {
-      this.#ready = false;
-      this.#source = undefined;
+    const evidence = this.#evidence;
+    const telling = (/** @type {() => void} */ act) => {
+      act();
       this.#tell();
     };
     return watch(
@@ -153,23 +124,11 @@ export class Runs {
       {
         message: (message) => this.#receive(message),
         deleted: ({ data }) => this.#put(data.id, undefined),
-        connected: () => void (this.#clock.doubtful && this.#askTime()),
-        ready: () => {
-          this.#ready = this.#ever = true;
-          this.#tell();
-        },
-        source: ({ data }) => {
-          this.#source = data;
-          this.#reported = performance.now();
-          if (data.lag_seconds !== null) this.#prove(data.lag_seconds * 1000);
-          this.#tell();
-        },
-        away: leave,
-        ended: (code, reason) => {
-          leave();
-          this.#end = { code, reason };
-          this.#tell();
-        },
+        connected: () => void (this.#clock.isDoubtful && this.#askTime()),
+        ready: () => telling(() => evidence.ready()),
+        source: ({ data }) => telling(() => evidence.report(data)),
+        away: () => telling(() => evidence.leave()),
+        ended: (code, reason) => telling(() => evidence.end(code, reason)),
       },
       {
         deadline: this.#options.deadline ?? 10_000,
@@ -179,27 +138,16 @@ export class Runs {
     );
   }
 
-  /**
-   * All changes of up to `lag` ms ago have come. A change proves nothing: it may be one of many
-   * that come late, and the estimate of the database's clock is made of them.
-   *
-   * @param {number} lag
-   */
-  #prove(lag) {
-    const proof = performance.now() - Math.max(0, lag);
-    this.#proof = Math.max(this.#proof ?? proof, proof);
-    this.#at = Math.max(this.#at ?? 0, this.#clock.now() - (performance.now() - this.#proof));
-  }
-
   /** @param {WSMessage} message */
   #receive({ data, timestamp }) {
     const run = /** @type {LiveRun} */ (data);
     const held = this.#runs.get(run.id);
-    const again = !this.#ready && held !== undefined && same(held, run);
+    const { isReady } = this.#evidence;
+    this.#clock.hear(timestamp, isReady);
+    const again = !isReady && held !== undefined && same(held, run);
     if (again && held.changed_at) return;
-    if (this.#ready) this.#clock.hear(timestamp);
     run.changed_at = timestamp;
-    const news = this.#ready || (held !== undefined && !again);
+    const news = isReady || (held !== undefined && !again);
     this.#put(run.id, this.#matches(run) ? run : undefined, news);
   }
 
@@ -214,18 +162,19 @@ export class Runs {
     );
   }
 
-  /** @param {string} id @param {LiveRun | undefined} run */
-  #put(id, run, news = this.#ready) {
+  /** @param {string} id @param {LiveRun | undefined} run @param {boolean} isOther See #others. */
+  #put(id, run, news = this.#evidence.isReady, isOther = false) {
     const previous = this.#runs.get(id);
     if (!run && !previous) return;
-    if (!run || !finished(run)) this.#finished.delete(id);
-    else this.#finished.add(id);
+    this.#finished.delete(id);
+    this.#others.delete(id);
+    if (run && isFinished(run)) (isOther ? this.#others : this.#finished).add(id);
     if (run) this.#runs.set(id, run);
     else this.#runs.delete(id);
     this.#note({ id, run, previous, news });
-    if (this.#finished.size > this.#most) {
-      const [oldest] = this.#finished;
-      if (oldest !== undefined) this.#put(oldest, undefined, false);
+    if (this.#finished.size + this.#others.size > this.#most) {
+      const [first] = this.#others.size ? this.#others : this.#finished;
+      this.#put(first, undefined, false);
       this.#complete = false;
     }
   }
@@ -234,107 +183,38 @@ export class Runs {
 
   /** Load all runs, and return the time from which each change has to come. */
   async #load() {
-    const { status } = this.#wanted;
-    const wanted = (/** @type {readonly string[]} */ statuses) =>
-      statuses.filter((each) => !status || status.includes(each));
-    const before = [...this.#runs.keys()].filter((id) => !finished(this.#get(id)));
+    this.#evidence.leave(); // after a gap there was no outage
+    const list = new List(this.#base, this.#options, this.#clock);
+    const wanted = this.#wanted;
+    const before = this.all.filter((run) => !isFinished(run)).map(({ id }) => id);
     /** @type {Set<string>} */ const met = new Set();
-    /** @type {string | undefined} */ let since;
-    const take = (/** @type {Page} */ { runs, timestamp }, displacing = false) => {
-      since ??= timestamp ?? undefined;
-      for (const run of runs) {
+    const take = (/** @type {Listed[]} */ found, areOthers = false) => {
+      for (const { run, ...times } of found) {
         met.add(run.id);
         const held = this.#runs.get(run.id);
-        // Pages in the order of ids must not displace what just ended.
-        const full = finished(run) && this.#finished.size >= this.#most;
-        if (!held && full && !displacing) continue;
-        const unchanged = held !== undefined && same(held, run);
-        if (!unchanged) this.#put(run.id, { ...run, loaded_at: timestamp ?? undefined }, !!held);
+        if (held !== undefined && same(held, run)) continue;
+        const isOther = areOthers && !times.changed_at;
+        this.#put(run.id, { ...run, ...times }, held !== undefined, isOther);
       }
     };
-    await this.#pages({ ...this.#wanted, status: wanted(ACTIVE) }, take);
-    // Runs that ended while nobody told us are among the finished, of which not all may be loaded.
-    const others = Object.values({ ...this.#wanted, run_id: [] }).flatMap((each) => each ?? []);
-    const room = Math.max(1, MAX_VALUES - others.length);
-    for (const ids of portions(
-      before.filter((id) => !met.has(id)),
-      room,
-    )) {
-      await this.#pages({ ...this.#wanted, run_id: ids }, take);
-      for (const id of ids) if (!met.has(id)) this.#put(id, undefined);
-    }
-    this.#complete = await this.#pages(
-      { ...this.#wanted, status: wanted(FINISHED) },
-      take,
-      this.#most,
-    );
-    if (!this.#complete) {
-      const latest = { ...this.#wanted, status: wanted(FINISHED), order: ['changed'] };
-      const oldestFirst = (/** @type {Page} */ page) =>
-        take({ ...page, runs: page.runs.reverse() }, true);
-      await this.#pages(latest, oldestFirst, Math.min(PAGE, this.#most));
-    } else {
-      for (const id of [...this.#finished]) if (!met.has(id)) this.#put(id, undefined);
-    }
-    if (since === undefined) throw new Error('Brain has not read the table yet');
-    return since;
-  }
-
-  #get(/** @type {string} */ id) {
-    return /** @type {LiveRun} */ (this.#runs.get(id));
-  }
-
-  /**
-   * Read pages until there are no more, or `most` runs. Returns whether that was all.
-   *
-   * @typedef {{ runs: Run[], next_cursor: string | null, timestamp: string | null }} Page
-   * @param {Record<string, string[] | undefined>} wanted
-   * @param {(page: Page) => void} take
-   */
-  async #pages(wanted, take, most = Infinity) {
-    if (Object.values(wanted).some((values) => values?.length === 0)) return true;
-    let left = most;
-    /** @type {string | null} */ let cursor = null;
-    do {
-      if (left <= 0) return false;
-      const url = new URL('api/runs', this.#base);
-      url.search = this.#query(wanted);
-      url.searchParams.set('limit', String(Math.min(PAGE, left)));
-      if (cursor !== null) url.searchParams.set('cursor', cursor);
-      const page = /** @type {Page} */ (await this.#fetch(url));
-      left -= page.runs.length;
-      cursor = page.next_cursor;
-      take(page);
-    } while (cursor !== null);
-    return true;
-  }
-
-  /** @param {Record<string, string[] | undefined>} wanted */
-  #query(wanted) {
-    const pairs = Object.entries(wanted).flatMap(([name, values]) =>
-      (values ?? []).map((value) => [name, value]),
-    );
-    return String(new URLSearchParams(pairs));
-  }
-
-  /** @param {URL} url @param {RequestInit} [init] */
-  async #fetch(url, init = {}) {
-    const { token } = this.#options;
-    /** @type {HeadersInit} */
-    const headers = token ? { Authorization: `Bearer ${await token()}` } : {};
-    const signal = AbortSignal.timeout(this.#options.deadline ?? 10_000);
-    const answer = await fetch(url, { headers, signal, cache: 'no-store', ...init });
-    this.#clock.set(answer.headers.get('date'));
-    if (answer.ok) return answer.json();
-    const problem = await answer.json().catch(() => ({}));
-    throw new Refused(answer.status, problem.detail ?? answer.statusText);
+    take(await list.active(wanted));
+    const missed = before.filter((id) => !met.has(id));
+    if (missed.length) take(await list.these(wanted, missed));
+    for (const id of missed) if (!met.has(id)) this.#put(id, undefined);
+    const { found, complete } = await list.finished(wanted, this.#most);
+    // Those that ended last come last, so that they stay the longest.
+    take(found.reverse(), true);
+    const held = [...this.#finished, ...this.#others];
+    if (complete) for (const id of held) if (!met.has(id)) this.#put(id, undefined);
+    this.#complete = complete;
+    return list.since;
   }
 
   /** The machine slept: ask somebody what time it is. */
   async #askTime() {
     try {
       const answer = await fetch(new URL('healthz', this.#base), { cache: 'no-store' });
-      this.#clock.set(answer.headers.get('date'));
+      this.#clock.ask(answer.headers.get('date'));
     } catch {
       // The connection breaks as well, and its successor asks again.
     }
@@ -360,7 +240,7 @@ export class Runs {
   }
 
   #tick() {
-    if (this.#ready && this.#clock.doubtful) this.#askTime();
+    if (this.#evidence.isReady && this.#clock.isDoubtful) this.#askTime();
     if (this.freshness.state !== this.#told) this.#tell();
   }
 }
@@ -376,20 +256,4 @@ function same(one, other) {
     one.completed_at === other.completed_at &&
     one.error === other.error
   );
-}
-
-/** Ids in portions that fit into one request. @param {string[]} ids @param {number} most */
-function* portions(ids, most) {
-  /** @type {string[]} */ let portion = [];
-  let size = 0;
-  for (const id of ids) {
-    const more = encodeURIComponent(id).length + '&run_id='.length;
-    if (portion.length === most || (portion.length && size + more > MAX_QUERY)) {
-      yield portion;
-      [portion, size] = [[], 0];
-    }
-    portion.push(id);
-    size += more;
-  }
-  if (portion.length) yield portion;
 }

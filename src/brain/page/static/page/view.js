@@ -190,6 +190,7 @@ function tokenForm({ freshness: { reason = '' } }, texts, act) {
     const form = /** @type {HTMLFormElement} */ (event.target);
     act.sendToken(String(new FormData(form).get('token')).trim());
   };
+  const wasSent = storage('sessionStorage')['brain-token'] !== undefined;
   return html`<form class="box" @submit=${send}>
     <h2>${texts.say('tokenWanted')}</h2>
     <p>${texts.say('tokenHint')}</p>
@@ -200,7 +201,7 @@ function tokenForm({ freshness: { reason = '' } }, texts, act) {
       />
     </label>
     <button class="wide primary">${texts.say('tokenSend')}</button>
-    <p id="token-reason" class="reason">${reason}</p>
+    <p id="token-reason" class="reason" role="alert">${wasSent ? reason : nothing}</p>
   </form>`;
 }
 

@@ -1,0 +1,280 @@
+"""Starts the command `brain` by a fork of a process that has imported it, at a fifth of the cost.
+
+`install()` makes every start of exactly `BRAIN` with arguments such a fork, through subprocess and
+asyncio alike. What it starts is a process like any other: it has its own arguments, environment,
+folder, streams, session and limits. It runs `brain.__main__.main()` at the top level of an
+interpreter that then ends as usual. It is a child of the caller, who waits for it as for any other
+(`subprocess.Popen` does not know the difference):
+
+    caller                   sends the start, with its three streams, and is a subreaper meanwhile
+      └── prefork server     forks twice; the process between the two ends at once
+            └── (ended)
+                  └── brain  its parent has ended, so the kernel gives it to the caller
+
+What the fork cannot imitate is started anew: another interpreter or another program, such as the
+script `.venv/bin/brain`, a start within a shell, and an environment that Python or a library reads
+while it starts (PYTHON*, a locale). BRAIN_TEST_PREFORK=0 starts everything anew. Linux only.
+"""
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import inspect
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support import ROOT
+from tests.support.patience import LIFETIME
+from tests.support.served import BRAIN
+
+MODULES: Final = (
+    "brain.__main__",
+    "brain.access.jwks",
+    "brain.access.tokens",
+    "brain.app",
+    "brain.cli.commands",
+    "brain.cli.wait",
+    "brain.cli.watch",
+    "brain.client.api",
+)
+"""Those that the commands import, some of them late."""
+
+AT_START: Final = ("PYTHON", "LC_", "LANG", "PSYCOPG_", "TYPER_", "_TYPER_")
+"""How the names of variables begin that the interpreter or a library reads only as it starts."""
+
+WITHOUT_EFFECT: Final = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER")
+"""Of those, the ones that no test of a command is about."""
+
+PLAIN_LOCALES: Final = ("", "C", "POSIX", "C.UTF-8", "C.utf8")
+"""Python takes each of them for C.UTF-8 (PEP 538), unless PYTHONCOERCECLOCALE forbids it."""
+
+REQUEST: Final = 1 << 17
+"""Bytes of the largest start: a datagram of a Unix socket holds 200 KiB."""
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+# The caller
+
+_environment: dict[str, str] = {}
+"""That of the caller, before a test changes it, and of the server."""
+
+_servers: list["_Server"] = []
+_lock = threading.Lock()
+
+
+def install() -> None:
+    """From now on, every start of `BRAIN` in this process is a fork."""
+    if sys.platform == "linux" and os.environ.get("BRAIN_TEST_PREFORK") != "0":
+        _environment.update(os.environ)
+        subprocess.Popen = _Popen  # type: ignore[misc]
+
+
+def close() -> None:
+    """End the server, and wait until it has written what coverage measured."""
+    for server in _servers:
+        server.connection.close()
+        server.process.wait(LIFETIME)
+    _servers.clear()
+
+
+PARAMETERS: Final = tuple(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]  # type: ignore[attr-defined]
+PIPES: Final = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+
+
+class _Popen(subprocess.Popen[Any]):
+    def _execute_child(self, *values: Any) -> None:
+        given = dict(zip(PARAMETERS, values, strict=True))
+        start = _start(given)
+        if start is None:
+            super()._execute_child(*values)  # type: ignore[misc]
+            return
+        streams = (given["p2cread"], given["c2pwrite"], given["errwrite"])
+        with _lock:
+            if not _servers:
+                _servers.append(_Server())
+            self.pid = _servers[0].fork(
+                start, [own if given == -1 else given for own, given in enumerate(streams)]
+            )
+        self._child_created = True
+        self._close_pipe_fds(*(given[name] for name in PIPES))  # type: ignore[attr-defined]
+
+
+def _start(given: dict[str, Any]) -> bytes | None:
+    """What the server needs to know, or None if it cannot start this."""
+    arguments = given["args"]
+    if isinstance(arguments, str | bytes | os.PathLike):
+        return None
+    command = [os.fsdecode(each) for each in arguments]
+    environment = dict(os.environ if given["env"] is None else given["env"])
+    before = given["preexec_fn"]
+    if (
+        command[: len(BRAIN)] != BRAIN
+        or given["executable"] is not None
+        or given["shell"]
+        or given["pass_fds"]
+        or not given["close_fds"]
+        or before not in (None, take_terminal)
+        or (given["gid"], given["gids"], given["uid"]) != (None, None, None)
+        or given["umask"] != -1
+        or given["process_group"] != -1
+        or _read_at_start(environment) != _read_at_start(_environment)
+    ):
+        return None
+    start = json.dumps(
+        {
+            "arguments": command[len(BRAIN) :],
+            "environment": {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()},
+            "folder": os.fsdecode(given["cwd"] or Path.cwd()),
+            "session": given["start_new_session"],
+            "terminal": before is take_terminal,
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
+    ).encode()
+    return start if len(start) <= REQUEST else None
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    found = {
+        name: text
+        for name, text in environment.items()
+        if name.startswith(AT_START) and name not in WITHOUT_EFFECT
+    }
+    locale = found.get("LC_ALL") or found.get("LC_CTYPE") or found.get("LANG") or ""
+    if locale in PLAIN_LOCALES and "PYTHONCOERCECLOCALE" not in found:
+        found = {name: text for name, text in found.items() if not name.startswith(("LC_", "LANG"))}
+    return found
+
+
+def take_terminal() -> None:
+    """The `preexec_fn` of a command on a terminal: its standard input is that of its session."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class _Server:
+    def __init__(self) -> None:
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+        self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.connection.settimeout(LIFETIME)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.prefork", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env={k: v for k, v in _environment.items() if not k.startswith("BRAIN_")},
+            )
+        self._receive()
+
+    def fork(self, start: bytes, streams: list[int]) -> int:
+        """Returns the process id of a child of this process."""
+        self._subreaper(True)
+        try:
+            socket.send_fds(self.connection, [start], streams)
+            return int(self._receive())
+        finally:
+            self._subreaper(False)
+
+    def _receive(self) -> bytes:
+        answer = self.connection.recv(64)
+        if not answer:
+            raise AssertionError(f"the prefork server ended with {self.process.wait(LIFETIME)}")
+        return answer
+
+    def _subreaper(self, on: bool) -> None:
+        if self._prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+# The server, and what it forks
+
+
+def _next_start(connection: socket.socket) -> dict[str, Any] | None:
+    """Fork for every start. Returns None when the caller has closed the connection, and in each
+    forked process what it is to run.
+    """
+    while True:
+        request, streams, _, _ = socket.recv_fds(connection, REQUEST, 3)
+        if not request:
+            return None
+        reader, writer = os.pipe()
+        if between := os.fork():
+            os.close(writer)
+            os.waitpid(between, 0)
+            connection.send(os.read(reader, 64))
+            for each in (reader, *streams):
+                os.close(each)
+        elif child := os.fork():
+            os.write(writer, str(child).encode())
+            os._exit(0)
+        else:
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+            connection.detach()
+            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            start: dict[str, Any] = json.loads(request)
+            return start
+
+
+def _become(start: dict[str, Any]) -> None:
+    if start["session"]:
+        os.setsid()
+    if start["terminal"]:
+        take_terminal()
+    resource.setrlimit(resource.RLIMIT_NOFILE, start["files"])
+    os.chdir(start["folder"])
+    os.environ.clear()
+    os.environ.update(start["environment"])
+    time.tzset()
+    program = importlib.import_module("brain.__main__")
+    assert program.__file__ is not None
+    sys.argv = [program.__file__, *start["arguments"]]
+    sys.modules[__spec__.name] = sys.modules["__main__"]
+    sys.modules["__main__"] = program  # whose package the help calls the program
+    sys.path[0] = start["folder"]
+    # As Python opens them when it starts.
+    sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _text(1, "w")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(2, "w", "backslashreplace")  # type: ignore[misc]
+
+
+def _text(descriptor: int, mode: str, errors: str = "surrogateescape") -> Any:
+    return open(
+        descriptor,
+        mode,
+        buffering=1 if descriptor == 2 else -1,
+        encoding="utf-8",
+        errors=errors,
+        newline="\n",
+        closefd=False,
+    )
+
+
+def _serve(descriptor: int) -> bool:
+    """Whether this is a forked process, which has become what it is to run."""
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    connection = socket.socket(fileno=descriptor)
+    connection.send(b"ready")
+    start = _next_start(connection)
+    if start is None:
+        return False
+    _become(start)
+    return True
+
+
+if __name__ == "__main__" and _serve(int(sys.argv[1])):
+    importlib.import_module("brain.__main__").main()
