@@ -170,6 +170,7 @@ class Crowd:
         return {
             "open": sum(client.state == "open" for client in self.clients),
             "current": sum(map(bool, times)),
+            "first": min((client.connected for client in self.clients), default=0),
             "last": max(times, default=0),
             "gaps": self.gaps,
             "losses": self.losses,
