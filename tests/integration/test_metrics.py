@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import ROOT
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, messages, served
 from tests.support.wire import Peer, get, request
@@ -73,14 +73,13 @@ def documented() -> list[str]:
 
 
 GROWS = {"brain_since_seconds", "brain_resume_seconds"}
-SAID = {"no observation": 0, "1, of the scrape": 1, "1 for `replication`": 1}
+SAID: dict[str, float] = {"no observation": 0, "1, of the scrape": 1, "1 for `replication`": 1}
 
 
 def test_each_metric_has_its_documented_value_on_an_idle_brain(database: str) -> None:
     idle = {row[0].strip("|` "): row[3] for row in (line.split(" | ") for line in documented()[2:])}
     with served(database_url=database) as brain:
-        while brain.metric("brain_lag_seconds"):
-            pass
+        wait_until(lambda: brain.metric("brain_lag_seconds") == 0)
         for family in text_string_to_metric_families(brain.get("/metrics")[1]):
             name = family.name + ("_total" if family.type == "counter" else "")
             said = idle.pop(name)
@@ -92,8 +91,7 @@ def test_each_metric_has_its_documented_value_on_an_idle_brain(database: str) ->
             if name in GROWS:
                 assert (said, *(value > 0 for value in values.values())) == ("grows", True)
                 continue
-            wanted = SAID.get(said)
-            wanted = float(said) if wanted is None else wanted
+            wanted = SAID[said] if said in SAID else float(said)
             for labels, value in values.items():
                 one = not labels or name == "brain_build_info" or "replication" in labels
                 assert value == (wanted if one else 0), (name, labels)
