@@ -203,7 +203,13 @@ def through_board(recording: Recording, board: Board) -> None:
 
 
 def through_hub(recording: Recording, board: Board) -> None:
-    hub = Hub(board, interval=0.025, clock=time.monotonic, call_later=lambda _, __: Never())
+    hub = Hub(
+        board,
+        interval=0.025,
+        clock=time.monotonic,
+        call_later=lambda _, __: Never(),
+        call_soon=lambda _: None,
+    )
     hub.join(One(), Subscription())
     for slices in changes(recording):
         for slice_ in slices:

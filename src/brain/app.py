@@ -154,6 +154,7 @@ async def _serve(
         interval=settings.flush_interval,
         clock=loop.time,
         call_later=loop.call_later,
+        call_soon=loop.call_soon,
         observe=metrics.observe,
         report=lambda: parts.report(),  # noqa: PLW0108 - made below, of the hub
     )

@@ -256,6 +256,7 @@ class Life:
             interval=world.dice.choice((0, 0.005, 0.03)),
             clock=loop.time,
             call_later=loop.call_later,
+            call_soon=loop.call_soon,
         )
         self.follow = Follow(
             world.url,
@@ -307,8 +308,7 @@ class Life:
     async def end(self) -> None:
         """At any moment, as SIGKILL does: nobody gets a last word."""
         self.task.cancel()
-        if self.hub._timer is not None:
-            self.hub._timer.cancel()
+        self.hub._alarm.clear()
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
         self.records.close()
