@@ -160,7 +160,8 @@ class Settings(BaseSettings):
     )
     flush_interval: float = _setting(
         0.025,
-        "How long changes are collected and then sent together. 0: each is sent at once.",
+        "The longest time for which changes are collected and then sent together. The less the "
+        "last flushes cost, the sooner the next goes. 0: each change is sent at once.",
         unit="seconds",
         rule="a flush interval is 0 to 10 seconds",
         ge=0,

@@ -256,6 +256,7 @@ class Life:
             interval=world.dice.choice((0, 0.005, 0.03)),
             clock=loop.time,
             call_later=loop.call_later,
+            call_soon=loop.call_soon,
         )
         self.follow = Follow(
             world.url,
@@ -278,7 +279,8 @@ class Life:
     async def _run(self) -> None:
         _set_back(self._world.skew)
         async with contextlib.aclosing(self.follow.events()) as events:
-            async for event in events:
+            async for several in events:
+                event = several[0]  # a Snapshot, or what takes its place, comes alone
                 if isinstance(event, Snapshot) and event.new and self.board.begun:
                     self.why = "a new history"
                     self.floor = 0
@@ -290,7 +292,7 @@ class Life:
                 elif isinstance(event, Resumed):
                     self.floor = event.floor_time
                     self._world.resumed += 1
-                self.hub.push(self.board.apply(event))
+                self.hub.push(self.board.apply(*several))
                 if self.why:
                     self._world.voided = max(self._world.voided, self.board.floor_time)
 
@@ -307,8 +309,7 @@ class Life:
     async def end(self) -> None:
         """At any moment, as SIGKILL does: nobody gets a last word."""
         self.task.cancel()
-        if self.hub._timer is not None:
-            self.hub._timer.cancel()
+        self.hub._alarm.clear()
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
         self.records.close()

@@ -59,13 +59,13 @@ def test_every_client_converges_after_random_kills_of_clients_brain_and_postgres
 FAULTS = {
     "a client that lagged is live again without a catch-up": (
         "delivery.hub",
-        "if client.intact and client.seq == self.flushed:",
+        "if client.intact and client.seq == self.flushed and (not over):",
         "if client.intact:",
     ),
     "changes during an outage are not pushed": (
         "delivery.board",
-        "        if not self.begun:\n            pushes = []",
-        "        if not self.begun or event.unless_after is None:\n            pushes = []",
+        "self._delete_unnamed()\n            return pushes\n",
+        "self._delete_unnamed()\n            return [] if event.unless_after is None else pushes\n",
     ),
     "since starts at the present": (
         "delivery.hub",
@@ -99,7 +99,7 @@ def test_the_oracle_detects_a_4410_without_a_reason(tmp_path: Path) -> None:
 
 
 def test_the_oracle_accepts_an_unchanged_copy(tmp_path: Path) -> None:
-    unchanged = "if client.intact and client.seq == self.flushed:"
+    unchanged = "if client.intact and client.seq == self.flushed and (not over):"
     source = mutant(tmp_path, "delivery.hub", unchanged, unchanged)
     status, output = verdict(source, 88, minutes=0.2, patience=60)
     assert status == 0, output

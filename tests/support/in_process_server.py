@@ -24,7 +24,13 @@ class InProcessServer:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.board = Board(1 << 24)
-        self.hub = Hub(self.board, interval=0.005, clock=loop.time, call_later=loop.call_later)
+        self.hub = Hub(
+            self.board,
+            interval=0.005,
+            clock=loop.time,
+            call_later=loop.call_later,
+            call_soon=loop.call_soon,
+        )
         policy = Policy()
         self.limiter = ConnectionLimiter(policy, max_connections=0, max_connections_per_ip=0)
         connections = Connections(self.hub, loop, timeout, limits or Limits())

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from brain.contract.include import NO_SOURCE, SourceReport, source_message
 from brain.contract.messages import Micros
+from brain.delivery.alarm import Timer
 from brain.delivery.cohorts import Client
 
 EVERY: Final = 5.0
@@ -27,10 +28,6 @@ TICK: Final = 0.05
 
 STRIDE: Final = 100
 """Clients of a turn at most. If more are owed a frame, the next turn follows at once."""
-
-
-class Timer(Protocol):
-    def cancel(self) -> object: ...
 
 
 class Sender(Protocol):

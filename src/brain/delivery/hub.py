@@ -1,9 +1,8 @@
 """The hub: sends every change to every client, in batches, and catches up the clients that lag.
 
 It never awaits, and has no queue, task or timer per client. Changes gather in `_pending`; a flush
-sends them all, at once if the last one is older than the interval, else when the interval ends or
-128 KiB are pending. It is first planned (which clients receive which bytes), then swept: one
-`write` per client and batch.
+sends them all, when the pace allows it (pace.py) or 128 KiB are pending. It is first planned (which
+clients receive which bytes), then swept: one `write` per client and batch.
 
 A client is in one of three states:
 
@@ -58,18 +57,21 @@ I1   `ready` is sent once, behind all that the client asked for when it joined. 
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Final, TypeAlias
 
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.include import NO_SOURCE, SourceReport, ready_message
 from brain.contract.messages import Micros
 from brain.contract.subscription import Subscription
+from brain.delivery.alarm import Alarm, Timer
 from brain.delivery.batches import BATCH, Step, plan
 from brain.delivery.board import ENTRY, Board, Push
 from brain.delivery.cohorts import Client, Cohort, Cohorts
 from brain.delivery.counts import Counts
-from brain.delivery.freshness import Freshness, Timer
+from brain.delivery.freshness import Freshness
 from brain.delivery.log import TIME
+from brain.delivery.pace import EARLY, Pace
 from brain.delivery.pending import Pending
 
 BUDGET = 0.025
@@ -78,9 +80,6 @@ BUDGET = 0.025
 STRIDE = 32
 """Clients written to between two looks at the clock."""
 
-EARLY = 0.0005
-"""Seconds: a timer that fires this much before the interval ends is not armed again."""
-
 Pieces: TypeAlias = dict[tuple[Cohort, int, int], tuple[bytes, int]]
 
 UNREAD: Final = -1
@@ -88,9 +87,9 @@ UNREAD: Final = -1
 
 
 class Hub:
-    """`interval`: seconds between two flushes, by `clock`. `observe` receives the commit time of
-    the oldest change of each flush, when it has been written to all. `report` says how Brain
-    follows the database.
+    """`interval`: seconds between two flushes at most, by `clock`. `call_soon` calls back in the
+    next turn of the event loop. `observe` receives the commit time of the oldest change of each
+    flush, when it has been written to all. `report` says how Brain follows the database.
     """
 
     def __init__(
@@ -100,6 +99,7 @@ class Hub:
         interval: float,
         clock: Callable[[], float],
         call_later: Callable[[float, Callable[[], None]], Timer],
+        call_soon: Callable[[Callable[[], None]], object],
         observe: Callable[[Micros], object] = lambda _: None,
         report: Callable[[], SourceReport] = lambda: NO_SOURCE,
         max_batch: int = BATCH,
@@ -114,12 +114,12 @@ class Hub:
         self.clients = 0
         self.lagging = 0
         """Clients whose transport is full."""
-        self._interval = interval
         self._clock = clock
-        self._call_later = call_later
+        self._call_soon = call_soon
         self._observe = observe
         self._max_batch = max_batch
         self._stride = stride
+        self._pace = Pace(interval, clock)
         self._pending = Pending()
         self._first = UNREAD
         """The board's seq after the first Snapshot."""
@@ -134,9 +134,7 @@ class Hub:
         self._serving: int | None = None
         """While the sweep is inside a client's write: the seq that this batch reaches."""
         self._deadline = 0.0
-        self._last_flush = float("-inf")
-        self._timer: Timer | None = None
-        self._due = float("inf")
+        self._alarm = Alarm(self.tick, clock=clock, call_later=call_later)
 
     # Clients
 
@@ -178,7 +176,7 @@ class Hub:
             self._freshness.add(client)
         if client.seq is not None:
             self._ready.append(client)
-            self._arm(0)
+            self._alarm.set(0)
             if cohort.source and not self.begun:
                 self._freshness.greet(client)
             return
@@ -241,7 +239,7 @@ class Hub:
         else:
             self.counts.lags += client.intact
             self._ready.append(client)
-            self._arm(0)
+            self._alarm.set(0)
 
     def _refuse(self, client: Client) -> None:
         self.counts.gaps += self.begun
@@ -289,7 +287,7 @@ class Hub:
         if self._flush_is_due():
             self.tick()
         elif self._pending:
-            self._arm(self._last_flush + self._interval - self._clock())
+            self._alarm.set(self._wait())
         else:
             # The first Snapshot and deletes move the board's seq without a push. Clients that
             # joined before the first Snapshot are served now.
@@ -297,21 +295,20 @@ class Hub:
                 self._first = self.board.seq
             self.flushed, self.flushed_time = self.board.seq, self.board.reached
             if self._ready:
-                self._arm(0)
+                self._alarm.set(0)
 
     def _flush_is_due(self) -> bool:
-        if not self._pending or self._sweep is not None:  # (R6)
-            return False
-        elapsed = self._clock() - self._last_flush
-        return self._pending.bytes >= self._max_batch or elapsed >= self._interval - EARLY
+        return bool(self._pending) and self._sweep is None and self._wait() <= EARLY  # (R6, P1)
+
+    def _wait(self) -> float:
+        """Seconds until what is pending is due."""
+        return 0.0 if self._pending.bytes >= self._max_batch else self._pace.wait()
 
     # The tick: plan a flush, catch up, sweep (R5)
 
     def tick(self) -> None:
         """One turn of at most one and a half budgets. Arms the timer if there is more to do."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._due = None, float("inf")
+        self._alarm.clear()
         if self._flush_is_due():
             self._plan()
         behind = self._catch_up(self._clock() + BUDGET / 2) if self._ready else False
@@ -319,33 +316,30 @@ class Hub:
             self._deadline = self._clock() + BUDGET
             if next(self._sweep, self) is self:
                 self._sweep = None
+                self._call_soon(partial(self._written, self._pace.began))
                 self._cut_off_late()
                 self._freshness.swept()
         if behind or self._sweep is not None:
-            self._arm(0)
+            self._alarm.set(0)
         elif self._pending:
-            self._arm(self._last_flush + self._interval - self._clock())
-
-    def _arm(self, delay: float) -> None:
-        delay = max(delay, 0.0) if self._pending.bytes < self._max_batch else 0.0
-        due = self._clock() + delay
-        if self._timer is not None:
-            if self._due <= due:
-                return
-            self._timer.cancel()
-        self._due = due
-        self._timer = self._call_later(delay, self.tick)
+            self._alarm.set(self._wait())
 
     def _plan(self) -> None:
         """Fix which clients receive what (R6). From here on these changes count as flushed (R1)."""
         pushes, alive = self._pending.take()
         self.flushed = self.board.seq
         self.flushed_time = self.board.reached
-        self._last_flush = self._clock()
+        self._pace.begin()
         self.counts.flushes += 1
         steps = plan(self._cohorts, pushes, alive, self.flushed, self._max_batch)
         oldest = pushes[0][ENTRY][TIME]
         self._sweep = self._deliver(steps, oldest)
+
+    def _written(self, began: float) -> None:
+        """The loop has sent what the flush that began then has handed it (P2)."""
+        self._pace.ended(began)
+        if self._pending and self._sweep is None:
+            self._alarm.set(self._wait())
 
     def _catch_up(self, deadline: float) -> bool:
         """Send each ready client its next piece. True if one of them could continue at once."""

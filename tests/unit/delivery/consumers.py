@@ -88,6 +88,7 @@ class Connection(Client):
 
     def buffer(self, data: bytes) -> None:
         self.world.now += self.world.cost
+        self.world.writes += 1
         if self.broken:
             raise RuntimeError(
                 "unable to perform operation on a closed transport; the handler is closed"
@@ -160,8 +161,14 @@ class Consumer:
         """The unfinished runs when it joined with `snapshot`."""
 
     def restarted(self) -> None:
-        """Another Brain begins, which counts from 0."""
-        self.heard = dict.fromkeys(self.heard, 0)
+        """Another Brain begins, which counts from 0.
+
+        What is heard before it was born was another run to the last one, and is to this one, too.
+        """
+        born = self.world.born
+        self.heard = {
+            run_id: 0 if seq >= born.get(run_id, 0) else -1 for run_id, seq in self.heard.items()
+        }
         self.start = 0
 
     def connect(self, since: str | None = None, how: str | None = None) -> None:

@@ -81,6 +81,61 @@ def pace(world: "World", before: float) -> None:
         )
 
 
+class Pacing:
+    """When flushes go (pace.py), computed once more from what can be seen of a hub."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.mean = 0.0
+        self.began = float("-inf")
+        self.flushes = self.taken = 0
+        self.sweeping = False
+        self.ended: list[float] = []
+        """When the flushes began whose sweeps have ended in this turn."""
+        pending = world.hub._pending
+        take = pending.take
+
+        def taking() -> Any:
+            self.taken = pending.bytes
+            return take()
+
+        pending.take = taking
+
+    @property
+    def gap(self) -> float:
+        return min(self.world.interval, max(0.001, self.mean))
+
+    def worked(self, began: float) -> None:
+        """The hub has worked from then on."""
+        hub = self.world.hub
+        if hub.counts.flushes != self.flushes:
+            early = self.began + self.gap - began
+            if early > 0.0005 + 1e-9 and self.taken < self.world.max_batch:
+                self.world.wrong.append(f"a flush went {early:.4f} s too early")
+            self.flushes, self.began, self.sweeping = hub.counts.flushes, began, True
+        if self.sweeping and not hub.sweeping:
+            self.sweeping = False
+            self.ended.append(self.began)
+
+    def turn(self) -> None:
+        """The loop has sent what was written in this turn."""
+        for began in self.ended:
+            cost = min(self.world.now - began, max(2 * self.mean, 0.001))
+            self.mean = 0.8 * self.mean + 0.2 * cost
+        self.ended.clear()
+
+    def rests(self) -> None:
+        """What is pending has a timer."""
+        world = self.world
+        if not world.hub.pending_bytes or world.hub.sweeping:
+            return
+        full = world.hub.pending_bytes >= world.max_batch
+        due = world.now if full else max(world.now, self.began + self.gap)
+        set_to = min((at for at, _, timer in world.timers if timer.callback), default=None)
+        if set_to is None or set_to > due + 1e-9:
+            world.wrong.append(f"changes are due at {due:.4f}, and the timer at {set_to}")
+
+
 def write(world: "World", connection: "Connection", data: bytes) -> None:
     if connection.full and connection.full_since != world.hub.counts.flushes:
         world.wrong.append("a full transport was sent more than the flush that was under way")
@@ -149,7 +204,9 @@ def live(world: "World", connection: "Connection", *, complete: bool) -> None:
 def view(world: "World", consumer: "Consumer") -> None:
     if consumer.told:
         for run_id in consumer.view.keys() - world.table.keys() - world.untold:
-            raise Violation(f"{consumer.wanted} still holds {run_id}, which was deleted")
+            # A run that was finished, evicted, and opened again unseen counts as another.
+            if consumer.heard[run_id] >= world.born.get(run_id, 0):
+                raise Violation(f"{consumer.wanted} still holds {run_id}, which was deleted")
     for run_id, run in world.table.items():
         concerned = (
             consumer.loaded

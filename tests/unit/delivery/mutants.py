@@ -10,7 +10,18 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from brain.delivery import batches, board, cohorts, freshness, hub, log, pending, tombstones
+from brain.delivery import (
+    alarm,
+    batches,
+    board,
+    cohorts,
+    freshness,
+    hub,
+    log,
+    pace,
+    pending,
+    tombstones,
+)
 from tests.unit.delivery.world import Engine
 
 
@@ -35,10 +46,12 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
 
 
 USES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
+    alarm: (hub, ("Alarm",)),
     batches: (hub, ("plan",)),
     cohorts: (hub, ("Cohorts",)),
     freshness: (hub, ("Freshness",)),
     log: (board, ("Log",)),
+    pace: (hub, ("Pace",)),
     pending: (hub, ("Pending",)),
     tombstones: (board, ("buried", "ended_early", "tombstone")),
 }
@@ -79,7 +92,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R2 the batch just written counts as sent": Mutant(
-        5, hub, (("is None else self._serving\n", "is None else self._serving - 1\n"),)
+        0, hub, (("is None else self._serving\n", "is None else self._serving - 1\n"),)
     ),
     "R2 a later batch does not": Mutant(
         0, hub, (("self.flushed if self._serving is None else self._serving", "self.flushed"),)
@@ -90,7 +103,7 @@ MUTANTS: dict[str, Mutant] = {
         (("if client.intact and client.seq == self.flushed and (not over):", "if client.intact:"),),
     ),
     "R3 live again only if it was sent nothing but flushes": Mutant(
-        59,
+        0,
         hub,
         (
             (
@@ -100,7 +113,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R3 the tick continues the catch-up": Mutant(
-        4, hub, (("        return behind\n", "        return False\n"),)
+        2, hub, (("        return behind\n", "        return False\n"),)
     ),
     "R4 a catch-up ends at what was flushed": Mutant(
         12,
@@ -127,7 +140,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R6 no flush starts before the last sweep has ended": Mutant(
-        2, hub, (("if not self._pending or self._sweep is not None:", "if not self._pending:"),)
+        2, hub, (("and self._sweep is None and", "and"),)
     ),
     "R6 a client that is cut off receives nothing more of the sweep": Mutant(
         0, hub, (("cut_off.add(client)", "pass"),)
@@ -143,13 +156,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R6 a client filled while the sweep is suspended still receives the flush": Mutant(
-        310, hub, (("if self._sweep is not None and self._serving is None:", "if False:"),)
+        636, hub, (("if self._sweep is not None and self._serving is None:", "if False:"),)
     ),
     "R6 a suspended sweep is inside no client's write": Mutant(
-        136, hub, (("self._serving = None\n                            yield", "yield"),)
+        237, hub, (("self._serving = None\n                            yield", "yield"),)
     ),
     "R6 a client filled while the sweep is suspended is cut off after it": Mutant(
-        0,
+        57,
         hub,
         (
             (
@@ -184,15 +197,15 @@ MUTANTS: dict[str, Mutant] = {
         5, pending, (("steady_at.pop(run_id, None)", "pass"),)
     ),
     "R8 what is merged unites its facets": Mutant(
-        2, pending, (("merged = tuple(dict.fromkeys(older_facets + facets))", "pass"),)
+        12, pending, (("merged = tuple(dict.fromkeys(older_facets + facets))", "pass"),)
     ),
     "R9 time never decreases": Mutant(
-        0,
+        3,
         board,
         (
             (
-                "self.time = max(self.time, at, self.floor_time + 1)",
-                "self.time = max(at, self.floor_time + 1)",
+                "self.time = self._allowed(max(self.time, at, self.floor_time + 1))",
+                "self.time = self._allowed(max(at, self.floor_time + 1))",
             ),
         ),
     ),
@@ -200,7 +213,7 @@ MUTANTS: dict[str, Mutant] = {
         2, board, (("self._advance(event.at)\n        if event.new", "if event.new"),)
     ),
     "R9 since includes its own time": Mutant(
-        3, log, (("bisect_left(self.times, time)", "bisect_right(self.times, time)"),)
+        5, log, (("bisect_left(self.times, time)", "bisect_right(self.times, time)"),)
     ),
     "R9 the time of an evicted change is a gap": Mutant(
         2, board, (("time <= floor", "time < floor"),)
@@ -209,7 +222,7 @@ MUTANTS: dict[str, Mutant] = {
         11, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
     ),
     "R9 the time of the first Snapshot is not": Mutant(
-        3,
+        15,
         board,
         (("self.floor_time = max(self.floor_time, event.at - 1)", "self.floor_time = event.at"),),
     ),
@@ -219,7 +232,7 @@ MUTANTS: dict[str, Mutant] = {
         (("is_or_was = (now,) if before == now else (before, now)", "is_or_was = (now,)"),),
     ),
     "R10 a catch-up concerns filters for anything it was": Mutant(
-        7,
+        3,
         board,
         (
             (
@@ -232,7 +245,7 @@ MUTANTS: dict[str, Mutant] = {
         10, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
     ),
     "R10 an unknown run that is updated was anything finished": Mutant(
-        0, board, (("() if op == 'insert' else self._unheld", "()"),)
+        2, board, (("() if op == 'insert' else self._unheld", "()"),)
     ),
     "R10 so was an unknown finished run of a Snapshot": Mutant(
         2,
@@ -261,10 +274,10 @@ MUTANTS: dict[str, Mutant] = {
         (("self.board.floor > max(client.seq, client.until)", "self.board.floor > client.seq"),),
     ),
     "R12 an eviction makes a gap": Mutant(
-        5, board, (("self.floor = max(self.floor, entry[SEQ])", "pass"),)
+        0, board, (("self.floor = max(self.floor, entry[SEQ])", "pass"),)
     ),
     "R12 a new beginning makes a gap": Mutant(
-        11, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
+        24, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
     ),
     "R13 a run that is gone is removed": Mutant(
         28,
@@ -272,10 +285,10 @@ MUTANTS: dict[str, Mutant] = {
         (("pushes += self._bury(run_id, 0, known)", "pass"),),
     ),
     "R13 the first Snapshot pushes nothing": Mutant(
-        3, board, (("_time)\n        return []", "_time)\n        return pushes"),)
+        38, board, (("_time)\n        return []", "_time)\n        return pushes"),)
     ),
     "R13 the first Snapshot counts as flushed": Mutant(
-        1,
+        0,
         hub,
         (
             (
@@ -291,10 +304,10 @@ MUTANTS: dict[str, Mutant] = {
         635, board, (("max(self.floor, self.dead_floor) <= unless_after", "True"),)
     ),
     "R13 nor what was evicted": Mutant(
-        0, board, (("max(self.floor, self.dead_floor) <=", "self.dead_floor <="),)
+        2, board, (("max(self.floor, self.dead_floor) <=", "self.dead_floor <="),)
     ),
     "R13 nor is a run gone that has changed since": Mutant(
-        2,
+        49,
         board,
         (
             (
@@ -304,7 +317,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R14 a client without since and snapshot is live at once": Mutant(
-        2,
+        7,
         hub,
         (
             (
@@ -315,7 +328,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "R15 a piece is for one filter": Mutant(10, hub, (("key = (cohort, ", "key = (None, "),)),
     "R15 a piece is for one snapshot": Mutant(
-        0, hub, (("client.until if seq < client.until else 0)", "0)"),)
+        3, hub, (("client.until if seq < client.until else 0)", "0)"),)
     ),
     "R15 a piece ends before the roundest seq": Mutant(
         9, log, (("len(frames), common - 1,", "len(frames), common,"),)
@@ -324,20 +337,20 @@ MUTANTS: dict[str, Mutant] = {
         25, log, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
     "R16 a sweep yields": Mutant(10, hub, (("if turns + len(some) > stride:", "if False:"),)),
-    "R16 a catch-up stops": Mutant(57, hub, (("if self._clock() > deadline:", "if False:"),)),
+    "R16 a catch-up stops": Mutant(79, hub, (("if self._clock() > deadline:", "if False:"),)),
     "R17 a batch is cut": Mutant(
         2, batches, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
     "I1 ready comes behind what was asked for": Mutant(
-        1, hub, (("client.seq >= client.goal", "client.seq >= 0"),)
+        4, hub, (("client.seq >= client.goal", "client.seq >= 0"),)
     ),
     "I1 ready has a time from which nothing is lost": Mutant(
-        69, hub, (("if behind else None", "if False else None"),)
+        6, hub, (("if behind else None", "if False else None"),)
     ),
     "I1 ready is sent": Mutant(1, hub, (("if client.goal is not None and", "if False and"),)),
-    "I1 ready is sent once": Mutant(1, hub, (("client.goal = None\n", "pass\n"),)),
+    "I1 ready is sent once": Mutant(6, hub, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
-        5,
+        0,
         freshness,
         (
             (
@@ -350,13 +363,13 @@ MUTANTS: dict[str, Mutant] = {
         0, freshness, (("elif self._sender.sweeping:", "elif False:"),)
     ),
     "I2 source is sent to live clients only": Mutant(
-        5, freshness, (("(client.seq is None or waiting)", "True"),)
+        0, freshness, (("(client.seq is None or waiting)", "True"),)
     ),
     "I2 source is not sent to a full transport": Mutant(
         0, freshness, (("and (not client.paused):", "and True:"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
-        1,
+        6,
         hub,
         (
             (
@@ -364,6 +377,40 @@ MUTANTS: dict[str, Mutant] = {
                 "cohort.live.add(client)\n                if False:",
             ),
         ),
+    ),
+    "P1 a flush waits for the gap": Mutant(2, hub, (("self._wait() <= EARLY", "True"),)),
+    "P1 unless 128 KiB are pending": Mutant(
+        2,
+        hub,
+        (("0.0 if self._pending.bytes >= self._max_batch else self._pace", "self._pace"),),
+    ),
+    "P1 the gap is what flushes cost": Mutant(
+        0, pace, (("max(LEAST, self._rest * self.cost)", "self._interval"),)
+    ),
+    "P1 it is at most the interval": Mutant(
+        0, pace, (("min(self._interval, max(LEAST", "max(0.0, max(LEAST"),)
+    ),
+    "P1 it is at least the resolution of a timer": Mutant(
+        0, pace, (("max(LEAST, self._rest * self.cost))", "self._rest * self.cost)"),)
+    ),
+    "P1 a new gap sets the timer": Mutant(
+        6, hub, (("if self._pending and self._sweep is None:", "if False:"),)
+    ),
+    "P2 a flush costs what the turn of the loop takes": Mutant(
+        2,
+        hub,
+        (
+            (
+                "self._call_soon(partial(self._written, self._pace.began))",
+                "self._written(self._pace.began)",
+            ),
+        ),
+    ),
+    "P3 the cost is a mean": Mutant(0, pace, (("self.cost += NEWEST *", "self.cost +="),)),
+    "P3 one flush counts at most twice what they cost so far": Mutant(
+        0,
+        pace,
+        (("min(self._clock() - began, max(2 * self.cost, LEAST))", "self._clock() - began"),),
     ),
     "T1 a tombstone is evicted": Mutant(
         0,
@@ -376,18 +423,18 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "T1 a tombstone is absent": Mutant(
-        0, board, (("None if entry is None or is_tombstone(entry) else entry", "entry"),)
+        3, board, (("None if entry is None or is_tombstone(entry) else entry", "entry"),)
     ),
     "T2 a delete concerns filters for what the run was last": Mutant(
         0, tombstones, (("return ((last,), ever)", "return (((DELETED, None, None),), ever)"),)
     ),
     "T2 a catch-up concerns filters for anything it was": Mutant(
-        33,
+        2,
         tombstones,
         (("(*(each for each in ever if each != last), last)", "(last,)"),),
     ),
     "T2 a run that is not held was anything finished": Mutant(
-        2,
+        13,
         board,
         (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
     ),
@@ -401,21 +448,21 @@ MUTANTS: dict[str, Mutant] = {
         4, log, (("or (run[STATUS] == DELETED and (not deleted))", ""),)
     ),
     "T4 the push of a run that comes back has been what its tombstone was": Mutant(
-        2, board, (("is_or_was = ever\n            self.size", "pass\n            self.size"),)
+        23, board, (("is_or_was = ever\n            self.size", "pass\n            self.size"),)
     ),
     "T4 so has its entry": Mutant(
-        2,
+        3,
         board,
         (("self.tombstones -= 1\n", "self.tombstones -= 1\n                ever = (now,)\n"),),
     ),
     "T4 a run that left as running and comes back later was anything": Mutant(
-        38, board, (("self._unheld = ANYTHING", "pass"),)
+        243, board, (("self._unheld = ANYTHING", "pass"),)
     ),
     "T5 a run that is gone is buried": Mutant(
-        85, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
+        75, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
     ),
     "T5 a row that is older than the tombstone is skipped": Mutant(
-        19,
+        25,
         board,
         (
             (
@@ -438,7 +485,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "T6 a truncate is a gap": Mutant(
-        0,
+        4,
         board,
         (
             (
@@ -451,15 +498,15 @@ MUTANTS: dict[str, Mutant] = {
         0, hub, (("if self.board.dead_floor != self._dead_floor:", "if False:"),)
     ),
     "T6 for a since": Mutant(
-        4,
+        9,
         board,
         (("max(self.floor_time, self.dead_floor_time) if deleted", "self.floor_time if deleted"),),
     ),
     "T6 for a client that drains before the next flush": Mutant(
-        282, hub, (("and (not over):", "and True:"),)
+        176, hub, (("and (not over):", "and True:"),)
     ),
     "T6 for a client that lags": Mutant(
-        0,
+        3,
         hub,
         (
             (
@@ -479,25 +526,25 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "T6 time goes on above it": Mutant(
-        0, board, (("self.time = self._allowed(self.time + 1)", "pass"),)
+        3, board, (("self.time = self._allowed(self.time + 1)", "pass"),)
     ),
     "T7 so are deletes that may be unknown": Mutant(
         0, board, (("if event.deletes_unknown:", "if False:"),)
     ),
     "T8 deletes before a restart are unknown": Mutant(
-        24, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
+        43, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
     ),
     "T8 and time goes on above it": Mutant(
-        5, board, (("self._allowed(event.at + 1)", "event.at"),)
+        35, board, (("self._allowed(event.at + 1)", "event.at"),)
     ),
     "T9 a tombstone is conflated with nothing": Mutant(
-        0, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
+        1, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
     ),
     "T9 a run that is buried again is not told again": Mutant(
-        0, board, (("return [] if told else", "return"),)
+        2, board, (("return [] if told else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
-        1407,
+        1632,
         board,
         (
             (

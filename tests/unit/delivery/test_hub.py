@@ -88,7 +88,7 @@ class Reader(Client):
 
 
 class Room:
-    """A hub, its board and its clock."""
+    """A hub, its board and its clock. Flushes have been so costly that they go once an interval."""
 
     def __init__(
         self,
@@ -101,6 +101,8 @@ class Room:
         self.now = 100.0
         self.cost = 0.0
         self.timers: list[Timer] = []
+        self.soon: list[Callable[[], None]] = []
+        """What the next turn of the loop calls."""
         self.observed: list[Micros] = []
         self.board = Board(memory)
         self.hub = Hub(
@@ -108,9 +110,12 @@ class Room:
             interval=interval,
             clock=lambda: self.now,
             call_later=self.call_later,
+            call_soon=self.soon.append,
             observe=self.observed.append,
             report=report,
         )
+        for _ in range(40):
+            self.hub._pace.ended(self.now - 1)
         if begun:
             self.hub.push(self.board.apply(Snapshot(list(rows), T)))
 

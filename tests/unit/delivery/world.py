@@ -114,7 +114,10 @@ class World:
         )
         self.cost = rng.choice((0.0, 0.001, 0.006, 0.015))
         """Seconds that a write takes."""
-        self.interval = rng.choice((0.0, 0.025))
+        self.kernel = rng.choice((0.0, 0.0001, 0.001, 0.006))
+        """Seconds that the turn of the loop in which a sweep ends takes for what each write has
+        queued."""
+        self.interval = rng.choice((0.0, 0.025, 0.025))
         self.memory = rng.choice((0, 4_000, 12_000, 10**9))
         self.push_unchanged = rng.random() < 0.8
         self.tick_size = rng.choice((1, 1000, 20_000))
@@ -197,6 +200,7 @@ class World:
             interval=self.interval,
             clock=lambda: self.now,
             call_later=self.call_later,
+            call_soon=self.call_soon,
             report=self.report,
             max_batch=self.max_batch,
             stride=self.stride,
@@ -206,6 +210,10 @@ class World:
         cohorts = self.hub._cohorts
         candidates = cohorts._candidates
         cohorts._candidates = lambda *change: sorted(candidates(*change), key=list(cohorts).index)
+        self.pacing = judge.Pacing(self)
+        self.soon: list[Callable[[], None]] = []
+        self.writes = 0
+        """Since the turn of the loop began."""
         self.pushed: list[Pushed] = []
         self.pushed_at: dict[str, int] = {}
         """Run id → the seq of its last push."""
@@ -264,11 +272,29 @@ class World:
         heapq.heappush(queue, (self.now + delay, next(self.numbers), timer))
         return timer
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def worked(self, began: float) -> None:
+        """The hub has worked from then on."""
+        judge.pace(self, began)
+        self.pacing.worked(began)
+
+    def end_turn(self) -> None:
+        """The loop sends what was written, and calls what is due in its next turn."""
+        self.now += self.kernel * self.writes
+        self.writes = 0
+        self.pacing.turn()
+        while self.soon:
+            self.soon.pop(0)()
+        self.pacing.rests()
+
     def clock(self) -> Micros:
         """The database's clock."""
         return (self.offset + int(self.now * 1e6)) // self.tick_size * self.tick_size
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: Event, *, more: bool = False) -> None:
+        """`more`: the source says more in the same turn of the loop."""
         begun = self.board.begun
         seq = self.board.seq
         self.shown = set(self.board._shown)
@@ -294,7 +320,9 @@ class World:
                 self.wrong.append(f"the board has dropped {run_id}, which is {run[STATUS]}")
         before = self.now
         self.hub.push(pushes)
-        judge.pace(self, before)
+        self.worked(before)
+        if not more:
+            self.end_turn()
 
     def note_changes(self, event: Changes, pushes: list[Push], seq: int) -> None:
         left = iter(pushes)
@@ -442,9 +470,11 @@ class World:
             return
         at = self.clock() - rng.choice((0, 0, 0, rng.randint(0, 17_000)))
         cut = rng.choice((len(rows), rng.randint(0, len(rows))))
-        for slice_ in (rows[:cut], rows[cut:]):
-            if slice_:
-                self.apply(Changes(slice_, at, 1))
+        slices = [slice_ for slice_ in (rows[:cut], rows[cut:]) if slice_]
+        for slice_ in slices:
+            more = slice_ is not slices[-1] and rng.random() < 0.7
+            incomplete = any(UNCHANGED in row for _, row in slice_)
+            self.apply(Changes(slice_, at, 1, incomplete), more=more)
         for _, row in rows:
             self.unreported.pop(row[ID], None)
 
@@ -626,7 +656,8 @@ class World:
         if timer.callback is not None:
             before = self.now
             timer.callback()
-            judge.pace(self, before)
+            self.worked(before)
+            self.end_turn()
 
     def beat(self) -> None:
         """A frame about the source is due, or becomes so."""
