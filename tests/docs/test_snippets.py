@@ -292,7 +292,7 @@ declare namespace JSX {
 
 @needs_tsc
 def test_every_block_of_a_script_compiles_strictly(tmp_path: Path) -> None:
-    """With the types and the configuration that docs/client.md tells a reader to use."""
+    """With the types and the configuration that docs/how-to/client.md tells a reader to use."""
     configuration = next(each for each in EVERYTHING if '"compilerOptions"' in each.text)
     (tmp_path / "tsconfig.json").write_text(configuration.text)
     for name in ("client.d.ts", "client.js"):
