@@ -37,7 +37,7 @@ from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
 
-PROTOCOL = ROOT / "docs" / "protocol.md"
+PROTOCOL = ROOT / "docs" / "reference" / "protocol.md"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ class Watching:
     def __init__(self, url: str, *, pace: float = 0.0, **options: Any) -> None:
         self.events: list[Event] = []
         self.runs: dict[str, RunData] = {}
-        """What a client holds that follows docs/client.md."""
+        """What a client holds that follows docs/how-to/client.md."""
         self._pace = pace
         self._watch = watch(url, **{"proxy": None} | options)
 
@@ -342,7 +342,7 @@ async def test_a_since_beyond_the_server_memory_resets(brain: Brain, database: s
 
 
 async def test_the_server_is_killed_and_starts_again(postgres: Postgres) -> None:
-    """A client that follows docs/client.md holds exactly the unfinished runs of the table."""
+    """A client that follows client.md holds exactly the unfinished runs of the table."""
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     brain = Brain(database_url=url)
     try:
@@ -600,7 +600,7 @@ def test_a_refusal_has_the_detail_and_a_bounded_retry_after() -> None:
 
 
 def test_the_codes_are_those_of_the_docs() -> None:
-    """docs/protocol.md says yes where the client retries, and no where it does not."""
+    """docs/reference/protocol.md says yes where the client retries, and no where it does not."""
     text = PROTOCOL.read_text()
     rows = re.findall(
         r"^\| ((?:the rest of )?\d[\d, to]+) \|[^|]*\| (no|yes)\b[^|]*\|$", text, re.MULTILINE
