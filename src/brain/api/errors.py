@@ -226,9 +226,9 @@ class IdNotComparable(RunError):
 
     def __init__(self, table: object, type_: str) -> None:
         super().__init__(
-            f"PostgreSQL compares no value of the type {type_.replace('%%', '%')} with a text, so "
-            f"Brain cannot find the runs of {table} by their id: give the column another type, "
-            "such as text, uuid or bigint"
+            f"PostgreSQL does not compare values of the type {type_.replace('%%', '%')} with a "
+            f"text, so Brain cannot find the runs of {table} by their id: give the column another "
+            "type, such as text, uuid or bigint"
         )
 
 

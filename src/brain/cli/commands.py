@@ -331,7 +331,13 @@ async def _init_db(settings: Settings) -> None:
 
 async def _examine(settings: Settings, url: str) -> Report:
     decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
-    return await doctor.examine(url, settings.table, decoder, stream=settings.source != "poll")
+    return await doctor.examine(
+        url,
+        settings.table,
+        decoder,
+        stream=settings.source != "poll",
+        records=settings.data_dir / "resume" if settings.resume else None,
+    )
 
 
 @app.command("doctor")

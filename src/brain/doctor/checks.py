@@ -6,12 +6,15 @@ transaction that it rolls back, and drops the slot of the stream at once. Its co
 hints are those of /readyz.
 """
 
+from pathlib import Path
+
 import psycopg
 
 from brain.doctor.connection import interrupted, pooler, unreachable, version
 from brain.doctor.context import Check, Context, Thresholds, fetch
 from brain.doctor.indexes import indexes
 from brain.doctor.report import Report
+from brain.doctor.resume import resume
 from brain.doctor.rows import statuses, values
 from brain.doctor.stream import (
     publication,
@@ -38,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     values,
     indexes,
     warnings,
+    resume,
 )
 """They run in this order. After a finding that is `broken`, no other check runs."""
 
@@ -60,8 +64,11 @@ async def examine(
     *,
     stream: bool = True,
     thresholds: Thresholds | None = None,
+    records: Path | None = None,
 ) -> Report:
-    """`stream`: also check what only a stream needs. False if BRAIN_SOURCE is poll."""
+    """`stream`: also check what only a stream needs. False if BRAIN_SOURCE is poll. `records`: the
+    folder of the records, unless BRAIN_RESUME is 0.
+    """
     report = Report(redact(url), str(table))
     try:
         conn = await connect(url, APPLICATION, lock_timeout="2s")
@@ -78,6 +85,7 @@ async def examine(
                 decoder=decoder,
                 stream=stream,
                 thresholds=thresholds or Thresholds(),
+                records=records,
             )
             if context is not None:
                 await _run(context, stream=stream)
@@ -95,6 +103,7 @@ async def _inspect(
     decoder: Decoder,
     stream: bool,
     thresholds: Thresholds,
+    records: Path | None,
 ) -> Context | None:
     """Read what the checks need. None if Brain cannot use the server or the table."""
     ((name, number, user, backend_pid),) = await fetch(
@@ -123,6 +132,7 @@ async def _inspect(
         thresholds=thresholds,
         report=report,
         blockers=tuple(blockers(inspection, application)) if stream else (),
+        records=records,
     )
 
 

@@ -135,7 +135,7 @@ def test_the_readme_has_the_commands_that_serve_prints(embedded: Brain) -> None:
     )
     assert len(commands) == 3
     for command in commands:
-        assert f"    {command}" in readme, command
+        assert f"\n{command}" in readme, command
 
 
 def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
