@@ -84,7 +84,8 @@ def test_100_000_deletes_in_one_statement_reach_500_clients_once_each(database: 
     execute(database, FILL, COUNT)
     execute(database, FILL.replace("bulk-", "warm-"), 1000)
     told, quiet = "?agent=bulk&include=deleted", "?agent=bulk"
-    with served(database_url=database, board_memory=1 << 28) as brain:
+    settings: dict[str, Any] = {"board_memory": 1 << 28, "ping_interval": 3600}
+    with served(database_url=database, ping_timeout=7200, **settings) as brain:
         control = Control(brain, database, "?status=queued")
         with (
             sound(brain, 512 << 20),
