@@ -35,6 +35,8 @@ ORDER = (
     "polling",
     "stalled",
     "silent",
+    "freshness",
+    "restart",
     "handshake",
 )
 
