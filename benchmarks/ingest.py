@@ -47,10 +47,11 @@ from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
-from brain.postgres.pgoutput import LSN, parse
+from brain.postgres.pgoutput import LSN
 from brain.postgres.replication import Stream
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe
+from tests.support.pgoutput import parse
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain
 
@@ -165,7 +166,7 @@ class Never:
 
 def decode(recording: Recording) -> None:
     for data in recording.data:
-        parse(bytes(data[25:]))
+        parse(data, at=25)
 
 
 def changes(recording: Recording) -> Iterator[list[Changes]]:

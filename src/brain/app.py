@@ -251,11 +251,11 @@ async def _deliver(follow: Follow, board: Board, hub: Hub, connections: Connecti
     gc.set_threshold(*COLLECTOR)
     gc.enable()
     async with contextlib.aclosing(follow.events()) as events:
-        async for event in events:
+        async for several in events:
             begun = board.begun
-            if begun and isinstance(event, Snapshot) and event.new:
+            if begun and any(isinstance(event, Snapshot) and event.new for event in several):
                 await _reset_clients(connections)
-            hub.push(board.apply(event))
+            hub.push(board.apply(*several))
             if board.begun and not begun:
                 gc.collect()
                 gc.freeze()

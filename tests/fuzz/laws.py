@@ -24,11 +24,12 @@ from brain.access.policy import Policy
 from brain.config import SECRETS, Settings, SettingsError
 from brain.contract.messages import STATUSES
 from brain.postgres.decoder import Decoder
-from brain.postgres.pgoutput import PgoutputError, parse
+from brain.postgres.pgoutput import PgoutputError, shortened
 from brain.postgres.table import init_sql
 from brain.server.http import HTTPProtocol
 from brain.server.websocket import STRIDE, Connection
 from tests.support.in_process_server import InProcessServer, in_process_server
+from tests.support.pgoutput import parse
 from tests.support.wire import CLOSE, Frame, Peer, parsed, request
 
 Law: TypeAlias = Callable[[bytes], None]
@@ -53,6 +54,8 @@ def pgoutput(data: bytes) -> None:
     try:
         with in_time(), contextlib.suppress(PgoutputError):
             parse(data)
+        with in_time(), contextlib.suppress(PgoutputError):
+            parse(shortened(memoryview(data), 0, 4, "utf-8"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

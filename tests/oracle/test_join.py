@@ -169,9 +169,10 @@ class Hammer:
     async def _follow(self) -> None:
         events: Any = self.follow.events()
         async with contextlib.aclosing(events):
-            async for event in events:
-                self.oracle.take(event)
-                for entry, _, _ in self.board.apply(event):
+            async for several in events:
+                for event in several:
+                    self.oracle.take(event)
+                for entry, _, _ in self.board.apply(*several):
                     if not is_tombstone(entry):
                         self.oracle.push(entry[RUN][ID], int(entry[RUN][TASK_ID] or 0))
 

@@ -9,7 +9,6 @@ hints are those of /readyz.
 from pathlib import Path
 
 import psycopg
-from psycopg import sql
 
 from brain.doctor.connection import interrupted, pooler, unreachable, version
 from brain.doctor.context import Check, Context, Thresholds, fetch
@@ -31,7 +30,6 @@ from brain.postgres.blockers import blockers
 from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.inspection import inspect
-from brain.postgres.names import shown
 from brain.postgres.table import Table, TableError
 
 CHECKS: tuple[Check, ...] = (
@@ -133,7 +131,7 @@ async def _inspect(
         backend_pid=int(str(backend_pid)),
         thresholds=thresholds,
         report=report,
-        blockers=tuple(blockers(inspection, table, application)) if stream else (),
+        blockers=tuple(blockers(inspection, application)) if stream else (),
         records=records,
     )
 
@@ -149,13 +147,3 @@ async def _run(context: Context, *, stream: bool) -> None:
         report.findings += await check(context)
     if stream and not context.unavailable:
         report.source = "replication"
-
-
-async def remove(url: str, table: Table) -> str:
-    """Drop what Brain created besides the table: the publication. Raises psycopg.Error."""
-    name = sql.Identifier(table.publication)
-    async with await connect(url, APPLICATION) as conn:
-        await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
-    return (
-        f"the publication {shown(table.publication)} is removed; a running Brain creates it again"
-    )

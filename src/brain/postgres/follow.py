@@ -18,7 +18,7 @@ an error, the next poll reads what has changed since then.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import psycopg
@@ -82,7 +82,7 @@ class Follow:
         """The table's columns by name. None until Brain has read the catalog for the first time."""
         return self._progress.columns
 
-    async def events(self) -> AsyncGenerator[Event]:
+    async def events(self) -> AsyncGenerator[Sequence[Event]]:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -102,8 +102,8 @@ class Follow:
                         timing=self._timing.poll,
                     )
                     async with aclosing(self._connected(poll)) as events:
-                        async for event in events:
-                            yield event
+                        async for several in events:
+                            yield several
             except TableError as error:
                 self.state.change("none", "table", str(error), error.hint)
             except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
@@ -118,7 +118,7 @@ class Follow:
             failures = 1 if was_steady else failures + 1
             await asyncio.sleep(self._timing.back_off.delay(failures))
 
-    async def _connected(self, poll: Poll) -> AsyncGenerator[Event]:
+    async def _connected(self, poll: Poll) -> AsyncGenerator[Sequence[Event]]:
         """POLLING, JOINING and STREAMING in turn. Raises what ends the ordinary connection."""
         try:
             while True:
@@ -134,15 +134,15 @@ class Follow:
                 )
                 async with aclosing(polling.events()) as snapshots:
                     async for snapshot in snapshots:
-                        yield snapshot
+                        yield [snapshot]
                 assert polling.promoted is not None
                 async with self._streaming(poll, polling.promoted) as streaming:
                     async with aclosing(streaming.join()) as snapshots:
                         async for snapshot in snapshots:
-                            yield snapshot
+                            yield [snapshot]
                     async with aclosing(streaming.events()) as events:
-                        async for event in events:
-                            yield event
+                        async for several in events:
+                            yield several
         finally:
             await self._promotion.cancel()
 

@@ -204,8 +204,8 @@ MUTANTS: dict[str, Mutant] = {
         board,
         (
             (
-                "self.time = max(self.time, at, self.floor_time + 1)",
-                "self.time = max(at, self.floor_time + 1)",
+                "self.time = self._allowed(max(self.time, at, self.floor_time + 1))",
+                "self.time = self._allowed(max(at, self.floor_time + 1))",
             ),
         ),
     ),
