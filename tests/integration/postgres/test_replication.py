@@ -149,6 +149,29 @@ async def test_leaves_out_a_transaction_that_the_last_poll_has_seen(database: st
         ]
 
 
+async def test_reads_less_often_while_nobody_waits(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: set[tuple[bool, bool]] = set()
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds > 0:
+            slept.add((stream.watched(), seconds <= 100))
+        await sleep(0)
+
+    async with streaming(database, StreamTiming(gulp=100, unwatched_gulp=1000)) as stream:
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        await until(stream, "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", noted)
+            for run_id, watched in (("b", True), ("c", False), ("d", True)):
+                stream.watched = lambda watched=watched: watched  # type: ignore[misc]
+                execute(database, f"INSERT INTO runs (id) VALUES ('{run_id}')")
+                await until(stream, run_id)
+        assert slept == {(True, True), (False, False)}
+
+
 async def test_a_huge_text_is_cut_as_a_query_cuts_it(database: str) -> None:
     async with Following(database, "replication", max_text=1000) as f:
         await f.source("replication")
