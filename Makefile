@@ -53,18 +53,10 @@ matrix:       ## run unit and contract tests on every Python from 3.11 to 3.14 t
 matrix:
 	@.ci/matrix
 
-# What this machine cannot build is skipped and reported. One alone: python -m benchmarks.NAME.
-BENCHMARKS ?= handshake fanout latency connections writers ingest growth pauses polling stalled \
-	silent freshness
-
-bench:        ## run every benchmark, in an hour or so (QUICK=--quick: a smoke test)
+# What this machine cannot build is skipped and reported. Some alone: make bench ONLY="fanout writers".
+bench:        ## run every benchmark, in half an hour (QUICK=--quick: a smoke test)
 bench: $(VENV)/dev.done
-	@$(BIN)/python -m benchmarks.peers
-	@failed=; for name in $(BENCHMARKS); do \
-		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(QUICK) || failed="$$failed $$name"; \
-	done; \
-	$(BIN)/python -m benchmarks.report $(QUICK); \
-	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+	@$(BIN)/python -m benchmarks $(QUICK) $(ONLY)
 
 # Seconds of each target under atheris, and hypothesis examples of each property.
 FUZZ_SECONDS  ?= 60

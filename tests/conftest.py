@@ -72,9 +72,14 @@ def _collect() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _collect_module() -> Iterator[None]:
-    """Report what a module's fixtures have leaked with its last test."""
+    """Report what a module's fixtures have leaked with its last test, and freeze what is left.
+
+    It lives as long as the session: imported modules, reports. Without this, the collection after
+    each test took 1 ms in the first module and 40 ms in the last.
+    """
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
