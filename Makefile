@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	&& { echo $$p; break; }; done)
 
 help:         ## print this list
-	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': *## *' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 run:          ## start Brain on an embedded PostgreSQL
 run: $(VENV)/run.done
@@ -108,6 +108,16 @@ swagger:      ## fetch the files of /docs again, from npm
 	cd src/brain/api/swagger_ui && npm pack --silent swagger-ui-dist@$(SWAGGER_UI) && \
 		tar -xzf swagger-ui-dist-$(SWAGGER_UI).tgz --strip-components=1 \
 		$(addprefix package/,$(SWAGGER_FILES)) && rm swagger-ui-dist-$(SWAGGER_UI).tgz
+
+.PHONY: dist release-check
+
+dist:         ## build the wheel and the source archive of HEAD into dist, reproducibly
+dist: $(VENV)/run.done
+	@.ci/dist dist $(BIN)/python
+
+release-check: ## check that HEAD can be released: version, changelog, tag, locks, dist, installation
+release-check: $(VENV)/dev.done
+	@$(BIN)/python -m tests.release.check
 
 clean:        ## remove what the other targets made, except the data in .brain
 	rm -rf $(VENV) .matrix .container dist benchmarks/build .autobahn .fuzz .coverage*

@@ -206,6 +206,11 @@ class _Reader:
             parts.resume(now),
         )
         yield _counter(
+            "brain_resume_voids",
+            "Times that clients from before had to start over, because the records did not count.",
+            parts.records.voids,
+        )
+        yield _counter(
             "brain_database_connects", "Connections opened to follow the database.", state.connects
         )
         yield _counter("brain_streams", "Replication streams joined.", state.streams)

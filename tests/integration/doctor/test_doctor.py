@@ -853,14 +853,6 @@ def test_the_exit_status_the_text_and_the_json(database: str) -> None:
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
 
 
-def test_remove_drops_the_publication(database: str) -> None:
-    for _ in range(2):
-        assert "the publication brain_public_runs is removed" in run(
-            "doctor", "--remove", code=0, database_url=database
-        )
-    assert execute(database, "SELECT pubname FROM pg_publication") == []
-
-
 def test_every_check_is_in_the_docs() -> None:
     """docs/operations.md lists exactly the codes that the code has."""
     _, _, after = OPERATIONS.read_text().partition("## brain doctor")
