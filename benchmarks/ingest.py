@@ -351,7 +351,7 @@ def staged_there(rev: str, *, quick: bool, runs: int) -> Found:
 
 
 def main() -> None:
-    made = machine.parser(__doc__, compare=True)
+    made = machine.parser(__doc__, runs=2, compare=True)
     made.add_argument("--profile", action="store_true", help="print where the time goes")
     options = machine.parsed(made)
     rev, quick, runs = options.compare, options.quick, options.runs

@@ -66,7 +66,7 @@ READMES = {
     "README.md": ("english", "fell behind", "not measured"),
     "README.zh-CN.md": ("chinese", "跟不上", "未测量"),
 }
-TABLE = re.compile(r"(\]\(docs/fanout\.svg\)\n\n)(?:\|.*\n)+")
+TABLE = re.compile(r"(\]\(docs/(?:\w+/)?fanout\.svg\)\n\n)(?:\|.*\n)+")
 
 
 def short_table(results: dict[str, Any], readme: str) -> str:

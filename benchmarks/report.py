@@ -332,7 +332,7 @@ def write(folder: Path, docs: Path) -> None:
         text = text.replace("\n\n\n", "\n\n")
     page.write_text(text.rstrip() + "\n")
     if docs != folder:
-        readmes.write(results, docs.parent)
+        readmes.write(results, ROOT)
     print(f"written: {page}, from {', '.join(results)}")
 
 
@@ -340,4 +340,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--quick"]:
         write(QUICK_RESULTS, QUICK_RESULTS)
     else:
-        write(RESULTS, ROOT / "docs")
+        write(RESULTS, next((ROOT / "docs").rglob(PAGE)).parent)

@@ -35,10 +35,9 @@ def probe() -> Iterator[Client]:
 def test_a_frame_with_several_messages_counts_each(crowd: Crowd, probe: Client) -> None:
     messages = [MESSAGE % number for number in range(5)]
     crowd.came(probe, frame(messages[0]))
-    assert not crowd.joined
-    whole = probe.size
+    whole, joined = probe.size, [crowd.joined]
     crowd.came(probe, frame(*messages[1:]))
-    assert crowd.joined
+    assert [*joined, crowd.joined] == [False, True]
     assert probe.messages == 5
     assert [stamp for stamp, _ in probe.stamps] == list(range(5))
     assert probe.size == len(messages[0]) + 1 < whole
