@@ -1,4 +1,6 @@
-"""Write docs/benchmarks.md, its plots, and the table of each README from benchmarks/results/*.json.
+"""Write docs/explanation/benchmarks.md, its plots, and a table in each README.
+
+From benchmarks/results/*.json.
 
 `python -m benchmarks.report`. With `--quick`, from and to benchmarks/build, without the READMEs.
 
@@ -340,4 +342,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--quick"]:
         write(QUICK_RESULTS, QUICK_RESULTS)
     else:
-        write(RESULTS, next((ROOT / "docs").rglob(PAGE)).parent)
+        write(RESULTS, ROOT / "docs" / "explanation")
