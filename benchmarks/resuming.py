@@ -1,4 +1,4 @@
-"""N clients in one process that resume over a restart of Brain, as docs/protocol.md asks for.
+"""N clients in one process that resume over a restart of Brain, as protocol.md asks for.
 
 As a program it takes a port and the number of clients, and then commands on standard input, one per
 line, each answered with a line of JSON: `record` begins to keep what arrives, `state` reports on
