@@ -28,6 +28,8 @@ from tests.support.served import Brain
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
 BEGAN = time.monotonic()
+LOAD = round(os.getloadavg()[0], 2)
+"""Of the machine, in the minute before."""
 
 RUNS = 3
 """Of each measurement, unless a program has its own number or is given one."""
@@ -325,7 +327,7 @@ def describe() -> dict[str, Any]:
             "python": platform.python_version(),
             "postgresql": _first_line(_readable(18) / "postgres", "--version"),
             **{library: version(library) for library in LIBRARIES},
-            "load_average": round(os.getloadavg()[1], 2),
+            "load_average": LOAD,
         },
     }
 

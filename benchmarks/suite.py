@@ -35,10 +35,9 @@ class Job:
         return self.clients * self.rate
 
 
-def arguments(doc: str | None, *, compare: bool = True) -> argparse.Namespace:
-    made = machine.parser(doc, compare=compare)
+def arguments(doc: str | None, *, runs: int = machine.RUNS) -> argparse.Namespace:
+    made = machine.parser(doc, runs=runs, compare=True)
     made.add_argument("--only", help="servers to measure, separated by commas", default="")
-    made.set_defaults(compare=None)
     return machine.parsed(made)
 
 

@@ -79,12 +79,12 @@ class Environment:
 
     def install(self, *requirements: str, by: str = "pip") -> None:
         """With pip, as a user does, or with uv, which is quick. Raises CalledProcessError."""
-        python = self.program("python")
+        python = str(self.program("python"))
         installer = {
             "pip": ["pip", "--python", python, "install", "--no-compile"],
             "uv": ["uv", "pip", "install", "--python", python, "--offline", "--no-cache"],
         }[by]
-        offline = ["--no-index", "--find-links", self._house, "--quiet"]
+        offline = ["--no-index", "--find-links", str(self._house), "--quiet"]
         subprocess.run(
             [sys.executable, "-m", *installer, *offline, *requirements],
             check=True,

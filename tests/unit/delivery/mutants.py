@@ -204,8 +204,8 @@ MUTANTS: dict[str, Mutant] = {
         board,
         (
             (
-                "self._allowed(max(self.time, at, self.floor_time + 1))",
-                "self._allowed(max(at, self.floor_time + 1))",
+                "self.time = self._allowed(max(self.time, at, self.floor_time + 1))",
+                "self.time = self._allowed(max(at, self.floor_time + 1))",
             ),
         ),
     ),
