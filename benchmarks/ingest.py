@@ -192,15 +192,13 @@ def begun(recording: Recording) -> Board:
     board = Board(1 << 30)
     board.apply(Snapshot((), 0))
     for slices in changes(recording):
-        for slice_ in slices:
-            board.apply(slice_)
+        board.apply(*slices)
     return board
 
 
 def through_board(recording: Recording, board: Board) -> None:
     for slices in changes(recording):
-        for slice_ in slices:
-            board.apply(slice_)
+        board.apply(*slices)
 
 
 def through_hub(recording: Recording, board: Board) -> None:
@@ -213,8 +211,7 @@ def through_hub(recording: Recording, board: Board) -> None:
     )
     hub.join(One(), Subscription())
     for slices in changes(recording):
-        for slice_ in slices:
-            hub.push(board.apply(slice_))
+        hub.push(board.apply(*slices))
         hub.tick()
 
 
