@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and its plots from benchmarks/results/*.json.
+"""Write docs/explanation/benchmarks.md and its plots from benchmarks/results/*.json.
 
 `python -m benchmarks.report`. With `--quick`, from and to benchmarks/build.
 
@@ -337,4 +337,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--quick"]:
         write(QUICK_RESULTS, QUICK_RESULTS)
     else:
-        write(RESULTS, ROOT / "docs")
+        write(RESULTS, ROOT / "docs" / "explanation")

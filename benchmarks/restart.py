@@ -6,7 +6,7 @@ While a writer makes 500 changes a second, Brain is stopped (SIGTERM) or killed 
 started again at once. Measured is the time from the signal until each of 5 000 clients has
 connected again, has received what it missed, and a change that was committed after that. A fifth
 of the changes are runs that are written once, so that a hole shows: at the end each client must
-have received all of them. Clients wait as docs/protocol.md says. No client may be sent 4410.
+have received all of them. Clients wait as protocol.md says. No client may be sent 4410.
 `first_seconds`: until the first client is connected again.
 """
 
@@ -71,7 +71,6 @@ def start(url: str, folder: Path, port: int) -> Brain:
         port=port,
         database_url=url,
         max_connections=0,
-        handshakes_per_second=0,
         log_level="warning",
     )
     machine.pin(brain.process.pid, SERVER_CORE)

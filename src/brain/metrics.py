@@ -51,7 +51,7 @@ class Parts:
 
     def report(self) -> SourceReport:
         """What clients that include `source` receive. Its lag is the age of a proof: see
-        "The sign of freshness" in docs/decisions.md.
+        "The sign of freshness" in docs/explanation/decisions.md.
         """
         age = self.clock() - self.state.heard if self.board.begun else math.inf
         return SourceReport(self.state.source, self.state.code, self.state.detail, age)

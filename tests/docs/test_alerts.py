@@ -15,7 +15,7 @@ from tests.support import ROOT
 DEPLOY = ROOT / "deploy"
 PROMTOOL = shutil.which("promtool")
 METRICS = set(
-    re.findall(r"^\| `(brain_\w+)`", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    re.findall(r"^\| `(brain_\w+)`", (ROOT / "docs/reference/metrics.md").read_text(), re.MULTILINE)
 )
 
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")

@@ -1,4 +1,4 @@
-"""docs/api.md: its tables are those of the code. test_snippets.py follows its examples."""
+"""api.md: its tables are those of the code. test_snippets.py follows its examples."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.docs.test_protocol import table
 from tests.support import ROOT
 from tests.support.served import Brain, served
 
-PAGE = (ROOT / "docs" / "api.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "api.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The types of client.js are found as docs/client.md says. test_snippets.py runs its code."""
+"""The types of client.js are found as client.md says. test_snippets.py runs its code."""
 
 import re
 import shutil
@@ -20,7 +20,9 @@ def test_typescript_finds_the_types_with_the_documented_configuration(
     tmp_path: Path, source: str
 ) -> None:
     (configuration,) = (
-        each.text for each in fences(ROOT / "docs" / "client.md") if each.language == "jsonc"
+        each.text
+        for each in fences(ROOT / "docs" / "how-to" / "client.md")
+        if each.language == "jsonc"
     )
     (tmp_path / "tsconfig.json").write_text(configuration)
     shutil.copy(STATIC / "client.d.ts", tmp_path)

@@ -45,8 +45,8 @@ def test_every_setting_exists() -> None:
 
 
 def test_every_metric_exists() -> None:
-    """docs/metrics.md itself is held true by test_metrics.py."""
-    known = set(re.findall(r"brain_[a-z_]+", TEXTS[Path("docs/metrics.md")]))
+    """docs/reference/metrics.md itself is held true by test_metrics.py."""
+    known = set(re.findall(r"brain_[a-z_]+", TEXTS[Path("docs/reference/metrics.md")]))
     assert named(r"`(brain_[a-z_]+)`") <= known
 
 
@@ -75,7 +75,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_each_decision_has_one_entry_with_all_its_parts() -> None:
-    text = (ROOT / "docs/decisions.md").read_text()
+    text = (ROOT / "docs/explanation/decisions.md").read_text()
     entries = re.split(r"^## ", text, flags=re.MULTILINE)[1:-1]
     names = [entry.partition("\n")[0] for entry in entries]
     assert sorted(names) == sorted(set(names))

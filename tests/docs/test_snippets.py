@@ -56,6 +56,9 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("releasing.md", "make check"): "is CI itself",
     ("releasing.md", ""): "makes a release",
     ("operations.md", "sudo "): "makes a service of this machine; test_deploy.py checks the unit",
+    ("operations.md", "cd /opt/brain"): "upgrades a service of this machine",
+    ("operations.md", "CREATE "): "test_least_privilege.py pastes it, as a superuser",
+    ("operations.md", "hostssl"): "test_least_privilege.py puts it into a pg_hba.conf",
     ("operations.md", "docker "): "needs Docker; tests/containers plays the Dockerfile",
     ("operations.md", "kubectl "): "needs a cluster; tests/containers checks the manifest",
     ("proxies.md", "server {"): "tests/integration/server/test_proxies.py runs it",
@@ -292,7 +295,7 @@ declare namespace JSX {
 
 @needs_tsc
 def test_every_block_of_a_script_compiles_strictly(tmp_path: Path) -> None:
-    """With the types and the configuration that docs/client.md tells a reader to use."""
+    """With the types and the configuration that docs/how-to/client.md tells a reader to use."""
     configuration = next(each for each in EVERYTHING if '"compilerOptions"' in each.text)
     (tmp_path / "tsconfig.json").write_text(configuration.text)
     for name in ("client.d.ts", "client.js"):

@@ -66,7 +66,7 @@ def pgoutput(data: bytes) -> None:
 # On one server, in this process, for as many examples as there are
 
 HTTP = {101, 204, 400, 403, 404, 405, 408, 413, 414, 421, 426, 429, 431, 503, 505}
-"""Those of docs/protocol.md, and 204, the one answer of the application here. Not 500."""
+"""Those of docs/reference/protocol.md, and 204, the one answer of the application here. Not 500."""
 
 CODES = EXTERNAL_CLOSE_CODES | set(range(3000, 5000))
 """With those of the client, which Brain echoes. A 1011 of Brain's own shows in its log."""

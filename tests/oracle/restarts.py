@@ -135,7 +135,7 @@ class Visit(Client):
 
 
 class Consumer:
-    """A client as docs/protocol.md asks for. It never forgets, but after 4410."""
+    """A client as docs/reference/protocol.md asks for. It never forgets, but after 4410."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.world = world

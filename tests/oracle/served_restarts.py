@@ -44,7 +44,7 @@ LIMIT = 1000
 
 
 class ServedConsumer(Consumer):
-    """A client as docs/protocol.md asks for, over a socket. It includes `ready`, whose timestamp it
+    """A client as protocol.md asks for, over a socket. It includes `ready`, whose timestamp it
     remembers like any other.
     """
 

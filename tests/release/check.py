@@ -229,7 +229,7 @@ def main(tree: Path = ROOT) -> None:
             passed.append(report("the installation", installation, built))
     if not all(passed):
         raise SystemExit(1)
-    print(f"brain-runs {written(tree)} can be released: docs/releasing.md says how")
+    print(f"brain-runs {written(tree)} can be released: docs/how-to/releasing.md says how")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from brain.postgres.table import TableError, init_sql
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
-    "BRAIN_* variables configure it: see docs/settings.md.",
+    "BRAIN_* variables configure it: see docs/reference/settings.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

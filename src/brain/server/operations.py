@@ -102,7 +102,11 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
         tags=["operations"],
         summary="For Prometheus",
         response_class=PlainTextResponse,
-        responses={200: _shown("docs/metrics.md lists them", "brain_clients 40.0\n", "text/plain")},
+        responses={
+            200: _shown(
+                "docs/reference/metrics.md lists them", "brain_clients 40.0\n", "text/plain"
+            )
+        },
     )
     async def read_metrics() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)

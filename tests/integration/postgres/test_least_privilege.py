@@ -1,4 +1,4 @@
-"""The blocks of docs/operations.md for a role of its own, pasted as they stand, and its reach."""
+"""The blocks of operations.md for a role of its own, pasted as they stand, and its reach."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.support.postgres import Postgres, execute
 from tests.support.served import served, until
 from tests.support.template import ROLE, own
 
-PAGE = (ROOT / "docs" / "operations.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "operations.md").read_text()
 SECTION = PAGE.partition("## A role of its own")[2].partition("\n## ")[0]
 SECRET = "only-the-application-may-read-this"
 
