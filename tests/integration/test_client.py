@@ -30,7 +30,7 @@ from brain.contract.messages import RunData
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import token
-from tests.support.patience import PATIENCE, within
+from tests.support.patience import PATIENCE, eventually, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -764,6 +764,27 @@ async def test_wait_waits_for_a_run_to_exist_and_reports_its_deletion(
     with pytest.raises(WatchError, match="run 'w-gone' was deleted") as caught:
         await waiting
     assert caught.value.code == 404
+
+
+@pytest.mark.parametrize("source", ["replication", "poll"])
+async def test_wait_is_told_of_a_deletion_and_does_not_have_to_ask(
+    postgres: Postgres, source: str
+) -> None:
+    """Also of a run whose id was given in another form than the table prints."""
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    execute(url, "CREATE TABLE runs (id uuid PRIMARY KEY, status text)")
+    given = "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"
+    timing = Timing(ask_every=10_000)
+    with served(database_url=url, source=source, follows=source) as polling:
+        execute(url, f"INSERT INTO runs VALUES ('{given}', 'running')")
+        async with Proxy(polling.port) as proxy:
+            waiting = asyncio.create_task(wait(proxy.url, given, timing=timing, proxy=None))
+            await eventually(lambda: len(proxy.came) >= 2)  # it has subscribed, and asked
+            await asyncio.sleep(0.3)
+            execute(url, "DELETE FROM runs")
+            with pytest.raises(WatchError, match="was deleted"):
+                async with asyncio.timeout(PATIENCE):
+                    await waiting
 
 
 async def test_wait_gives_up_after_its_timeout(brain: Brain) -> None:
