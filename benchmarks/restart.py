@@ -71,7 +71,6 @@ def start(url: str, folder: Path, port: int) -> Brain:
         port=port,
         database_url=url,
         max_connections=0,
-        handshakes_per_second=0,
         log_level="warning",
     )
     machine.pin(brain.process.pid, SERVER_CORE)

@@ -27,6 +27,9 @@ ONCE: Final = re.compile(rb"once-(\d{9})")
 GAP: Final = b"\x11\x3a"
 """How the payload of a close frame with 4410 begins."""
 
+FIRST: Final = 0.002
+"""Seconds between the first connects of two clients. Those after a restart are not spread."""
+
 BACK_OFF: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 
@@ -50,11 +53,15 @@ class Crowd:
         self.by_fd: dict[int, Client] = {}
         self.open = select.epoll()
         self.opening = select.epoll()
-        self.due: list[tuple[float, int]] = [(0.0, number) for number in range(count)]
+        begun = time.monotonic()
+        self.due: list[tuple[float, int]] = [
+            (begun + number * FIRST, number) for number in range(count)
+        ]
         self.numbers = {id(client): number for number, client in enumerate(self.clients)}
         self.known: dict[bytes, bytes] = {}
         self.gaps = self.losses = self.refused = 0
         self.recording = False
+        self.buffer = bytearray(1 << 20)
 
     # Connections.
 
@@ -122,7 +129,7 @@ class Crowd:
 
     def read(self, client: Client) -> None:
         try:
-            data = client.sock.recv(1 << 20)
+            data = bytes(memoryview(self.buffer)[: client.sock.recv_into(self.buffer)])
         except BlockingIOError:
             return
         except OSError:
@@ -147,13 +154,16 @@ class Crowd:
         for fd, _ in self.open.poll(0, 20_000):
             if fd in self.by_fd:
                 self.read(self.by_fd[fd])
-        while (left := until - time.monotonic()) > 0:
+        while True:
             while self.due and self.due[0][0] <= time.monotonic():
                 self.connect(self.clients[heapq.heappop(self.due)[1]])
+            left = until - time.monotonic()
             wait = min(left, self.due[0][0] - time.monotonic() if self.due else left)
-            for fd, events in self.opening.poll(max(0.0, wait), 1024):
+            for fd, events in self.opening.poll(max(0.0, wait), 10_000):
                 if fd in self.by_fd:
                     self.step(self.by_fd[fd], events)
+            if left <= 0:
+                return
 
     # Commands.
 

@@ -82,6 +82,24 @@ def _collect_module() -> Iterator[None]:
     gc.freeze()
 
 
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """For random tests, which run the same lines many thousand times: coverage would take more than
+    half of their time, and the lines are counted by the tests that are about one rule.
+    """
+    import coverage
+
+    measuring = coverage.Coverage.current()
+    if measuring is None:
+        yield
+        return
+    measuring.stop()
+    try:
+        yield
+    finally:
+        measuring.start()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The server that tests share. A test that stops or reconfigures a server starts its own, with

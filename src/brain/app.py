@@ -167,6 +167,7 @@ async def _serve(
         interval=settings.poll_interval,
         application="brain",
         records=records,
+        watched=lambda: hub.clients > 0,
     )
     policy = Policy(
         networks=settings.allowed_networks,

@@ -32,7 +32,7 @@ from brain.postgres.polling import Mode, Polling
 from brain.postgres.progress import Progress
 from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.records import Records
-from brain.postgres.replication import StreamLost, StreamSilent
+from brain.postgres.replication import StreamLost, StreamSilent, Watched, always
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
 from brain.postgres.table import Column, Table, TableError
@@ -47,6 +47,7 @@ class Follow:
     """The source of a running Brain.
 
     `application` names its connections. It must not be the name of a synchronous standby.
+    `watched`: whether somebody waits for the changes. Without, the stream is read less often.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Follow:
         application: str,
         timing: Timing = TIMING,
         records: Records | None = None,
+        watched: Watched = always,
     ) -> None:
         self.state = SourceState()
         self._url = url
@@ -71,6 +73,7 @@ class Follow:
         self._interval = interval
         self._application = application
         self._timing = timing
+        self._watched = watched
         self._progress = Progress(records=records if records is not None else Records())
         self._warnings = TableWarnings(url, table, decoder.zone, self.state)
         self._promotion = Promotion(
@@ -161,6 +164,7 @@ class Follow:
             state=self.state,
             warnings=self._warnings,
             timing=self._timing,
+            watched=self._watched,
         )
         try:
             yield streaming

@@ -35,8 +35,12 @@ _ENVELOPE = 25
 _lsn = Struct(">Q").unpack_from
 _status = Struct(">cQQQq?").pack
 
-
 Inspect: TypeAlias = Callable[[], Awaitable[None]]
+Watched: TypeAlias = Callable[[], bool]
+
+
+def always() -> bool:
+    return True
 
 
 class StreamLost(BrainError):  # noqa: N818 - a state of affairs, not a fault
@@ -73,6 +77,8 @@ class Stream:
         self.inspect: Inspect | None = None
         """Called when PostgreSQL has described the table, for the first time or again, before a row
         behind that is read: the table may be another than it was. What it raises ends `read`."""
+        self.watched: Watched = always
+        """Whether somebody waits for what is read."""
         self._conn = conn
         self._pg = conn.pgconn
         self._publication = table.publication
@@ -190,7 +196,8 @@ class Stream:
         if self._more:
             await asyncio.sleep(0)
             return
-        rest = self._gulped + self._timing.gulp - self._loop.time()
+        gulp = self._timing.gulp if self.watched() else self._timing.unwatched_gulp
+        rest = self._gulped + gulp - self._loop.time()
         if rest > 0:
             await asyncio.sleep(rest)
         self._ready = ready = self._loop.create_future()

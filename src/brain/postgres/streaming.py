@@ -9,6 +9,7 @@ from brain.contract.events import Changes, Event, Known, Op, Resumed, Snapshot, 
 from brain.contract.messages import ID, STATUS, UNCHANGED, Run, filled
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
+from brain.postgres.replication import Watched
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Table
 from brain.postgres.table_warnings import TableWarnings
@@ -27,6 +28,7 @@ class Streaming:
         state: SourceState,
         warnings: TableWarnings,
         timing: Timing,
+        watched: Watched,
     ) -> None:
         self._poll = poll
         self._promoted = promoted
@@ -36,6 +38,7 @@ class Streaming:
         self._state = state
         self._warnings = warnings
         self._timing = timing
+        self._watched = watched
         self._watch: Watch | None = None
 
     async def join(self) -> AsyncGenerator[Snapshot | Resumed]:
@@ -73,7 +76,7 @@ class Streaming:
             warnings=self._warnings,
             timing=self._timing,
         )
-        self._watch, stream.inspect = watch, watch.check_now
+        self._watch, stream.inspect, stream.watched = watch, watch.check_now, self._watched
         self._state.lateness.follow(watch.unanswered_since)
         while True:
             ready: list[Changes] = []

@@ -185,6 +185,21 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
         assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
 
 
+def test_a_healthy_start_does_not_sound_alarming(embedded: Brain, postgres: Postgres) -> None:
+    """With the embedded database, and with a role that may only read another one."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    execute(postgres.url(), "CREATE ROLE reads LOGIN")
+    execute(postgres.url(name), "GRANT SELECT ON runs TO reads")
+    with served(database_url=postgres.url(name, "reads"), follows="poll") as reading:
+        reading.wait_for('event=source now=poll detail="the role may not replicate: permission')
+    assert "Brain works by polling; a stream would be sooner" in reading.log()
+    started, streams, _ = embedded.log().partition("event=source now=replication")
+    assert streams
+    for log in (started, reading.log()):
+        assert set(re.findall(r" level=(\w+) ", log)) == {"info"}
+        assert not re.search("FATAL|failed|refused|error", log, re.IGNORECASE)
+
+
 def test_init_db_removes_what_it_created_and_the_table_only_if_asked(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     present = "SELECT count(*) FROM pg_publication UNION ALL SELECT count(*) FROM pg_class"

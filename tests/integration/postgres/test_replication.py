@@ -16,7 +16,7 @@ from brain.contract.events import Changes
 from brain.contract.messages import ID
 from brain.delivery.board import Board
 from brain.postgres.connection import connect
-from brain.postgres.decoder import Decoder
+from brain.postgres.decoder import CUT, Decoder
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import Poll
 from brain.postgres.progress import Progress
@@ -147,6 +147,42 @@ async def test_leaves_out_a_transaction_that_the_last_poll_has_seen(database: st
             "held",
             "after",
         ]
+
+
+async def test_reads_less_often_while_nobody_waits(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: set[tuple[bool, bool]] = set()
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds > 0:
+            slept.add((stream.watched(), seconds <= 100))
+        await sleep(0)
+
+    async with streaming(database, StreamTiming(gulp=100, unwatched_gulp=1000)) as stream:
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        await until(stream, "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", noted)
+            for run_id, watched in (("b", True), ("c", False), ("d", True)):
+                stream.watched = lambda watched=watched: watched  # type: ignore[misc]
+                execute(database, f"INSERT INTO runs (id) VALUES ('{run_id}')")
+                await until(stream, run_id)
+        assert slept == {(True, True), (False, False)}
+
+
+async def test_a_huge_text_is_cut_as_a_query_cuts_it(database: str) -> None:
+    async with Following(database, "replication", max_text=1000) as f:
+        await f.source("replication")
+        await f.sql(
+            "INSERT INTO runs (id, error) VALUES ('a', repeat('😀', 1000000))",
+            "INSERT INTO runs (id, error) VALUES ('b', 'short')",
+        )
+        await f.pushed("b", "queued")
+        (pushed,) = (run for run in f.pushes if run[ID] == "a")
+        assert pushed[7] == "😀" * 1000 + CUT
+        assert f.decoder.corrected == 0
 
 
 async def test_loses_the_stream_at_bytes_that_are_no_message(
