@@ -1,5 +1,6 @@
 """The types of client.js are found as client.md says. test_snippets.py runs its code."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,3 +41,9 @@ def test_typescript_finds_the_types_with_the_documented_configuration(
         check=False,
     )
     assert run.returncode == 0, run.stdout
+
+
+def test_the_command_that_copies_the_client_names_each_of_its_files() -> None:
+    page = next((ROOT / "docs").rglob("client.md")).read_text()
+    (names,) = re.findall(r"/client/\{([a-z_,]+)\}\.js", page)
+    assert sorted(names.split(",")) == sorted(path.stem for path in (STATIC / "client").iterdir())

@@ -72,7 +72,7 @@ export function freshness(moment, texts) {
  */
 export const isKnown = (store, moment) => moment.freshness.at !== undefined || store.total > 0;
 
-// The bar
+// The bar: its name stands in index.html, so that the browser paints before it runs a script
 
 /**
  * @param {Store} store @param {Moment} moment @param {Texts} texts @param {Actions} act
@@ -83,7 +83,6 @@ export function bar(store, moment, texts, act, bell) {
   const { sign, hint, time } = freshness(moment, texts);
   const bellName = texts.say(bell.isPossible ? 'bellAny' : 'bellDenied');
   return html`
-    <h1>${texts.say('title')}</h1>
     <div class="chips" role="group" aria-label=${texts.say('status')}>
       ${STATUSES.map((status, i) => {
         const count = isKnown(store, moment) ? store.counts[status] : undefined;
