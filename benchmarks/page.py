@@ -2,8 +2,8 @@
 
 `python -m benchmarks.page [--quick] [--minutes 0.5] [--runs 10000] [--rate 1000]`.
 
-Chromium, half a minute long: the time from an UPDATE to the document, the times between frames, the CPU
-of the page's main thread, the elements of the document, and the growth of its heap, which
+Chromium, half a minute long: the time from an UPDATE to the document, the times between frames, the
+CPU of the page's main thread, the elements of the document, and the growth of its heap, which
 `--minutes 10` shows to be flat. A change is seen when the row's text changes: a visible run carries
 the time of its UPDATE as its agent. Before that, the first paint, of five loads with an empty
 cache, and the size of all files of the page, compressed. All share all cores.
