@@ -61,7 +61,7 @@ def idle(server: Any, path: str, clients: int, seconds: float) -> dict[str, floa
 
 
 def main() -> None:
-    options = machine.options(__doc__)
+    options = machine.options(__doc__, runs=1)
     machine.pin(os.getpid(), OTHER_CORES)
     clients, seconds = (1_000, 10.0) if options.quick else (10_000, 10.0)
     with machine.database(cores=OTHER_CORES) as url:

@@ -108,7 +108,7 @@ def came(sockets: list[socket.socket]) -> int:
 
 
 def main() -> None:
-    options = machine.options(__doc__, runs=2)
+    options = machine.options(__doc__, runs=1)
     clients, rate, seconds, filters = (50, 50, 1, 300) if options.quick else (500, 100, 3, 10_000)
     with machine.database(cores=OTHER_CORES) as url:
         prepare(url)

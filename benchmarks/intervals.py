@@ -36,7 +36,7 @@ def measure(
 
 
 def main() -> None:
-    options = machine.options(__doc__, compare=True)
+    options = machine.options(__doc__, runs=2, compare=True)
     seconds, clients, rate = (1.0, 200, 50) if options.quick else (5.0, 1_000, 100)
     rev = options.compare
     sides: dict[str, Path | None] = {"": None}

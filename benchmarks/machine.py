@@ -216,14 +216,12 @@ def open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-open_files()
-
-
 # Repetitions and results.
 
 
 def parser(doc: str | None, *, runs: int = RUNS, compare: bool = False) -> argparse.ArgumentParser:
     """`--quick` and `--runs`, which every program has, and `--compare`, which some have."""
+    open_files()
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument(
         "--quick", action="store_true", help="a smoke test: little of everything, once"

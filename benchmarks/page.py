@@ -1,9 +1,9 @@
 """Page: what the live page costs a browser, with 10 000 running runs and 1 000 changes a second.
 
-`python -m benchmarks.page [--quick] [--minutes 1] [--runs 10000] [--rate 1000]`.
+`python -m benchmarks.page [--quick] [--minutes 0.5] [--runs 10000] [--rate 1000]`.
 
-Chromium, a minute long: the time from an UPDATE to the document, the times between frames, the CPU
-of the page's main thread, the elements of the document, and the growth of its heap, which
+Chromium, half a minute long: the time from an UPDATE to the document, the times between frames, the
+CPU of the page's main thread, the elements of the document, and the growth of its heap, which
 `--minutes 10` shows to be flat. A change is seen when the row's text changes: a visible run carries
 the time of its UPDATE as its agent. Before that, the first paint, of five loads with an empty
 cache, and the size of all files of the page, compressed. All share all cores.
@@ -101,7 +101,7 @@ def percentile(values: list[float], share: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--minutes", type=float, default=0.5)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="a smoke test: little, for seconds")

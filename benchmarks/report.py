@@ -1,6 +1,8 @@
-"""Write docs/explanation/benchmarks.md and its plots from benchmarks/results/*.json.
+"""Write docs/explanation/benchmarks.md, its plots, and a table in each README.
 
-`python -m benchmarks.report`. With `--quick`, from and to benchmarks/build.
+From benchmarks/results/*.json.
+
+`python -m benchmarks.report`. With `--quick`, from and to benchmarks/build, without the READMEs.
 
 A result is a document with `targets` and `jobs`. A job is a table: row → `figures`, each with min,
 median and max, and ratios beside them. People write everything above the line `MARK` of the page;
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks import readmes
 from benchmarks.machine import QUICK_RESULTS, RESULTS
 from benchmarks.peers import PEERS
 from benchmarks.plan import PLAN
@@ -330,7 +333,9 @@ def write(folder: Path, docs: Path) -> None:
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     page.write_text(text.rstrip() + "\n")
-    print(f"written: {page.relative_to(ROOT)}, from {', '.join(results)}")
+    if docs != folder:
+        readmes.write(results, ROOT)
+    print(f"written: {page}, from {', '.join(results)}")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def measure(url: str, job: Job, version: Path | None) -> dict[str, float]:
 
 
 def main() -> None:
-    options = machine.options(__doc__, runs=2, compare=True)
+    options = machine.options(__doc__, runs=1, compare=True)
     observed = str(Path(__file__).with_name("observed.py"))
     served.BRAIN = [sys.executable, observed]
     rev = options.compare
