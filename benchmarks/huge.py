@@ -92,7 +92,13 @@ def main() -> None:
     with machine.postgres() as server:
         url = machine.address(server)
         measures = {name: partial(_measured, url, megabytes, src) for name, src in sources.items()}
-        machine.interleaved(asked.runs, measures)
+        found = machine.interleaved(asked.runs, measures)
+    jobs = {name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in found.items()}
+    machine.write(
+        "huge-compare" if asked.compare else "huge",
+        {"jobs": {f"a text of {megabytes} MB": jobs}, "targets": []},
+        quick=asked.quick or bool(asked.compare),
+    )
 
 
 def _measured(url: str, megabytes: int, version: Path | None) -> dict[str, float]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +267,9 @@ class Reader:
 
     def leaves(self) -> None:
         """Ctrl-C in each terminal."""
-        for running in reversed(self.running.values()):
-            running.interrupt()
+        with ExitStack() as terminals:
+            for running in self.running.values():
+                terminals.callback(running.interrupt)
 
 
 def accepts(port: int) -> bool:

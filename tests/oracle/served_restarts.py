@@ -249,6 +249,7 @@ class ServedWorld(World):
         for consumer in everyone:
             consumer.judge(table)
         self.checks += 1
+        print(self, flush=True)
         for consumer in everyone:
             consumer.left = self.dice.randrange(1, 200)
         self.resting = False

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import psycopg
 import structlog
 
 from brain.contract.events import Known, Outcome, Snapshot
@@ -81,6 +82,7 @@ class Watch:
         self._compared, self._compared_seq = joined, known.seq
         """Since when the next comparison looks for changes, and the board's seq then."""
         self._fingerprint: int | None = None
+        self._walsender: int | None = promoted.stream.walsender
         self._owed: LogEnd | None = None
         """What the walsender had yet to send when Brain asked for the first time since."""
         self._unproven: LogEnd | None = None
@@ -167,7 +169,13 @@ class Watch:
 
     async def _ask(self) -> None:
         """Where the log ends. The oldest end that the stream has not reached counts."""
-        end = await log_end(self._poll.conn, self._stream.walsender)
+        try:
+            end = await log_end(self._poll.conn, self._walsender)
+        except psycopg.errors.InsufficientPrivilege:  # somebody has revoked it from PUBLIC
+            if self._walsender is None:
+                raise
+            self._walsender = None
+            return
         if end.waiting:
             self._owed = None
         elif self._owed is None or self._reached(self._owed):
