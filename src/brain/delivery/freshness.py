@@ -8,6 +8,7 @@ I2   A frame's timestamp is the time of the last flush, so that nothing is lost 
      ones, while no sweep is under way. One that lags receives it when it has caught up. Before the
      first Snapshot nothing can be lost, and all receive it.
      test_source_is_sent_at_once_and_every_five_seconds,
+     test_source_is_not_sent_to_a_full_transport,
      test_source_waits_for_the_end_of_a_sweep, test_a_client_that_lags_is_told_when_it_has_caught_up
 """
 
