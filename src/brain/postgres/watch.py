@@ -102,9 +102,12 @@ class Watch:
     def proven_at(self) -> float:
         """When, by the loop's clock, the log ended at the latest where the stream has read on."""
         end = self._unproven
-        if end is not None and (
-            # What the server has sent since comes behind all that it had sent before.
-            self._reached(end) or (end.waiting and self._stream.heard > end.answered_at)
+        # What the server has sent since comes behind all that it had sent before. A stream that is
+        # silent proves nothing, although it has reached the end: it may never send what comes next.
+        if (
+            end is not None
+            and self._stream.heard > end.answered_at
+            and (end.waiting or self._reached(end))
         ):
             self._proven_at, self._unproven = end.at, None
         return self._proven_at
