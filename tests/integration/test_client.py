@@ -791,6 +791,8 @@ async def test_wait_is_told_of_a_deletion_and_does_not_have_to_ask(
     timing = Timing(ask_every=10_000)
     with served(database_url=url, source=source, follows=source) as polling:
         execute(url, f"INSERT INTO runs VALUES ('{given}', 'running')")
+        # A poll tells only of the deletion of what an earlier one has seen.
+        await polling.knows(given.lower(), "running")
         async with Proxy(polling.port) as proxy:
             waiting = asyncio.create_task(wait(proxy.url, given, timing=timing, proxy=None))
             await eventually(lambda: answers)  # it asks when it has subscribed
@@ -808,6 +810,7 @@ async def test_wait_gives_up_after_its_timeout(brain: Brain) -> None:
 
 async def test_wait_asks_again_when_the_api_refuses_for_now(brain: Brain, database: str) -> None:
     execute(database, "INSERT INTO runs (id, status) VALUES ('w-busy', 'completed')")
+    await brain.knows("w-busy", "completed")  # it is not pushed any more
     timing, waits = recorded()
     async with Proxy(brain.port) as proxy:
         waiting = asyncio.create_task(

@@ -159,7 +159,8 @@ async def test_a_run_that_was_deleted_during_an_outage_is_gone(brain: Brain, sha
         await it.says("no connection to")
         execute(shared, "DELETE FROM runs WHERE id = 'unseen'")
         proxy.target = brain.port
-        assert (await it.ends())[0] == 3
+        status, _, error = await it.ends()
+        assert status == 3, error
 
 
 async def test_a_run_that_does_not_exist_is_waited_for_unless_it_must(
@@ -233,6 +234,16 @@ async def test_many_runs_with_long_ids_are_waited_for(brain: Brain, shared: str)
         execute(shared, "UPDATE runs SET status = 'completed' WHERE id LIKE '%éé'")
         status, out, error = await it.ends()
         assert (status, len(out), error) == (0, 12, [])
+
+
+async def test_an_answer_that_is_cut_off_is_asked_for_again(brain: Brain, shared: str) -> None:
+    insert(shared, "cut")
+    async with Proxy(brain.port) as proxy, wait(proxy.url, "cut") as it:
+        await eventually(lambda: proxy.came)
+        proxy.answers += 2 * [answer(200)[:-9]]
+        await it.says("the API does not answer (9 bytes of the answer are missing)")
+        update(shared, "cut", "completed")
+        assert await it.ends() == (0, ["cut completed"], [])
 
 
 async def test_a_server_that_does_not_answer_the_api_is_told(brain: Brain, shared: str) -> None:
