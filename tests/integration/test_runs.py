@@ -109,6 +109,7 @@ async def test_of_the_finished_runs_it_holds_the_latest(brain: Brain, shared: st
         shared,
         "INSERT INTO runs (id, status) SELECT 'old' || i, 'completed' FROM generate_series(1, 9) i",
     )
+    await brain.knows("old9", "completed")
     async with holding(brain, finished=9) as runs:
         assert (len(runs), runs.complete) == (9, True)
         execute(shared, "INSERT INTO runs (id, status) VALUES ('new', 'failed'), ('on', 'running')")
@@ -281,6 +282,7 @@ async def test_a_deleted_run_leaves_the_store_also_during_an_outage(
 ) -> None:
     execute(shared, "INSERT INTO runs (id) VALUES ('a'), ('b'), ('c')")
     execute(shared, "INSERT INTO runs (id, status) VALUES ('done', 'completed')")
+    await brain.knows("done", "completed")
     async with Proxy(brain.port) as proxy, holding(brain, proxy.url) as runs:
         execute(shared, "DELETE FROM runs WHERE id IN ('a', 'done')")
         await equal(runs, shared)
@@ -318,6 +320,7 @@ async def test_a_run_that_leaves_the_filter_leaves_the_store(brain: Brain, share
         "INSERT INTO runs (id, status, agent) VALUES ('a', 'running', 'x'), ('b', 'running', 'y'), "
         "('c', 'queued', 'x'), ('d', 'failed', 'x')",
     )
+    await brain.knows("d", "failed")
     async with (
         holding(brain, status="running", agent=["x", "z"]) as running,
         holding(brain, agent="x", status=["failed", "completed"]) as ended,
@@ -430,6 +433,7 @@ async def test_a_refusal_is_raised(shared: str) -> None:
 
 async def test_it_waits_for_a_brain_that_is_away(brain: Brain, shared: str) -> None:
     execute(shared, "INSERT INTO runs (id) VALUES ('late')")
+    await brain.knows("late")
     async with Proxy(brain.port) as proxy:
         target, proxy.target = proxy.target, 1
         entering = holding(brain, proxy.url)

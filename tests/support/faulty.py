@@ -36,6 +36,8 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for _turn in range(10):  # asyncio takes four turns from an accept to `_serve`
+            await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE):
             while True:
                 self.cut()  # also those that were still connecting at the last time
@@ -50,19 +52,25 @@ class Proxy:
         assert task
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        self._writers.add(writer)
         if self.answers:
             reply = self.answers.popleft()
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(reply)
-            writer.close()
+            with contextlib.suppress(OSError, EOFError):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(reply)
+            self._close(writer)
             return
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
-            writer.close()
+            self._close(writer)
             return
-        self._writers |= {writer, back}
+        self._writers.add(back)
         await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+
+    def _close(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        self._writers.discard(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
