@@ -142,9 +142,18 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
 
 async def _retry(query: Callable[[], Awaitable[T]]) -> T:
     """Try every second until the database answers."""
+    task = asyncio.current_task()
+    assert task is not None
     while True:
         try:
-            return await query()
+            answer = await query()
         except psycopg.OperationalError as error:
-            note(f"trying again: {error_line(error)}")
-            await asyncio.sleep(1)
+            if not task.cancelling():
+                note(f"trying again: {error_line(error)}")
+                await asyncio.sleep(1)
+                continue
+        if task.cancelling():
+            # psycopg_pool swallows a cancellation that comes together with a connection. asyncio
+            # cancels only once, so the demo would play on after Ctrl-C.
+            raise asyncio.CancelledError
+        return answer
