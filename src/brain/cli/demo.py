@@ -118,11 +118,13 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
 
     async def change(status: Status | None, **values: str | None) -> None:
         await _retry(lambda: stage.change(run_id, status, values))
+        _end_if_cancelled()
 
     while True:
         given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
         run_id = await _retry(partial(stage.create, given))
         try:
+            _end_if_cancelled()
             await asyncio.sleep(random.uniform(0, seconds / 5))
             await change("running")
             for progress in range(10, 100, 10):
@@ -142,18 +144,19 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
 
 async def _retry(query: Callable[[], Awaitable[T]]) -> T:
     """Try every second until the database answers."""
-    task = asyncio.current_task()
-    assert task is not None
     while True:
         try:
-            answer = await query()
+            return await query()
         except psycopg.OperationalError as error:
-            if not task.cancelling():
-                note(f"trying again: {error_line(error)}")
-                await asyncio.sleep(1)
-                continue
-        if task.cancelling():
-            # psycopg_pool swallows a cancellation that comes together with a connection. asyncio
-            # cancels only once, so the demo would play on after Ctrl-C.
-            raise asyncio.CancelledError
-        return answer
+            _end_if_cancelled()
+            note(f"trying again: {error_line(error)}")
+            await asyncio.sleep(1)
+
+
+def _end_if_cancelled() -> None:
+    """psycopg_pool swallows a cancellation that comes together with a connection. asyncio cancels
+    only once, so the demo would play on after Ctrl-C. Raises CancelledError.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
