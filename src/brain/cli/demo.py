@@ -43,7 +43,8 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
         fail(f"no run can be created: {example.lacks}")
     print(
         f"playing {count} runs at a time in {settings.table} of {redact(url)}; "
-        "press Ctrl-C to end them"
+        "press Ctrl-C to end them",
+        flush=True,  # a pipe would show it at the end
     )
     async with open_repository(url, settings.table, decoder, Board(0)) as runs:
         stage = _Stage(settings, url, decoder, description, runs, example)

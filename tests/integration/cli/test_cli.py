@@ -525,6 +525,30 @@ def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -
     postgres.drop_database(name)
 
 
+def test_demo_ends_while_it_connects(database: str) -> None:
+    """psycopg_pool may swallow the cancellation: one of ten played on."""
+    environment = os.environ | {"BRAIN_DATABASE_URL": database}
+    for _ in range(3):
+        with contextlib.ExitStack() as closing:
+            processes = []
+            for _ in range(4):
+                process = subprocess.Popen(
+                    [*BRAIN, "demo"],
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+                closing.enter_context(process)
+                closing.callback(process.kill)
+                processes.append(process)
+            for process in processes:
+                assert process.stdout
+                assert "playing" in process.stdout.readline()
+            for process in processes:
+                interrupt(process)
+
+
 def test_demo_reports_errors_of_the_database(database: str) -> None:
     output = run("demo", code=2, database_url=database, table="nosuch")
     assert "nosuch" in output
