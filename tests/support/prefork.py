@@ -11,9 +11,9 @@ interpreter that then ends as usual. It is a child of the caller, who waits for 
             └── (ended)
                   └── brain  its parent has ended, so the kernel gives it to the caller
 
-What the fork cannot imitate is started anew: another interpreter or another program, such as the
+What a fork cannot imitate starts as usual: another interpreter or another program, such as the
 script `.venv/bin/brain`, a start within a shell, and an environment that Python or a library reads
-while it starts (PYTHON*, a locale). BRAIN_TEST_PREFORK=0 starts everything anew. Linux only.
+while it starts (PYTHON*, a locale). With BRAIN_TEST_PREFORK=0 everything does. Linux only.
 """
 
 import ctypes

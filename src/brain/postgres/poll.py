@@ -224,7 +224,7 @@ class Poll:
                 yield replace(piece, at=at, refused=records.refused), reached
 
     async def here(self) -> Checkpoint:
-        """The checkpoint of who has read nothing yet."""
+        """The checkpoint of a reader that has read nothing yet."""
         visible, flushed, _ = await self._position()
         tree, epoch = self.description.tree, self._epoch
         return Checkpoint(self._identity, visible, flushed=flushed, tree=tree, epoch=epoch)
