@@ -42,8 +42,8 @@ class Transactions:
         self.joined_at = LSN(0)
         """The insert position after the poll that the stream continues."""
         self.described = False
-        """PostgreSQL has described the table. `feed` sets it; the reader resets it when it has looked
-        at the table."""
+        """PostgreSQL has described the table. `feed` sets it; the reader resets it when it has
+        looked at the table."""
         self._oid = oid
         self._columns = columns
         self._padded = padded
