@@ -187,6 +187,13 @@ class Watch:
         if self._unproven is None:
             self._unproven = end
 
+    async def described(self, xid: Xid) -> None:
+        """Inspect the table before what this transaction wrote is read: it may have changed the
+        table. Raises as `_inspect`.
+        """
+        await self._poll.until_seen([xid])
+        await self.check_now()
+
     async def check_now(self) -> None:
         """Inspect the table if its fingerprint has changed. Raises as `_inspect`."""
         if self._task is not None:
