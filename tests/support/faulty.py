@@ -24,6 +24,8 @@ class Proxy:
         self.stalled = False
         self.answers: deque[bytes] = deque()
         """Sent to the next connections instead of the server's answer."""
+        self.api_answers: deque[bytes] = deque()
+        """Sent to the next requests of the API instead of the server's answer."""
         self.came: list[float] = []
         """When each connection was accepted."""
         self._writers: set[asyncio.StreamWriter] = set()
@@ -53,11 +55,16 @@ class Proxy:
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
         self._writers.add(writer)
-        if self.answers:
-            reply = self.answers.popleft()
+        head, reply = b"", b""
+        if self.answers or self.api_answers:
             with contextlib.suppress(OSError, EOFError):
-                await reader.readuntil(b"\r\n\r\n")
-                writer.write(reply)
+                head = await reader.readuntil(b"\r\n\r\n")
+            if self.answers:
+                reply = self.answers.popleft()
+            elif self.api_answers and head.startswith(b"GET /api/"):
+                reply = self.api_answers.popleft()
+        if reply:
+            writer.write(reply)
             self._close(writer)
             return
         try:
@@ -66,6 +73,7 @@ class Proxy:
             self._close(writer)
             return
         self._writers.add(back)
+        back.write(head)
         await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
 
     def _close(self, writer: asyncio.StreamWriter) -> None:
