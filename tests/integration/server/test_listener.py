@@ -21,7 +21,8 @@ import uvloop
 
 from brain.server import listener as server
 from brain.server.limits import Limits
-from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
+from brain.server.listener import DESCRIPTORS
+from brain.server.sockets import SEND_BUFFER, ListenError, listen
 from brain.server.websocket import Connection
 from tests.support.in_process_server import in_process_server
 from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until, within
