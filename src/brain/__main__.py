@@ -10,7 +10,7 @@ import sys
 def main() -> None:
     """Run the command line. Exit status 2 if the packages of the command line are not installed."""
     _open_standard_streams()
-    if sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:2] in (["serve"], ["worker"]):
         # The imports below take more than half a second. A signal during them has nothing to clean
         # up.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,139 @@
+"""How `brain serve --workers` starts, what keeps it from starting, and what ends it."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.commands import run
+from tests.support.patience import LIFETIME, PATIENCE, wait_until
+from tests.support.prefork import take_terminal
+from tests.support.served import BRAIN, Brain, served
+from tests.support.workers import family, settle
+
+
+@pytest.mark.parametrize("workers", ["0", "65", "-1", "many", "1.5", "two"])
+def test_a_wrong_number_of_workers_is_said_once(workers: str) -> None:
+    rule = "it is 1 to 64 workers, or auto: one for each core"
+    assert run("serve", code=2, workers=workers) == f"brain: BRAIN_WORKERS='{workers}': {rule}\n"
+
+
+def test_a_wrong_setting_is_said_once() -> None:
+    output = run("serve", "--workers", "4", code=2, flush_interval=99)
+    assert output.count("BRAIN_FLUSH_INTERVAL") == 1
+
+
+MISSING = 'raise ModuleNotFoundError("no FastAPI", name="fastapi")'
+"""A package that only the workers import."""
+
+
+def test_what_only_a_worker_finds_is_said_once_and_ends_all(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fastapi.py").write_text(MISSING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    data = tmp_path / "data"
+    output = run("serve", "--workers", "4", code=2, port=0, database_url=database, data_dir=data)
+    assert output.count("brain: the package fastapi is not installed") == 1, output
+    assert output.count('event="worker started"') == 1
+    assert not list(data.iterdir())
+
+
+def test_without_nats_server_the_error_says_what_to_do(tmp_path: Path) -> None:
+    """As if the wheel were not installed."""
+    code = (
+        "import sys; from importlib import metadata; metadata.files = lambda _: None;"
+        "from brain.cli.commands import main; sys.argv = ['brain', 'serve']; main()"
+    )
+    environment = {"PATH": os.environ["PATH"], "BRAIN_WORKERS": "2", "BRAIN_DATABASE_URL": "x://"}
+    environment |= {"BRAIN_DATABASE_URL": "postgresql://127.0.0.1:1/x", "BRAIN_PORT": "0"}
+    done = subprocess.run(
+        [*BRAIN[:1], "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "brain: Several workers need nats-server: pip install 'brain-runs[nodes]', or set "
+        "BRAIN_NATS_URL to a NATS server of your own, or BRAIN_WORKERS to 1.\n"
+    )
+
+
+def test_a_port_that_another_brain_has_is_one_clear_error(database: str) -> None:
+    with served(database_url=database, follows="") as other:
+        output = run("serve", "--workers", "2", code=2, port=other.port, database_url=database)
+    assert "cannot be listened on (Address already in use)" in output
+    assert output.count("brain: ") == 1
+
+
+def test_a_worker_is_not_started_by_hand() -> None:
+    assert "only `brain serve` starts workers" in run("worker", "1", code=2)
+
+
+def test_a_rolling_restart_whose_first_worker_fails_changes_nothing(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade that went wrong."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with served(database_url=database, workers=2, follows="") as brain:
+        before = {each["pid"] for each in settle(brain).values()}
+        (tmp_path / "fastapi.py").write_text(MISSING)
+        brain.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: 'event="rolling restart given up" worker=1' in brain.log())
+        assert {each["pid"] for each in settle(brain).values()} == before
+        (tmp_path / "fastapi.py").unlink()
+        brain.process.send_signal(signal.SIGHUP)
+        settle(brain, *before)
+        # Who is told to stop twice, as by systemd and the supervisor, closes its clients properly.
+        for process in family(brain):
+            if "worker" in process.cmdline():
+                process.send_signal(signal.SIGTERM)
+        assert brain.stop() == 0
+    assert "aborted" not in brain.log()
+
+
+def test_a_terminal_that_is_closed_ends_all_with_one_embedded_postgres(tmp_path: Path) -> None:
+    """And Ctrl-C in it reaches the supervisor alone."""
+    master, slave = pty.openpty()
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("BRAIN_")}
+    brain = Brain.__new__(Brain)
+    brain.folder, brain.log_file, brain.port = tmp_path, tmp_path / "log", 0
+    tmp_path.chmod(0o755)
+    with brain.log_file.open("ab") as log:
+        brain.process = subprocess.Popen(
+            [*BRAIN, "serve", "--workers", "2", "--port", "0"],
+            stdin=slave,
+            stdout=log,
+            stderr=log,
+            env=kept,
+            cwd=tmp_path,
+            preexec_fn=take_terminal,  # noqa: PLW1509 - it makes one system call
+            start_new_session=True,
+        )
+    os.close(slave)
+    try:
+        brain.wait_for("on port (\\d+)\\. Paste")
+        brain.port = int(re.findall(r"on port (\d+)\. Paste", brain.log())[-1])
+        settle(brain)
+        processes = family(brain)
+        assert brain.log().count('event="embedded postgres started"') == 1
+        assert re.search(r"brain psql|psql -h localhost", brain.log())
+        os.close(master)
+        assert brain.process.wait(PATIENCE) == 0
+        _, left = psutil.wait_procs(processes[1:], LIFETIME)
+        assert not left
+    finally:
+        if brain.process.poll() is None:
+            brain.process.kill()
+            brain.process.wait()
+    assert 'event="rolling restart"' not in brain.log()
+    assert "Traceback" not in brain.log()
