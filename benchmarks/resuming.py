@@ -176,12 +176,13 @@ class Crowd:
         return {}
 
     def state(self) -> dict[str, Any]:
-        times = [client.current for client in self.clients]
+        times = sorted(client.current for client in self.clients)
         return {
             "open": sum(client.state == "open" for client in self.clients),
             "current": sum(map(bool, times)),
             "first": min((client.connected for client in self.clients), default=0),
-            "last": max(times, default=0),
+            "most": times[len(times) * 99 // 100],
+            "last": times[-1],
             "gaps": self.gaps,
             "losses": self.losses,
             "refused": self.refused,
