@@ -83,7 +83,7 @@ class Crowd:
         client.state, client.current = "away", 0
         longest = BACK_OFF[min(client.failures, len(BACK_OFF) - 1)]
         client.failures += 1
-        at = time.monotonic() + random.uniform(0, longest)
+        at = time.monotonic() + random.uniform(longest / 2, longest)
         heapq.heappush(self.due, (at, self.numbers[id(client)]))
 
     def step(self, client: Client, events: int) -> None:
