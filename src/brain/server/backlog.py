@@ -2,19 +2,24 @@
 
 libuv accepts one connection in each turn of the event loop, whatever waits. A turn in which a sweep
 writes to thousands of clients takes 50 ms, and a crowd that came back after a restart was accepted
-at 40 connections a second: 5 000 clients took more than two minutes. So each accept takes along
-what else waits.
+at 40 connections a second: 5 000 clients took more than two minutes. So while turns are long, an
+accept takes along what else waits.
 """
 
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 MAX_ACCEPTS: Final = 128
 """Connections taken along in one turn, for each listening socket: 8 ms. The rest waits for the
 next turn."""
+
+SHORT: Final = 0.001
+"""Seconds between two accepts. While turns are as short as that, libuv's own accept is faster: it
+needs no task."""
 
 
 class Backlog:
@@ -28,20 +33,20 @@ class Backlog:
         self._sockets = sockets
         self._factory = factory
         self._loop = asyncio.get_running_loop()
-        self._called = self._closed = False
+        self._last = 0.0
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accepted(self) -> None:
-        """A connection was accepted: take the others along, in the next turn of the loop."""
-        if not self._called and not self._closed:
-            self._called = True
+        """A connection was accepted."""
+        last, self._last = self._last, time.monotonic()  # loop.time() stands still during a turn
+        if self._last - last > SHORT:
             self._loop.call_soon(self._take)
 
     def close(self) -> None:
         self._closed = True
 
     def _take(self) -> None:
-        self._called = False
         if self._closed:
             return
         for listener in self._sockets:
