@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from brain import Runs
+from tests.support import ROOT
 from tests.support.patience import LIFETIME, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, until
@@ -89,6 +91,21 @@ async def test_the_metrics_of_the_workers_add_up(brain: Brain, shared: str) -> N
         assert after == dict(zip(names, (1, CLIENTS, 2, 2), strict=True))
     assert sample(brain, 'brain_workers{state="ready"}') == 2
     assert brain.metric("brain_lag_seconds") == 0
+
+
+def test_the_metrics_of_the_supervisor_are_those_of_the_docs(brain: Brain) -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    section = page[page.index("| of the supervisor |") : page.index("## All metrics")]
+    rows = [row.strip("| ").split(" | ") for row in section.strip().splitlines()[2:]]
+    found = []
+    for each in text_string_to_metric_families(brain.get("/metrics")[1]):
+        if each.name.removeprefix("brain_").startswith(("worker", "restarts")):
+            name = each.name + ("_total" if each.type == "counter" else "")
+            labels = [(name, value) for s in each.samples for name, value in s.labels.items()]
+            shown = ", ".join(f"`{value}`" for _, value in labels)
+            described = f"{labels[0][0]}: {shown}" if labels else ""
+            found.append([f"`{name}`", each.type, described, each.documentation])
+    assert rows == found
 
 
 async def test_each_line_of_the_one_log_names_its_worker(brain: Brain) -> None:
