@@ -39,7 +39,11 @@ def from_list(parse: Callable[[str], T]) -> BeforeValidator:
 def workers(text: str) -> int | Literal["auto"]:
     if text.strip().lower() == "auto":
         return "auto"
-    if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_WORKERS:
+    if (
+        not text.strip().isascii()
+        or not text.strip().isdecimal()
+        or not 1 <= int(text) <= MAX_WORKERS
+    ):
         raise ValueError(f"it is 1 to {MAX_WORKERS} workers, or auto: one for each core")
     return int(text)
 

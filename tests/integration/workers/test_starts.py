@@ -10,17 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from brain.workers.nats_server import NatsServerError, program
 from tests.support.commands import run
 from tests.support.patience import LIFETIME, PATIENCE, wait_until
 from tests.support.prefork import take_terminal
 from tests.support.served import BRAIN, Brain, served
 from tests.support.workers import family, settle
-
-
-@pytest.mark.parametrize("workers", ["0", "65", "-1", "many", "1.5", "two"])
-def test_a_wrong_number_of_workers_is_said_once(workers: str) -> None:
-    rule = "it is 1 to 64 workers, or auto: one for each core"
-    assert run("serve", code=2, workers=workers) == f"brain: BRAIN_WORKERS='{workers}': {rule}\n"
 
 
 def test_a_wrong_setting_is_said_once() -> None:
@@ -44,28 +39,22 @@ def test_what_only_a_worker_finds_is_said_once_and_ends_all(
     assert not list(data.iterdir())
 
 
-def test_without_nats_server_the_error_says_what_to_do(tmp_path: Path) -> None:
-    """As if the wheel were not installed."""
-    code = (
-        "import sys; from importlib import metadata; metadata.files = lambda _: None;"
-        "from brain.cli.commands import main; sys.argv = ['brain', 'serve']; main()"
+def test_without_nats_server_or_a_folder_for_it_the_error_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As if the wheel were not installed, and then in a file's place."""
+    alternative = "or set BRAIN_NATS_URL to a NATS server of your own, or BRAIN_WORKERS to 1."
+    monkeypatch.setattr("importlib.metadata.files", lambda _: None)
+    with pytest.raises(NatsServerError) as error:
+        program()
+    assert str(error.value) == (
+        f"Several workers need nats-server: pip install 'brain-runs[nodes]', {alternative}"
     )
-    environment = {"PATH": os.environ["PATH"], "BRAIN_WORKERS": "2", "BRAIN_DATABASE_URL": "x://"}
-    environment |= {"BRAIN_DATABASE_URL": "postgresql://127.0.0.1:1/x", "BRAIN_PORT": "0"}
-    done = subprocess.run(
-        [*BRAIN[:1], "-c", code],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        "brain: Several workers need nats-server: pip install 'brain-runs[nodes]', or set "
-        "BRAIN_NATS_URL to a NATS server of your own, or BRAIN_WORKERS to 1.\n"
-    )
+    (tmp_path / "file").touch()
+    given = {"database_url": "postgresql://127.0.0.1:1/x", "port": 0, "workers": 2}
+    output = run("serve", code=2, data_dir=tmp_path / "file", **given)
+    assert f"nats-server cannot use {tmp_path}/file (File exists): set BRAIN_DATA_DIR" in output
+    assert alternative in output
 
 
 def test_a_port_that_another_brain_has_is_one_clear_error(database: str) -> None:
