@@ -57,6 +57,10 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("releasing.md", ""): "makes a release",
     ("operations.md", "sudo "): "makes a service of this machine; test_deploy.py checks the unit",
     ("operations.md", "cd /opt/brain"): "upgrades a service of this machine",
+    ("workers.md", "sudo "): "makes a service of this machine; test_workers.py sends the signal",
+    ("two-machines.md", "sudo "): "makes a service of this machine; test_two_machines.py does it",
+    ("two-machines.md", "upstream "): "tests/integration/server/test_two_machines.py runs it",
+    ("two-machines.md", "defaults"): "tests/integration/server/test_two_machines.py runs it",
     ("operations.md", "CREATE "): "test_least_privilege.py pastes it, as a superuser",
     ("operations.md", "hostssl"): "test_least_privilege.py puts it into a pg_hba.conf",
     ("operations.md", "docker "): "needs Docker; tests/containers plays the Dockerfile",
@@ -77,7 +81,7 @@ ENVIRONMENT = {
     "settings.md": {"BRAIN_JWT_SECRET": "s" * 32},
 }
 
-OWN_BRAIN = ("operator.md",)
+OWN_BRAIN = ("operator.md", "workers.md")
 """Documents whose reader starts Brain before anything asks for it."""
 
 needs_tsc = pytest.mark.skipif(
