@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from psycopg import conninfo
 
-from tests.support import prefork
+from tests.support import prefork, script
 from tests.support.databases import Databases
 from tests.support.issuer import SECRET
 from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
@@ -74,6 +74,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
+    script.close()
     prefork.close()
 
 
