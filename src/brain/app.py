@@ -291,7 +291,7 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
         storage=settings.nats_storage,
         port=settings.port,
         clients=lambda: hub.clients,
-        timing=NodeTiming(silence=settings.nats_takeover),
+        timing=NodeTiming.of(settings.nats_takeover),
     )
 
 

@@ -44,7 +44,8 @@ class NatsServer:
         configuration.write_text(
             f"listen: 127.0.0.1:{self.port}\n"
             f"server_name: {json.dumps(self._name)}\n"
-            f"jetstream {{ store_dir: {json.dumps(str(self.store))} }}\n"
+            # Streams reserve what they may grow to.
+            f"jetstream {{ store_dir: {json.dumps(str(self.store))}, max_file: 10TB }}\n"
             f"{self._settings}\n"
         )
         with (self.folder / "log").open("ab") as log:

@@ -40,6 +40,20 @@ class NodeTiming:
     checkpoint: int = 8 * 1024 * 1024
     """(N6) Bytes after which the board is written again, unless it is larger than that."""
 
+    @classmethod
+    def of(cls, silence: float) -> "NodeTiming":
+        """With the other deadlines in proportion: who may lead no longer must know it first."""
+        share = min(1.0, silence / 3)
+        return cls(
+            silence=silence,
+            jitter=(0.1 * share, 0.5 * share),
+            heartbeat=0.5 * share,
+            append=2.0 * share,
+            watchdog=2.5 * share,
+            away=max(3.0, silence),
+            leaderless=2 * silence,
+        )
+
     def patience(self) -> float:
         """The silence after which this node claims the log."""
         return self.silence + random.uniform(*self.jitter)
