@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class NodesWorld(ServedWorld):
         self.database = Proxy(self.url)
         self.nodes: list[Brain | None] = [None] * NODES
         self.suspended: set[int] = set()
+        """Nodes that are stopped, or about to be."""
         self.injected: Counter[str] = Counter()
         self.logs = ""
         """Of nodes that have ended."""
@@ -110,7 +112,10 @@ class NodesWorld(ServedWorld):
 
     def get(self, path: str) -> dict[str, Any]:
         self.brain = self.any()
-        return super().get(path)
+        try:
+            return super().get(path)
+        except HTTPException as error:  # the node was killed in the middle of its answer
+            raise OSError(str(error)) from error
 
     def everything(self) -> str:
         return self.logs + "".join(node.log() for node in self.nodes if node is not None)
@@ -174,7 +179,7 @@ class NodesWorld(ServedWorld):
         """The node that leads, or any."""
         for number, node in enumerate(self.nodes):
             if node in self.living:
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError, HTTPException):
                     assert node is not None
                     if node.get("/readyz")[1].get("role") == "leader":
                         return number
@@ -209,12 +214,14 @@ class NodesWorld(ServedWorld):
         node = self.nodes[victim]
         if node is None or victim in self.suspended:
             return
+        self.suspended.add(victim)
         status = await asyncio.to_thread(node.stop, number)
         early = status == -number
         assert early or status == 0, node.log()
         self._retire(victim)
         await asyncio.sleep(self.dice.choice((0, 1, 5)) * self.dice.random())
         self._start(victim)
+        self.suspended.discard(victim)
 
     async def _terminate(self) -> None:
         await self._kill(signal.SIGTERM)

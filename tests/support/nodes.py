@@ -96,11 +96,14 @@ class Following:
 
     async def kill(self) -> None:
         """As SIGKILL does: it says nothing more."""
-        for task in (self.node._leadership._task, self.node._connection._task):
+        leadership = self.node._leadership
+        if leadership._task is not None:
+            leadership._end(leadership._task)
+        for task in (self.node._connection._task,):
             if task is not None:
                 task.cancel()
         self.node._leadership._retired = True
-        self.node._leadership.leader = self.node._leadership._task = None
+        leadership.leader = leadership._task = None
         await self.node._connection._close()
         await self.stop()
 

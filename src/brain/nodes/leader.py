@@ -37,6 +37,7 @@ from brain.nodes.messages import (
 from brain.nodes.relay import Relay
 from brain.nodes.timing import NodeTiming
 from brain.nodes.track import Claim
+from brain.postgres.cancellation import cancel
 from brain.postgres.progress import Progress
 from brain.postgres.source_state import SourceState
 
@@ -139,6 +140,8 @@ class Leader:
         self._size = 0
         """Bytes of the board as it was last written."""
         self._board_due = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     @property
     def source(self) -> SourceState:
@@ -152,9 +155,21 @@ class Leader:
                 if self.claim.base == "board":
                     await self._write_board()
                 tasks.create_task(self._write_boards(), name="boards")
-                tasks.create_task(self._follow(), name="leader")
+                self._following = asyncio.create_task(self._follow(), name="leader's source")
+                await asyncio.wait([self._following])
+                self._following.result()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        finally:
+            # In a task of its own. Whoever cancels this one again must not cut short the end of the
+            # source: a second cancellation makes psycopg abandon a connection that is closing.
+            if self._following is not None:
+                self._ending = asyncio.create_task(cancel(self._following), name="leader's end")
+
+    async def end(self) -> None:
+        """To be called when `lead` has ended: wait until the source is closed."""
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
 
     async def resign(self) -> None:
         """`lead` raises Superseded from now on. Raises NATSError."""

@@ -60,15 +60,16 @@ class Leadership:
         self._retired = False
         self._patience = timing.patience()
         self._tried = float("-inf")
+        self._before: set[asyncio.Task[None]] = set()
+        """Leaders that may not have ended yet."""
         relay.claimed = self._claimed
 
     async def watch(self) -> None:
         """Claim the log whenever nobody leads."""
-        began = asyncio.get_running_loop().time()
         while not self._retired:
             await asyncio.sleep(self._timing.heartbeat / 10)
             base = self._relay.base()
-            if base is None or self._task is not None or not self._is_due(base, began):
+            if base is None or self._task is not None or not self._is_due(base):
                 continue
             try:
                 await self._claim(base)
@@ -79,16 +80,17 @@ class Leadership:
             self._tried = asyncio.get_running_loop().time()
             self._patience = self._timing.patience()
 
-    def _is_due(self, base: Base, began: float) -> bool:
+    def _is_due(self, base: Base) -> bool:
         now = asyncio.get_running_loop().time()
         if self._relay.track.resigned and base == "log":
             wait = random.uniform(0, self._timing.heartbeat / 5)
             return now - max(self._tried, self._state.heard) > wait
-        if self._relay.vacant and base != "log":
+        vacant_since = self._relay.vacant_since
+        if vacant_since < now and base != "log":
             # A node that has a board comes first: its clients need not start over.
             wait = 0.0 if base == "board" else self._timing.first
             wait += random.uniform(0, self._timing.heartbeat / 5)
-            return now - max(began, self._tried) > wait
+            return now - max(vacant_since, self._tried) > wait
         return now - max(self._tried, self._state.heard) > self._patience
 
     async def _claim(self, base: Base) -> None:
@@ -101,8 +103,8 @@ class Leadership:
         position = 0 if last is None else last[0]
         if self._state.heard != heard or self._relay.base() != base:
             return
+        self._relay.note_idle(facts)
         if facts.idle < self._timing.silence and not self._relay.track.resigned:
-            self._relay.note_idle(facts)
             return
         if base == "log" and position != self._relay.track.position:
             return
@@ -116,7 +118,7 @@ class Leadership:
     def _claimed(self, claim: Claim) -> None:
         """The relay has applied all that stands before this claim."""
         if self._task is not None:
-            self._task.cancel()
+            self._end(self._task)
             self._task = None
         if claim.node == self._node and not self._retired:
             leader = self.leader = self._lead(claim)
@@ -124,6 +126,11 @@ class Leadership:
             self._task = asyncio.create_task(self._run(leader), name="leader")
         else:
             self._state.role = "follower"
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._before.add(task)
+        task.add_done_callback(self._before.discard)
 
     async def _run(self, leader: Leader) -> None:
         detail = ""
@@ -136,20 +143,24 @@ class Leadership:
             detail = repr(error)
         finally:
             if self.leader is leader:
-                self.leader, self._task = None, None
+                self.leader = None
                 self._state.role = "follower"
-        if not self._retired:
-            log.warning("this node leads no longer", epoch=leader.claim.seq, detail=detail)
+            if detail and not self._retired:
+                log.warning("this node leads no longer", epoch=leader.claim.seq, detail=detail)
+            await leader.end()
+            if self._task is asyncio.current_task():
+                self._task = None
 
     async def retire(self) -> None:
         """(N10) May be called twice."""
         self._retired = True
         task, leader = self._task, self.leader
-        if task is None or leader is None:
-            return
-        with contextlib.suppress(NATSError, TimeoutError):
-            async with asyncio.timeout(self._timing.resign):
-                await leader.resign()
-                log.info("resigned", epoch=leader.claim.seq)
-        task.cancel()
-        await asyncio.wait([task], timeout=self._timing.resign)
+        if leader is not None:
+            with contextlib.suppress(NATSError, TimeoutError):
+                async with asyncio.timeout(self._timing.resign):
+                    await leader.resign()
+                    log.info("resigned", epoch=leader.claim.seq)
+        if task is not None:
+            self._end(task)
+        if self._before:
+            await asyncio.wait(self._before, timeout=2 * self._timing.resign)

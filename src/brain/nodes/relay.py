@@ -63,8 +63,8 @@ class Relay:
         self.track = Track()
         self.state = state
         self.claimed: Callable[[Claim], object] = lambda _: None
-        self.vacant = False
-        """The log was empty when this node last looked."""
+        self.vacant_since = float("inf")
+        """Since when, by the loop's clock, this node has known the log as empty."""
         self._log = log_
         self._board = board
         self._node = node
@@ -156,6 +156,7 @@ class Relay:
     def note_idle(self, facts: Facts) -> None:
         """Somebody wrote to the log, whether or not this node has read it."""
         now = asyncio.get_running_loop().time()
+        self.vacant_since = float("inf") if facts.last else min(self.vacant_since, now)
         self.state.heard = max(self.state.heard, now - facts.idle)
 
     def rebase(self, claim: Claim) -> None:
@@ -192,7 +193,6 @@ class Relay:
 
     async def _events(self) -> AsyncGenerator[Sequence[Event]]:
         facts = await self._log.facts()
-        self.vacant = not facts.last
         if not self._loads and (gone := self._does_not_go_on(facts)):
             raise LoadAgain(gone)
         self.note_idle(facts)
@@ -385,7 +385,7 @@ class Relay:
             if self._goes_on_alone():
                 return None
             facts = await self._log.facts()
-            self.vacant = not facts.last
+            self.note_idle(facts)
             if facts.created != self._created:
                 self._created, self._needed = facts.created, None
             found = await self._written(facts)
