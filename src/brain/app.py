@@ -28,8 +28,9 @@ from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
 from brain.contract.events import Event, Known, Snapshot
 from brain.contract.subscription import Form
-from brain.delivery.board import OVERHEAD, Board
+from brain.delivery.board import Board
 from brain.delivery.hub import Hub
+from brain.delivery.log import OVERHEAD
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page

@@ -53,10 +53,12 @@ from brain.contract.messages import (
     message,
 )
 from brain.contract.subscription import Facet, facet
+from brain.delivery.copied import Copied
 from brain.delivery.log import (
     DELETED,
     FACETS,
     FRAME,
+    OVERHEAD,
     PIECE,
     RUN,
     SEQ,
@@ -76,16 +78,12 @@ ENTRY: Final = 0
 MAX_FACETS = 32
 """Facets remembered of one run. A run that had more may have been ANYTHING."""
 
-OVERHEAD = 1200
-"""Bytes that an entry costs besides its texts, with its share of the stale entries in the log.
-Measured by test_the_memory_charged_is_the_memory_used."""
-
 
 def _forget_nothing(_: Micros) -> None:
     """Without a file, no time outlives the process."""
 
 
-class Board:
+class Board(Copied):
     """`memory` bounds the bytes of all entries; unfinished runs are kept even beyond it (R11).
 
     `remember` stores the highest timestamp that may leave.
@@ -224,7 +222,7 @@ class Board:
                 case Resumed():
                     pushes += self._resume(event)
                 case Image():
-                    pushes += self._take_over(event)
+                    pushes += self.take_over(event)
                 case _:
                     assert_never(event)
         self._evict()
@@ -290,44 +288,6 @@ class Board:
         self.time = self._allowed(event.at + 1)
         self.begun = True
         return []
-
-    def _take_over(self, image: Image) -> list[Push]:
-        """Nodes that share a log are one history: what their clients were sent has one time."""
-        pushes = [self._hold(*each) for each in image.entries]
-        if image.ended_early:
-            self._unheld = ANYTHING
-        if not self.begun:
-            self.floor_time, self.dead_floor_time = image.floor_time, image.dead_floor_time
-            self.time, self.last_time, self.begun = image.time, image.last_time, True
-            return []
-        self._advance(image.time)
-        if image.dead_floor_time > self.dead_floor_time:
-            self._delete_unnamed()
-        return pushes
-
-    def _hold(self, time: Micros, run: Run, facets: tuple[Facet, ...], xid: int) -> Push:
-        """Make this the run's newest entry, as another board has it."""
-        run_id = run[ID]
-        self._forget(self._runs.get(run_id))
-        self.seq += 1
-        self.time = time = max(self.time, time)
-        dead = run[STATUS] == DELETED
-        frame = self._encode_deleted(run_id, time) if dead else self._encode(run, time)
-        entry: Entry = (self.seq, time, run, frame, facets, xid)
-        self._runs[run_id] = entry
-        self.log.append(entry)
-        self.size += OVERHEAD + 2 * len(frame)
-        self.tombstones += dead
-        if run[STATUS] in ACTIVE:
-            self._unfinished.add(run_id)
-        else:
-            self._done[run_id] = None
-        return entry, facets, False
-
-    @property
-    def ended_early(self) -> bool:
-        """Whether a run that is not held may have been anything (T4)."""
-        return self._unheld is ANYTHING
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
         self._refused = self._refused or event.refused

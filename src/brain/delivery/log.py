@@ -31,6 +31,10 @@ FRAME: Final = 3
 FACETS: Final = 4
 XID: Final = 5
 
+OVERHEAD = 1200
+"""Bytes that an entry costs besides its texts, with its share of the stale entries in the log.
+Measured by test_the_memory_charged_is_the_memory_used."""
+
 PIECE = 64 * 1024
 """Bytes of a catch-up piece at most, unless a single frame is larger."""
 
