@@ -26,7 +26,7 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
-from brain.contract.events import Event, Known, Snapshot
+from brain.contract.events import Event, Image, Known, Snapshot
 from brain.contract.subscription import Form
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
@@ -330,6 +330,8 @@ async def _deliver(follow: Source, board: Board, hub: Hub, connections: Connecti
             if begun and any(isinstance(event, Snapshot) and event.new for event in several):
                 await _reset_clients(connections)
             hub.push(board.apply(*several))
+            if begun and any(isinstance(event, Image) and event.new for event in several):
+                await _reset_clients(connections)  # nothing of it was pushed
             if board.begun and not begun:
                 gc.collect()
                 gc.freeze()

@@ -130,6 +130,9 @@ class Image:
     dead_floor_time: Micros
     ended_early: bool
     """A run that is not held may have been anything, not only finished (T4)."""
+    new: bool = False
+    """Another history: nothing of what the board holds counts, and no client can be told of it. So
+    nothing is pushed, and all of them start over."""
 
 
 Event: TypeAlias = Snapshot | Changes | Resumed | Image

@@ -20,7 +20,9 @@ class Copied:
     seq: int
     time: Micros
     last_time: Micros
+    floor: int
     floor_time: Micros
+    dead_floor: int
     dead_floor_time: Micros
     begun: bool
     size: int
@@ -43,6 +45,15 @@ class Copied:
 
     def take_over(self, image: Image) -> list[tuple[Entry, tuple[Facet, ...], bool]]:
         """Returns what to push: nothing, if this board has not begun."""
+        if image.new:
+            for entry in list(self._runs.values()):
+                self._forget(entry)
+            self.log.entries.clear()
+            self.log.seqs.clear()
+            self.log.times.clear()
+            self.seq += 1
+            self.floor = self.dead_floor = self.seq
+            self.time, self.begun = 0, False
         pushes = [self._hold(*each) for each in image.entries]
         self._unheld = ANYTHING if image.ended_early else self._unheld
         if not self.begun:

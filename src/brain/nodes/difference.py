@@ -6,12 +6,13 @@ equal is the same change.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from brain.contract.events import Event, Held, Image, Snapshot
+from brain.contract.events import Held, Image
 from brain.contract.messages import ID
 from brain.contract.subscription import Facet
 from brain.delivery.board import MAX_FACETS, Board
-from brain.delivery.log import FACETS, RUN, TIME, XID, Entry, is_tombstone
+from brain.delivery.log import FACETS, RUN, TIME, XID, Entry
 from brain.delivery.tombstones import ANYTHING, tombstone
 
 PIECE = 1000
@@ -47,7 +48,7 @@ def pieces(whole: Image) -> list[Image]:
     ]
 
 
-def difference(live: Board, loaded: Board) -> list[Event]:
+def difference(live: Board, loaded: Board) -> list[Image]:
     """What makes the live board the loaded one. A new beginning, if clients cannot be told of all:
     it ends them, and they start over.
     """
@@ -67,7 +68,7 @@ def difference(live: Board, loaded: Board) -> list[Event]:
         if known[RUN][ID] in live and _is_gone(known, live, loaded)
     ]
     if loaded.floor_time > live.time or any(held[0] <= live.time for held in (*missing, *gone)):
-        return _beginning(live, loaded)
+        return [replace(image(loaded), new=True)]
     whole = image(loaded)
     return list(
         pieces(
@@ -98,10 +99,3 @@ def _is_gone(known: Entry, live: Board, loaded: Board) -> bool:
 
 def _buried(known: Entry, time: int) -> Held:
     return (time, tombstone(known[RUN][ID], known), known[FACETS], 0)
-
-
-def _beginning(live: Board, loaded: Board) -> list[Event]:
-    runs = [entry[RUN] for entry in loaded.log.current() if not is_tombstone(entry)]
-    ids = {run[ID] for run in runs}
-    gone = [run_id for run_id in live.unfinished() if run_id not in ids]
-    return [Snapshot(runs, loaded.time, gone, new=True, deletes_unknown=True)]

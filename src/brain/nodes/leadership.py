@@ -91,7 +91,9 @@ class Leadership:
             wait = 0.0 if base == "board" else self._timing.first
             wait += random.uniform(0, self._timing.heartbeat / 5)
             return now - max(vacant_since, self._tried) > wait
-        return now - max(self._tried, self._state.heard) > self._patience
+        # A node that cannot load the log comes last: without a board, all clients start over.
+        patience = self._patience * (3 if base == "empty" else 1)
+        return now - max(self._tried, self._state.heard) > patience
 
     async def _claim(self, base: Base) -> None:
         """Raises NATSError, MessageError."""

@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeAlias
 
 import structlog
 
@@ -40,6 +41,9 @@ from brain.nodes.timing import NodeTiming
 from brain.nodes.track import Claim, LoadAgain, Track
 
 log = structlog.get_logger()
+
+Start: TypeAlias = tuple[Track, Image | None]
+"""Where to begin to read the log, and with which board."""
 
 GULP = 256 * 1024
 """Bytes of messages whose events are yielded at once."""
@@ -79,6 +83,8 @@ class Relay:
         self._needed: Claim | None = None
         """The claim of a leader that goes on from its own board: what stood before does not count.
         """
+        self._stuck = False
+        """What stands in the log is not enough to load it."""
         self._own: Claim | None = None
         """This node's, if it goes on from its own board."""
         self._applied = 0
@@ -98,6 +104,8 @@ class Relay:
         if claim is not None and claim.version > VERSION:
             return None  # nobody knows what this leader's checkpoint means
         if self._loads:
+            if not self._stuck:
+                return None
             return "board" if self._board.begun else "empty"
         if self._reader is None or not self.is_at_end:
             return None
@@ -180,7 +188,7 @@ class Relay:
                         yield several
                         self._yielding = False
             except LoadAgain as error:
-                self._loads = str(error)
+                self._loads, self._stuck, self._own = str(error), False, None
                 log.warning("the log does not go on", detail=str(error))
             except (NATSError, MessageError) as error:
                 if str(error) != told:
@@ -200,7 +208,7 @@ class Relay:
             async with aclosing(self._load()) as loading:
                 async for several in loading:
                     yield several
-            self._loads = ""
+            self._loads, self._stuck, self._own = "", False, None
             self._settle()
         async with self._log.read("log", self.track.position) as reader:
             self._reader = reader
@@ -352,6 +360,7 @@ class Relay:
             # (N8) What this node has applied, and the log has lost, the leader has read again from
             # the database once it has looked.
             while not (track.position >= self._target and track.looked):
+                self._stuck = track.position >= self._target
                 if self._goes_on_alone():
                     return
                 for item in await reader.take(self._timing.pause):
@@ -363,8 +372,8 @@ class Relay:
         changes = difference(self._board, loaded)
         log.info(
             "loaded again",
-            changed=sum(len(each.entries) for each in changes if isinstance(each, Image)),
-            clients="start over" if isinstance(changes[0], Snapshot) else "stay",
+            changed=sum(len(each.entries) for each in changes),
+            clients="start over" if changes[0].new else "stay",
         )
         for change in changes:
             yield [change]
@@ -379,7 +388,7 @@ class Relay:
         self._target = 0
         return True
 
-    async def _start(self) -> tuple[Track, Image | None] | None:
+    async def _start(self) -> Start | None:
         """Where to begin to read; None if this node goes on from its own board."""
         while True:
             if self._goes_on_alone():
@@ -387,15 +396,22 @@ class Relay:
             facts = await self._log.facts()
             self.note_idle(facts)
             if facts.created != self._created:
-                self._created, self._needed = facts.created, None
-            found = await self._written(facts)
-            if found is not None:
-                return found
+                self._created, self._needed, self._own = facts.created, None, None
+            found: Start | None = await self._written(facts)
             needed = self._needed
-            if needed is None and facts.first <= 1:
-                return Track(), None
-            if needed is not None and needed.base == "empty" and facts.first <= needed.seq:
-                return Track(position=needed.seq - 1), None
+            if found is None and needed is None and facts.first <= 1:
+                found = Track(), None
+            elif (
+                found is None
+                and needed is not None
+                and needed.base == "empty"
+                and facts.first <= needed.seq
+            ):
+                found = Track(position=needed.seq - 1), None
+            if found is not None:
+                self._stuck = False
+                return found
+            self._stuck = True
             await self._look_for_own()
             await asyncio.sleep(self._timing.pause)
 
