@@ -75,6 +75,8 @@ NO_HINTS = {
     "upgrade it to 15 or newer": "needs a PostgreSQL that is older than any in the wheel",
     "check that it runs": "for errors that no rule knows",
     "the package {} is not installed": "installs packages; test_public_api.py reads it",
+    "the package nats-py is not installed": "installs a package; test_public_api.py reads it",
+    "this Brain shares no log with others": "test_served.py sets it",
     "has the public keys only": "for whoever runs the identity provider",
     "psql is missing": "installs packages",
     "descriptors for no more (ulimit -n)": "says how many there are",

@@ -36,7 +36,6 @@ class Copied:
     _encode_deleted: Callable[[str, Micros], bytes]
     _forget: Callable[[Entry | None], None]
     _advance: Callable[[Micros], None]
-    _delete_unnamed: Callable[[], None]
 
     @property
     def ended_early(self) -> bool:
@@ -62,7 +61,8 @@ class Copied:
             return []
         self._advance(image.time)
         if image.dead_floor_time > self.dead_floor_time:
-            self._delete_unnamed()
+            self.seq += 1
+            self.dead_floor, self.dead_floor_time = self.seq, image.dead_floor_time  # (T6)
         return pushes
 
     def _hold(

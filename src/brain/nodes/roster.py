@@ -58,7 +58,7 @@ async def ask(connection: Connection, stream: str, seconds: float) -> list[dict[
         if message.data:
             found.append(json.loads(message.data))
 
-    client = connection.client
+    client = connection.client  # raises Unanswered
     inbox = client.new_inbox()
     subscription = await client.subscribe(inbox, cb=take)
     await client.publish(subject(stream), b"", reply=inbox)

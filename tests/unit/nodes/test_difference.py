@@ -101,6 +101,7 @@ def test_a_board_that_was_behind_pushes_what_it_lacks_at_the_times_of_the_others
         is_tombstone(entry) or entry[RUN][STATUS] in ("completed", "failed")
         for entry in held.values()
     )
+    assert (live.time, live.dead_floor_time) == (ahead.time, ahead.dead_floor_time)
     assert difference(live, ahead)[0] == Image(
         [], ahead.time, ahead.last_time, ahead.floor_time, ahead.dead_floor_time, ahead.ended_early
     )
