@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help run test unit check contract faults matrix
-.PHONY: bench fuzz conformance torture soak container lock swagger clean
+.PHONY: bench fuzz conformance torture torture-nodes soak container lock swagger clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -76,6 +76,10 @@ conformance: $(VENV)/dev.done
 torture:      ## run the oracle for 20 minutes (TORTURE="--minutes 1 --seed 7")
 torture: $(VENV)/dev.done
 	$(BIN)/python -m tests.oracle.torture $(TORTURE)
+
+torture-nodes: ## run the oracle over three nodes for 20 minutes (TORTURE="--seconds 60 --seed 7")
+torture-nodes: $(VENV)/dev.done
+	$(BIN)/python -m tests.oracle.nodes $(TORTURE)
 
 soak:         ## let 200 000 connections come and go
 soak: $(VENV)/dev.done

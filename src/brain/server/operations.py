@@ -1,6 +1,7 @@
 """The operator's routes, and the plain GET of /ws."""
 
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -23,6 +24,10 @@ _READY: Final[dict[str, Any]] = {
     "detail": "wal_level is replica",
     "hint": "a sentence that says what to run",
     "lag_seconds": 0.012,
+    "role": "leader",
+    "epoch": 4711,
+    "position": 4812,
+    "log_lag_seconds": 0.0,
     "since_seconds": 86.4,
     "since_detail": "a sentence, if clients from before had to start over",
     "resume_seconds": 3600.0,
@@ -78,7 +83,7 @@ class Operations:
 
     def readiness(self) -> dict[str, Any]:
         parts, server = self._parts, self._server
-        state = parts.state
+        state, node = parts.state, parts.node()
         now = time.time()
         return {
             "ready": parts.board.begun and state.source != "none" and not server.closing,
@@ -87,6 +92,10 @@ class Operations:
             "detail": "the server is stopping" if server.closing else state.detail or None,
             "hint": state.hint or None,
             "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
+            "role": node.role,
+            "epoch": node.epoch,
+            "position": node.position,
+            "log_lag_seconds": round(node.lag, 3) if math.isfinite(node.lag) else None,
             "since_seconds": round(parts.since(now), 3),
             "since_detail": parts.records.voided or None,
             "resume_seconds": round(parts.resume(now), 3),

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 Document: TypeAlias = Mapping[str, Any]
 
 SUMS: Final = ("clients", "lagging")
-WORST: Final = ("lag_seconds", "runs")
+MOST: Final = ("lag_seconds", "log_lag_seconds", "epoch", "position", "runs")
 LEAST: Final = ("since_seconds", "resume_seconds")
 LISTS: Final = ("warnings", "rejected")
 
@@ -26,12 +26,14 @@ def merged(workers: Sequence[tuple[Document, Document | None]]) -> dict[str, Any
     ready = [document for document in documents if document["ready"]]
     counted = ready or documents
     answer: dict[str, Any] = {"ready": False, **(counted[0] if counted else {})}
-    rules = ((SUMS, sum, documents), (WORST, max, counted), (LEAST, min, counted))
+    rules = ((SUMS, sum, documents), (MOST, max, counted), (LEAST, min, counted))
     for names, rule, of in rules:
         for name in names:
             values = [each[name] for each in of if each.get(name) is not None]
             if values:
                 answer[name] = rule(values)
+    if any(each.get("role") == "leader" for each in documents):
+        answer["role"] = "leader"
     for name in LISTS:
         answer[name] = _distinct(entry for each in documents for entry in each.get(name) or ())
     answer["workers"] = [
