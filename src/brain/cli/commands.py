@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import psycopg
 import typer
@@ -24,6 +24,9 @@ from brain.postgres.publication import initialize, polled, publication_sql, remo
 from brain.postgres.table import TableError, init_sql
 from brain.workers.channel import ChannelError
 from brain.workers.cores import cores
+
+if TYPE_CHECKING:
+    from brain.doctor.nats import Nodes
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
@@ -383,7 +386,26 @@ async def _examine(settings: Settings, url: str) -> Report:
         settings.table,
         decoder,
         stream=settings.source != "poll",
-        records=settings.data_dir / "resume" if settings.resume else None,
+        records=settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
+        nodes=_nodes(settings, url) if settings.nats_url else None,
+    )
+
+
+def _nodes(settings: Settings, url: str) -> "Nodes":
+    # The client of NATS is an extra.
+    from brain.doctor.nats import Nodes  # noqa: PLC0415
+    from brain.nodes.connection import Access  # noqa: PLC0415
+    from brain.nodes.log import stream_of  # noqa: PLC0415
+
+    return Nodes(
+        Access(
+            [each.get_secret_value() for each in settings.nats_url],
+            settings.nats_credentials,
+            settings.nats_ca,
+        ),
+        settings.nats_stream or stream_of(url, settings.table),
+        settings.nats_replicas,
+        settings.nats_storage,
     )
 
 
