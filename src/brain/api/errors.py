@@ -48,11 +48,14 @@ class RunError(BrainError):
 
 
 class RunNotFound(RunError):
-    """`detail` says why a row of that id is not a run, if there is one."""
+    """`detail` says why the row of that id is not a run, if there is one. By `fields` a client
+    distinguishes the two.
+    """
 
     def __init__(self, run_id: str, detail: str = "") -> None:
         super().__init__(detail or f"there is no run {shown(run_id)}")
         self.run_id = run_id
+        self.fields = (("status", detail),) if detail else ()
 
 
 class RunConflict(RunError):
