@@ -172,8 +172,10 @@ def test_what_is_loaded_has_the_time_of_its_last_change(
 def test_a_filter_that_matches_nothing_can_be_cleared(page: LivePage, table: str) -> None:
     add(table, "one")
     page.shows("one", "running")
+    expect(page.tab.locator("#foot .number")).to_have_text("1 run")
     page.tab.locator("#search").fill("nothing like it")
     page.lacks("one")
+    expect(page.tab.locator("#foot .number")).to_have_text("0 of 1 run")
     page.tab.get_by_role("button", name="Show all runs").click()
     page.shows("one", "running")
     assert "q=" not in page.tab.url
@@ -486,6 +488,9 @@ def test_notifies_of_what_happens_while_the_tab_is_hidden(
         expect(icon).to_have_attribute("href", red)  # failed since it was looked at
         page.tab.evaluate("hide(false)")
         expect(icon).not_to_have_attribute("href", red)
+        # An end that has come is none to wait for.
+        expect(page.tab.get_by_role("button", name="Copy as JSON")).to_be_attached()
+        expect(page.tab.get_by_role("button", name="Notify me when it ends")).not_to_be_attached()
 
 
 # Tokens
