@@ -162,7 +162,7 @@ class IdRequired(InvalidRequest):
 
 class CursorInvalid(InvalidRequest):
     def __init__(self, cursor: str, detail: str = "") -> None:
-        message = f"cursor is the next_cursor of a page, not {shown(cursor)}"
+        message = f"cursor is the next_cursor of a page in this order, not {shown(cursor)}"
         message += f": {detail}" if detail else ""
         super().__init__(message, ("cursor", message))
         self.cursor = cursor
