@@ -215,11 +215,12 @@ async def test_a_server_that_is_not_ready_or_not_postgresql_has_its_hint(databas
         port = server.sockets[0].getsockname()[1]
         url = f"postgresql://u:secret@127.0.0.1:{port}/d?connect_timeout=2&sslmode="
         starting = b"E" + (len(STARTING) + 4).to_bytes(4, "big") + STARTING
-        for mode, answers, hint in (
+        for mode, reply, hint in (
             ("disable", starting, "wait until PostgreSQL takes connections"),
             ("prefer", b"HTTP/1.1 400 Bad Request\r\n\r\n", "another program than PostgreSQL"),
             ("prefer", b"", "correct the host and the port"),
         ):
+            answers = reply
             report = await look(url + mode)
             found = the(report, "away")
             assert followed(found.hint).startswith(hint), found
