@@ -160,7 +160,7 @@ def watch_command(
 @app.command("wait")
 def wait_command(
     *,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The ids of the runs.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="The ids of the runs.")],
     status: Annotated[
         list[str] | None,
         typer.Option(

@@ -598,7 +598,13 @@ def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
             line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)
         ]
         assert len(commands) == 2
-        environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
+        made = re.search(
+            "Where BRAIN_JWT_SECRET is set, `.*brain (token .*)` prints one", brain.log()
+        )
+        assert made
+        environment = os.environ | {
+            "BRAIN_TOKEN": run(*made[1].split(), jwt_secret=SECRET).splitlines()[0]
+        }
         assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
         command = commands[1].split("one", 1)[1]
         output = subprocess.run(
