@@ -34,7 +34,7 @@ from brain.contract.close_codes import GAP
 from brain.contract.messages import Micros, iso, parse_time
 from brain.contract.subscription import ALL
 from tests.oracle.restarts import MARKER, Consumer, Plan, World, move_marker
-from tests.support.patience import PATIENCE
+from tests.support.patience import LIFETIME
 from tests.support.ports import free_port
 from tests.support.postgres import VERSIONS, running
 from tests.support.served import Brain
@@ -212,7 +212,7 @@ class ServedWorld(World):
             await self._ready(self.brain)
 
     async def _ready(self, brain: Brain) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LIFETIME
         while True:
             with contextlib.suppress(OSError):
                 if (await asyncio.to_thread(brain.get, "/readyz"))[0] == 200:
@@ -281,7 +281,7 @@ class ServedWorld(World):
             await self._wait(lambda: consumer.pongs > before)  # noqa: B023 - awaited here
 
     async def _wait(self, condition: Any) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LIFETIME
         while not condition():
             assert self.brain is not None
             assert self.brain.process.poll() is None, self.brain.log()
