@@ -56,6 +56,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("releasing.md", "make check"): "is CI itself",
     ("releasing.md", ""): "makes a release",
     ("operations.md", "sudo "): "makes a service of this machine; test_deploy.py checks the unit",
+    ("operations.md", "brain init-db --remove"): "drops the table that the documents share; "
+    "test_cli.py follows it",
     ("operations.md", "cd /opt/brain"): "upgrades a service of this machine",
     ("workers.md", "sudo "): "makes a service of this machine; test_workers.py sends the signal",
     ("two-machines.md", "sudo "): "makes a service of this machine; test_two_machines.py does it",

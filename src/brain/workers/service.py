@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
     NatsServerError, SettingsError.
     """
     check_configured(settings)
+    gc.enable()  # `__main__` has disabled it for the imports
     task = asyncio.current_task()
     assert task is not None
     # As in `app`: until there are workers, a signal stops the embedded PostgreSQL that starts.
