@@ -14,6 +14,7 @@ from typing import Self
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.support.patience import PATIENCE
+from tests.support.ports import close
 
 
 class Proxy:
@@ -38,9 +39,7 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for _turn in range(10):  # asyncio takes four turns from an accept to `_serve`
-            await asyncio.sleep(0)
+        await close(self._server)
         async with asyncio.timeout(PATIENCE):
             while True:
                 self.cut()  # also those that were still connecting at the last time

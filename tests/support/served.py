@@ -88,8 +88,9 @@ class Brain:
             time.sleep(0.02)
 
     def wait_ready(self, source: str = "", seconds: float = LIFETIME) -> None:
-        """Until /readyz says so, and names this source if one is given. A Brain that has been started
-        again may not listen yet.
+        """Until /readyz says so, and names this source if one is given.
+
+        A Brain that has just been started may not listen yet.
         """
         deadline = time.monotonic() + seconds
         while True:
