@@ -2,8 +2,8 @@
 
 Once when they are up to date, at each change of the source, and every 5 s. All clients of a turn
 share one frame, and the turns of a round are spread over the interval, as pings are. What costs is
-the write to each client (the kernel's 6 to 8 us of 9), so the frame takes along the ping for which
-the client is due next.
+the write to each client (7 of 10 us), so the frame takes along the ping for which the client is due
+next.
 
 I2   A frame's timestamp is the time of the last flush, so that nothing is lost to a client that
      resumes from it. It is therefore sent only to clients that have received that flush: to live
@@ -30,7 +30,7 @@ TICK: Final = 0.05
 """Seconds between two turns: each serves a hundredth of the clients."""
 
 STRIDE: Final = 100
-"""Clients of a turn at most. If more are owed a frame, the next turn follows at once."""
+"""Clients of a turn at most. If as many more are owed a frame, the next turn follows at once."""
 
 
 class Sender(Protocol):
@@ -122,7 +122,7 @@ class Freshness:
             self._arm(TICK)
         else:
             self._due, self._urgent = max(0.0, self._due - count), max(0, self._urgent - count)
-            self._arm(0 if self._urgent or self._due >= 1 else TICK)
+            self._arm(0 if self._urgent or self._due >= STRIDE else TICK)
             self._turn(count, source_message(report, self._sender.flushed_time))
 
     def _turn(self, count: int, frame: bytes) -> None:

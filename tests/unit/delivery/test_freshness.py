@@ -6,9 +6,10 @@ import pytest
 
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
-from brain.contract.include import Included, SourceName, SourceReport
+from brain.contract.include import Included, SourceName, SourceReport, source_message
 from brain.contract.messages import PING, Micros, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
+from brain.delivery import freshness
 from brain.delivery.freshness import EVERY, STRIDE, TICK
 from tests.unit.delivery.runs import PLENTY, T, run
 from tests.unit.delivery.test_hub import Reader, Room
@@ -185,6 +186,29 @@ def test_a_client_that_is_not_told_is_not_pinged() -> None:
     assert (lags.pings, lags.pinged) == (0, False)
     assert gone.pings == 0
     assert list(house.hub._freshness._round) == [lags]
+
+
+def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A timer is always a little late, so a hundredth of the clients is always exceeded."""
+    monkeypatch.setattr(freshness, "STRIDE", 10)
+    made: list[bytes] = []
+
+    def counted(report: SourceReport, time: Micros) -> bytes:
+        made.append(source_message(report, time))
+        return made[-1]
+
+    house = House()
+    readers = [house.join(Subscription(include=SOURCE)) for _ in range(1000)]
+    monkeypatch.setattr(freshness, "source_message", counted)
+    late = 1.04
+    while len(made) < 100:
+        due = min(each.due for each in house.timers if not each.cancelled)
+        house.now = max(due, house.now) + (late - 1) * TICK
+        house.wait(0)
+    told = sum(len(reader.writes) for reader in readers) - len(readers)
+    assert told in range(990, 1041)
 
 
 @pytest.mark.parametrize("what", ["source", "silence"])
