@@ -1,26 +1,46 @@
-"""The clients of the hub, grouped by filter and `include`, and indexed by the filters' values."""
+"""Clients, and cohorts: those with one filter and `include`, indexed by the filters' values."""
 
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from brain.contract.include import Included
 from brain.contract.messages import ACTIVE, ID, STATUS, Run
 from brain.contract.subscription import ALL, ANY, FIELDS, Facet, Filter
 from brain.delivery.log import DELETED, FACETS, RUN, SEQ, Entry
 
+if TYPE_CHECKING:
+    from brain.delivery.lanes import Group
+
 
 class Client:
     """What the hub needs of a connection, which extends it: a lagging client costs an integer."""
 
-    __slots__ = ("cohort", "goal", "intact", "joined", "paused", "seq", "until", "write")
+    __slots__ = (
+        "cohort",
+        "goal",
+        "group",
+        "intact",
+        "joined",
+        "paused",
+        "seq",
+        "until",
+        "waiting",
+        "whole",
+        "write",
+    )
 
     write: Callable[[bytes], object]
     """Hands bytes to the transport. A closing connection replaces it by a no-op, so it is looked up
     for every write."""
     cohort: "Cohort | None"
     """None once the client has left."""
+    group: "Group | None"
+    """In which it is live, or was when its transport filled up."""
     seq: int | None
     """None while the client is live; see hub.py."""
+    whole: int
+    """It has been sent everything up to this seq, and has skipped no run (R5 in hub.py)."""
     until: int
     """A client that joined with `snapshot` does not need runs that finished up to this seq."""
     goal: int | None
@@ -28,6 +48,8 @@ class Client:
     joined: int
     """The board's seq when it joined."""
     paused: bool
+    waiting: bool
+    """It stands in the queue of the catch-up."""
     intact: bool
     """It has been sent only flushes since it was live, so it has skipped no run (R5 in hub.py)."""
 
@@ -43,7 +65,18 @@ class Client:
 class Cohort:
     """The clients with the same filter and `include`: they receive the same bytes, made once."""
 
-    __slots__ = ("deleted", "field", "filter", "include", "live", "members", "ready", "source")
+    __slots__ = (
+        "deleted",
+        "field",
+        "filter",
+        "groups",
+        "home",
+        "include",
+        "members",
+        "ready",
+        "shared",
+        "source",
+    )
 
     def __init__(self, filter_: Filter, include: Included) -> None:
         self.filter = filter_
@@ -52,7 +85,11 @@ class Cohort:
         """It receives tombstones (T3 in tombstones.py)."""
         self.ready = "ready" in include
         self.source = "source" in include
-        self.live: set[Client] = set()
+        self.groups: list[Group] = []
+        self.home: Group | None = None
+        """Where clients go live (L1 in lanes.py)."""
+        self.shared: Group | None = None
+        """The one that stands in the shared lane."""
         self.members = 0
         self.field = next((name for name in FIELDS if getattr(filter_, name)), None)
         """The most selective field of the filter: the cohort is indexed under each of its
@@ -81,8 +118,6 @@ class Cohorts:
     def __init__(self) -> None:
         self._all: dict[tuple[Filter, Included], Cohort] = {}
         self._index: dict[str, dict[str, set[Cohort]]] = {name: {} for name in FIELDS}
-        self.unfiltered: list[Cohort] = []
-        """Those that receive everything, or everything but tombstones."""
         self.told: set[Cohort] = set()
         """Those that receive tombstones."""
 
@@ -100,18 +135,16 @@ class Cohorts:
             if cohort.field is not None:
                 for value in getattr(filter_, cohort.field):
                     self._index[cohort.field].setdefault(value, set()).add(cohort)
-            elif filter_ == ALL:
-                self.unfiltered.append(cohort)
             if cohort.deleted:
                 self.told.add(cohort)
         cohort.members += 1
         return cohort
 
-    def remove(self, cohort: Cohort) -> None:
-        """Take away one member of the cohort."""
+    def remove(self, cohort: Cohort) -> bool:
+        """Take away one member of the cohort. True if it was the last."""
         cohort.members -= 1
         if cohort.members:
-            return
+            return False
         del self._all[cohort.filter, cohort.include]
         self.told.discard(cohort)
         if cohort.field is not None:
@@ -120,8 +153,7 @@ class Cohorts:
                 index[value].discard(cohort)
                 if not index[value]:
                     del index[value]
-        elif cohort.filter == ALL:
-            self.unfiltered.remove(cohort)
+        return True
 
     @property
     def indexed(self) -> bool:
@@ -129,12 +161,12 @@ class Cohorts:
         return any(self._index.values())
 
     def matching(self, run: Run, facets: Collection[Facet]) -> list[Cohort]:
-        """The cohorts with live clients and a field in their filter that receive this change."""
+        """The cohorts in the shared lane that receive this change."""
         alive = run[STATUS] != DELETED
         return [
             cohort
             for cohort in self._candidates(run[ID], facets)
-            if cohort.live
+            if cohort.shared is not None
             and (alive or cohort.deleted)
             and cohort.filter.matches(run[ID], facets)
             and cohort.filter.permits(run)

@@ -1,14 +1,16 @@
 """Freshness: clients that include `source` learn how far behind the database Brain may be.
 
-Once when they are up to date, at each change of the source, and every 5 s. All clients of a turn
-share one frame, and the turns of a round are spread over the interval, as pings are.
+Once when they are up to date, at each change of the source, and every 5 s. Clients of a turn that
+have been sent the same share one frame, and the turns of a round are spread over the interval, as
+pings are.
 
-I2   A frame's timestamp is the time of the last flush, so that nothing is lost to a client that
-     resumes from it. It is therefore sent only to clients that have received that flush: to live
-     ones, while no sweep is under way. One that lags receives it when it has caught up. Before the
-     first Snapshot nothing can be lost, and all receive it.
+I2   A frame's timestamp is the time up to which its client has been sent everything, so that
+     nothing is lost when it resumes from it. It is sent to live clients only, because a client that
+     lags is sent what is older. That one receives it when it has caught up. Before the first
+     Snapshot nothing can be lost, and all receive it.
      test_source_is_sent_at_once_and_every_five_seconds,
-     test_source_waits_for_the_end_of_a_sweep, test_a_client_that_lags_is_told_when_it_has_caught_up
+     test_source_has_the_time_of_what_its_client_was_sent,
+     test_a_client_that_lags_is_told_when_it_has_caught_up
 """
 
 from collections import OrderedDict
@@ -33,11 +35,7 @@ STRIDE: Final = 100
 class Sender(Protocol):
     """The hub."""
 
-    @property
-    def flushed_time(self) -> Micros: ...
-
-    @property
-    def sweeping(self) -> bool: ...
+    def position_time(self, client: Client) -> Micros: ...
 
     @property
     def begun(self) -> bool: ...
@@ -68,8 +66,6 @@ class Freshness:
         self._urgent = 0
         """Clients that have not been told of the last change."""
         self._ticked = 0.0
-        self._held = False
-        """A turn waits for the end of a sweep."""
 
     def add(self, client: Client) -> None:
         self._clients[client] = None
@@ -83,13 +79,8 @@ class Freshness:
     def greet(self, client: Client) -> None:
         """The client has just received all that was flushed."""
         self._clients.move_to_end(client)
-        self._sender.send(client, source_message(self._report(), self._sender.flushed_time))
-
-    def swept(self) -> None:
-        """A sweep has ended."""
-        if self._held:
-            self._held = False
-            self._arm(0)
+        time = self._sender.position_time(client)
+        self._sender.send(client, source_message(self._report(), time))
 
     def _arm(self, delay: float) -> None:
         if self._timer is not None:
@@ -108,15 +99,13 @@ class Freshness:
         count = min(max(int(self._due), self._urgent), STRIDE, everyone)
         if not count:
             self._arm(TICK)
-        elif self._sender.sweeping:
-            self._held = True
-            self._arm(TICK)
         else:
             self._due, self._urgent = max(0.0, self._due - count), max(0, self._urgent - count)
             self._arm(0 if self._urgent or self._due >= 1 else TICK)
-            self._turn(count, source_message(report, self._sender.flushed_time))
+            self._turn(count, report)
 
-    def _turn(self, count: int, frame: bytes) -> None:
+    def _turn(self, count: int, report: SourceReport) -> None:
+        frames: dict[Micros, bytes] = {}
         waiting = not self._sender.begun
         for _ in range(count):
             if not self._clients:  # a client whose write fails leaves
@@ -124,4 +113,7 @@ class Freshness:
             client = next(iter(self._clients))
             self._clients.move_to_end(client)
             if (client.seq is None or waiting) and not client.paused:
-                self._sender.send(client, frame)
+                time = self._sender.position_time(client)
+                if time not in frames:
+                    frames[time] = source_message(report, time)
+                self._sender.send(client, frames[time])

@@ -14,12 +14,15 @@ from brain.delivery import (
     alarm,
     batches,
     board,
+    catch_up,
     cohorts,
     freshness,
     hub,
+    lanes,
     log,
     pace,
     pending,
+    rotation,
     tombstones,
 )
 from tests.unit.delivery.world import Engine
@@ -45,17 +48,20 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
     return copy
 
 
-USES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
+USERS: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
     alarm: (hub, ("Alarm",)),
-    batches: (hub, ("plan",)),
+    batches: (lanes, ("cut",)),
+    catch_up: (hub, ("CatchUp",)),
     cohorts: (hub, ("Cohorts",)),
     freshness: (hub, ("Freshness",)),
+    lanes: (hub, ("Lanes",)),
     log: (board, ("Log",)),
     pace: (hub, ("Pace",)),
     pending: (hub, ("Pending",)),
+    rotation: (hub, ("Rotation",)),
     tombstones: (board, ("buried", "ended_early", "tombstone")),
 }
-"""A module of which board or hub uses these names."""
+"""A module, who uses it, and which names."""
 
 
 @cache
@@ -63,130 +69,156 @@ def engine(mutant: Mutant | None = None) -> Engine:
     """The real classes, or those of a mutant."""
     if mutant is None:
         return Engine(board.Board, hub.Hub)
-    changed = variant(mutant.module, *mutant.changes)
-    user, names = USES.get(mutant.module, (mutant.module, ()))
-    if names:
-        using = variant(user)
+    module, changed = mutant.module, variant(mutant.module, *mutant.changes)
+    while module in USERS:
+        module, names = USERS[module]
+        user = variant(module)
         for name in names:
-            setattr(using, name, getattr(changed, name))
-        changed = using
-    if user is board:
+            setattr(user, name, getattr(changed, name))
+        changed = user
+    if module is board:
         return Engine(changed.Board, hub.Hub)
     return Engine(board.Board, changed.Hub)
 
 
 MUTANTS: dict[str, Mutant] = {
-    "R1 flushed is set before the first write": Mutant(
-        12,
-        hub,
+    "R1 the position moves before the first write": Mutant(
+        0,
+        rotation,
         (
+            ("batch = group.batches.popleft()", "batch = group.batches[0]"),
+            ("group.seq, group.time = (batch.end, batch.time)\n", "pass\n"),
             (
-                "self.flushed = self.board.seq\n        self.flushed_time",
-                "self._next = self.board.seq\n        self.flushed_time",
-            ),
-            ("alive, self.flushed, ", "alive, self._next, "),
-            (
-                "for client in self._late:",
-                "self.flushed = self._next\n        for client in self._late:",
+                "self._counts.deliveries +=",
+                (
+                    "group.batches and group.batches.popleft()\n"
+                    "        group.seq, group.time = (batch.end, batch.time)\n"
+                    "        self._counts.deliveries +="
+                ),
             ),
         ),
     ),
-    "R2 the batch just written counts as sent": Mutant(
-        0, hub, (("is None else self._serving\n", "is None else self._serving - 1\n"),)
+    "R2 a client that fills up leaves its group": Mutant(
+        0, hub, (("0, True)\n        group.live.discard(client)", "0, True)"),)
     ),
-    "R2 a later batch does not": Mutant(
-        0, hub, (("self.flushed if self._serving is None else self._serving", "self.flushed"),)
+    "R3 live again only where its group still is": Mutant(
+        0, hub, (("and (client.seq == group.position) and", "and"),)
     ),
-    "R3 live again only if nothing was flushed": Mutant(
-        0,
-        hub,
-        (("if client.intact and client.seq == self.flushed and (not over):", "if client.intact:"),),
+    "R3 live again only if it was sent nothing but batches": Mutant(
+        0, hub, (("if client.intact and group is not None", "if group is not None"),)
     ),
-    "R3 live again only if it was sent nothing but flushes": Mutant(
-        0,
-        hub,
-        (
-            (
-                "if client.intact and client.seq == self.flushed and (not over):",
-                "if client.seq == self.flushed:",
-            ),
-        ),
+    "R3 live again only if its group exists": Mutant(
+        0, hub, (("(group.lane is not None) and ", ""),)
     ),
+    "R3 ready once": Mutant(0, catch_up, (("if not client.waiting:", "if True:"),)),
     "R3 the tick continues the catch-up": Mutant(
-        2, hub, (("        return behind\n", "        return False\n"),)
+        2, catch_up, (("        return behind\n", "        return False\n"),)
     ),
-    "R4 a catch-up ends at what was flushed": Mutant(
+    "R4 a catch-up ends at the seq of the lane": Mutant(
         12,
-        hub,
+        catch_up,
         (
-            (
-                "board.log.piece(seq, self.flushed, ",
-                "board.log.piece(seq, self.board.seq, ",
-            ),
+            ("board.log.piece(seq, end, ", "board.log.piece(seq, self._board.seq, "),
             (
                 "client.intact = False\n            if data",
-                "client.seq = min(client.seq, self.flushed)\n            if data",
+                "client.seq = min(client.seq, end)\n            if data",
             ),
         ),
     ),
-    "R5 live only while nothing is pending": Mutant(
+    "R5 live only if it is whole": Mutant(
         12,
-        hub,
-        (
-            (
-                "if client.seq == self.flushed and (not self._pending):",
-                "if client.seq == self.flushed:",
-            ),
-        ),
+        catch_up,
+        (("client.seq == client.whole == home.position", "client.seq == home.position"),),
     ),
-    "R6 no flush starts before the last sweep has ended": Mutant(
-        2, hub, (("and self._sweep is None and", "and"),)
-    ),
-    "R6 a client that is cut off receives nothing more of the sweep": Mutant(
-        0, hub, (("cut_off.add(client)", "pass"),)
+    "R5 live only where its group is": Mutant(
+        12,
+        catch_up,
+        (("client.seq == client.whole == home.position", "client.seq == client.whole"),),
     ),
     "R6 a write that fails ends that client only": Mutant(
         2,
-        hub,
+        rotation,
         (
             (
-                "write(data)\n                        except Exception as",
-                "write(data)\n                        except OSError as",
+                "write(data)\n            except Exception as",
+                "write(data)\n            except OSError as",
             ),
         ),
     ),
-    "R6 a client filled while the sweep is suspended still receives the flush": Mutant(
-        636, hub, (("if self._sweep is not None and self._serving is None:", "if False:"),)
+    "W1 what a lane lacks is kept": Mutant(
+        0, lanes, (("min((lane.at for lane in self.all)", "max((lane.at for lane in self.all)"),)
     ),
-    "R6 a suspended sweep is inside no client's write": Mutant(
-        237, hub, (("self._serving = None\n                            yield", "yield"),)
+    "W2 conflated counts what nobody was sent": Mutant(
+        0, pending, (("conflated += place >= sent", "conflated += 1"),)
     ),
-    "R6 a client filled while the sweep is suspended is cut off after it": Mutant(
-        57,
-        hub,
+    "L1 a group that is full is followed by another": Mutant(
+        0, lanes, (("len(group.live) >= self._max_group", "False"),)
+    ),
+    "L1 nor do clients that drain fill it more": Mutant(
+        0, hub, (("and (not self._lanes.full(group)) and", "and"),)
+    ),
+    "L1 a new lane stands at the end of what is pending": Mutant(
+        0,
+        lanes,
         (
             (
-                "self._cut_off(client, client.cohort, self.flushed)\n        self._late",
-                "pass\n        self._late",
+                "Lane(self._pending.end, self._board.seq,",
+                "Lane(self._pending.base, self._board.seq,",
             ),
         ),
     ),
-    "R6 unless it has drained": Mutant(
-        47,
-        hub,
-        (("            self._late.discard(client)\n            return", "            return"),),
+    "L2 a plan covers all that its lane lacks": Mutant(
+        0,
+        lanes,
+        (
+            (
+                "self._batches(lane.group.cohort, lane.at)",
+                "self._batches(lane.group.cohort, lane.at)[:1]",
+            ),
+        ),
+    ),
+    "L3 a group with batches left has not reached the plan": Mutant(
+        0, lanes, (("return self.seq if self.batches else self.lane.seq", "return self.lane.seq"),)
+    ),
+    "L3 a group without has": Mutant(
+        0, lanes, (("return self.seq if self.batches else self.lane.seq", "return self.seq"),)
+    ),
+    "L4 a lane at the end has everything up to the seq of the board": Mutant(
+        0, lanes, (("if lane.at == self._pending.end:", "if False:"),)
+    ),
+    "L4 no other lane has": Mutant(0, lanes, (("if lane.at == self._pending.end:", "if True:"),)),
+    "L5 also what nobody in the group is live for is matched": Mutant(
+        0,
+        lanes,
+        (
+            (
+                "assert cohort.shared is not None\n",
+                "if not cohort.shared.live:\n                    continue\n",
+            ),
+        ),
+    ),
+    "L6 lanes at one place share their batches": Mutant(
+        0, lanes, (("cohort, at, self._pending.end)", "cohort, 0, self._pending.end)"),)
+    ),
+    "L6 only those with one filter": Mutant(
+        0, lanes, (("cohort.deleted if filter_ == ALL else cohort", "cohort.deleted"),)
     ),
     "R7 conflation appends the newer change": Mutant(
-        9,
+        0,
         pending,
         (
             (
-                "                steady_at[run_id] = len(pending)",
+                "items.append((entry, facets, parts))",
                 (
-                    "                    pending[place] = (entry, merged, steady)\n"
-                    "                    continue\n"
-                    "                steady_at[run_id] = len(pending)"
+                    "if steady and place >= base:\n"
+                    "                items[place - base] = (entry, facets, parts)\n"
+                    "            else:\n"
+                    "                items.append((entry, facets, parts))"
                 ),
+            ),
+            (
+                "steady_at[run_id] = base + len(items)",
+                "steady_at[run_id] = place if place >= base else base + len(items)",
             ),
         ),
     ),
@@ -197,17 +229,16 @@ MUTANTS: dict[str, Mutant] = {
         5, pending, (("steady_at.pop(run_id, None)", "pass"),)
     ),
     "R8 what is merged unites its facets": Mutant(
-        12, pending, (("merged = tuple(dict.fromkeys(older_facets + facets))", "pass"),)
+        4, pending, (("parts = (*kept, (place, older_facets))", "pass"),)
     ),
+    "R8 also those of what it has replaced before": Mutant(
+        4,
+        pending,
+        (("parts = (*kept, (place, older_facets))", "parts = ((place, older_facets),)"),),
+    ),
+    "R8 but only of what the lane lacks": Mutant(4, pending, (("if place >= at for", "for"),)),
     "R9 time never decreases": Mutant(
-        3,
-        board,
-        (
-            (
-                "self.time = max(self.time, at, self.floor_time + 1)",
-                "self.time = max(at, self.floor_time + 1)",
-            ),
-        ),
+        3, board, (("max(self.time, at, self.floor_time + 1)", "max(at, self.floor_time + 1)"),)
     ),
     "R9 a Snapshot has the time of its query": Mutant(
         2, board, (("self._advance(event.at)\n        if event.new", "if event.new"),)
@@ -266,12 +297,12 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R12 a gap is refused": Mutant(
-        0, hub, (("self.board.floor > max(client.seq, client.until) or", "False or"),)
+        0, catch_up, (("self._board.floor > max(client.seq, client.until) or", "False or"),)
     ),
     "R12 nothing else is refused": Mutant(
         0,
-        hub,
-        (("self.board.floor > max(client.seq, client.until)", "self.board.floor > client.seq"),),
+        catch_up,
+        (("self._board.floor > max(client.seq, client.until)", "self._board.floor > client.seq"),),
     ),
     "R12 an eviction makes a gap": Mutant(
         0, board, (("self.floor = max(self.floor, entry[SEQ])", "pass"),)
@@ -287,15 +318,8 @@ MUTANTS: dict[str, Mutant] = {
     "R13 the first Snapshot pushes nothing": Mutant(
         38, board, (("_time)\n        return []", "_time)\n        return pushes"),)
     ),
-    "R13 the first Snapshot counts as flushed": Mutant(
-        0,
-        hub,
-        (
-            (
-                "self.flushed, self.flushed_time = (self.board.seq, self.board.reached)\n",
-                "pass\n",
-            ),
-        ),
+    "R13 nobody is sent the runs that had finished before the first Snapshot": Mutant(
+        1, hub, (("self._catch_up.first = self.board.seq", "self._catch_up.first = 0"),)
     ),
     "R13 a comparison does not override a newer change": Mutant(
         0, board, (("return news and _up_to(known, unless_after)", "return news"),)
@@ -317,18 +341,14 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R14 a client without since and snapshot is live at once": Mutant(
-        7,
-        hub,
-        (
-            (
-                "elif cohort.deleted and self._pending:\n            client.seq = self.board.seq",
-                "else:\n            client.seq = self.flushed",
-            ),
-        ),
+        7, hub, (("if cohort.deleted and group.position < self.board.seq:", "if True:"),)
     ),
-    "R15 a piece is for one filter": Mutant(10, hub, (("key = (cohort, ", "key = (None, "),)),
-    "R15 a piece is for one snapshot": Mutant(
-        3, hub, (("client.until if seq < client.until else 0)", "0)"),)
+    "R14 but not one that includes deletes while changes are pending": Mutant(
+        839, hub, (("if cohort.deleted and group.position < self.board.seq:", "if False:"),)
+    ),
+    "R18 a piece is for one filter": Mutant(10, catch_up, (("key = (cohort, ", "key = (None, "),)),
+    "R18 a piece is for one snapshot": Mutant(
+        0, catch_up, (("client.until if seq < client.until else 0)", "0)"),)
     ),
     "R15 a piece ends before the roundest seq": Mutant(
         9, log, (("len(frames), common - 1,", "len(frames), common,"),)
@@ -336,31 +356,35 @@ MUTANTS: dict[str, Mutant] = {
     "R15 a piece is bounded": Mutant(
         25, log, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
-    "R16 a sweep yields": Mutant(10, hub, (("if turns + len(some) > stride:", "if False:"),)),
-    "R16 a catch-up stops": Mutant(79, hub, (("if self._clock() > deadline:", "if False:"),)),
+    "R16 a turn writes to a group": Mutant(
+        10, rotation, (("if writes > self._max_writes and writes > len(group.live):", "if False:"),)
+    ),
+    "R16 no rotation begins before the last has ended": Mutant(
+        2, hub, (("and (not self._rotation.under_way) and (self", "and (self"),)
+    ),
+    "R18 a catch-up stops": Mutant(69, catch_up, (("if self._clock() > deadline:", "if False:"),)),
     "R17 a batch is cut": Mutant(
         2, batches, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
     "I1 ready comes behind what was asked for": Mutant(
-        4, hub, (("client.seq >= client.goal", "client.seq >= 0"),)
+        1,
+        catch_up,
+        (("client.seq is not None and client.seq >= client.goal", "client.seq is not None"),),
     ),
     "I1 ready has a time from which nothing is lost": Mutant(
-        6, hub, (("if behind else None", "if False else None"),)
+        69, catch_up, (("self._board.reached if time is None else time", "self._board.reached"),)
     ),
-    "I1 ready is sent": Mutant(1, hub, (("if client.goal is not None and", "if False and"),)),
-    "I1 ready is sent once": Mutant(6, hub, (("client.goal = None\n", "pass\n"),)),
+    "I1 ready is sent": Mutant(
+        1, catch_up, (("if client.goal is not None and client.seq", "if False and client.seq"),)
+    ),
+    "I1 ready is sent once": Mutant(1, catch_up, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
-        0,
-        freshness,
-        (
-            (
-                "source_message(report, self._sender.flushed_time)",
-                "source_message(report, self._sender.board.time)",
-            ),
-        ),
+        5, hub, (("return client.group.position_time if", "return self.board.reached if"),)
     ),
-    "I2 source is not sent while a sweep is under way": Mutant(
-        0, freshness, (("elif self._sender.sweeping:", "elif False:"),)
+    "I2 source has the time of the last batch while others are left": Mutant(
+        5,
+        lanes,
+        (("return self.time if self.batches else self.lane.time", "return self.lane.time"),),
     ),
     "I2 source is sent to live clients only": Mutant(
         0, freshness, (("(client.seq is None or waiting)", "True"),)
@@ -369,14 +393,7 @@ MUTANTS: dict[str, Mutant] = {
         0, freshness, (("and (not client.paused):", "and True:"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
-        6,
-        hub,
-        (
-            (
-                "cohort.live.add(client)\n                if cohort.source:",
-                "cohort.live.add(client)\n                if False:",
-            ),
-        ),
+        1, hub, (("elif group.cohort.source:", "elif False:"),)
     ),
     "P1 a flush waits for the gap": Mutant(2, hub, (("self._wait() <= EARLY", "True"),)),
     "P1 unless 128 KiB are pending": Mutant(
@@ -394,7 +411,14 @@ MUTANTS: dict[str, Mutant] = {
         0, pace, (("max(LEAST, self._rest * self.cost))", "self._rest * self.cost)"),)
     ),
     "P1 a new gap sets the timer": Mutant(
-        6, hub, (("if self._pending and self._sweep is None:", "if False:"),)
+        0,
+        hub,
+        (
+            (
+                "(began)\n        if self._pending and (not self._rotation.under_way):",
+                "(began)\n        if False:",
+            ),
+        ),
     ),
     "P2 a flush costs what the turn of the loop takes": Mutant(
         2,
@@ -439,7 +463,7 @@ MUTANTS: dict[str, Mutant] = {
         (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
     ),
     "T3 a flush has no tombstones for the others": Mutant(
-        0, pending, (("if self._tombstones:", "if False:"),)
+        0, lanes, (("cohort.deleted or not is_tombstone(entry)", "True"),)
     ),
     "T3 nor for the others with a filter": Mutant(
         0, cohorts, (("(alive or cohort.deleted)", "True"),)
@@ -503,27 +527,22 @@ MUTANTS: dict[str, Mutant] = {
         (("max(self.floor_time, self.dead_floor_time) if deleted", "self.floor_time if deleted"),),
     ),
     "T6 for a client that drains before the next flush": Mutant(
-        176, hub, (("and (not over):", "and True:"),)
+        423, hub, (("and (not self._is_over(client, cohort)):", "and True:"),)
     ),
     "T6 for a client that lags": Mutant(
-        3,
-        hub,
+        0,
+        catch_up,
         (
             (
-                "cohort.deleted and self._dead_floor > max(client.seq, client.joined)):",
-                "cohort.deleted and client.intact and self._dead_floor > client.joined):",
+                "or self._is_over(client, cohort):",
+                "or (client.intact and self._is_over(client, cohort)):",
             ),
         ),
     ),
     "T6 not for one that has joined since": Mutant(
         0,
         hub,
-        (
-            (
-                "self._dead_floor > max(client.seq, client.joined)):",
-                "self._dead_floor > client.seq):",
-            ),
-        ),
+        (("max(client.seq or 0, client.joined)", "(client.seq or 0)"),),
     ),
     "T6 time goes on above it": Mutant(
         3, board, (("self.time = self._allowed(self.time + 1)", "pass"),)

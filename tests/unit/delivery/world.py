@@ -101,7 +101,7 @@ class World:
         real = rng.random() < 0.03
         self.max_piece = 65536 if real else rng.choice((300, 1200, 5000))
         self.max_batch = 131072 if real else rng.choice((300, 1200, 5000))
-        self.stride = rng.choice((1, 2, 3))
+        self.max_group = rng.choice((1, 2, 3, 8))
         self.max_facets = rng.choice((2, 4, 32))
         self.texts = (
             0,
@@ -203,7 +203,7 @@ class World:
             call_soon=self.call_soon,
             report=self.report,
             max_batch=self.max_batch,
-            stride=self.stride,
+            max_group=self.max_group,
         )
         # Patched, because the index holds sets of cohorts, whose order depends on their addresses:
         # a history has to be the same each time it is replayed.
@@ -215,6 +215,8 @@ class World:
         self.writes = 0
         """Since the turn of the loop began."""
         self.pushed: list[Pushed] = []
+        self.sent: set[int] = set()
+        """The seqs of the changes that any client was sent."""
         self.pushed_at: dict[str, int] = {}
         """Run id → the seq of its last push."""
         self.born: dict[str, int] = {}
@@ -637,7 +639,7 @@ class World:
             self.fire()
         elif self.beats and rng.random() < 0.05:
             self.beat()
-        elif self.hub._sweep is not None and rng.random() < 0.5:
+        elif self.hub._rotation.under_way and rng.random() < 0.5:
             self.ping(rng.choice(self.consumers))
         elif rng.random() < self.churn:
             self.transaction()
