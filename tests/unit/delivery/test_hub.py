@@ -708,8 +708,7 @@ def test_a_client_that_fills_up_in_a_batch_was_sent_that_batch() -> None:
     room.rest()
     room.now += 1
     room.change(*(run(f"s{i}", error="x" * (BATCH - 400)) for i in range(3)))
-    assert first.ids() == ["r0", "s0"]
-    assert first.seq == 2
+    assert (first.ids(), first.seq) == (["r0", "s0"], 2)
     first.drain()
     assert first.seq is None, "its group has not moved on"
     room.rest()

@@ -391,6 +391,8 @@ class World:
                 self.untold.discard(run_id)
                 self.reported.pop(run_id, None)
                 self.held.pop(run_id, None)
+        if not begun and pushes:
+            self.wrong.append("the first Snapshot was pushed")
         if not begun:
             self.note_first_snapshot(event)
         elif event.deletes_unknown:
