@@ -1,4 +1,4 @@
-# Brain in a container, for a PostgreSQL of your own: docs/operations.md, "In a container".
+# Brain in a container, for a PostgreSQL of your own: docs/how-to/operations.md, "In a container".
 #   docker build -t brain . && docker run -p 127.0.0.1:5221:5221 -e BRAIN_DATABASE_URL=… brain
 
 ARG PYTHON=3.13

@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	&& { echo $$p; break; }; done)
 
 help:         ## print this list
-	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': *## *' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 run:          ## start Brain on an embedded PostgreSQL
 run: $(VENV)/run.done
@@ -53,18 +53,10 @@ matrix:       ## run unit and contract tests on every Python from 3.11 to 3.14 t
 matrix:
 	@.ci/matrix
 
-# What this machine cannot build is skipped and reported. One alone: python -m benchmarks.NAME.
-BENCHMARKS ?= handshake fanout latency connections writers ingest growth pauses polling stalled \
-	silent freshness
-
-bench:        ## run every benchmark, in an hour or so (QUICK=--quick: a smoke test)
+# What this machine cannot build is skipped and reported. Some alone: make bench ONLY="fanout writers".
+bench:        ## run every benchmark, in half an hour (QUICK=--quick: a smoke test)
 bench: $(VENV)/dev.done
-	@$(BIN)/python -m benchmarks.peers
-	@failed=; for name in $(BENCHMARKS); do \
-		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(QUICK) || failed="$$failed $$name"; \
-	done; \
-	$(BIN)/python -m benchmarks.report $(QUICK); \
-	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+	@$(BIN)/python -m benchmarks $(QUICK) $(ONLY)
 
 # Seconds of each target under atheris, and hypothesis examples of each property.
 FUZZ_SECONDS  ?= 60
@@ -116,6 +108,16 @@ swagger:      ## fetch the files of /docs again, from npm
 	cd src/brain/api/swagger_ui && npm pack --silent swagger-ui-dist@$(SWAGGER_UI) && \
 		tar -xzf swagger-ui-dist-$(SWAGGER_UI).tgz --strip-components=1 \
 		$(addprefix package/,$(SWAGGER_FILES)) && rm swagger-ui-dist-$(SWAGGER_UI).tgz
+
+.PHONY: dist release-check
+
+dist:         ## build the wheel and the source archive of HEAD into dist, reproducibly
+dist: $(VENV)/run.done
+	@.ci/dist dist $(BIN)/python
+
+release-check: ## check that HEAD can be released: version, changelog, tag, locks, dist, installation
+release-check: $(VENV)/dev.done
+	@$(BIN)/python -m tests.release.check
 
 clean:        ## remove what the other targets made, except the data in .brain
 	rm -rf $(VENV) .matrix .container dist benchmarks/build .autobahn .fuzz .coverage*

@@ -1,20 +1,18 @@
 """First look: what Brain reads when it starts, and clients resume over the restart.
 
-`python -m benchmarks.first_look [--rows 1000000] [--changed 10000]`.
+`python -m benchmarks.first_look [--quick]`.
 
 The table has 1 000 000 rows, of which 10 000 changed since the oldest record. Measured is the time
-from the first query to the board that answers `since`.
+from the first query to the board that answers `since`, and the part of it that is Brain's CPU.
 """
 
-import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from statistics import median
 
+from benchmarks import machine
 from brain.contract.events import Resumed
 from brain.delivery.board import Board
 from brain.postgres.connection import connect
@@ -25,6 +23,8 @@ from brain.postgres.records import Records
 from brain.postgres.table import Table
 from tests.support.postgres import execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
+
+MAX_MS = 400.0
 
 FILL = """
 INSERT INTO runs (id, status, progress, task_id, agent, started_at)
@@ -48,7 +48,7 @@ async def look(url: str, folder: Path) -> tuple[float, float, int]:
             return time.perf_counter() - began, time.process_time() - spent, rows
 
 
-async def measure(url: str, changed: int, runs: int) -> None:
+async def measure(url: str, changed: int, runs: int) -> list[dict[str, float]]:
     folder = Path(tempfile.mkdtemp())
     await look(url, folder)  # makes the first record
     execute(
@@ -58,26 +58,28 @@ async def measure(url: str, changed: int, runs: int) -> None:
         changed,
     )
     found = [await look(url, folder) for _ in range(runs)]
-    total, own, rows = zip(*found, strict=True)
-    print(
-        f"{rows[-1]} rows: {median(total) * 1000:.0f} ms"
-        f" ({min(total) * 1000:.0f} to {max(total) * 1000:.0f}), {median(own) * 1000:.0f} ms of"
-        " Brain's CPU"
-    )
+    return [
+        {"ms": total * 1000, "own_cpu_ms": own * 1000, "rows": float(rows)}
+        for total, own, rows in found
+    ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--changed", type=int, default=10_000)
-    parser.add_argument("--runs", type=int, default=7)
-    asked = parser.parse_args(arguments)
+def main() -> None:
+    options = machine.options(__doc__, runs=7)
+    rows, changed = (50_000, 1_000) if options.quick else (1_000_000, 10_000)
     with running(18, shared_buffers="512MB") as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
-        execute(url, FILL, asked.rows)
+        execute(url, FILL, rows)
         execute(url, "VACUUM ANALYZE runs")
-        asyncio.run(measure(url, asked.changed, asked.runs))
+        found = asyncio.run(measure(url, changed, options.runs))
+    figures = machine.spreads(found)
+    job = f"{rows} rows, {changed} changed"
+    document = {
+        "jobs": {job: {"runs": found, "figures": figures}},
+        "targets": [machine.target("first look, ms", figures["ms"]["median"], most=MAX_MS)],
+    }
+    machine.write("first_look", document, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ def came(sockets: list[socket.socket]) -> int:
 
 
 def main() -> None:
-    options = machine.options(__doc__)
-    clients, rate, seconds, filters = (50, 50, 1, 300) if options.quick else (500, 100, 5, 10_000)
+    options = machine.options(__doc__, runs=1)
+    clients, rate, seconds, filters = (50, 50, 1, 300) if options.quick else (500, 100, 3, 10_000)
     with machine.database(cores=OTHER_CORES) as url:
         prepare(url)
         jobs: dict[str, list[dict[str, float]]] = {}

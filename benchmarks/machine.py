@@ -28,6 +28,8 @@ from tests.support.served import Brain
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
 BEGAN = time.monotonic()
+LOAD = round(os.getloadavg()[0], 2)
+"""Of the machine, in the minute before."""
 
 RUNS = 3
 """Of each measurement, unless a program has its own number or is given one."""
@@ -214,14 +216,12 @@ def open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-open_files()
-
-
 # Repetitions and results.
 
 
 def parser(doc: str | None, *, runs: int = RUNS, compare: bool = False) -> argparse.ArgumentParser:
     """`--quick` and `--runs`, which every program has, and `--compare`, which some have."""
+    open_files()
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument(
         "--quick", action="store_true", help="a smoke test: little of everything, once"
@@ -325,7 +325,7 @@ def describe() -> dict[str, Any]:
             "python": platform.python_version(),
             "postgresql": _first_line(_readable(18) / "postgres", "--version"),
             **{library: version(library) for library in LIBRARIES},
-            "load_average": round(os.getloadavg()[1], 2),
+            "load_average": LOAD,
         },
     }
 

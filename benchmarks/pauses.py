@@ -56,7 +56,7 @@ def storm(url: str, runs: int, clients: int, seconds: float) -> dict[str, float]
 
 
 def main() -> None:
-    options = machine.options(__doc__)
+    options = machine.options(__doc__, runs=2)
     runs, clients, seconds = (5_000, 500, 1.0) if options.quick else (100_000, 10_000, 5.0)
     served.BRAIN = [sys.executable, str(Path(__file__).with_name("observed.py"))]
     with machine.database(cores=OTHER_CORES) as url:

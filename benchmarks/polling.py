@@ -76,8 +76,8 @@ def poll(
 
 
 def main() -> None:
-    options = machine.options(__doc__)
-    rows, seconds = (100_000, 3.0) if options.quick else (1_000_000, 20.0)
+    options = machine.options(__doc__, runs=2)
+    rows, seconds = (100_000, 3.0) if options.quick else (1_000_000, 15.0)
     with machine.postgres(cores=OTHER_CORES) as server:
         url = machine.address(server)
         machine.statements(url, FILL.format(active=ACTIVE, last=rows - 1), "VACUUM ANALYZE runs")

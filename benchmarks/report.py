@@ -1,6 +1,8 @@
-"""Write docs/benchmarks.md and its plots from benchmarks/results/*.json.
+"""Write docs/explanation/benchmarks.md, its plots, and a table in each README.
 
-`python -m benchmarks.report`. With `--quick`, from and to benchmarks/build.
+From benchmarks/results/*.json.
+
+`python -m benchmarks.report`. With `--quick`, from and to benchmarks/build, without the READMEs.
 
 A result is a document with `targets` and `jobs`. A job is a table: row → `figures`, each with min,
 median and max, and ratios beside them. People write everything above the line `MARK` of the page;
@@ -17,26 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks import readmes
 from benchmarks.machine import QUICK_RESULTS, RESULTS
 from benchmarks.peers import PEERS
+from benchmarks.plan import PLAN
 from benchmarks.suite import number
 from tests.support import ROOT
 
 PAGE = "benchmarks.md"
 MARK = "<!-- From here on written by `python -m benchmarks.report` -->"
-ORDER = (
-    "fanout",
-    "latency",
-    "writers",
-    "connections",
-    "ingest",
-    "growth",
-    "pauses",
-    "polling",
-    "stalled",
-    "silent",
-    "handshake",
-)
+ORDER = tuple(step.name for step in PLAN)
 
 Node: TypeAlias = dict[str, Any]
 
@@ -63,7 +55,7 @@ PLOTS = (
     ),
     Plot(
         "cpu.svg",
-        "fanout",
+        "latency",
         "1 000 clients × 100/s",
         "cpu_us",
         "Server's CPU per delivery, 1 000 clients × 100 changes/s",
@@ -75,6 +67,14 @@ PLOTS = (
         "5 000 clients × 200/s",
         "p99",
         "UPDATE → client, 99th percentile, 5 000 clients × 200 changes/s",
+        " ms",
+    ),
+    Plot(
+        "steady.svg",
+        "latency",
+        "1 000 clients × 100/s",
+        "p99",
+        "UPDATE → client, 99th percentile, 1 000 clients × 100 changes/s",
         " ms",
     ),
     Plot(
@@ -177,7 +177,10 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
     lines += [what + ".", ""] if what else []
     lines += [rest, ""] if rest else []
     lines += [
-        f"`.venv/bin/{result['command']}`, {result['day']}; median (least to most) of the runs.",
+        (
+            f"`.venv/bin/{result['command']}`, {result['day']}, {_short(result['machine'])}; "
+            "median (least to most) of the runs."
+        ),
         "",
     ]
     lines += [
@@ -186,14 +189,32 @@ def section(name: str, result: Node, docs: Path) -> list[str]:
         if plot.result == name and (docs / plot.file).exists()
     ]
     for job, rows in tables(result["jobs"]):
-        lines += ["", f"**{job}**" if job else "", *table(rows, result.get("columns", {}))]
-    titles = {name: peer.title for name, peer in PEERS.items()}
-    lines += [
-        f"Skipped: {titles.get(who, who)}: {detail}"
-        for who, detail in result.get("skipped", {}).items()
-    ]
+        without = _without(result, job, rows)
+        heading = f"**{job}**{without}" if job else without.removeprefix(": ")
+        lines += ["", heading, *table(rows, result.get("columns", {}))]
     lines += [f"Failed: {what}: {detail}" for what, detail in result.get("failed", {}).items()]
+    if not result["jobs"]:
+        lines += [f"Skipped: {who}: {why}" for who, why in result.get("skipped", {}).items()]
     return [*lines, ""]
+
+
+def _without(result: Node, job: str, rows: dict[str, Node]) -> str:
+    """The servers that the table lacks, and why, as a part of its heading."""
+    reasons = {
+        who: f"cannot be built here ({why})" for who, why in result.get("skipped", {}).items()
+    }
+    reasons |= result.get("absent", {}).get(job, {})
+    reasons = {who: why for who, why in reasons.items() if who not in rows}
+    if not reasons:
+        return ""
+    titles = {who: PEERS[who].title if who in PEERS else who for who in reasons}
+    return ": without " + "; ".join(f"{titles[who]}, which {why}" for who, why in reasons.items())
+
+
+def _short(machine: Node) -> str:
+    return (
+        f"{machine['cpu'].partition(',')[0]}, {machine['cores']} cores, {machine['memory_gb']} GB"
+    )
 
 
 def reached(results: dict[str, Node]) -> list[str]:
@@ -217,11 +238,18 @@ def _anchor(name: str) -> str:
     return described(name)[0].lower().replace(",", "").replace(" ", "-")
 
 
-def machine(result: Node) -> list[str]:
-    found = ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items()
-    )
-    return ["## The machine", "", f"{found}.", ""]
+def machines(results: dict[str, Node]) -> list[str]:
+    """Each that a result names, with the programs that ran on it."""
+    found: dict[str, list[str]] = {}
+    for name, result in results.items():
+        known = {key: value for key, value in result["machine"].items() if key != "load_average"}
+        text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in known.items())
+        load = result["machine"]["load_average"]
+        found.setdefault(text, []).append(f"{name} ({result['day']}, load average before {load})")
+    lines = ["## The machine", ""]
+    for text, names in found.items():
+        lines += [f"{text}: {', '.join(names)}.", ""]
+    return lines
 
 
 def bars(title: str, values: dict[str, float], unit: str) -> str:
@@ -296,7 +324,7 @@ def write(folder: Path, docs: Path) -> None:
         "",
         MARK,
         "",
-        *machine(next(iter(results.values()))),
+        *machines(results),
         *reached(results),
     ]
     for name, result in results.items():
@@ -305,11 +333,13 @@ def write(folder: Path, docs: Path) -> None:
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     page.write_text(text.rstrip() + "\n")
-    print(f"written: {page.relative_to(ROOT)}, from {', '.join(results)}")
+    if docs != folder:
+        readmes.write(results, ROOT)
+    print(f"written: {page}, from {', '.join(results)}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--quick"]:
         write(QUICK_RESULTS, QUICK_RESULTS)
     else:
-        write(RESULTS, ROOT / "docs")
+        write(RESULTS, ROOT / "docs" / "explanation")

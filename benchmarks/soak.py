@@ -41,7 +41,7 @@ ASKS = (
     request("/ws?snapshot=true&status=failed"),
     request() + closing(1000),
 )
-PLOT = Path(__file__).parents[1] / "docs" / "soak.svg"
+PLOT = Path(__file__).parents[1] / "docs" / "explanation" / "soak.svg"
 
 
 @contextmanager

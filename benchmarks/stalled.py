@@ -174,7 +174,7 @@ def _highest(pid: int, seconds: float) -> int:
 
 
 def main() -> None:
-    options = machine.options(__doc__)
+    options = machine.options(__doc__, runs=2)
     clients, stalled, seconds = (60, 20, 3.0) if options.quick else (300, 100, 4.0)
     job = f"{stalled} of {clients} clients"
     with machine.database(cores=OTHER_CORES) as url:

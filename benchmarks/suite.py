@@ -19,6 +19,8 @@ Entry: TypeAlias = dict[str, Any]
 BASELINE, BEFORE = "brain", "before"
 SERVERS = (BASELINE, "socketify", "centrifugo", "node_ws", "fastapi", "websockets")
 """What people would use, in this order."""
+ONCE = ("fastapi", "websockets", "floor")
+"""Measured in the first run alone: no second run moves a figure that is ten times another."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,9 @@ class Job:
         return self.clients * self.rate
 
 
-def arguments(doc: str | None, *, compare: bool = True) -> argparse.Namespace:
-    made = machine.parser(doc, compare=compare)
+def arguments(doc: str | None, *, runs: int = machine.RUNS) -> argparse.Namespace:
+    made = machine.parser(doc, runs=runs, compare=True)
     made.add_argument("--only", help="servers to measure, separated by commas", default="")
-    made.set_defaults(compare=None)
     return machine.parsed(made)
 
 
@@ -91,8 +92,10 @@ class Suite:
             except CannotBuild as reason:
                 self.skipped[name] = str(reason)
                 print(f"{name}: skipped: {reason}", file=sys.stderr, flush=True)
-        for _ in range(self.runs):
-            yield from (name for name in wanted if name not in self.skipped)
+        for run in range(self.runs):
+            yield from (
+                name for name in wanted if name not in self.skipped and not (run and name in ONCE)
+            )
 
     @contextmanager
     def database(self, name: str) -> Iterator[None]:

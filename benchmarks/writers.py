@@ -142,7 +142,7 @@ def measure(server: Postgres, seconds: float, follower: Follower | None) -> dict
 
 def compare(options: argparse.Namespace, *, disk: bool, skipped: dict[str, str]) -> Found:
     """All followers, in turn."""
-    seconds = 2 if options.quick else 5
+    seconds = 2 if options.quick else 4
     with machine.postgres(disk=disk) as server:
         url = machine.address(server)
         followers: dict[str, Follower | None] = {

@@ -1,7 +1,7 @@
 """What people would use instead of Brain: small programs, each written as its users write it.
 
 All do the same job: a row of `runs` changes in PostgreSQL, and every WebSocket client of `/ws`
-receives the message of docs/protocol.md.
+receives the message of docs/reference/protocol.md.
 
 `python -m benchmarks.peers` builds what needs building, and reports what this machine cannot
 build.

@@ -1,4 +1,4 @@
--- The usual trigger: NOTIFY with each change of a run, as the message of docs/protocol.md.
+-- The usual trigger: NOTIFY with each change of a run, as the message of docs/reference/protocol.md.
 CREATE OR REPLACE FUNCTION notify_run() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('runs', json_strip_nulls(json_build_object(

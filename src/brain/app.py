@@ -167,6 +167,7 @@ async def _serve(
         interval=settings.poll_interval,
         application="brain",
         records=records,
+        watched=lambda: hub.clients > 0,
     )
     policy = Policy(
         networks=settings.allowed_networks,
@@ -251,11 +252,11 @@ async def _deliver(follow: Follow, board: Board, hub: Hub, connections: Connecti
     gc.set_threshold(*COLLECTOR)
     gc.enable()
     async with contextlib.aclosing(follow.events()) as events:
-        async for event in events:
+        async for several in events:
             begun = board.begun
-            if begun and isinstance(event, Snapshot) and event.new:
+            if begun and any(isinstance(event, Snapshot) and event.new for event in several):
                 await _reset_clients(connections)
-            hub.push(board.apply(event))
+            hub.push(board.apply(*several))
             if board.begun and not begun:
                 gc.collect()
                 gc.freeze()

@@ -1,6 +1,6 @@
 """The settings: read once from the environment, and frozen.
 
-`python -m brain.config` prints the table of docs/settings.md. `.env` files are not read: the shell
+`python -m brain.config` prints the table of settings.md. `.env` files are not read: the shell
 or the service manager sets the environment, and a file in the working directory changes nothing.
 """
 
@@ -407,7 +407,7 @@ def _describe(error: ErrorDetails) -> str:
 
 
 def table() -> str:
-    """The table of docs/settings.md."""
+    """The table of docs/reference/settings.md."""
     lines = ["| variable | default | unit | what |", "|---|---|---|---|"]
     for variable, field in variables().items():
         extra = field.json_schema_extra

@@ -51,7 +51,7 @@ class Parts:
 
     def report(self) -> SourceReport:
         """What clients that include `source` receive. Its lag is the age of a proof: see
-        "The sign of freshness" in docs/decisions.md.
+        "The sign of freshness" in docs/explanation/decisions.md.
         """
         age = self.clock() - self.state.heard if self.board.begun else math.inf
         return SourceReport(self.state.source, self.state.code, self.state.detail, age)
@@ -204,6 +204,11 @@ class _Reader:
             "brain_resume_seconds",
             "How far `since` would reach back after a restart of Brain.",
             parts.resume(now),
+        )
+        yield _counter(
+            "brain_resume_voids",
+            "Times that clients from before had to start over, because the records did not count.",
+            parts.records.voids,
         )
         yield _counter(
             "brain_database_connects", "Connections opened to follow the database.", state.connects

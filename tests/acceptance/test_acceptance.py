@@ -1,4 +1,4 @@
-"""The product's acceptance list: docs/acceptance.md names the test of each line."""
+"""The product's acceptance list: docs/explanation/acceptance.md names the test of each line."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from tests.support.template import ROLE, TEMPLATE
 pytestmark = pytest.mark.long
 
 NODE = ROOT / "tests" / "support" / "node" / "node_modules" / ".bin"
-SCHEMA = json.loads((ROOT / "docs" / "wsmessage.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "wsmessage.schema.json").read_text())
 
 needs_node = pytest.mark.skipif(
     not (shutil.which("node") and NODE.is_dir()) and not os.environ.get("CI"),
@@ -386,7 +386,7 @@ async def test_the_type_definitions_accept_messages_and_nothing_else(
         lines.append(f"export const {name}2: WSMessage{path} = null as unknown as ({union});")
     (tmp_path / "check.ts").write_text("\n".join(lines))
     for name in ("wsmessage.ts", "wsmessage-include.ts"):
-        shutil.copy(ROOT / "docs" / name, tmp_path)
+        shutil.copy(ROOT / "docs" / "reference" / name, tmp_path)
     tsc = await asyncio.create_subprocess_exec(
         NODE / "tsc", "--strict", "--noEmit", "check.ts", cwd=tmp_path, stdout=subprocess.PIPE
     )
@@ -551,11 +551,11 @@ async def test_a_client_that_reconnects_with_since_misses_nothing(
         assert seen == {"a": "running", "b": "queued", "c": "queued"}
 
 
-# The table of docs/acceptance.md
+# The table of docs/explanation/acceptance.md
 
 
 def test_the_documented_table_names_exactly_these_tests() -> None:
-    text = (ROOT / "docs" / "acceptance.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "acceptance.md").read_text()
     named = re.findall(r"\| `(test_\w+)` \|$", text, re.MULTILINE)
     here = re.findall(r"^(?:async )?def (test_\w+)", Path(__file__).read_text(), re.MULTILINE)
     here.remove("test_the_documented_table_names_exactly_these_tests")

@@ -1,4 +1,4 @@
-"""Run the Autobahn test suite against Brain's protocol class (echo.py); write docs/conformance.md.
+"""Run the Autobahn test suite against Brain's protocol class (echo.py); write conformance.md.
 
     python -m tests.conformance.autobahn FOLDER     FOLDER keeps the installed suite and its reports
 
@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from tests.support import ROOT
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent.parent / "docs" / "conformance.md"
+PAGE = HERE.parent.parent / "docs" / "explanation" / "conformance.md"
 
 GROUPS = {
     "1": "framing",
@@ -209,7 +209,7 @@ def main() -> None:
     failed = {case for case, word in verdicts.items() if word not in GOOD}
     print(
         f"{len(verdicts)} cases, {len(failed)} failed: {', '.join(sorted(failed)) or 'none'}; "
-        "docs/conformance.md is written"
+        "docs/explanation/conformance.md is written"
     )
     if failed - DOCUMENTED.keys() or len(verdicts) != CASES:
         raise SystemExit(

@@ -1,5 +1,6 @@
 """deploy/: what Prometheus scrapes, and its alerts. promtool checks and plays them."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from tests.support import ROOT
 DEPLOY = ROOT / "deploy"
 PROMTOOL = shutil.which("promtool")
 METRICS = set(
-    re.findall(r"^\| `(brain_\w+)`", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    re.findall(r"^\| `(brain_\w+)`", (ROOT / "docs/reference/metrics.md").read_text(), re.MULTILINE)
 )
 
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
@@ -89,3 +90,55 @@ def test_pods_are_scraped_by_their_own_address() -> None:
             labels[step["target_label"]] = match.expand(template)
     assert labels["__address__"] == "100.64.3.4:5221"
     assert (labels["namespace"], labels["pod"]) == ("default", "brain-0")
+
+
+# The dashboard for Grafana.
+
+DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
+PANELS = DASHBOARD["panels"]
+
+
+def expressions() -> list[str]:
+    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    return [*found, *(each["expr"] for each in DASHBOARD["annotations"]["list"])]
+
+
+def test_the_dashboard_shows_every_metric_and_no_other() -> None:
+    suffixes = ("_bucket", "_sum", "_count")
+    used = set()
+    for expression in expressions():
+        for name in re.findall(r"\bbrain_\w+", expression):
+            used.add(next((name.removesuffix(s) for s in suffixes if name.endswith(s)), name))
+    # /readyz and the log say which code it is.
+    assert used == METRICS - {"brain_source_code", "brain_streams_total"}
+    _, instance = DASHBOARD["templating"]["list"]
+    assert instance["query"]["query"] == "label_values(brain_build_info, instance)"
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap_and_have_their_own_numbers() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+
+
+@needs_promtool
+def test_prometheus_understands_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"dashboard:{i}", "expr": text.replace("$__rate_interval", "5m")}
+        for i, text in enumerate(expressions())
+    ]
+    document = {"groups": [{"name": "dashboard", "rules": rules}]}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(document))
+    result = promtool("check", "rules", "rules.yml", folder=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr

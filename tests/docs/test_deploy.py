@@ -74,6 +74,6 @@ def test_a_service_without_a_database_refuses_to_start(tmp_path: Path, database:
     assert re.findall(r"^EnvironmentFile=(.*)$", UNIT.read_text(), re.MULTILINE) == [
         "/etc/brain.env"
     ]
-    steps = (ROOT / "docs" / "operations.md").read_text()
+    steps = (ROOT / "docs" / "how-to" / "operations.md").read_text()
     assert "-r requirements-server.lock" in steps
     assert "pgserver" not in (ROOT / "requirements-server.lock").read_text()

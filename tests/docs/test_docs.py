@@ -12,9 +12,10 @@ from tests.support import ROOT
 
 DOCS = [
     ROOT / "README.md",
+    ROOT / "README.zh-CN.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TEXTS = {path.relative_to(ROOT): path.read_text() for path in DOCS if path.exists()}
 EVERYTHING = "\n".join(TEXTS.values())
@@ -31,7 +32,7 @@ def test_every_command_exists() -> None:
 
 def test_every_target_of_make_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert named(r"(?:`| {4})make ([a-z-]+)") <= targets
+    assert named(r"(?:`| {4}|```sh\n)make ([a-z-]+)") <= targets
 
 
 OF_THE_TESTS = {"BRAIN_TEST_PATIENCE", "BRAIN_TEST_POSTGRES", "BRAIN_TEST_PREFORK"}
@@ -44,8 +45,8 @@ def test_every_setting_exists() -> None:
 
 
 def test_every_metric_exists() -> None:
-    """docs/metrics.md itself is held true by test_metrics.py."""
-    known = set(re.findall(r"brain_[a-z_]+", TEXTS[Path("docs/metrics.md")]))
+    """docs/reference/metrics.md itself is held true by test_metrics.py."""
+    known = set(re.findall(r"brain_[a-z_]+", TEXTS[Path("docs/reference/metrics.md")]))
     assert named(r"`(brain_[a-z_]+)`") <= known
 
 
@@ -56,8 +57,25 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert (ROOT / path.parent / target).exists(), f"{path} links to {target}"
 
 
+@pytest.mark.parametrize("path", TEXTS, ids=str)
+def test_every_link_to_a_section_finds_it(path: Path) -> None:
+    for target, section in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", TEXTS[path]):
+        page = (ROOT / path.parent / target).resolve() if target else ROOT / path
+        assert section in anchors(page.read_text()), f"{path} links to {target}#{section}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
+        words = re.sub(r"[^\w\- ]", "", heading.lower())
+        found.add(words.strip().replace(" ", "-"))
+    return found
+
+
 def test_each_decision_has_one_entry_with_all_its_parts() -> None:
-    text = (ROOT / "docs/decisions.md").read_text()
+    text = (ROOT / "docs/explanation/decisions.md").read_text()
     entries = re.split(r"^## ", text, flags=re.MULTILINE)[1:-1]
     names = [entry.partition("\n")[0] for entry in entries]
     assert sorted(names) == sorted(set(names))

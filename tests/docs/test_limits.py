@@ -1,4 +1,4 @@
-"""docs/limits.md has every limit of the code, with its value; and those that no setting can reduce
+"""limits.md has every limit of the code, with its value; and those that no setting can reduce
 are met.
 """
 
@@ -25,7 +25,7 @@ from tests.support.postgres import execute
 from tests.support.served import Brain
 from tests.support.wire import Control, Peer, get, request
 
-PAGE = ROOT / "docs" / "limits.md"
+PAGE = ROOT / "docs" / "reference" / "limits.md"
 ROWS = re.findall(
     r"^\| ([^|]+?) \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE
 )

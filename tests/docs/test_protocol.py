@@ -1,4 +1,4 @@
-"""The two tables of docs/protocol.md are those of the code, cell by cell."""
+"""The two tables of docs/reference/protocol.md are those of the code, cell by cell."""
 
 import re
 
@@ -18,7 +18,7 @@ from brain.contract.close_codes import (
 from brain.server.limits import Limits
 from tests.support import ROOT
 
-PAGE = (ROOT / "docs" / "protocol.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "protocol.md").read_text()
 LIMITS = Limits()
 
 

@@ -24,11 +24,12 @@ from brain.access.policy import Policy
 from brain.config import SECRETS, Settings, SettingsError
 from brain.contract.messages import STATUSES
 from brain.postgres.decoder import Decoder
-from brain.postgres.pgoutput import PgoutputError, parse
+from brain.postgres.pgoutput import PgoutputError, shortened
 from brain.postgres.table import init_sql
 from brain.server.http import HTTPProtocol
 from brain.server.websocket import STRIDE, Connection
 from tests.support.in_process_server import InProcessServer, in_process_server
+from tests.support.pgoutput import parse
 from tests.support.wire import CLOSE, Frame, Peer, parsed, request
 
 Law: TypeAlias = Callable[[bytes], None]
@@ -53,6 +54,8 @@ def pgoutput(data: bytes) -> None:
     try:
         with in_time(), contextlib.suppress(PgoutputError):
             parse(data)
+        with in_time(), contextlib.suppress(PgoutputError):
+            parse(shortened(memoryview(data), 0, 4, "utf-8"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -63,7 +66,7 @@ def pgoutput(data: bytes) -> None:
 # On one server, in this process, for as many examples as there are
 
 HTTP = {101, 204, 400, 403, 404, 405, 408, 413, 414, 421, 426, 429, 431, 503, 505}
-"""Those of docs/protocol.md, and 204, the one answer of the application here. Not 500."""
+"""Those of docs/reference/protocol.md, and 204, the one answer of the application here. Not 500."""
 
 CODES = EXTERNAL_CLOSE_CODES | set(range(3000, 5000))
 """With those of the client, which Brain echoes. A 1011 of Brain's own shows in its log."""

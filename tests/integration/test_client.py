@@ -37,7 +37,7 @@ from tests.support.template import ROLE, TEMPLATE
 
 pytestmark = pytest.mark.long
 
-PROTOCOL = ROOT / "docs" / "protocol.md"
+PROTOCOL = ROOT / "docs" / "reference" / "protocol.md"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ class Watching:
     def __init__(self, url: str, *, pace: float = 0.0, **options: Any) -> None:
         self.events: list[Event] = []
         self.runs: dict[str, RunData] = {}
-        """What a client holds that follows docs/client.md."""
+        """What a client holds that follows docs/how-to/client.md."""
         self._pace = pace
         self._watch = watch(url, **{"proxy": None} | options)
 
@@ -137,19 +137,19 @@ def test_which_hosts_are_this_machine(url: str, *, here: bool) -> None:
 
 async def test_what_include_asks_for_is_yielded(brain: Brain, database: str) -> None:
     execute(database, "INSERT INTO runs (id, agent) VALUES ('gone', 'g'), ('left', 'g')")
+    await brain.knows("left")
     options: dict[str, Any] = {"snapshot": True, "agent": "g"}
     everything = ["deleted", "ready", "source"]
     async with (
         Watching(brain.url(), include=everything, **options) as w,
         Watching(brain.url("?include=source"), include="ready", **options) as other,
     ):
-        await w.receives("gone", "queued")
         await w.until(lambda: w.of(Ready) and w.of(Source))
+        kinds = [type(event) for event in w.events]
+        assert kinds[:5] == [Connected, Message, Message, Ready, Source]
         execute(database, "DELETE FROM runs WHERE id = 'gone'")
         await w.until(lambda: w.of(Deleted))
         await other.until(lambda: other.of(Ready) and other.of(Source))
-    kinds = [type(event) for event in w.events]
-    assert kinds[:6] == [Connected, Message, Message, Ready, Source, Deleted]
     (deleted,), (source, *_) = w.of(Deleted), w.of(Source)
     assert (deleted.id, json.loads(deleted.text)["type"]) == ("gone", "run_deleted")
     assert deleted.timestamp >= w.of(Ready)[0].timestamp == w.of(Message)[-1].timestamp
@@ -186,6 +186,7 @@ async def test_messages_are_typed(brain: Brain, database: str) -> None:
             "UPDATE runs SET status = 'running', progress = 12.5, started_at = now()"
             " WHERE id = 'typed'",
         )
+        await w.receives("typed", "running")
         execute(database, "UPDATE runs SET status = 'failed', error = 'é' WHERE id = 'typed'")
         await w.receives("typed", "failed")
     assert w.events[0] == Connected(reset=True)
@@ -341,7 +342,7 @@ async def test_a_since_beyond_the_server_memory_resets(brain: Brain, database: s
 
 
 async def test_the_server_is_killed_and_starts_again(postgres: Postgres) -> None:
-    """A client that follows docs/client.md holds exactly the unfinished runs of the table."""
+    """A client that follows client.md holds exactly the unfinished runs of the table."""
     url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
     brain = Brain(database_url=url)
     try:
@@ -599,7 +600,7 @@ def test_a_refusal_has_the_detail_and_a_bounded_retry_after() -> None:
 
 
 def test_the_codes_are_those_of_the_docs() -> None:
-    """docs/protocol.md says yes where the client retries, and no where it does not."""
+    """docs/reference/protocol.md says yes where the client retries, and no where it does not."""
     text = PROTOCOL.read_text()
     rows = re.findall(
         r"^\| ((?:the rest of )?\d[\d, to]+) \|[^|]*\| (no|yes)\b[^|]*\|$", text, re.MULTILINE

@@ -1,4 +1,4 @@
-"""/metrics compared with what was done, and with docs/metrics.md."""
+"""/metrics compared with what was done, and with docs/reference/metrics.md."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from tests.support.served import Brain, messages, served
 from tests.support.wire import Peer, get, request
 
 BUILD = ("version", "python", "platform")
-DOCUMENT = ROOT / "docs" / "metrics.md"
+DOCUMENT = ROOT / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +57,11 @@ def lives(folder: Path | None, **settings: Any) -> Iterator[Lives]:
     finally:
         if found.brain.process.poll() is None:
             found.brain.stop(signal.SIGKILL)
+
+
+def files(folder: Path) -> list[Path]:
+    """Of records."""
+    return list((folder / ".brain" / "resume").iterdir())
 
 
 async def since(brain: Brain, stamp: str, count: int, query: str = "") -> list[Message]:
@@ -204,6 +212,181 @@ async def test_a_second_brain_on_the_folder_works_without_records(
                 assert states([await message(client)]) == [("a", "running")]
             others.end()
         assert brains.brain.get("/readyz")[1]["resume_detail"] is None
+
+
+async def test_who_lacked_the_file_takes_it_over_when_the_other_is_killed(
+    database: str, tmp_path: Path
+) -> None:
+    """Within seconds, and not at its next start. Clients of both resume over that."""
+    folders: dict[str, Any] = {"database_url": database, "data_dir": tmp_path, "source": "poll"}
+    with lives(None, **folders) as brains, lives(None, **folders) as others:
+        execute(database, "INSERT INTO runs VALUES ('a', 'running')")
+        stamp = brains.stamp()
+        assert "in use by another" in others.brain.get("/readyz")[1]["resume_detail"]
+        brains.end(signal.SIGKILL)
+
+        def taken_over() -> bool:
+            execute(database, "UPDATE runs SET progress = 1 WHERE id = 'a'")
+            return others.brain.get("/readyz")[1]["resume_detail"] is None
+
+        await eventually(taken_over, pause=0.1)
+        assert others.brain.log().count("no resume over restarts") == 1
+        assert parse_time(others.stamp()) >= parse_time(stamp)
+        stamp = others.stamp()
+        others.end(signal.SIGKILL)
+        execute(database, "UPDATE runs SET status = 'completed'")
+        (found,) = await since(others.begin(), stamp, 1, "&status=completed")
+        assert states([found]) == [("a", "completed")]
+
+
+YEAR = 365 * 86_400_000_000
+CLOCK = (
+    "CREATE SCHEMA ahead; CREATE FUNCTION ahead.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
+    " AS $$ SELECT pg_catalog.clock_timestamp() + interval '365 days' $$"
+)
+
+
+def database_setting(url: str, change: str) -> None:
+    """For sessions that begin later."""
+    ((name,),) = execute(url, "SELECT current_database()")
+    execute(url, f'ALTER DATABASE "{name}" {change}')
+
+
+@pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
+async def test_a_clock_that_was_far_ahead_ends_with_a_restart(
+    database: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Who has a time of the future starts over, once. Others have times of now."""
+    execute(database, CLOCK)
+    execute(database, "INSERT INTO runs VALUES ('a', 'running')")
+    with lives(tmp_path, database_url=database, source="poll") as brains:
+        early = brains.stamp()
+        brains.end(number)
+        database_setting(database, "SET search_path = ahead, pg_catalog, public")
+        brain = brains.begin()
+        async with brain.connect(f"?since={early}") as client:
+            execute(database, "UPDATE runs SET progress = 4")
+            ahead = (await at_progress(client, 4))["timestamp"]
+        assert parse_time(ahead) - parse_time(early) > YEAR - 3600_000_000
+        brains.end(number)
+        database_setting(database, "RESET search_path")
+        brain = brains.begin()
+        stamp = brains.stamp()
+        assert parse_time(stamp) - parse_time(early) < YEAR / 2
+        assert "s ahead" in brain.get("/readyz")[1]["since_detail"]
+        assert brain.metric("brain_resume_voids_total") == 1
+        assert await close_code(brain, ahead) == GAP
+        assert await close_code(brain, early) == GAP
+        # From now on all is well, also over a restart.
+        brains.end(number)
+        execute(database, "UPDATE runs SET progress = 5")
+        brain = brains.begin()
+        async with brain.connect(f"?since={stamp}") as client:
+            found = await at_progress(client, 5)
+        assert parse_time(found["timestamp"]) - parse_time(early) < YEAR / 2
+        assert brain.metric("brain_resume_voids_total") == 0
+        assert await close_code(brain, ahead) == GAP
+
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "BRAIN_MAX_TEXT changed": {"max_text": "100"},
+    "BRAIN_STATUS_MAP changed": {"status_map": "paused=queued"},
+    "BRAIN_TIMEZONE changed": {"timezone": "Asia/Shanghai"},
+    "the columns that Brain reads changed": {"column_map": "agent=task_id,task_id=agent"},
+    "the role changed": {},
+}
+
+
+@pytest.mark.parametrize("detail", SETTINGS)
+async def test_a_setting_that_changes_messages_is_a_gap_and_is_named(
+    database: str, superuser_url: str, tmp_path: Path, detail: str
+) -> None:
+    execute(database, "INSERT INTO runs VALUES ('a', 'running')")
+    settings: dict[str, Any] = SETTINGS[detail] or {"database_url": superuser_url}
+    with lives(tmp_path, database_url=database) as brains:
+        stamp = brains.stamp()
+        brains.end()
+        brain = brains.begin(**settings)
+        assert await close_code(brain, stamp) == GAP
+        document = brain.get("/readyz")[1]
+        assert (document["since_detail"], document["resume_detail"]) == (detail, None)
+        (line,) = re.findall(r".*clients from before start over.*", brain.log())
+        assert detail in line
+        assert brain.metric("brain_resume_voids_total") == 1
+        # The next start, with the same settings, is none.
+        stamp = brains.stamp()
+        brains.end()
+        brain = brains.begin(**settings)
+        assert brain.get("/readyz")[1]["since_detail"] is None
+        async with brain.connect(f"?since={stamp}") as client:
+            execute(database, "UPDATE runs SET progress = 5")
+            await at_progress(client, 5)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "removed"])
+async def test_a_brain_outlives_what_others_do_to_its_file(
+    database: str, tmp_path: Path, harm: str
+) -> None:
+    """And clients resume over its next restart."""
+    execute(database, "INSERT INTO runs VALUES ('a', 'running')")
+    with lives(tmp_path, database_url=database, source="poll") as brains:
+        brain = brains.brain
+        stamp = brains.stamp()
+        (file,) = files(tmp_path)
+        if harm == "truncated":
+            os.truncate(file, 0)
+        else:
+            file.unlink()
+
+        def repaired() -> bool:
+            execute(database, "UPDATE runs SET progress = 1")
+            return "the records are written again" in brain.log()
+
+        await eventually(repaired, pause=0.1)
+        brains.end(signal.SIGKILL)
+        execute(database, "UPDATE runs SET status = 'completed'")
+        (found,) = await since(brains.begin(), stamp, 1, "&status=completed")
+        assert states([found]) == [("a", "completed")]
+
+
+def mount(*arguments: str) -> bool:
+    return os.geteuid() == 0 and not subprocess.run(["mount", *arguments], check=False).returncode
+
+
+def unmount(data: Path) -> None:
+    subprocess.run(["umount", "-l", data], check=False)
+
+
+async def test_a_brain_outlives_a_full_disk(database: str, tmp_path: Path) -> None:
+    """No room for the file: Brain works without it, says so once, and makes it when there is."""
+    data = tmp_path / "data"
+    os.mkdir(data)  # noqa: PTH102
+    if not mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", str(data)):
+        pytest.skip("only root may mount a disk")
+    try:
+        execute(database, "INSERT INTO runs VALUES ('a', 'running')")
+        options: dict[str, Any] = {"database_url": database, "data_dir": data, "source": "poll"}
+        with lives(tmp_path, **options) as brains:
+            brain = brains.brain
+            assert "No space left" in brain.get("/readyz")[1]["resume_detail"]
+            async with brain.connect() as client:
+                execute(database, "UPDATE runs SET progress = 5")
+                await at_progress(client, 5)
+            assert mount("-o", "remount,size=1m", str(data))
+
+            def recorded() -> bool:
+                execute(database, "UPDATE runs SET progress = 6")
+                return brain.get("/readyz")[1]["resume_detail"] is None
+
+            await eventually(recorded, pause=0.1)
+            assert brain.log().count("no resume over restarts") == 1
+            stamp = brains.stamp()
+            brains.end(signal.SIGKILL)
+            execute(database, "UPDATE runs SET status = 'completed'")
+            (found,) = await since(brains.begin(), stamp, 1, "&status=completed")
+            assert states([found]) == [("a", "completed")]
+    finally:
+        unmount(data)
 
 
 async def test_a_folder_that_cannot_be_written_is_said_once_and_harms_nothing(

@@ -135,7 +135,7 @@ class Visit(Client):
 
 
 class Consumer:
-    """A client as docs/protocol.md asks for. It never forgets, but after 4410."""
+    """A client as docs/reference/protocol.md asks for. It never forgets, but after 4410."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.world = world
@@ -279,7 +279,8 @@ class Life:
     async def _run(self) -> None:
         _set_back(self._world.skew)
         async with contextlib.aclosing(self.follow.events()) as events:
-            async for event in events:
+            async for several in events:
+                event = several[0]  # a Snapshot, or what takes its place, comes alone
                 if isinstance(event, Snapshot) and event.new and self.board.begun:
                     self.why = "a new history"
                     self.floor = 0
@@ -291,7 +292,7 @@ class Life:
                 elif isinstance(event, Resumed):
                     self.floor = event.floor_time
                     self._world.resumed += 1
-                self.hub.push(self.board.apply(event))
+                self.hub.push(self.board.apply(*several))
                 if self.why:
                     self._world.voided = max(self._world.voided, self.board.floor_time)
 

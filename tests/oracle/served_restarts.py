@@ -44,7 +44,7 @@ LIMIT = 1000
 
 
 class ServedConsumer(Consumer):
-    """A client as docs/protocol.md asks for, over a socket. It includes `ready`, whose timestamp it
+    """A client as protocol.md asks for, over a socket. It includes `ready`, whose timestamp it
     remembers like any other.
     """
 
@@ -265,8 +265,16 @@ class ServedWorld(World):
         while not condition():
             assert self.brain is not None
             assert self.brain.process.poll() is None, self.brain.log()
-            assert time.monotonic() < deadline, str(self)
+            assert time.monotonic() < deadline, f"{self}\n{self._waiting()}\n{self.brain.log()}"
             await asyncio.sleep(0.01)
+
+    def _waiting(self) -> str:
+        """Who is not ready."""
+        return "\n".join(
+            f"{each.name}: {each.connection}, since {each.since}"
+            for each in self.consumers
+            if isinstance(each, ServedConsumer) and not each.ready
+        )
 
 
 async def play(seed: int, plan: Plan, version: int, seconds: float) -> ServedWorld:

@@ -43,6 +43,8 @@ from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 RECONNECTS = int(os.environ.get("BRAIN_ORACLE_RECONNECTS", "20"))
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_ORACLE_VERSIONS", "18").split(",")]
 SEED = int(os.environ.get("BRAIN_ORACLE_SEED", str(random.randrange(1_000_000))))
@@ -169,9 +171,10 @@ class Hammer:
     async def _follow(self) -> None:
         events: Any = self.follow.events()
         async with contextlib.aclosing(events):
-            async for event in events:
-                self.oracle.take(event)
-                for entry, _, _ in self.board.apply(event):
+            async for several in events:
+                for event in several:
+                    self.oracle.take(event)
+                for entry, _, _ in self.board.apply(*several):
                     if not is_tombstone(entry):
                         self.oracle.push(entry[RUN][ID], int(entry[RUN][TASK_ID] or 0))
 

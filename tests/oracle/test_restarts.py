@@ -20,6 +20,8 @@ from tests.support.patience import within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 RESTARTS = int(os.environ.get("BRAIN_RESTARTS", "40"))
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_RESTARTS_VERSIONS", "18").split(",")]
 SEED = int(os.environ.get("BRAIN_RESTARTS_SEED", str(random.randrange(1_000_000))))

@@ -246,7 +246,7 @@ class Scene:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def unexcused(self, gaps: Sequence[tuple[float, float]]) -> list[str]:
-        """The clients that were told 4410 without a reason that docs/protocol.md names.
+        """The clients that were told 4410 without a reason that docs/reference/protocol.md names.
 
         A reason is that the Brain had little memory, or that it logged that clients from before
         start over, after the timestamp that the client had.

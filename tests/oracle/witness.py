@@ -6,7 +6,7 @@
     {"present": true}                           prints how many of them are connected
     {"judge": "/path/of/the/truth.json"}        prints how what they hold differs from the truth
 
-What a witness is entitled to (docs/protocol.md):
+What a witness is entitled to (docs/reference/protocol.md):
 
 - With `snapshot`: every run that is unfinished when it joins. Without it: none.
 - Once it has joined a Brain that is ready: every change, as it was or superseded by a newer one. So

@@ -13,6 +13,8 @@ from typing import Self
 
 from websockets.asyncio.server import ServerConnection, serve
 
+from tests.support.patience import PATIENCE
+
 
 class Proxy:
     """Passes bytes between a client and `port`, and causes faults."""
@@ -34,9 +36,13 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        self.cut()
-        if self._serving:
-            await asyncio.wait(self._serving, timeout=1)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                self.cut()  # also those that were still connecting at the last time
+                if not self._serving:
+                    break
+                await asyncio.wait(self._serving, timeout=0.05)
+        await asyncio.sleep(0)  # their transports close in the next turn of the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.came.append(time.monotonic())

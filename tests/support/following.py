@@ -95,9 +95,9 @@ class Following:
 
     async def _run(self) -> None:
         async with contextlib.aclosing(self.follow.events()) as events:
-            async for event in events:
-                self.events.append(event)
-                for push in self.board.apply(event):
+            async for several in events:
+                self.events += several
+                for push in self.board.apply(*several):
                     told = self.buried if is_tombstone(push[ENTRY]) else self.pushes
                     told.append(push[ENTRY][RUN])
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -132,6 +133,11 @@ class Brain:
     def url(self, query: str = "", host: str = "127.0.0.1") -> str:
         return f"ws://{host}:{self.port}/ws{query}"
 
+    async def knows(self, run_id: str, status: str = "queued") -> None:
+        """Wait until Brain has read this change: whoever connects from now on finds it there."""
+        async with self.connect(f"?snapshot=true&run_id={quote(run_id, safe='')}") as client:
+            await until(client, run_id, status)
+
     def connect(self, query: str = "", **options: Any) -> connect:
         return connect(self.url(query), **{"compression": None, "proxy": None} | options)
 
@@ -182,8 +188,8 @@ async def until(client: ClientConnection, run_id: str, status: str) -> list[Mess
         async for text in client:
             seen.append(json.loads(text))
             if seen[-1]["data"]["id"] == run_id and seen[-1]["data"]["status"] == status:
-                break
-    return seen
+                return seen
+    raise AssertionError(f"the connection ended before {run_id} was {status}: {seen[-3:]}")
 
 
 async def stream(client: ClientConnection) -> AsyncIterator[Message]:

@@ -22,7 +22,7 @@ from brain.postgres.table import Table
 from brain.postgres.time_zone import DEFAULT, TimeZone
 from tests.support import ROOT
 
-PAGE = ROOT / "docs" / "settings.md"
+PAGE = ROOT / "docs" / "reference" / "settings.md"
 PASSWORD = "hunter2"
 
 
@@ -458,7 +458,9 @@ def test_the_docs_table_equals_the_code() -> None:
     page = "".join(
         line for line in PAGE.read_text().splitlines(keepends=True) if line.startswith("|")
     )
-    assert page == printed, "paste the output of python -m brain.config into docs/settings.md"
+    assert page == printed, (
+        "paste the output of python -m brain.config into docs/reference/settings.md"
+    )
 
 
 def test_every_field_has_a_sentence_and_a_unit() -> None:

@@ -246,6 +246,12 @@ class Policy:
 
 
 def _page_rejected(value: bytes, origin: str) -> Rejection:
+    if origin in _OPAQUE:
+        detail = (
+            f"pages without a host (Origin: {origin}), such as a file or a sandboxed frame, may "
+            f"not connect: to allow all of them, start Brain with BRAIN_ALLOWED_ORIGINS={origin}"
+        )
+        return Rejection("origin", detail)
     # The setting ends the sentence, so that nothing is pasted with it.
     setting = "BRAIN_ALLOWED_ORIGINS" + (f"={origin}" if len(origin) <= MAX_HINT else "")
     detail = f"pages of {quoted(value)} may not connect: to allow them, add them to {setting}"

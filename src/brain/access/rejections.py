@@ -1,7 +1,7 @@
 """The one table of rejections: what Brain rejects, how it answers, and whether a client comes back.
 
 The HTTP answer, the counter `brain_rejections_total`, the log line `rejected` and the table in
-docs/protocol.md derive from `REJECTIONS`. A caller says which row it is and why: `Rejection(code,
+protocol.md derive from `REJECTIONS`. A caller says which row it is and why: `Rejection(code,
 detail)`.
 """
 

@@ -129,7 +129,7 @@ def asyncapi(*, host: str, protocol: str, requires_token: bool) -> dict[str, Any
             "version": __version__,
             "license": {"name": "MIT"},
             "description": "Pushes every change of the table of runs to every client. "
-            "The HTTP API is in /openapi.json, the rules of reconnecting in docs/protocol.md.",
+            "The HTTP API is in /openapi.json, the rules of reconnecting in protocol.md.",
         },
         "defaultContentType": "application/json",
         "servers": {"brain": server},

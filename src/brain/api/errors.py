@@ -22,6 +22,7 @@ RunError
 ├── PolicyMissing
 ├── PrivilegeMissing
 ├── TableNotRead
+├── IdNotComparable
 └── TooManyRequests
 
 `problems.py` says with which status each is answered.
@@ -217,6 +218,17 @@ class TableNotRead(RunError):
         super().__init__(
             "Brain has not read the table yet, so it does not know which runs changed last: "
             "try again, or list by order=id"
+        )
+
+
+class IdNotComparable(RunError):
+    """A composite type, json, a geometric type."""
+
+    def __init__(self, table: object, type_: str) -> None:
+        super().__init__(
+            f"PostgreSQL does not compare values of the type {type_.replace('%%', '%')} with a "
+            f"text, so Brain cannot find the runs of {table} by their id: give the column another "
+            "type, such as text, uuid or bigint"
         )
 
 

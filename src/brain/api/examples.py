@@ -1,4 +1,4 @@
-"""One example of each request and each answer: for /openapi.json, and for docs/api.md.
+"""One example of each request and each answer: for /openapi.json, and for docs/reference/api.md.
 
 A test plays STORY, in this order, on an empty table. It cannot play the others: they need a token,
 a busy server, or a database that does not answer.

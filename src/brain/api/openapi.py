@@ -120,7 +120,7 @@ TOKEN: dict[str, Any] = {
     "type": "http",
     "scheme": "bearer",
     "bearerFormat": "JWT",
-    "description": "Reading takes the scope `read`, POST and PATCH `write` (docs/settings.md)",
+    "description": "Reading takes the scope `read`, POST and PATCH `write` (settings.md)",
 }
 
 

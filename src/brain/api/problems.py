@@ -23,6 +23,7 @@ from brain.api.errors import (
     BeyondToken,
     EncodedBody,
     FieldErrors,
+    IdNotComparable,
     InvalidRequest,
     NotJSON,
     PolicyMissing,
@@ -50,6 +51,7 @@ STATUSES: Mapping[type[Exception], int] = {
     InvalidRequest: 422,
     TooManyRequests: 429,
     TableNotRead: 503,
+    IdNotComparable: 503,
     PrivilegeMissing: 503,
     TableError: 503,
 }

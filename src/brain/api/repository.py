@@ -20,6 +20,7 @@ from brain.api.errors import (
     ColumnNotWritable,
     ConcurrentChange,
     CursorInvalid,
+    IdNotComparable,
     IdNotUnique,
     IdRequired,
     InvalidRequest,
@@ -288,6 +289,20 @@ class RunRepository:
             raise RunNotFound(run_id)
         return Target(canonical_id, _as_printed(description, within), self._salt)
 
+    async def _incomparable(
+        self, conn: Conn, description: Description, error: psycopg.Error
+    ) -> Exception:
+        """IdNotComparable if the type of the id is to blame, or else `error` itself."""
+        run_id = description.column("r", "id")
+        probe = sql.SQL("SELECT FROM {} r WHERE {} = '' ORDER BY {} LIMIT 0")
+        try:
+            await fetch(conn, (probe.format(self._table.in_query, run_id, run_id), []))
+        except (errors.UndefinedFunction, errors.FeatureNotSupported):
+            return IdNotComparable(self._table, description.columns["id"].type)
+        except psycopg.DataError:
+            pass  # '' is no value of the type, which can be compared
+        return error
+
     async def _forbidden(
         self, conn: Conn, description: Description, error: psycopg.Error
     ) -> Exception:
@@ -320,6 +335,8 @@ class RunRepository:
                 raise InvalidRequest(detail, (field, detail)) from error
             except errors.InsufficientPrivilege as error:
                 raise await self._forbidden(conn, self._description, error) from error
+            except (errors.UndefinedFunction, errors.FeatureNotSupported) as error:
+                raise await self._incomparable(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described
                 self._description = None
                 raise

@@ -20,12 +20,12 @@ from brain.doctor.report import Report
 from brain.embedded.server import EmbeddedError, program
 from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
-from brain.postgres.publication import initialize, polled, publication_sql
+from brain.postgres.publication import initialize, polled, publication_sql, removal
 from brain.postgres.table import TableError, init_sql
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
-    "BRAIN_* variables configure it: see docs/settings.md.",
+    "BRAIN_* variables configure it: see docs/reference/settings.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -244,6 +244,15 @@ def init_db(
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the SQL instead of running it.")
     ] = False,
+    remove: Annotated[
+        bool,
+        typer.Option(
+            "--remove", help="Take away the publication. The table stays. Stop Brain before."
+        ),
+    ] = False,
+    drop_table: Annotated[
+        bool, typer.Option("--drop-table", help="With --remove: drop the table and all runs, too.")
+    ] = False,
     database_url: DatabaseURL = None,
 ) -> None:
     """Create the table, its index and its publication where they are missing.
@@ -252,7 +261,34 @@ def init_db(
     it twice changes nothing. Exit status: 0 Brain can follow the table, 2 it cannot.
     """
     settings = console.load_settings(database_url=database_url)
-    console.run(_print_init_sql(settings) if sql else _init_db(settings))
+    if drop_table and not remove:
+        console.fail("--drop-table drops the table and all its runs: give --remove with it")
+    if remove:
+        console.run(_remove(settings, drop_table=drop_table, only_print=sql))
+    else:
+        console.run(_print_init_sql(settings) if sql else _init_db(settings))
+
+
+async def _remove(settings: Settings, *, drop_table: bool, only_print: bool) -> None:
+    url, table = console.database_url(settings), settings.table
+    async with await connect(url, APPLICATION, lock_timeout="10s") as conn:
+        statements = await removal(conn, table, drop_table=drop_table)
+        texts = [statement.as_string(conn) for statement in statements]
+        if only_print:
+            print("".join(f"{text};\n" for text in texts), end="")
+            return
+        async with conn.transaction():
+            for statement in statements:
+                await conn.execute(statement)
+    for text in texts:
+        print(f"done: {text}")
+    if not texts:
+        print(f"{redact(url)} has no publication of {table}")
+    print(
+        "A running Brain creates its publication again: stop it first. "
+        + ("" if drop_table else f"The table {table} stays. ")
+        + f"Not touched: the role, its rights, and the folder {settings.data_dir}."
+    )
 
 
 async def _print_init_sql(settings: Settings) -> None:
@@ -295,17 +331,19 @@ async def _init_db(settings: Settings) -> None:
 
 async def _examine(settings: Settings, url: str) -> Report:
     decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
-    return await doctor.examine(url, settings.table, decoder, stream=settings.source != "poll")
+    return await doctor.examine(
+        url,
+        settings.table,
+        decoder,
+        stream=settings.source != "poll",
+        records=settings.data_dir / "resume" if settings.resume else None,
+    )
 
 
 @app.command("doctor")
 def doctor_command(
     database_url: DatabaseURL = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    remove: Annotated[
-        bool,
-        typer.Option("--remove", help="Remove what Brain created except the table: a publication."),
-    ] = False,
 ) -> None:
     """Check the database end to end, and print what is wrong and how to fix it.
 
@@ -317,9 +355,6 @@ def doctor_command(
     async def examine() -> None:
         nonlocal status
         url = console.database_url(settings)
-        if remove:
-            print(await doctor.remove(url, settings.table))
-            return
         report = await _examine(settings, url)
         print(report.json() if as_json else report.text())
         status = report.status

@@ -14,5 +14,5 @@
 
     run = await wait("ws://localhost:5221/ws", "run-1")
 
-docs/client.md has the same for a browser, docs/protocol.md the rules that both follow.
+client.md has the same for a browser, protocol.md the rules that both follow.
 """

@@ -1,6 +1,6 @@
 """The database's clock, as a client can know it: elapsed times are right whatever this one says.
 
-The rule is stated in docs/client.md, "The database's clock". The file client/database_clock.js of
+The rule is stated in client.md, "The database's clock". The file client/database_clock.js of
 the page has it for JavaScript, and one table of cases holds both: tests/unit/client/clock.json.
 """
 

@@ -1,6 +1,6 @@
 """How fresh the runs of a client are: what the connection has proved, and how long ago.
 
-The rule is stated in docs/client.md, "Freshness". The file client/freshness.js of the page has it
+The rule is stated in client.md, "Freshness". The file client/freshness.js of the page has it
 for JavaScript, and one table of cases holds both: tests/unit/client/freshness.json.
 """
 

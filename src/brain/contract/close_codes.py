@@ -1,7 +1,7 @@
 """Every close code that a client of `/ws` may see: what it means, and whether to come back.
 
 RFC 6455, section 7.4.1, and Brain's own from 4400 on, which read like HTTP's 400 to 499. The
-server, `brain.client` and the table in docs/protocol.md derive from this one.
+server, `brain.client` and the table in docs/reference/protocol.md derive from this one.
 """
 
 from dataclasses import dataclass

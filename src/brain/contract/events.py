@@ -1,6 +1,8 @@
 """The port between PostgreSQL and the board: the events of a source, and what it may ask back.
 
-A source yields Snapshot, Resumed and Changes in the order in which they must be applied.
+A source yields Snapshot, Resumed and Changes in the order in which they must be applied, several at
+a time: all that it has read at once. What is done for each event, and could be done for all of
+them, a database pays that commits ten thousand transactions a second.
 """
 
 from collections.abc import Collection, Sequence
@@ -94,8 +96,8 @@ class Changes:
     xid: int
     """The transaction's 64-bit id, so that a reader can tell whether a query has seen it."""
     incomplete: bool = False
-    """Some field is messages.UNCHANGED: PostgreSQL did not send it, and the source does not know
-    it."""
+    """Some field may be messages.UNCHANGED: PostgreSQL did not send it, and the source does not
+    know it. Without this mark none is."""
 
 
 Event: TypeAlias = Snapshot | Changes | Resumed

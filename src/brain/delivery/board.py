@@ -215,17 +215,19 @@ class Board:
 
     # What is new?
 
-    def apply(self, event: Event) -> list[Push]:
-        """Apply an event. Returns what to push, in the order of seq."""
-        match event:
-            case Changes():
-                pushes = self._changes(event)
-            case Snapshot():
-                pushes = self._snapshot(event)
-            case Resumed():
-                pushes = self._resume(event)
-            case _:
-                assert_never(event)
+    def apply(self, *events: Event) -> list[Push]:
+        """Apply them in their order. Returns what to push, in the order of seq."""
+        pushes: list[Push] = []
+        for event in events:
+            match event:
+                case Changes():
+                    pushes += self._changes(event)
+                case Snapshot():
+                    pushes += self._snapshot(event)
+                case Resumed():
+                    pushes += self._resume(event)
+                case _:
+                    assert_never(event)
         self._evict()
         if self.log.times:
             self.last_time = max(self.last_time, self.log.times[-1])
@@ -242,6 +244,7 @@ class Board:
     def _changes(self, event: Changes) -> list[Push]:
         self._advance(event.at)
         pushes: list[Push] = []
+        incomplete = event.incomplete
         for op, row in event.rows:
             run = row
             known = self._runs.get(run[ID])
@@ -253,12 +256,12 @@ class Board:
                 self._shown.clear()
                 self._delete_unnamed()
             elif known is None:
-                if UNCHANGED in run:
+                if incomplete and UNCHANGED in run:
                     run = filled(run, None)
                 was = () if op == "insert" else self._unheld
                 pushes.append(self._put(run, event.xid, None, was))
             else:
-                if UNCHANGED in run:
+                if incomplete and UNCHANGED in run:
                     run = filled(run, None if is_tombstone(known) else known[RUN])
                 if self._push_unchanged or op == "insert" or run != known[RUN]:
                     pushes.append(self._put(run, event.xid, known, ()))

@@ -6,13 +6,15 @@ transaction that it rolls back, and drops the slot of the stream at once. Its co
 hints are those of /readyz.
 """
 
+from pathlib import Path
+
 import psycopg
-from psycopg import sql
 
 from brain.doctor.connection import interrupted, pooler, unreachable, version
 from brain.doctor.context import Check, Context, Thresholds, fetch
 from brain.doctor.indexes import indexes
 from brain.doctor.report import Report
+from brain.doctor.resume import resume
 from brain.doctor.rows import statuses, values
 from brain.doctor.stream import (
     publication,
@@ -28,7 +30,6 @@ from brain.postgres.blockers import blockers
 from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.inspection import inspect
-from brain.postgres.names import shown
 from brain.postgres.table import Table, TableError
 
 CHECKS: tuple[Check, ...] = (
@@ -40,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     values,
     indexes,
     warnings,
+    resume,
 )
 """They run in this order. After a finding that is `broken`, no other check runs."""
 
@@ -62,8 +64,11 @@ async def examine(
     *,
     stream: bool = True,
     thresholds: Thresholds | None = None,
+    records: Path | None = None,
 ) -> Report:
-    """`stream`: also check what only a stream needs. False if BRAIN_SOURCE is poll."""
+    """`stream`: also check what only a stream needs. False if BRAIN_SOURCE is poll. `records`: the
+    folder of the records, unless BRAIN_RESUME is 0.
+    """
     report = Report(redact(url), str(table))
     try:
         conn = await connect(url, APPLICATION, lock_timeout="2s")
@@ -80,6 +85,7 @@ async def examine(
                 decoder=decoder,
                 stream=stream,
                 thresholds=thresholds or Thresholds(),
+                records=records,
             )
             if context is not None:
                 await _run(context, stream=stream)
@@ -97,6 +103,7 @@ async def _inspect(
     decoder: Decoder,
     stream: bool,
     thresholds: Thresholds,
+    records: Path | None,
 ) -> Context | None:
     """Read what the checks need. None if Brain cannot use the server or the table."""
     ((name, number, user, backend_pid),) = await fetch(
@@ -124,7 +131,8 @@ async def _inspect(
         backend_pid=int(str(backend_pid)),
         thresholds=thresholds,
         report=report,
-        blockers=tuple(blockers(inspection, table, application)) if stream else (),
+        blockers=tuple(blockers(inspection, application)) if stream else (),
+        records=records,
     )
 
 
@@ -139,13 +147,3 @@ async def _run(context: Context, *, stream: bool) -> None:
         report.findings += await check(context)
     if stream and not context.unavailable:
         report.source = "replication"
-
-
-async def remove(url: str, table: Table) -> str:
-    """Drop what Brain created besides the table: the publication. Raises psycopg.Error."""
-    name = sql.Identifier(table.publication)
-    async with await connect(url, APPLICATION) as conn:
-        await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
-    return (
-        f"the publication {shown(table.publication)} is removed; a running Brain creates it again"
-    )

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from psycopg import sql
@@ -42,6 +43,8 @@ class Context:
     """What the checks before this one have found."""
     blockers: tuple[StreamUnavailable, ...]
     """Why the table must not be streamed. Empty if BRAIN_SOURCE is poll."""
+    records: Path | None
+    """The folder of the records. None: there are to be none."""
     refusals: list[StreamUnavailable] = field(default_factory=list)
     """Why the attempts to stream failed. Checks append to it."""
 

@@ -25,6 +25,7 @@ CheckCode: TypeAlias = Literal[
     "id_unique",
     "time_zone",
     "slot_log",
+    "resume",
 ]
 """The codes of findings that are not reasons to poll."""
 

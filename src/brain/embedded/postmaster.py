@@ -110,8 +110,11 @@ class Postmaster:
         await self._start([port] if port else candidates(self.cluster))
         self._report("embedded postgres started")
         if port is None and self.port != 5432:
-            log.warning(
-                "embedded postgres is not on port 5432", port=self.port, hint=f"psql -p {self.port}"
+            log.info(
+                "embedded postgres uses another port",
+                port=self.port,
+                detail="port 5432 is in use",
+                hint=f"psql -p {self.port}",
             )
 
     async def stop(self) -> None:

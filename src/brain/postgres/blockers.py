@@ -197,9 +197,9 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def blockers(found: Inspection, table: Table, application: str) -> Iterator[StreamUnavailable]:
+def blockers(found: Inspection, application: str) -> Iterator[StreamUnavailable]:
     """Every reason why Brain must neither publish nor stream the table."""
-    candidate = Candidate(found, table, application)
+    candidate = Candidate(found, found.table, application)
     for check in CHECKS:
         if unavailable := check(candidate):
             yield unavailable

@@ -3,10 +3,10 @@
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from typing import TypeVar
 
 import structlog
 
@@ -14,6 +14,8 @@ from brain.contract.messages import ACTIVE, MAX_ID_BYTES, STATUSES, UNCHANGED, R
 from brain.postgres.statuses import Words, fold
 from brain.postgres.text import Unreadable
 from brain.postgres.time_zone import DEFAULT, TimeZone
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -28,6 +30,12 @@ Brain."""
 
 MAX_SPELLINGS = 1000
 """Cached spellings of status words. A spelling beyond this number is folded each time."""
+
+MAX_KNOWN = 4096
+"""Texts of numbers and of times whose meaning is kept."""
+
+MAX_KNOWN_TEXT = 40
+"""Characters of one. PostgreSQL prints none longer."""
 
 MAX_REASONS = 20
 """Reasons to reject rows that are named. Rows with others are only counted."""
@@ -45,6 +53,25 @@ class Rejected:
     hint: str
     """What to set or to do."""
     rows: int = 0
+
+
+class Meanings(dict[str, T]):
+    """What the last few thousand texts of a kind mean. A subscript is a third of the cost of a call
+    to a function with an lru_cache.
+
+    `read` says what a new one means, and whether it is worth keeping.
+    """
+
+    def __init__(self, read: Callable[[str], tuple[T, bool]]) -> None:
+        self._read = read
+
+    def __missing__(self, text: str) -> T:
+        meaning, keep = self._read(text)
+        if keep and len(text) <= MAX_KNOWN_TEXT:
+            if len(self) >= MAX_KNOWN:
+                self.clear()
+            self[text] = meaning
+        return meaning
 
 
 class Decoder:
@@ -65,8 +92,9 @@ class Decoder:
         """What a word means, as it is spelled in the rows."""
         self.max_text = max_text
         self.zone = zone
-        self._utc = lru_cache(maxsize=4096)(partial(_utc, zone))
-        """Cached, because each change of a run repeats its started_at."""
+        self._numbers = Meanings(self._progress)
+        self._times = Meanings(self._time)
+        """Known, because each change of a run repeats its started_at."""
         self.rejected = 0
         self.corrected = 0
         self._reasons: dict[str, Rejected] = {}
@@ -120,11 +148,11 @@ class Decoder:
         return (
             run_id,
             status,
-            None if progress is None else self._progress(progress),
+            None if progress is None else self._numbers[progress],
             task_id if task_id is None or len(task_id) <= limit else self._cut("task_id", task_id),
             agent if agent is None or len(agent) <= limit else self._cut("agent", agent),
-            None if started_at is None else self._time(started_at),
-            None if completed_at is None else self._time(completed_at),
+            None if started_at is None else self._times[started_at],
+            None if completed_at is None else self._times[completed_at],
             error if error is None or len(error) <= limit else self._cut("error", error),
         )
 
@@ -189,25 +217,24 @@ class Decoder:
                 hint="brain_values_corrected_total counts them",
             )
 
-    def _progress(self, text: str) -> float | None:
+    def _progress(self, text: str) -> tuple[float | None, bool]:
         value = _number(text)
         if 0 <= value <= 100:
-            return value
+            return value, True
         self.corrected += 1
-        return None if math.isnan(value) else 0 if value < 0 else 100
+        return None if math.isnan(value) else 0 if value < 0 else 100, False
 
-    def _time(self, text: str) -> str | None:
-        moment = self._utc(text)
+    def _time(self, text: str) -> tuple[str | None, bool]:
+        moment = _utc(self.zone, text)
         if moment is None:
             self.corrected += 1
-        return moment
+        return moment, moment is not None
 
 
 def is_expressible(run_id: str) -> bool:
     return not isinstance(run_id, Unreadable) and len(run_id.encode()) <= MAX_ID_BYTES
 
 
-@lru_cache(maxsize=4096)  # thousands of rows have few different values
 def _number(text: str) -> float:
     try:
         value = float(text)

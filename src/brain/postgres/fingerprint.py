@@ -16,8 +16,8 @@ SELECT hashtextextended(concat_ws(' ',
       WHERE indrelid = ANY (%(tree)s::oid[])),
     (SELECT string_agg(concat(inhrelid, '/', xmin), ',' ORDER BY inhrelid) FROM pg_inherits
       WHERE inhparent = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(concat(oid, '/', xmin), ',') FROM pg_publication
-      WHERE pubname = %(publication)s),
+    (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication
+      WHERE pubname = ANY (%(publications)s)),
     (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication_rel
       WHERE prrelid = ANY (%(tree)s::oid[])),
     (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_policy
@@ -31,7 +31,7 @@ async def fingerprint(conn: Conn, table: Table, description: Description) -> int
     values = {
         "oid": description.oid,
         "tree": list(description.tree),
-        "publication": table.publication,
+        "publications": list(table.publications),
     }
     async with deadline():
         row = await (await conn.execute(_FINGERPRINT, values)).fetchone()

@@ -18,7 +18,7 @@ an error, the next poll reads what has changed since then.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import psycopg
@@ -32,7 +32,7 @@ from brain.postgres.polling import Mode, Polling
 from brain.postgres.progress import Progress
 from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.records import Records
-from brain.postgres.replication import StreamLost, StreamSilent
+from brain.postgres.replication import StreamLost, StreamSilent, Watched, always
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
 from brain.postgres.table import Column, Table, TableError
@@ -47,6 +47,7 @@ class Follow:
     """The source of a running Brain.
 
     `application` names its connections. It must not be the name of a synchronous standby.
+    `watched`: whether somebody waits for the changes. Without, the stream is read less often.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Follow:
         application: str,
         timing: Timing = TIMING,
         records: Records | None = None,
+        watched: Watched = always,
     ) -> None:
         self.state = SourceState()
         self._url = url
@@ -71,6 +73,7 @@ class Follow:
         self._interval = interval
         self._application = application
         self._timing = timing
+        self._watched = watched
         self._progress = Progress(records=records if records is not None else Records())
         self._warnings = TableWarnings(url, table, decoder.zone, self.state)
         self._promotion = Promotion(
@@ -82,7 +85,7 @@ class Follow:
         """The table's columns by name. None until Brain has read the catalog for the first time."""
         return self._progress.columns
 
-    async def events(self) -> AsyncGenerator[Event]:
+    async def events(self) -> AsyncGenerator[Sequence[Event]]:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -102,8 +105,8 @@ class Follow:
                         timing=self._timing.poll,
                     )
                     async with aclosing(self._connected(poll)) as events:
-                        async for event in events:
-                            yield event
+                        async for several in events:
+                            yield several
             except TableError as error:
                 self.state.change("none", "table", str(error), error.hint)
             except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
@@ -118,7 +121,7 @@ class Follow:
             failures = 1 if was_steady else failures + 1
             await asyncio.sleep(self._timing.back_off.delay(failures))
 
-    async def _connected(self, poll: Poll) -> AsyncGenerator[Event]:
+    async def _connected(self, poll: Poll) -> AsyncGenerator[Sequence[Event]]:
         """POLLING, JOINING and STREAMING in turn. Raises what ends the ordinary connection."""
         try:
             while True:
@@ -134,15 +137,15 @@ class Follow:
                 )
                 async with aclosing(polling.events()) as snapshots:
                     async for snapshot in snapshots:
-                        yield snapshot
+                        yield [snapshot]
                 assert polling.promoted is not None
                 async with self._streaming(poll, polling.promoted) as streaming:
                     async with aclosing(streaming.join()) as snapshots:
                         async for snapshot in snapshots:
-                            yield snapshot
+                            yield [snapshot]
                     async with aclosing(streaming.events()) as events:
-                        async for event in events:
-                            yield event
+                        async for several in events:
+                            yield several
         finally:
             await self._promotion.cancel()
 
@@ -161,6 +164,7 @@ class Follow:
             state=self.state,
             warnings=self._warnings,
             timing=self._timing,
+            watched=self._watched,
         )
         try:
             yield streaming

@@ -1,7 +1,8 @@
 """What the catalog says about the table, its publication and the server."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from brain.postgres.connection import Conn, deadline
@@ -18,6 +19,8 @@ class Inspection:
     """
 
     description: Description
+    table: Table
+    """The table, and the publication that is its own, or would be."""
     publication: dict[str, Any] | None
     """Its row of pg_publication."""
     member: dict[str, Any] | None
@@ -74,10 +77,35 @@ SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication
 """
 
 
+# The usual name is taken if it lists another table, whose usual name it is too, and not this one. A
+# publication that lists both, as earlier versions made it, stays that of both.
+_NAME = """
+SELECT CASE WHEN EXISTS (SELECT FROM pg_publication WHERE pubname = %(other)s) OR EXISTS (
+            SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+              JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace s ON s.oid = c.relnamespace
+             WHERE p.pubname = %(usual)s AND c.oid <> ALL (%(tree)s::oid[])
+               AND concat('brain_', s.nspname, '_', c.relname)::name = p.pubname)
+       THEN NOT EXISTS (
+            SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+             WHERE p.pubname = %(usual)s AND r.prrelid = ANY (%(tree)s::oid[]))
+       END
+"""
+
+
+async def _publication(conn: Conn, table: Table, tree: Collection[int]) -> Table:
+    """The table with the name of its publication."""
+    usual, other = table.publications
+    values = {"usual": usual, "other": other, "tree": list(tree)}
+    row = await (await conn.execute(_NAME, values)).fetchone()
+    assert row is not None
+    return replace(table, published_as=other if row[0] == "t" else usual)
+
+
 async def inspect(conn: Conn, table: Table) -> Inspection:
     """Raises TableError, psycopg.Error."""
     async with deadline():
         description = await describe(conn, table)
+        table = await _publication(conn, table, description.tree)
     values = {
         "publication": table.publication,
         "schema": table.schema,
@@ -92,6 +120,7 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
     publication, member, listed, standby, names, version, unidentified, unlogged, virtual = row
     return Inspection(
         description=description,
+        table=table,
         publication=json.loads(publication) if publication else None,
         member=json.loads(member) if member else None,
         listed=tuple((schema, name) for schema, name in json.loads(listed or "[]")),

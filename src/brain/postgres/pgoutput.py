@@ -1,19 +1,26 @@
-"""The messages of the plugin pgoutput: bytes → relation, row, commit. Protocol version 1, text
-format.
+"""The messages of the plugin pgoutput: bytes → values. Protocol version 1, text format.
 
 PostgreSQL documentation, "Logical Replication Message Formats". A transaction arrives after it has
 committed: Begin, then an Insert, Update or Delete for each row, then Commit. A Relation precedes
 the first row of its table.
+
+There is one function for each kind of message. It is given the bytes of the envelope and the place
+where the message begins in it: a copy of the message alone costs as much as to read it, and an
+object for each message as much again. It raises nothing but PgoutputError, for any bytes.
 """
 
+import codecs
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NewType, TypeAlias
+from typing import Final, NewType, TypeAlias, TypeVar
 
 from brain.contract.errors import BrainError
 from brain.contract.messages import UNCHANGED, Micros
 from brain.postgres.text import unreadable
+
+G = TypeVar("G")
+R = TypeVar("R")
 
 LSN = NewType("LSN", int)
 """A position in the write-ahead log, in bytes. Printed by PostgreSQL as two hexadecimal halves:
@@ -22,32 +29,16 @@ LSN = NewType("LSN", int)
 POSTGRES_EPOCH: Micros = 946_684_800_000_000
 """2000-01-01T00:00:00Z: PostgreSQL counts its microseconds from there."""
 
+BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
+IGNORED = b"OYM"
+"""Origin, Type and Message: legal, and of no use here."""
+
 Values: TypeAlias = list[str | None]
-"""A row's columns in the order of its relation: text, None for NULL, or UNCHANGED."""
+"""The wanted columns of a row: text, None for NULL, or UNCHANGED."""
 
 
 class PgoutputError(BrainError):
     """Not a pgoutput message of protocol version 1"""
-
-
-# The messages of each row and transaction are not frozen: to make a frozen one takes three times as
-# long.
-
-
-@dataclass(slots=True)
-class Begin:
-    """`lsn` is that of the commit, which all rows of the transaction share."""
-
-    lsn: LSN
-    time: Micros
-    xid: int
-
-
-@dataclass(slots=True)
-class Commit:
-    lsn: LSN
-    end: LSN
-    time: Micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,119 +50,77 @@ class Relation:
     columns: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Insert:
-    oid: int
-    new: Values
-
-
-@dataclass(slots=True)
-class Update:
-    """`old`: the key alone if it changed, the row if REPLICA IDENTITY is FULL, else None."""
-
-    oid: int
-    new: Values
-    old: Values | None = None
-    full: bool = False
-
-
-@dataclass(slots=True)
-class Delete:
-    """`old` holds at least the columns of the replica identity."""
-
-    oid: int
-    old: Values
+NOWHERE: Final = -1
+"""The place of a column that nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
-class Truncate:
-    oids: tuple[int, ...]
+class Form:
+    """How the rows of one relation are read."""
+
+    places: tuple[int, ...]
+    """Where the value of each column goes."""
+    width: int
+    """How many values a row has. One without a column is None."""
+    codec: str = "utf-8"
+    """Python's name of the encoding of the texts. A text that has other bytes is an Unreadable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """Origin, Type or Message: legal, and of no use here."""
+Forms: TypeAlias = Mapping[int, Form]
+"""By OID. A row of any other relation is not read: its function returns None."""
 
-    kind: str
-
-
-Message: TypeAlias = Begin | Commit | Relation | Insert | Update | Delete | Truncate | Ignored
-
-_begin = struct.Struct(">xQqI").unpack
-_commit = struct.Struct(">xxQQq").unpack
-_column = struct.Struct(">BI").unpack_from
+_begin = struct.Struct(">xQqI").unpack_from
+_commit = struct.Struct(">xxQQq").unpack_from
+_oid = struct.Struct(">xI").unpack_from
+_row = struct.Struct(">xIB").unpack_from
 _u32 = struct.Struct(">I").unpack_from
 _u16 = struct.Struct(">H").unpack_from
+_length = struct.Struct(">I").pack
 
 # The type bytes of a tuple's columns, and the marks before a tuple.
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _NEW, _KEY, _OLD = b"NKO"
 
 
-def parse(data: bytes, codec: str = "utf-8") -> Message:
-    """One message, as CopyData carries it. Raises nothing but PgoutputError, for any bytes.
-
-    `codec` is Python's name of the encoding of the texts. A text that has other bytes is an
-    Unreadable.
-    """
-    try:
-        return _PARSERS[data[0]](data, codec)
-    except (LookupError, ValueError, ArithmeticError, struct.error) as error:
-        raise _malformed(data) from error
-
-
-def _malformed(data: bytes) -> PgoutputError:
+def malformed(data: bytes, at: int) -> PgoutputError:
     return PgoutputError(
-        f"not a pgoutput message of protocol version 1: {data[:40]!r} ({len(data)} bytes)"
+        f"not a pgoutput message of protocol version 1: {data[at : at + 40]!r}"
+        f" ({len(data) - at} bytes)"
     )
 
 
-def _tuple(data: bytes, at: int, codec: str) -> tuple[Values, int]:
-    (count,) = _u16(data, at)
-    at += 2
-    values: Values = []
-    append = values.append
-    # A kind and a size are read at once, also where the kind is the last byte.
-    padded = data + b"\0\0\0\0"
-    for _ in range(count):
-        kind, size = _column(padded, at)
-        if kind == _TEXT:
-            start = at + 5
-            at = start + size
-            try:
-                append(data[start:at].decode(codec))
-            except UnicodeDecodeError:
-                append(unreadable(data[start:at], codec))
-        elif kind == _NULL:
-            append(None)
-            at += 1
-        elif kind == _UNCHANGED:
-            append(UNCHANGED)
-            at += 1
-        else:
-            raise _malformed(data)
-    return values, at
+def _strict(read: Callable[[bytes, int, G], R]) -> Callable[[bytes, int, G], R]:
+    """`read` leaves its loop by whatever wrong bytes raise."""
+
+    def strict(data: bytes, at: int, given: G) -> R:
+        try:
+            return read(data, at, given)
+        except (LookupError, ValueError, ArithmeticError, struct.error) as error:
+            raise malformed(data, at) from error
+
+    return strict
 
 
-def _whole(data: bytes, at: int) -> None:
-    """A slice past the end is silently short, so this finds a wrong length."""
-    if at != len(data):
-        raise _malformed(data)
+def begin(data: bytes, at: int) -> tuple[LSN, Micros, int]:
+    """The LSN of the commit, which all rows of the transaction share; its time; the xid."""
+    if len(data) - at != 21:
+        raise malformed(data, at)
+    lsn, time, xid = _begin(data, at)
+    return lsn, time + POSTGRES_EPOCH, xid
 
 
-def _parse_begin(data: bytes, _codec: str) -> Begin:
-    lsn, time, xid = _begin(data)
-    return Begin(lsn, time + POSTGRES_EPOCH, xid)
+def commit(data: bytes, at: int) -> tuple[LSN, LSN, Micros]:
+    """The LSN of the commit, that behind the transaction, and the time."""
+    if len(data) - at != 26:
+        raise malformed(data, at)
+    lsn, end, time = _commit(data, at)
+    return lsn, end, time + POSTGRES_EPOCH
 
 
-def _parse_commit(data: bytes, _codec: str) -> Commit:
-    lsn, end, time = _commit(data)
-    return Commit(lsn, end, time + POSTGRES_EPOCH)
-
-
-def _parse_relation(data: bytes, codec: str) -> Relation:
-    (oid,) = _u32(data, 1)
-    schema, name, rest = data[5:].split(b"\0", 2)
+@_strict
+def relation(data: bytes, at: int, codec: str) -> Relation:
+    (oid,) = _oid(data, at)
+    schema, name, rest = data[at + 5 :].split(b"\0", 2)
     identity = chr(rest[0])
     (count,) = _u16(rest, 1)
     at = 3
@@ -190,57 +139,148 @@ def _parse_relation(data: bytes, codec: str) -> Relation:
     )
 
 
-def _parse_insert(data: bytes, codec: str) -> Insert:
-    (oid,) = _u32(data, 1)
-    if data[5] != _NEW:
-        raise _malformed(data)
-    new, at = _tuple(data, 6, codec)
+def oid(data: bytes, at: int) -> int:
+    """That of a row's relation."""
+    found: int = _oid(data, at)[0]
+    return found
+
+
+@_strict
+def insert(data: bytes, at: int, forms: Forms) -> tuple[Values, bool] | None:
+    """The row, and whether some value is UNCHANGED."""
+    oid, mark = _row(data, at)
+    if mark != _NEW:
+        raise ValueError
+    form = forms.get(oid)
+    if form is None:
+        return None
+    new, lacking, at = _tuple(data, at + 6, form)
     _whole(data, at)
-    return Insert(oid, new)
+    return new, lacking
 
 
-def _parse_update(data: bytes, codec: str) -> Update:
-    (oid,) = _u32(data, 1)
-    mark = data[5]
+@_strict
+def update(data: bytes, at: int, forms: Forms) -> tuple[Values, bool, Values | None, bool] | None:
+    """The new row; whether some value of it is UNCHANGED; the old row, and whether it is whole.
+
+    The old row is the key alone if that changed, the row if REPLICA IDENTITY is FULL, else None.
+    """
+    oid, mark = _row(data, at)
+    form = forms.get(oid)
+    if form is None:
+        return None
     old = None
-    at = 5
-    if mark in (_KEY, _OLD):
-        old, at = _tuple(data, 6, codec)
-    if data[at] != _NEW:
-        raise _malformed(data)
-    new, at = _tuple(data, at + 1, codec)
+    at += 6
+    if mark != _NEW:
+        if mark not in (_KEY, _OLD):
+            raise ValueError
+        old, _, at = _tuple(data, at, form)
+        if data[at] != _NEW:
+            raise ValueError
+        at += 1
+    new, lacking, at = _tuple(data, at, form)
     _whole(data, at)
-    return Update(oid, new, old, mark == _OLD)
+    return new, lacking, old, mark == _OLD
 
 
-def _parse_delete(data: bytes, codec: str) -> Delete:
-    (oid,) = _u32(data, 1)
-    if data[5] not in (_KEY, _OLD):
-        raise _malformed(data)
-    old, at = _tuple(data, 6, codec)
+@_strict
+def delete(data: bytes, at: int, forms: Forms) -> Values | None:
+    """The old row: at least the columns of the replica identity."""
+    oid, mark = _row(data, at)
+    if mark not in (_KEY, _OLD):
+        raise ValueError
+    form = forms.get(oid)
+    if form is None:
+        return None
+    old, _, at = _tuple(data, at + 6, form)
     _whole(data, at)
-    return Delete(oid, old)
+    return old
 
 
-def _parse_truncate(data: bytes, _codec: str) -> Truncate:
-    (count,) = _u32(data, 1)
-    _whole(data, 6 + 4 * count)
-    return Truncate(tuple(_u32(data, 6 + 4 * i)[0] for i in range(count)))
+@_strict
+def truncate(data: bytes, at: int, _: None) -> tuple[int, ...]:
+    """The OIDs of the relations."""
+    (count,) = _oid(data, at)
+    _whole(data, at + 6 + 4 * count)
+    return tuple(_u32(data, at + 6 + 4 * i)[0] for i in range(count))
 
 
-def _parse_ignored(data: bytes, _codec: str) -> Ignored:
-    return Ignored(chr(data[0]))
+def _tuple(data: bytes, at: int, form: Form) -> tuple[Values, bool, int]:
+    """The values, whether one is UNCHANGED, and the place behind the tuple."""
+    places, codec = form.places, form.codec
+    if _u16(data, at)[0] != len(places):
+        raise ValueError
+    at += 2
+    values: Values = [None] * form.width
+    lacking = False
+    for place in places:
+        kind = data[at]
+        if kind == _TEXT:
+            start = at + 5
+            at = start + _u32(data, at + 1)[0]
+            if place >= 0:
+                try:
+                    values[place] = data[start:at].decode(codec)
+                except UnicodeDecodeError:
+                    values[place] = unreadable(data[start:at], codec)
+        elif kind == _NULL:
+            at += 1
+        elif kind == _UNCHANGED:
+            at += 1
+            if place >= 0:
+                values[place] = UNCHANGED
+                lacking = True
+        else:
+            raise ValueError
+    return values, lacking, at
 
 
-_PARSERS: dict[int, Callable[[bytes, str], Message]] = {
-    ord("B"): _parse_begin,
-    ord("C"): _parse_commit,
-    ord("R"): _parse_relation,
-    ord("I"): _parse_insert,
-    ord("U"): _parse_update,
-    ord("D"): _parse_delete,
-    ord("T"): _parse_truncate,
-    ord("O"): _parse_ignored,
-    ord("Y"): _parse_ignored,
-    ord("M"): _parse_ignored,
-}
+def _whole(data: bytes, at: int) -> None:
+    """A slice past the end is silently short, so this finds a wrong length."""
+    if at != len(data):
+        raise ValueError
+
+
+def shortened(data: memoryview, at: int, longest: int, codec: str) -> bytes:
+    """The bytes, in which no text of a row has more than `longest` bytes.
+
+    A longer one ends with the last whole character before. It is never copied: decoding takes as
+    much memory as the texts may have, and not as much as PostgreSQL sends.
+    """
+    if len(data) <= at or data[at] not in (INSERT, UPDATE, DELETE):
+        return bytes(data)
+    try:
+        return b"".join(_shortened(data, at, longest, codec))
+    except (LookupError, ValueError, struct.error) as error:
+        raise malformed(bytes(data[: at + 40]), at) from error
+
+
+def _shortened(data: memoryview, at: int, longest: int, codec: str) -> Iterator[bytes]:
+    yield bytes(data[: at + 5])
+    at += 5
+    while at < len(data):  # one tuple, or two
+        (count,) = _u16(data, at + 1)
+        yield bytes(data[at : at + 3])
+        at += 3
+        for _ in range(count):
+            if data[at] != _TEXT:
+                yield bytes(data[at : at + 1])
+                at += 1
+                continue
+            start = at + 5
+            at = start + _u32(data, start - 4)[0]
+            if at - start <= longest:
+                yield bytes(data[start - 5 : at])
+                continue
+            text = _to_character(bytes(data[start : start + longest]), codec)
+            yield b"t" + _length(len(text)) + text
+    if at != len(data):
+        raise ValueError
+
+
+def _to_character(text: bytes, codec: str) -> bytes:
+    """Without the bytes of a last character that is incomplete."""
+    decoder = codecs.getincrementaldecoder(codec)("replace")
+    decoder.decode(text)
+    incomplete, _ = decoder.getstate()
+    return text[: len(text) - len(incomplete)]

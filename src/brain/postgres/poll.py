@@ -199,21 +199,11 @@ class Poll:
     async def _first_look(self) -> AsyncGenerator[tuple[Snapshot | Resumed, Checkpoint | None]]:
         """What is unfinished, and what changed since the oldest record, if there is one."""
         records = self.progress.records
-        visible, flushed, _ = await self._position()
-        tree, epoch = self.description.tree, self._epoch
-        here = Checkpoint(self._identity, visible, flushed=flushed, tree=tree, epoch=epoch)
-        if not self._has_xmin:
-            records.unavailable("a view has no xmin")
-        elif self._row_security is not None:
-            records.unavailable("row security may reveal rows that nobody has written")
-        elif self._identity[0] is None:
-            role = sql.Identifier(self._role).as_string()
-            records.unavailable(
-                "the role may not call pg_control_system(), which identifies the server",
-                f"GRANT EXECUTE ON FUNCTION pg_control_system() TO {role};",
-            )
+        here = await self.here()
+        if (reason := self.unrecordable()) is not None:
+            records.unavailable(*reason)
         else:
-            records.open((*self._identity[:1], self._identity[2], str(self._table)), here)
+            records.open(self.record_name, here)
         if len(records):
             found = FirstLook(records)
             visible = PgSnapshot(records.oldest.xmin, records.oldest.xmin, frozenset())
@@ -232,6 +222,30 @@ class Poll:
                 # Above every time that may have been sent before, which are all gaps now.
                 at = at or records.start(piece.at) + 1
                 yield replace(piece, at=at, refused=records.refused), reached
+
+    async def here(self) -> Checkpoint:
+        """The checkpoint of who has read nothing yet."""
+        visible, flushed, _ = await self._position()
+        tree, epoch = self.description.tree, self._epoch
+        return Checkpoint(self._identity, visible, flushed=flushed, tree=tree, epoch=epoch)
+
+    def unrecordable(self) -> tuple[str, str] | None:
+        """Why the table can have no records, and what to run; None if it can."""
+        if not self._has_xmin:
+            return "a view has no xmin", ""
+        if self._row_security is not None:
+            return "row security may reveal rows that nobody has written", ""
+        if self._identity[0] is None:
+            role = sql.Identifier(self._role).as_string()
+            hint = f"GRANT EXECUTE ON FUNCTION pg_control_system() TO {role};"
+            detail = "the role may not call pg_control_system(), which identifies the server"
+            return detail, hint
+        return None
+
+    @property
+    def record_name(self) -> tuple[str | None, ...]:
+        """What the file of records is of."""
+        return (self._identity[0], self._identity[2], str(self._table))
 
     @property
     def _has_xmin(self) -> bool:

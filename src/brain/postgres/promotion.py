@@ -131,7 +131,7 @@ class Promotion:
                 inspection = await ensure_publication(conn, self._table, self._application)
             stream = await Stream.open(
                 self._url,
-                self._table,
+                inspection.table,
                 inspection.description,
                 self._decoder,
                 application=self._application,

@@ -8,7 +8,7 @@ import structlog
 from psycopg import sql
 
 from brain.postgres.blockers import HARMFUL, blockers, drop_statement
-from brain.postgres.connection import Conn, codec_of, error_line
+from brain.postgres.connection import Conn, codec_of, deadline, error_line
 from brain.postgres.inspection import Inspection, inspect
 from brain.postgres.names import shown
 from brain.postgres.table import MissingTableError, Table, TableError, init_sql
@@ -24,12 +24,14 @@ async def ensure_publication(conn: Conn, table: Table, application: str) -> Insp
     """
     application = conn.info.parameter_status("application_name") or application
     found = await inspect(conn, table)
-    if found.listed and any(each.code in HARMFUL for each in blockers(found, table, application)):
+    table = found.table
+    if found.listed and any(each.code in HARMFUL for each in blockers(found, application)):
         found = await _withdraw(conn, table, found)
-    _raise_first(blockers(found, table, application))
+    _raise_first(blockers(found, application))
     if statement := _statement(table, found):
         await _publish(conn, table, found, application, statement)
         found = await inspect(conn, table)
+        table = found.table
     _raise_first(_omissions(found, table))
     return found
 
@@ -50,7 +52,7 @@ async def _publish(
             # statement, because a blocker rolls it back.
             now = await inspect(conn, table)
             before = replace(now, member=found.member, listed=found.listed)
-            _raise_first(blockers(before, table, application))
+            _raise_first(blockers(before, application))
     except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
         pass  # another Brain created it first, or at the same time
     except psycopg.errors.InsufficientPrivilege as error:
@@ -140,6 +142,39 @@ def _omitted(found: Inspection, table: Table) -> Iterator[str]:
 # For `brain init-db`.
 
 
+_OWN = """
+SELECT p.pubname, bool_and(coalesce(s.nspname = %s AND c.relname = %s, true))
+  FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid
+  LEFT JOIN pg_class c ON c.oid = r.prrelid LEFT JOIN pg_namespace s ON s.oid = c.relnamespace
+ WHERE p.pubname = ANY (%s) AND NOT p.puballtables
+ GROUP BY p.pubname
+HAVING count(r.prrelid) = 0 OR bool_or(s.nspname = %s AND c.relname = %s)
+ ORDER BY p.pubname
+"""
+
+
+async def removal(conn: Conn, table: Table, *, drop_table: bool) -> list[sql.Composed]:
+    """The statements that take away what `initialize` creates. Raises psycopg.Error.
+
+    A publication that lists other tables too only loses this one.
+    """
+    name = (table.schema, table.name)
+    async with deadline():
+        cursor = await conn.execute(_OWN, (*name, list(table.publications), *name))
+        found = await cursor.fetchall()
+    statements = [
+        sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(str(publication)))
+        if alone == "t"
+        else sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(
+            sql.Identifier(str(publication)), table.sql
+        )
+        for publication, alone in found
+    ]
+    if drop_table:
+        statements.append(sql.SQL("DROP TABLE IF EXISTS {}").format(table.sql))
+    return statements
+
+
 async def initialize(conn: Conn, table: Table, application: str) -> StreamUnavailable | None:
     """Create the table and its publication, where they are missing.
 
@@ -165,7 +200,8 @@ async def publication_sql(conn: Conn, table: Table, application: str) -> str:
         return ""
     except TableError as error:
         return _comment(str(error))
-    unavailable = next(blockers(found, table, application), None)
+    table = found.table
+    unavailable = next(blockers(found, application), None)
     if unavailable is None and (statement := _statement(table, found)):
         return f"{statement.as_string(conn)};"
     unavailable = unavailable or next(_omissions(found, table), None)

@@ -35,7 +35,7 @@ from brain.contract.messages import Micros
 MAGIC = b"brain records 1\n"
 """Another version of the format, or of what its fields mean, has another number."""
 
-_WRITE_HINT = "set BRAIN_DATA_DIR to a folder that Brain may write"
+WRITE_HINT = "set BRAIN_DATA_DIR to a folder that Brain may write"
 _LOCK_HINT = "set BRAIN_DATA_DIR to a folder on a local disk"
 _OTHER_HINT = "set BRAIN_DATA_DIR to another folder"
 
@@ -109,10 +109,14 @@ class RecordFile:
     only `abandon` may be called.
     """
 
-    def __init__(self, folder: Path, name: object) -> None:
+    def __init__(self, folder: Path, name: object, *, peek: bool = False) -> None:
+        """`peek`: only read it, also while a Brain uses it. A file that is missing is empty."""
         self.path = folder / f"{_digest(name).hex()}.records"
         self.ignored = ""
         """Why what the file contained does not count, if it contained anything."""
+        if peek:
+            self._peek()
+            return
         self._fd = self._locked()
         try:
             found = os.pread(self._fd, SIZE + 1, 0)
@@ -125,6 +129,17 @@ class RecordFile:
         except OSError as error:
             self.abandon()
             raise self._unwritable(error) from error
+
+    def _peek(self) -> None:
+        found = b""
+        try:
+            found = self.path.read_bytes()
+            self.ignored = _defect(self.path, found)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.ignored = f"{self.path} cannot be read: {error.strerror}"
+        self._image = bytearray(SIZE if self.ignored or not found.strip(b"\0") else found)
 
     def _locked(self) -> int:
         try:
@@ -143,7 +158,7 @@ class RecordFile:
         return fd
 
     def _unwritable(self, error: OSError) -> RecordFileError:
-        return RecordFileError(f"{self.path} cannot be written: {error.strerror}", _WRITE_HINT)
+        return RecordFileError(f"{self.path} cannot be written: {error.strerror}", WRITE_HINT)
 
     def close(self) -> None:
         """Unlocks it."""

@@ -69,6 +69,8 @@ EVERY: Final = 1.0
 """Seconds between two looks whether somebody changed the file, and between two tries to open one
 that another Brain has locked."""
 
+_CLOCK_HINT = "restart Brain: timestamps return to the clock, and clients start over"
+
 AHEAD: Final[Micros] = 100_000
 """How far ahead the highest time is stored. A start of Brain takes longer."""
 
@@ -113,8 +115,6 @@ class Records:
         """Why clients from before started over the last time; "" if they have not."""
         self.voids = 0
         """How often they have."""
-        self.lead: Micros = 0
-        """How far timestamps are ahead of the database's clock, as it was last read."""
         self.max_rows = max_rows
         self._folder = folder
         self._keep = int(keep * 1_000_000)
@@ -128,6 +128,8 @@ class Records:
         """The highest time that this process may have sent, or that it has found."""
         self._found: Micros = 0
         """The highest time of the process before."""
+        self._lead: Micros = 0
+        """How far timestamps are ahead of the database's clock, as it was last read."""
         self._stored = LATEST
         """Up to where times may be sent without a write: all of them while there is no file."""
         self._list: list[Record] = []
@@ -193,15 +195,18 @@ class Records:
 
     def compare(self, now: Micros) -> None:
         """Say when the database's clock is far behind the timestamps that clients have."""
-        lead = self._time - now
-        if lead > MAX_LEAD >= self.lead:
-            log.warning(
-                "timestamps are ahead of the database's clock",
-                seconds=lead // 1_000_000,
-                detail="they stand still until the clock has reached them; if Brain is restarted,"
-                " they return to the clock, and clients start over",
-            )
-        self.lead = lead
+        before, self._lead = self._lead, self._time - now
+        if self._lead > MAX_LEAD >= before:
+            (warning,) = self.warnings()
+            log.warning("clock", **{name: warning[name] for name in ("detail", "hint")})
+
+    def warnings(self) -> list[dict[str, str]]:
+        """For /readyz."""
+        if self._lead <= MAX_LEAD:
+            return []
+        ahead = f"the last timestamp is {self._lead // 1_000_000} s ahead of the database's clock"
+        detail = f"{ahead}: timestamps stand still until the clock has reached it"
+        return [{"code": "clock", "detail": detail, "hint": _CLOCK_HINT}]
 
     def first(self, xid: int) -> int:
         """(1) The place of the first record that sees this transaction; their number if none

@@ -8,6 +8,8 @@
 --   GRANT INSERT, UPDATE ON {table} TO brain;              for POST and PATCH /api/runs
 
 DO $brain$
+DECLARE
+    publication text := {publication_text};
 BEGIN
     -- Without the lock, two sessions could both find no table, and both create it.
     PERFORM pg_advisory_xact_lock(hashtext('brain init'));
@@ -41,14 +43,21 @@ BEGIN
     -- a table that existed may be published needs a look at it: `brain init-db` and `brain serve`
     -- take that look, and this script does not touch its publication.
     BEGIN
-        IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {publication_text}) THEN
-            CREATE PUBLICATION {publication} FOR TABLE {table}
-                WITH (publish_via_partition_root = true);
+        IF EXISTS (SELECT FROM pg_publication_tables
+                    WHERE pubname = publication
+                      AND (schemaname <> {schema_name} OR tablename <> {table_name})
+                      AND concat('brain_', schemaname, '_', tablename)::name = publication) THEN
+            -- It is that of another table: the names of a_b.c and a.b_c would be equal.
+            publication := {other_publication_text};
+        END IF;
+        IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = publication) THEN
+            EXECUTE format('CREATE PUBLICATION %I FOR TABLE %s'
+                           ' WITH (publish_via_partition_root = true)', publication, {table_text});
         ELSIF NOT EXISTS (SELECT FROM pg_publication_tables
-                          WHERE pubname = {publication_text}
+                          WHERE pubname = publication
                             AND schemaname = {schema_name} AND tablename = {table_name}) THEN
             -- The table was dropped: the publication has lost it.
-            ALTER PUBLICATION {publication} ADD TABLE {table};
+            EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', publication, {table_text});
         END IF;
     EXCEPTION
         WHEN insufficient_privilege THEN

@@ -12,6 +12,11 @@ from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
 
 log = structlog.get_logger()
 
+POLLED = "Brain works by polling; a stream would be sooner"
+
+SAID: frozenset[UnavailableCode] = frozenset({"chosen", "replica_identity", "inheritance"})
+"""Polling is what somebody has chosen, or the detail may be about the application's own UPDATEs."""
+
 WarningCode: TypeAlias = Literal["id_unique", "time_zone"]
 
 
@@ -76,6 +81,7 @@ class SourceState:
             now=source,
             **({"detail": detail} if detail else {}),
             **({"hint": hint} if hint else {}),
+            **({"effect": POLLED} if source == "poll" and hint and code not in SAID else {}),
         )
 
     def poll_because(self, unavailable: StreamUnavailable) -> None:

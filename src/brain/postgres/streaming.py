@@ -1,7 +1,7 @@
 """The states JOINING and STREAMING: one stream, from the poll that it continues to its end."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from brain.contract.events import Changes, Event, Known, Op, Resumed, Snapshot, 
 from brain.contract.messages import ID, STATUS, UNCHANGED, Run, filled
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted
+from brain.postgres.replication import Watched
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Table
 from brain.postgres.table_warnings import TableWarnings
@@ -27,6 +28,7 @@ class Streaming:
         state: SourceState,
         warnings: TableWarnings,
         timing: Timing,
+        watched: Watched,
     ) -> None:
         self._poll = poll
         self._promoted = promoted
@@ -36,6 +38,7 @@ class Streaming:
         self._state = state
         self._warnings = warnings
         self._timing = timing
+        self._watched = watched
         self._watch: Watch | None = None
 
     async def join(self) -> AsyncGenerator[Snapshot | Resumed]:
@@ -59,7 +62,7 @@ class Streaming:
         assert checkpoint is not None
         await self._stream.start(checkpoint.visible, await self._poll.insert_lsn())
 
-    async def events(self) -> AsyncGenerator[Event]:
+    async def events(self) -> AsyncGenerator[Sequence[Event]]:
         """STREAMING. Raises StreamLost, StreamUnavailable, TableError, psycopg.Error."""
         self._state.streams += 1
         self._state.change("replication")
@@ -73,15 +76,25 @@ class Streaming:
             warnings=self._warnings,
             timing=self._timing,
         )
-        self._watch, stream.inspect = watch, watch.check_now
+        self._watch, stream.inspect, stream.watched = watch, watch.check_now, self._watched
         self._state.lateness.follow(watch.unanswered_since)
         while True:
+            ready: list[Changes] = []
             for changes in await stream.read():
-                complete = await self._completed(changes) if changes.incomplete else changes
+                if changes.incomplete:
+                    # What the board knows decides. So it first applies what came before.
+                    if ready:
+                        yield ready
+                        ready = []
+                    complete = await self._completed(changes)
+                else:
+                    complete = changes
                 progress.unseen.add(changes.xid)
-                yield complete
+                ready.append(complete)
+            if ready:
+                yield ready
             for comparison in watch.passed(stream.position):
-                yield comparison
+                yield [comparison]
             # That the server speaks does not prove that nothing is on its way: it may be decoding
             # a huge transaction.
             self._state.heard = watch.proven_at()

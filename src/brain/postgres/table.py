@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.resources import files
 
 from psycopg import sql
@@ -12,7 +13,7 @@ from brain.contract.errors import BrainError
 from brain.contract.messages import FIELDS
 from brain.postgres.column_map import REQUIRED, SAME_NAMES, ColumnMap, guess
 from brain.postgres.connection import Conn
-from brain.postgres.names import nearest, scan, shown
+from brain.postgres.names import MAX_NAME, nearest, scan, shown
 from brain.postgres.statuses import StatusColumn, status_column
 
 
@@ -21,6 +22,8 @@ class Table:
     schema: str
     name: str
     columns: ColumnMap = SAME_NAMES
+    published_as: str = ""
+    """The publication that the catalog names, if Brain has looked (`inspect`)."""
 
     @classmethod
     def parse(cls, text: str) -> "Table":
@@ -49,8 +52,20 @@ class Table:
 
     @property
     def publication(self) -> str:
-        """The name of its publication, cut at 63 bytes as PostgreSQL would cut it."""
-        return f"brain_{self.schema}_{self.name}".encode()[:63].decode(errors="ignore")
+        """The name of its publication."""
+        return self.published_as or self.publications[0]
+
+    @property
+    def publications(self) -> tuple[str, str]:
+        """The usual name of its publication, and the one for a table whose usual name is taken.
+
+        The usual names of a_b.c and a.b_c are equal, and so may be those of long names, which are
+        cut as PostgreSQL would cut them. The digest of the other one tells them apart.
+        """
+        usual = f"brain_{self.schema}_{self.name}".encode()
+        digest = sha256(f"{self.schema}\0{self.name}".encode()).hexdigest()[:8]
+        other = f"{usual[: MAX_NAME - 9].decode(errors='ignore')}_{digest}"
+        return usual[:MAX_NAME].decode(errors="ignore"), other
 
 
 def _parts(text: str) -> tuple[str, str]:
@@ -80,8 +95,8 @@ def init_sql(table: Table) -> str:
         "schema_text": sql.Literal(sql.Identifier(table.schema).as_string()),
         "schema_name": sql.Literal(table.schema),
         "table_name": sql.Literal(table.name),
-        "publication": sql.Identifier(table.publication),
-        "publication_text": sql.Literal(table.publication),
+        "publication_text": sql.Literal(table.publications[0]),
+        "other_publication_text": sql.Literal(table.publications[1]),
     }
     for name, column in table.columns.created().items():
         names[name] = sql.SQL(name) if column == name else sql.Identifier(column)

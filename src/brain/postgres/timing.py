@@ -49,6 +49,8 @@ class StreamTiming:
     gulp: float = 0.005
     """Between two reads under load. It halves the CPU of reading at once, and writers keep 0.88 of
     their rate instead of 0.82."""
+    unwatched_gulp: float = 0.025
+    """The same while nobody waits for what is read."""
     idle: float = 1.0
     """How long a read waits for something to arrive."""
     status_every: float = 1.0

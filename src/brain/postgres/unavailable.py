@@ -1,5 +1,6 @@
 """Why the table cannot be streamed now: a code for programs, a detail and a hint for people."""
 
+import re
 from typing import Literal, TypeAlias
 
 import psycopg
@@ -110,6 +111,9 @@ _SQLSTATE_BY_TEXT = {
 of its text identify it; most of them are the same in every language of PostgreSQL."""
 
 
+_LIBPQ = re.compile(r"^connection failed: .*? failed: (?=FATAL:)|FATAL:\s+")
+
+
 def from_error(error: psycopg.Error, user: str) -> StreamUnavailable:
     """What an error on the way to a stream means."""
     if error.sqlstate == "55P03":
@@ -121,7 +125,9 @@ def from_error(error: psycopg.Error, user: str) -> StreamUnavailable:
         (sqlstate for text, sqlstate in _SQLSTATE_BY_TEXT.items() if text in str(error)), ""
     )
     meaning = from_sqlstate(sqlstate, user)
-    return StreamUnavailable(f"{meaning.detail}: {error_line(error)}", meaning.hint, meaning.code)
+    # libpq's words for a refusal would alarm where Brain polls, and works.
+    said = _LIBPQ.sub("", error_line(error)) if sqlstate else error_line(error)
+    return StreamUnavailable(f"{meaning.detail}: {said}", meaning.hint, meaning.code)
 
 
 def from_sqlstate(sqlstate: str, user: str) -> StreamUnavailable:

@@ -1,4 +1,4 @@
-"""What a connection, and all together, may take of the server. Reasons: docs/limits.md."""
+"""What a connection, and all together, may take of the server. Reasons: limits.md."""
 
 from dataclasses import dataclass
 

@@ -215,7 +215,7 @@ class Server(uvicorn.Server):
                 trim_heap()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Steps 1 to 5 of docs/operations.md. Nothing is left for uvicorn's own shutdown to wait
+        """Steps 1 to 5 of operations.md. Nothing is left for uvicorn's own shutdown to wait
         for.
         """
         connections, unupgraded, requests = (

@@ -23,6 +23,7 @@ _READY: Final[dict[str, Any]] = {
     "hint": "a sentence that says what to run",
     "lag_seconds": 0.012,
     "since_seconds": 86.4,
+    "since_detail": "a sentence, if clients from before had to start over",
     "resume_seconds": 3600.0,
     "resume_detail": "a sentence, if clients cannot resume over a restart",
     "clients": 40,
@@ -74,14 +75,22 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "hint": state.hint or None,
             "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
             "since_seconds": round(parts.since(now), 3),
+            "since_detail": parts.records.voided or None,
             "resume_seconds": round(parts.resume(now), 3),
             "resume_detail": parts.records.detail or None,
             "clients": parts.hub.clients,
             "lagging": parts.hub.lagging,
             "runs": len(parts.board),
             "warnings": [
-                {"code": each.code, "detail": f"{each.detail}: {each.effect}", "hint": each.hint}
-                for each in state.warnings
+                *(
+                    {
+                        "code": each.code,
+                        "detail": f"{each.detail}: {each.effect}",
+                        "hint": each.hint,
+                    }
+                    for each in state.warnings
+                ),
+                *parts.records.warnings(),
             ],
             "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
@@ -93,7 +102,11 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
         tags=["operations"],
         summary="For Prometheus",
         response_class=PlainTextResponse,
-        responses={200: _shown("docs/metrics.md lists them", "brain_clients 40.0\n", "text/plain")},
+        responses={
+            200: _shown(
+                "docs/reference/metrics.md lists them", "brain_clients 40.0\n", "text/plain"
+            )
+        },
     )
     async def read_metrics() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)

@@ -1,4 +1,4 @@
-"""The examples of /openapi.json and docs/api.md are what Brain answers."""
+"""The examples of /openapi.json and docs/reference/api.md are what Brain answers."""
 
 import re
 from collections.abc import Mapping

@@ -272,3 +272,28 @@ async def test_the_api_shows_and_changes_no_id_of_two_rows(any_database: str) ->
         await api.post("/api/runs", json={"id": "c", "agent": "t1"})
         await api.post("/api/runs", json={"id": "c", "agent": "t2"})
         problem(await api.post("/api/runs", json={"id": "c", "agent": "t2"}), 409)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "lists"), [("pair", "(x,1)", True), ("json", "{}", False)]
+)
+def test_an_id_that_postgresql_cannot_compare_is_a_clear_error(
+    database: str, type_: str, value: str, lists: bool
+) -> None:
+    """A composite type has an order, and no input by which a text could be compared with it."""
+    execute(database, "CREATE TYPE pair AS (a text, b int)")
+    execute(database, f"CREATE TABLE odd (id {type_}, status text)")
+    execute(database, "INSERT INTO odd VALUES (%s, 'queued')", value)
+    with served(database_url=database, table="public.odd", follows="poll") as brain:
+        path = f"/api/runs/{quote(value, safe='')}"
+        answers = [brain.get(path), brain.request("PATCH", path, {"status": "running"})]
+        listed = brain.get("/api/runs")
+        assert listed[0] == (200 if lists else 503)
+        for status, problem in answers if lists else [*answers, listed]:
+            assert status == 503
+            assert (
+                f'of the type "{"public" if lists else "pg_catalog"}"."{type_}"'
+                in (problem["detail"])
+            )
+            assert "give the column another type" in problem["detail"]
+        assert execute(database, "SELECT status FROM odd") == [("queued",)]

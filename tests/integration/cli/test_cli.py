@@ -135,7 +135,7 @@ def test_the_readme_has_the_commands_that_serve_prints(embedded: Brain) -> None:
     )
     assert len(commands) == 3
     for command in commands:
-        assert f"    {command}" in readme, command
+        assert f"\n{command}" in readme, command
 
 
 def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
@@ -185,6 +185,40 @@ def test_init_db_creates_the_table_of_the_setting(postgres: Postgres) -> None:
         assert brain.get("/api/runs/r") == (200, {"id": "r", "status": "queued"})
 
 
+def test_a_healthy_start_does_not_sound_alarming(embedded: Brain, postgres: Postgres) -> None:
+    """With the embedded database, and with a role that may only read another one."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    execute(postgres.url(), "CREATE ROLE reads LOGIN")
+    execute(postgres.url(name), "GRANT SELECT ON runs TO reads")
+    with served(database_url=postgres.url(name, "reads"), follows="poll") as reading:
+        reading.wait_for('event=source now=poll detail="the role may not replicate: permission')
+    assert "Brain works by polling; a stream would be sooner" in reading.log()
+    started, streams, _ = embedded.log().partition("event=source now=replication")
+    assert streams
+    for log in (started, reading.log()):
+        assert set(re.findall(r" level=(\w+) ", log)) == {"info"}
+        assert not re.search("FATAL|failed|refused|error", log, re.IGNORECASE)
+
+
+def test_init_db_removes_what_it_created_and_the_table_only_if_asked(postgres: Postgres) -> None:
+    url = postgres.url(postgres.create_database(TEMPLATE, ROLE), ROLE)
+    present = "SELECT count(*) FROM pg_publication UNION ALL SELECT count(*) FROM pg_class"
+    present += " WHERE relname = 'runs'"
+    assert "give --remove with it" in run("init-db", "--drop-table", code=2, database_url=url)
+    printed = run("init-db", "--remove", "--drop-table", "--sql", database_url=url)
+    assert (
+        printed == 'DROP PUBLICATION "brain_public_runs";\nDROP TABLE IF EXISTS "public"."runs";\n'
+    )
+    assert execute(url, present) == [(1,), (1,)]
+    said = run("init-db", "--remove", database_url=url)
+    assert said.startswith('done: DROP PUBLICATION "brain_public_runs"\n')
+    assert "The table public.runs stays." in said
+    assert execute(url, present) == [(0,), (1,)]
+    assert "has no publication of public.runs" in run("init-db", "--remove", database_url=url)
+    assert "stays" not in run("init-db", "--remove", "--drop-table", database_url=url)
+    assert execute(url, present) == [(0,), (0,)]
+
+
 def test_a_mapped_table_is_created_followed_examined_and_played(postgres: Postgres) -> None:
     """By each command, and with the commands that `serve` prints."""
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
@@ -196,7 +230,7 @@ def test_a_mapped_table_is_created_followed_examined_and_played(postgres: Postgr
     assert 'CREATE TABLE "App"."Runs" (' in run("init-db", "--sql", **settings)
     assert '"App"."Runs" of' in run("init-db", **settings)
     assert 'Brain streams "App"."Runs".' in run("doctor", **settings)
-    assert "brain_App_Runs" in run("doctor", "--remove", **settings)
+    assert 'done: DROP PUBLICATION "brain_App_Runs"' in run("init-db", "--remove", **settings)
     with served(**settings) as brain:
         found = dict(
             re.findall(r"^  (create one|change it|no psql\?) +(.*)", brain.log(), re.MULTILINE)

@@ -35,7 +35,7 @@ from tests.support.template import ROLE, TEMPLATE, own, with_template
 pytestmark = pytest.mark.long
 
 RUNS = Table("public", "runs")
-OPERATIONS = ROOT / "docs" / "operations.md"
+OPERATIONS = ROOT / "docs" / "how-to" / "operations.md"
 
 
 IMPATIENT = Thresholds(slot_wait=0.3)
@@ -853,16 +853,8 @@ def test_the_exit_status_the_text_and_the_json(database: str) -> None:
     assert (away["status"], away["source"], away["findings"][0]["level"]) == (2, "none", "broken")
 
 
-def test_remove_drops_the_publication(database: str) -> None:
-    for _ in range(2):
-        assert "the publication brain_public_runs is removed" in run(
-            "doctor", "--remove", code=0, database_url=database
-        )
-    assert execute(database, "SELECT pubname FROM pg_publication") == []
-
-
 def test_every_check_is_in_the_docs() -> None:
-    """docs/operations.md lists exactly the codes that the code has."""
+    """docs/how-to/operations.md lists exactly the codes that the code has."""
     _, _, after = OPERATIONS.read_text().partition("## brain doctor")
     rows = re.findall(r"^\| ((?:`\w+` )+)\|", after.partition("\n## ")[0], re.MULTILINE)
     written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {

@@ -135,6 +135,40 @@ def test_an_empty_table_shows_commands_that_work_when_they_are_pasted(
     assert execute(table, "SELECT id, progress FROM runs") == [("test-run-1", 100.0)]
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_commands_fit_the_window_and_can_be_copied(
+    browser: Browser, origin: str, table: str, width: int
+) -> None:
+    assert table
+    with live_page(browser, origin, viewport={"width": width, "height": 700}) as page:
+        page.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        line = page.tab.locator(".commands pre").nth(1)
+        button = page.tab.get_by_role("button", name="Copy: Start it")
+        for each in (line, button):
+            box = each.bounding_box()
+            assert box
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+        assert line.evaluate("pre => pre.scrollWidth <= pre.clientWidth"), "nothing is cut off"
+        button.click()
+        expect(button).to_have_text("Copied")
+        assert page.tab.evaluate("navigator.clipboard.readText()") == line.inner_text()
+
+
+def test_what_is_loaded_has_the_time_of_its_last_change(
+    browser: Browser, origin: str, table: str
+) -> None:
+    """Brain remembers it. Before, the page knew only that it had seen no change yet."""
+    add(table, "changed", "ended")
+    execute(table, "UPDATE runs SET status = 'failed' WHERE id = 'ended'")
+    with live_page(browser, origin, "?quiet=1") as page:
+        page.is_("live")
+        for run_id in ("changed", "ended"):
+            expect(page.cell(run_id, "changed")).to_have_text(re.compile(r"\d+s"))
+            expect(page.cell(run_id, "changed")).not_to_contain_text("≥")
+        expect(page.cell("changed", "quiet")).to_be_attached()
+
+
 def test_a_filter_that_matches_nothing_can_be_cleared(page: LivePage, table: str) -> None:
     add(table, "one")
     page.shows("one", "running")
@@ -466,6 +500,9 @@ def test_asks_for_a_token_and_says_why_one_is_not_accepted(browser: Browser, tab
             field = page.tab.get_by_label("Token")
             expect(field).to_be_visible()
             expect(page.tab.locator(".reason")).to_have_text("")  # nothing was wrong yet
+            expect(field).to_be_focused()
+            expect(page.tab.locator(".chip.running b")).to_have_text("\u2013")  # nobody knows
+            expect(page.tab).to_have_title("⚠ Brain")
             field.fill("nonsense")
             field.press("Enter")
             expect(page.tab.locator(".reason")).to_have_text("the token is not valid")

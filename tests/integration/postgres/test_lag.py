@@ -64,6 +64,21 @@ async def test_an_idle_walsender_waits_for_log(any_database: str, ends: list[Log
         await waits(f, ends, 10)
 
 
+async def test_an_open_transaction_whose_log_is_not_sent_makes_nothing_late(
+    any_database: str, ends: list[LogEnd]
+) -> None:
+    """Without the other question, whose answer may be on its way when the test looks."""
+    timing = replace(QUICK, stream=StreamTiming(idle=0.02, ask_every=600))
+    async with Following(any_database, timing=timing) as f, connected(any_database) as other:
+        await f.source()
+        for i in range(5):
+            await other.execute(
+                f"INSERT INTO runs SELECT '{i}-' || j FROM generate_series(1, 700) j"
+            )
+            await waits(f, ends)
+            assert late(f) == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_an_open_transaction_makes_nothing_late(
     any_database: str, mode: Mode, ends: list[LogEnd]

@@ -1,6 +1,7 @@
 """A publication is created once, only where it cannot harm; a reason against it has a hint."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 
 from brain.postgres.connection import Conn, connect
 from brain.postgres.inspection import Inspection, inspect
-from brain.postgres.publication import ensure_publication, initialize
+from brain.postgres.publication import ensure_publication, initialize, removal
 from brain.postgres.table import Table
 from brain.postgres.timing import TIMING
 from brain.postgres.unavailable import StreamUnavailable
@@ -514,3 +515,82 @@ async def test_a_foreign_partition_rules_out_a_stream(
     assert (found.code, found.hint) == ("view", "")
     assert found.detail == "the partition part is a foreign table, whose changes are in no log"
     assert publications(any_database) == [(NAME, None)]
+
+
+# Two tables with one usual name, and taking away what Brain has created.
+
+TWINS = (Table("a_b", "c"), Table("a", "b_c"))
+SCHEMAS = "CREATE SCHEMA a_b; CREATE SCHEMA a; "
+TABLES = " ".join(f"CREATE TABLE {each} (id text PRIMARY KEY, status text);" for each in TWINS)
+
+
+def listed(url: str) -> dict[str, list[str]]:
+    """The tables of each publication of the twins."""
+    rows = execute(
+        url,
+        "SELECT pubname, array_agg(concat(schemaname, '.', tablename) ORDER BY length(schemaname))"
+        " FROM pg_publication_tables WHERE pubname <> 'brain_public_runs' GROUP BY 1 ORDER BY 1",
+    )
+    return dict(rows)
+
+
+@pytest.mark.parametrize("by_init_db", [True, False])
+async def test_two_tables_with_one_usual_name_have_two_publications(
+    any_database: str, by_init_db: bool
+) -> None:
+    execute(any_database, SCHEMAS if by_init_db else SCHEMAS + TABLES)
+    usual, other = TWINS[1].publications
+    assert usual == TWINS[0].publication == "brain_a_b_c"
+    assert other not in (usual, TWINS[0].publications[1])
+    async with await connect(any_database, "brain") as conn:
+        for table in TWINS if by_init_db else ():
+            assert await initialize(conn, table, "brain") is None
+    async with contextlib.AsyncExitStack() as stack:
+        followings: list[Following] = []
+        for table in TWINS:
+            f = await stack.enter_async_context(Following(any_database, "auto", table=table))
+            await f.source("replication")
+            await f.sql(f"INSERT INTO {table} VALUES ('{table.name}', 'queued')")
+            await f.pushed(table.name, "queued")
+            followings.append(f)
+        for f in followings:  # its end waits for every slot of the database
+            await f.stop()
+    assert listed(any_database) == {usual: ["a_b.c"], other: ["a.b_c"]}
+    async with await connect(any_database, "brain") as conn:
+        for table, left in zip(TWINS, ({other: ["a.b_c"]}, {}), strict=True):
+            (statement,) = await removal(conn, table, drop_table=False)
+            await conn.execute(statement)
+            assert listed(any_database) == left
+
+
+async def test_a_publication_that_earlier_versions_gave_to_both_stays_that_of_both(
+    any_database: str,
+) -> None:
+    usual = TWINS[0].publication
+    execute(
+        any_database,
+        f"{SCHEMAS} {TABLES} CREATE PUBLICATION {usual} FOR TABLE a_b.c, a.b_c"
+        " WITH (publish_via_partition_root = true)",
+    )
+    async with await connect(any_database, "brain") as conn:
+        for table in TWINS:
+            assert (await ensure_publication(conn, table, "brain")).table.publication == usual
+        assert listed(any_database) == {usual: ["a.b_c", "a_b.c"]}
+        for table, left in zip(TWINS, ({usual: ["a.b_c"]}, {}), strict=True):
+            for statement in await removal(conn, table, drop_table=True):
+                await conn.execute(statement)
+            assert listed(any_database) == left
+    assert execute(any_database, "SELECT to_regclass('a.b_c'), to_regclass('a_b.c')") == [
+        (None, None)
+    ]
+
+
+async def test_a_removal_touches_no_publication_that_somebody_else_has_made(
+    any_database: str,
+) -> None:
+    execute(any_database, "CREATE PUBLICATION theirs FOR TABLE runs")
+    execute(any_database, "ALTER PUBLICATION brain_public_runs RENAME TO renamed")
+    execute(any_database, "CREATE TABLE other (id text PRIMARY KEY)")
+    execute(any_database, "CREATE PUBLICATION brain_public_runs FOR TABLE other")
+    async with await connect(any_database, "brain") as conn:
+        assert await removal(conn, RUNS, drop_table=False) == []

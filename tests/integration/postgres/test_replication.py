@@ -15,16 +15,16 @@ import pytest
 from brain.contract.events import Changes
 from brain.contract.messages import ID
 from brain.delivery.board import Board
-from brain.postgres import pgoutput, replication
 from brain.postgres.connection import connect
-from brain.postgres.decoder import Decoder
-from brain.postgres.pgoutput import LSN, Begin, Insert, PgoutputError, Relation
+from brain.postgres.decoder import CUT, Decoder
+from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import Poll
 from brain.postgres.progress import Progress
-from brain.postgres.replication import SLICE, Stream, StreamLost
+from brain.postgres.replication import Stream, StreamLost
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import describe
 from brain.postgres.timing import StreamTiming
+from brain.postgres.transactions import SLICE, Transactions
 from tests.support.following import QUICK, RUNS, Following, connected, slots_gone
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
@@ -149,27 +149,48 @@ async def test_leaves_out_a_transaction_that_the_last_poll_has_seen(database: st
         ]
 
 
-@pytest.mark.parametrize(
-    "message", [Insert(1, ["a", "queued"]), Relation(1, "public", "runs", "d", ("id", "status"))]
-)
-async def test_refuses_messages_out_of_order(database: str, message: pgoutput.Message) -> None:
-    async with opened(database) as stream:
-        stream._oid = 1
-        if isinstance(message, Relation):
-            stream._handle(message, [])
-            with pytest.raises(PgoutputError, match="a row outside of a transaction"):
-                stream._handle(Insert(1, ["a", "queued"]), [])
-        else:
-            stream._handle(Begin(LSN(1), 0, 700), [])
-            with pytest.raises(PgoutputError, match="a row before its relation"):
-                stream._handle(message, [])
+async def test_reads_less_often_while_nobody_waits(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: set[tuple[bool, bool]] = set()
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds > 0:
+            slept.add((stream.watched(), seconds <= 100))
+        await sleep(0)
+
+    async with streaming(database, StreamTiming(gulp=100, unwatched_gulp=1000)) as stream:
+        execute(database, "INSERT INTO runs (id) VALUES ('a')")
+        await until(stream, "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", noted)
+            for run_id, watched in (("b", True), ("c", False), ("d", True)):
+                stream.watched = lambda watched=watched: watched  # type: ignore[misc]
+                execute(database, f"INSERT INTO runs (id) VALUES ('{run_id}')")
+                await until(stream, run_id)
+        assert slept == {(True, True), (False, False)}
+
+
+async def test_a_huge_text_is_cut_as_a_query_cuts_it(database: str) -> None:
+    async with Following(database, "replication", max_text=1000) as f:
+        await f.source("replication")
+        await f.sql(
+            "INSERT INTO runs (id, error) VALUES ('a', repeat('😀', 1000000))",
+            "INSERT INTO runs (id, error) VALUES ('b', 'short')",
+        )
+        await f.pushed("b", "queued")
+        (pushed,) = (run for run in f.pushes if run[ID] == "a")
+        assert pushed[7] == "😀" * 1000 + CUT
+        assert f.decoder.corrected == 0
 
 
 async def test_loses_the_stream_at_bytes_that_are_no_message(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    feed = Transactions.feed
+    monkeypatch.setattr(Transactions, "feed", lambda self, data, _: feed(self, b"S" + data, 0))
     async with streaming(database) as stream:
-        monkeypatch.setattr(replication, "parse", lambda data, _: pgoutput.parse(b"S" + data))
         execute(database, "INSERT INTO runs (id) VALUES ('a')")
         with pytest.raises(StreamLost, match="not a pgoutput message"):
             await until(stream, "a")

@@ -139,7 +139,7 @@ def test_strict_knows_the_four_words_only() -> None:
 
 
 def test_the_docs_list_the_common_words() -> None:
-    lines = (ROOT / "docs" / "settings.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "reference" / "settings.md").read_text().splitlines()
     for status in STATUSES:
         words = [f"`{word}`" for word, meaning in COMMON.items() if meaning == status]
         assert f"- `{status}`: {', '.join(words)}" in lines

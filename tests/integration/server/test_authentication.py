@@ -261,6 +261,18 @@ def ask(
             return error.code, _said(error)
 
 
+def test_the_log_names_who_wrote_and_the_path_of_a_request_without_a_token(brain: Brain) -> None:
+    text = token(scope="write", sub="agent\n7 " + "x" * 90)
+    assert ask(brain, "POST", "/api/runs?query=hidden", text, {"id": "by-agent"})[0] == 201
+    subject = r"agent\\\\n7 x{72}\.\.\."
+    brain.wait_for(rf'event=write method=POST run=by-agent now=queued .* subject="{subject}"')
+    assert ask(brain, "PATCH", "/api/runs/by-agent?query=hidden")[0] == 401
+    brain.wait_for(
+        r"event=rejected peer=\S+ method=PATCH path=/api/runs/by-agent status=401 .*code=token\n"
+    )
+    assert "hidden" not in brain.log()
+
+
 def test_the_api_requires_a_token_and_its_scope(brain: Brain) -> None:
     reads, writes, both = token(), token(scope="write"), token(scope="read write")
     for method, path, body in [

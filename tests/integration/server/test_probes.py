@@ -25,6 +25,7 @@ DETAILS = {
     "resume_detail",
     "resume_seconds",
     "since_seconds",
+    "since_detail",
     "clients",
     "lagging",
     "rejected",

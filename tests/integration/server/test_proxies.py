@@ -1,4 +1,4 @@
-"""Behind real proxies that terminate TLS, with the configurations of docs/proxies.md."""
+"""Behind real proxies that terminate TLS, with the configurations of docs/how-to/proxies.md."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from tests.support.ports import free_port
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served
 
-PAGE = ROOT / "docs" / "proxies.md"
+PAGE = ROOT / "docs" / "how-to" / "proxies.md"
 IDLE = 2
 """Seconds that a proxy of the tests waits, in place of 75."""
 

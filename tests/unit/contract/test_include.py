@@ -19,8 +19,8 @@ from brain.contract.messages import iso, message
 from tests.support import ROOT
 
 T = 1_700_000_000_123_456
-DEFAULT = json.loads((ROOT / "docs" / "wsmessage.schema.json").read_text())
-INCLUDING = json.loads((ROOT / "docs" / "wsmessage-include.schema.json").read_text())
+DEFAULT = json.loads((ROOT / "docs" / "reference" / "wsmessage.schema.json").read_text())
+INCLUDING = json.loads((ROOT / "docs" / "reference" / "wsmessage-include.schema.json").read_text())
 FRAMES = {
     "deleted": deleted_message('r"\n \U0001f600', T),
     "ready": ready_message(T),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Criteria:
-    """A filter as docs/protocol.md states it, written independently of contract/subscription.py."""
+    """A filter as protocol.md states it, written independently of contract/subscription.py."""
 
     run_id: frozenset[str] = frozenset()
     task_id: frozenset[str | None] = frozenset()

@@ -36,7 +36,6 @@ class Mutant(NamedTuple):
     """What to replace by what, so that the source no longer enforces the rule."""
 
 
-@cache
 def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
     """A copy of the module in which each change is made, at the one place where it fits."""
     source = ast.unparse(ast.parse(inspect.getsource(module)))

@@ -25,7 +25,7 @@ def begun(memory: int = PLENTY, *rows: Run, **options: Any) -> Board:
 
 
 def change(board: Board, op: Op, row: Run, at: Micros = T) -> Push:
-    (push,) = board.apply(Changes([(op, row)], at, 7))
+    (push,) = board.apply(Changes([(op, row)], at, 7, incomplete=UNCHANGED in row))
     return push
 
 

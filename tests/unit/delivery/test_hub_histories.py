@@ -29,6 +29,8 @@ from tests.unit.delivery.judge import Violation
 from tests.unit.delivery.mutants import MUTANTS, engine
 from tests.unit.delivery.world import histories
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
 RULES = (("I", 2), ("L", 6), ("P", 3), ("R", 18), ("T", 9), ("W", 2))
 MODULES = (

@@ -12,10 +12,13 @@ from brain.contract.events import Changes, Op, Outcome, Snapshot, only_id
 from brain.contract.include import NOTHING, Included, deleted_message
 from brain.contract.messages import ID, Micros, Run, iso
 from brain.contract.subscription import ANY, Filter, Subscription
+from brain.delivery import tombstones
 from brain.delivery.board import OVERHEAD, Board, Push
 from brain.delivery.lanes import GROUP
 from brain.delivery.log import DELETED, FACETS, FRAME, RUN, SEQ, TIME, is_tombstone
 from brain.delivery.tombstones import ANYTHING, FINISHED
+from tests.unit.delivery import test_hub
+from tests.unit.delivery.mutants import Mutant, engine
 from tests.unit.delivery.runs import PLENTY, T
 from tests.unit.delivery.runs import run as bare
 from tests.unit.delivery.test_hub import Reader, Room
@@ -121,6 +124,26 @@ def test_a_token_is_told_of_deletes_within_its_bounds() -> None:
     room.rest()
     assert told(reader) == [("run_update", "mine"), ("run_deleted", "mine")]
     assert told(lagging) == [("run_update", "mine"), ("run_deleted", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("facet(known[RUN])", "(DELETED, None, None)"),
+        ("facet(known[RUN])", "known[FACETS][0]"),
+        ("(DELETED, None, None) if known is None", "(DELETED, 'a', None) if known is None"),
+    ],
+    ids=["nothing is known", "what it was first", "unknown ones are in all bounds"],
+)
+def test_the_bounds_of_a_token_are_not_kept_without(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random histories have no tokens."""
+    source = "_, agent, task_id = (DELETED, None, None) if known is None else facet(known[RUN])"
+    changed = engine(Mutant(0, tombstones, ((source, source.replace(old, new)),)))
+    monkeypatch.setattr(test_hub, "Board", changed.board)
+    with pytest.raises(AssertionError):
+        test_a_token_is_told_of_deletes_within_its_bounds()
 
 
 # T3

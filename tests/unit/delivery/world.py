@@ -477,7 +477,8 @@ class World:
         slices = [slice_ for slice_ in (rows[:cut], rows[cut:]) if slice_]
         for slice_ in slices:
             more = slice_ is not slices[-1] and rng.random() < 0.7
-            self.apply(Changes(slice_, at, 1), more=more)
+            incomplete = any(UNCHANGED in row for _, row in slice_)
+            self.apply(Changes(slice_, at, 1, incomplete), more=more)
         for _, row in rows:
             self.unreported.pop(row[ID], None)
 

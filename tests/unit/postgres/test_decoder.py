@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from brain.contract.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
-from brain.postgres.decoder import CUT, Decoder
+from brain.postgres.decoder import CUT, MAX_KNOWN, MAX_KNOWN_TEXT, Decoder
 
 
 def decoded(decoder: Decoder, **fields: str | None) -> Any:
@@ -204,3 +204,15 @@ def test_every_row_is_a_run_of_the_contract_or_rejected(
 def test_every_time_of_python_keeps_its_value(moment: datetime) -> None:
     seen = decoded(Decoder({}, 100), started_at=moment.isoformat(" ").removesuffix(":00"))[5]
     assert datetime.fromisoformat(seen) == moment
+
+
+def test_the_meanings_of_texts_are_bounded_and_corrections_are_counted_each_time() -> None:
+    decoder = Decoder({}, 100)
+    for i in range(3 * MAX_KNOWN):
+        assert decoded(decoder, progress=f"0.{i:05}") is not None
+    assert len(decoder._numbers) <= MAX_KNOWN
+    for _ in range(2):
+        decoded(decoder, progress="101", started_at="never")
+    assert decoder.corrected == 4
+    decoded(decoder, progress=f"1.{'0' * 1000}")
+    assert max(map(len, decoder._numbers)) <= MAX_KNOWN_TEXT  # and not those of a numeric(1000)

@@ -9,20 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brain.contract.messages import UNCHANGED
-from brain.postgres.pgoutput import (
+from brain.postgres.pgoutput import Form, PgoutputError, Relation, shortened, update
+from brain.postgres.text import Unreadable
+from tests.support.pgoutput import (
     Begin,
     Commit,
     Delete,
     Ignored,
     Insert,
     Message,
-    PgoutputError,
-    Relation,
     Truncate,
     Update,
     parse,
 )
-from brain.postgres.text import Unreadable
 
 Recording: TypeAlias = dict[str, list[bytes]]
 RECORDINGS = sorted(Path(__file__).parent.glob("golden/pgoutput-*.txt"))
@@ -219,3 +218,89 @@ def test_reads_a_text_in_its_encoding_and_replaces_bytes_that_are_none() -> None
 def test_refuses_what_is_no_message(data: bytes) -> None:
     with pytest.raises(PgoutputError, match="not a pgoutput message"):
         parse(data)
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_reads_a_message_inside_its_envelope(path: Path) -> None:
+    for messages in load(path).values():
+        for data in messages:
+            assert parse(b"envelope" + data, at=8) == parse(data)
+
+
+def test_reads_the_wanted_columns_alone_each_into_its_place() -> None:
+    data = b"U\0\0\0\1N\0\4t\0\0\0\1at\0\0\0\1\xffut\0\0\0\1z"
+    found = update(data, 0, {1: Form((2, -1, -1, 0), 4)})
+    assert found == (["z", None, "a", None], False, None, False)
+
+
+def test_a_row_of_a_relation_that_nobody_wants_is_not_read() -> None:
+    assert update(b"U\0\0\0\1N\xff\xff", 0, {2: Form((0,), 1)}) is None
+
+
+def cut(value: str | None, longest: int, codec: str) -> str | None:
+    """The longest beginning that takes as many bytes."""
+    while value is not None and len(value.encode(codec)) > longest:
+        value = value[:-1]
+    return value
+
+
+TEXTS = (
+    st.none() | st.sampled_from([UNCHANGED]) | st.text(st.sampled_from("a0€é😀\n中"), max_size=12)
+)
+
+
+def column(value: str | None, codec: str) -> bytes:
+    if value is None or value == UNCHANGED:
+        return b"n" if value is None else b"u"
+    text = value.encode(codec, "replace")
+    return b"t" + len(text).to_bytes(4, "big") + text
+
+
+@given(
+    st.sampled_from("IUD"),
+    st.lists(TEXTS, min_size=1, max_size=4),
+    st.booleans(),
+    st.integers(4, 30),
+    st.sampled_from(["utf-8", "euc_jp", "gb2312", "iso8859-15"]),
+)
+def test_a_shortened_row_has_the_beginnings_of_its_texts(
+    kind: str, values: list[str | None], both: bool, longest: int, codec: str
+) -> None:
+    row = len(values).to_bytes(2, "big") + b"".join(column(value, codec) for value in values)
+    data = kind.encode() + b"\0\0\0\1"
+    if kind == "D" or (kind == "U" and both):
+        data += b"K" + row
+    if kind != "D":
+        data += b"N" + row
+    envelope = b"w" * 25
+    short = shortened(memoryview(envelope + data), 25, longest, codec)
+    assert short[:25] == envelope
+    whole, found = parse(data, codec), parse(short, codec, 25)
+    assert isinstance(whole, Insert | Update | Delete)
+    for field in ("new", "old"):
+        if (texts := getattr(whole, field, None)) is not None:
+            assert getattr(found, field) == [cut(text, longest, codec) for text in texts]
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_a_message_without_long_texts_is_shortened_to_itself(path: Path) -> None:
+    for messages in load(path).values():
+        for data in messages:
+            assert shortened(memoryview(data), 0, 2400, "utf-8") == data
+
+
+@given(st.sampled_from(GOLDEN), st.data())
+def test_what_is_refused_is_refused_when_it_is_shortened(
+    message: bytes, data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(0, min(len(message), 200) - 1))
+    bent = message[:at] + bytes([data.draw(st.integers(0, 255))]) + message[at + 1 :]
+    try:
+        whole: Message | None = parse(bent)
+    except PgoutputError:
+        whole = None
+    try:
+        short: Message | None = parse(shortened(memoryview(bent), 0, len(bent), "utf-8"))
+    except PgoutputError:
+        short = None
+    assert short == whole

@@ -15,6 +15,8 @@ from tests.unit.delivery.mutants import variant
 from tests.unit.postgres import test_record_file, test_records, test_sent_times
 from tests.unit.postgres.test_records import Lives
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 
 class Mutant(NamedTuple):
     module: ModuleType

@@ -231,13 +231,22 @@ def test_a_kill_while_brain_returns_to_the_clock_does_no_harm(lives: Lives) -> N
     assert kills > 3
 
 
+@follows("restart Brain: timestamps return to the clock, and clients start over")
 def test_timestamps_that_are_far_ahead_of_the_clock_are_said_once(lives: Lives) -> None:
     records = sent(lives, 0, YEAR)
+    assert records.warnings() == []
     with capture_logs() as logs:
         for second in (0, 1, 2, YEAR, 3):
             records.compare(T + second * SECOND)
-    assert [each["seconds"] for each in logs] == [YEAR, YEAR - 3]
-    assert records.lead == (YEAR - 3) * SECOND
+    assert [each["event"] for each in logs] == ["clock", "clock"]
+    (warning,) = records.warnings()
+    assert f"is {YEAR - 3} s ahead of the database's clock" in warning["detail"]
+    followed(warning["hint"])
+    records = lives(at(10))
+    now = records.start(T + 4 * SECOND)
+    records.remember(now)
+    records.compare(T + 5 * SECOND)
+    assert (now, records.warnings()) == (T + 4 * SECOND, [])
 
 
 # 4

@@ -2,7 +2,7 @@
 
 from structlog.testing import capture_logs
 
-from brain.postgres.source_state import SourceState
+from brain.postgres.source_state import POLLED, SourceState
 
 
 def test_logs_each_state_once() -> None:
@@ -37,3 +37,14 @@ def test_logs_when_polling_becomes_slow_and_when_it_is_no_longer() -> None:
         (True, 0.6),
         (False, 0.4),
     ]
+
+
+def test_polling_with_a_hint_says_that_it_works() -> None:
+    state = SourceState()
+    with capture_logs() as logs:
+        state.change("poll", "preparing", "the stream is being prepared")
+        state.change("poll", "role", "the role may not replicate", "ALTER ROLE brain REPLICATION;")
+        state.change("poll", "chosen", "BRAIN_SOURCE is poll", "BRAIN_SOURCE=auto")
+        state.change("none", "table", "there is no table", "create it")
+    assert [line.get("effect") for line in logs] == [None, POLLED, None, None]
+    assert [line["log_level"] for line in logs] == ["info", "info", "info", "warning"]

@@ -1,6 +1,6 @@
 // What time it is in the database, which is what a run's times are compared with.
 //
-// The rule is stated in docs/client.md, "The database's clock". brain/client/clock.py has it for
+// The rule is stated in docs/how-to/client.md, "The database's clock". brain/client/clock.py has it for
 // Python, and one table of cases holds both: tests/unit/client/clock.json.
 
 const SLEPT = 2000; // ms by which the two clocks of the machine differ after it slept or was set

@@ -336,6 +336,7 @@ class Page {
     toTop: () => this.#toTop(),
     close: () => this.#close(),
     copy: (/** @type {string} */ text) => void this.#copy(text),
+    isCopied: (/** @type {string} */ text) => this.#copied === text,
     toggleAnyBell: async () => {
       await this.#notifications.toggleAny();
       this.#invalidate();
@@ -352,8 +353,9 @@ class Page {
     this.#store.tick(moment.known);
     const { counts } = this.#store;
     const warning = moment.isCurrent || moment.freshness.state === 'connecting' ? '' : '⚠ ';
-    const running = `${this.#texts.number(counts.running)} ${this.#texts.say('running')}`;
-    document.title = `${warning}${running} · ${this.#texts.say('title')}`;
+    const running = `${this.#texts.number(counts.running)} ${this.#texts.say('running')} · `;
+    const isKnown = view.isKnown(this.#store, moment);
+    document.title = `${warning}${isKnown ? running : ''}${this.#texts.say('title')}`;
     this.#favicon.show(
       this.#failedUnseen ? 'failed' : warning ? 'stale' : counts.running ? 'running' : 'idle',
     );

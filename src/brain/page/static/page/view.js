@@ -27,6 +27,8 @@ import { STATUSES } from './store.js';
  * @property {() => void} toTop
  * @property {() => void} retry
  * @property {(token: string) => void} sendToken
+ * @property {(text: string) => void} copy
+ * @property {(text: string) => boolean} isCopied
  */
 
 // Freshness, in words
@@ -62,7 +64,15 @@ export function freshness(moment, texts) {
   }
 }
 
-// The bar
+/**
+ * Whether the counts are those of the table: before anything was loaded, nobody knows how many runs
+ * there are.
+ *
+ * @param {Store} store @param {Moment} moment
+ */
+export const isKnown = (store, moment) => moment.freshness.at !== undefined || store.total > 0;
+
+// The bar: its name stands in index.html, so that the browser paints before it runs a script
 
 /**
  * @param {Store} store @param {Moment} moment @param {Texts} texts @param {Actions} act
@@ -73,9 +83,11 @@ export function bar(store, moment, texts, act, bell) {
   const { sign, hint, time } = freshness(moment, texts);
   const bellName = texts.say(bell.isPossible ? 'bellAny' : 'bellDenied');
   return html`
-    <h1>${texts.say('title')}</h1>
     <div class="chips" role="group" aria-label=${texts.say('status')}>
-      ${STATUSES.map((status, i) => statusChip(status, i + 1, store, texts, act))}
+      ${STATUSES.map((status, i) => {
+        const count = isKnown(store, moment) ? store.counts[status] : undefined;
+        return statusChip(status, i + 1, count, store, texts, act);
+      })}
       ${quietChip(store, texts, act)}
     </div>
     <input
@@ -98,22 +110,25 @@ export function bar(store, moment, texts, act, bell) {
 }
 
 /**
- * @param {Status} status @param {number} key
+ * @param {Status} status @param {number} key @param {number | undefined} count
  * @param {Store} store @param {Texts} texts @param {Actions} act
  */
-function statusChip(status, key, store, texts, act) {
+function statusChip(status, key, count, store, texts, act) {
   const name = texts.say(status);
   return html`<button
     class="chip ${status}" aria-pressed=${store.filter.statuses?.has(status) ?? false}
     title=${texts.say('filterHint', { name, key: String(key) })}
     @click=${() => act.toggleStatus(status)}
-  >${chip(status, name, store.counts[status], texts)}</button>`;
+  >${chip(status, name, count, texts)}</button>`;
 }
 
-/** @param {string} symbol @param {string} name @param {number} count @param {Texts} texts */
+/**
+ * @param {string} symbol @param {string} name @param {number | undefined} count
+ * @param {Texts} texts
+ */
 const chip = (symbol, name, count, texts) =>
   html`${glyph(symbol)}<span class="word">${name}</span>
-    <b class="number">${texts.number(count)}</b>`;
+    <b class="number">${count === undefined ? texts.say('none') : texts.number(count)}</b>`;
 
 /**
  * Only when there is one: it is a warning.
@@ -155,7 +170,9 @@ export function state(store, moment, texts, act) {
     const button = html`<button class="wide" @click=${act.clear}>${texts.say('clear')}</button>`;
     return box(texts.say('noMatch'), hint, button);
   }
-  if (moment.isCurrent) return box(texts.say('empty'), texts.say('emptyHint'), commands(texts));
+  if (moment.isCurrent) {
+    return box(texts.say('empty'), texts.say('emptyHint'), commands(texts, act));
+  }
   const { sign, hint } = freshness(moment, texts);
   return box(sign, hint, nothing);
 }
@@ -164,8 +181,8 @@ export function state(store, moment, texts, act) {
 const box = (title, hint, rest) =>
   html`<div class="box"><h2>${title}</h2><p>${hint}</p>${rest}</div>`;
 
-/** @param {Texts} texts */
-function commands(texts) {
+/** @param {Texts} texts @param {Actions} act */
+function commands(texts, act) {
   const { origin } = location;
   const json = "-H 'Content-Type: application/json'";
   const bearer = storage('sessionStorage')['brain-token']
@@ -179,7 +196,15 @@ function commands(texts) {
     ['emptyEnd', `${patch} -d '{"status":"completed","progress":100}'`],
   ];
   return html`<ol class="commands">
-    ${lines.map(([key, line]) => html`<li>${texts.say(key)}<pre tabindex="0">${line}</pre></li>`)}
+    ${lines.map(
+      ([key, line]) => html`<li>${texts.say(key)}
+        <div class="command"><pre tabindex="0">${line}</pre>
+          <button
+            class="copy" aria-label=${texts.say('copyField', { name: texts.say(key) })}
+            @click=${() => act.copy(line)}
+          >${texts.say(act.isCopied(line) ? 'copied' : 'copy')}</button></div>
+      </li>`,
+    )}
   </ol>`;
 }
 
@@ -196,7 +221,7 @@ function tokenForm({ freshness: { reason = '' } }, texts, act) {
     <p>${texts.say('tokenHint')}</p>
     <label>${texts.say('tokenLabel')}
       <input
-        name="token" type="password" autocomplete="off" maxlength="4096" required
+        name="token" type="password" autocomplete="off" maxlength="4096" required autofocus
         aria-describedby="token-reason"
       />
     </label>
@@ -231,12 +256,19 @@ export const pills = (newer, store, texts, act) => html`
 export function foot(store, moment, texts, act, { complete, kept }) {
   const [count, { total }] = [store.list.length, store];
   const { hint } = freshness(moment, texts);
+  const { state } = moment.freshness;
+  // In place of the list, the same sentence stands already.
+  const isSaid = state === 'live' || state === 'ended' || (!total && state !== 'polled');
   return html`
     <span class="number">
-      ${texts.say(count === total ? 'shown' : 'shownOf', { count, total })}
+      ${
+        isKnown(store, moment)
+          ? texts.say(count === total ? 'shown' : 'shownOf', { count, total })
+          : nothing
+      }
     </span>
     ${complete ? nothing : html`<span>${texts.say('trimmed', { count: kept })}</span>`}
-    <span class="hint">${moment.freshness.state === 'live' ? nothing : hint}</span>
+    <span class="hint">${isSaid ? nothing : hint}</span>
     <button class="link" title=${texts.say('keysHint')} @click=${act.help}>
       ${texts.say('keys')} <kbd>?</kbd>
     </button>`;

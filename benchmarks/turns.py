@@ -1,0 +1,125 @@
+"""Turns: how long one turn of Brain's event loop takes, in which nobody else is answered.
+
+`python -m benchmarks.turns [--quick] [--compare REV]`.
+
+Brain itself records its turns (benchmarks/observed.py): a client would see its own delays, and the
+kernel's, on top. They are in CPU time, so that other processes on the core do not count;
+`longest_wall_ms` is the same with them. In the loads with filters, each client asks for a run of
+its own by `run_id`, and each change is of a run that one client has asked for.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, versions
+from benchmarks.changes import RUNS, Changes, prepare
+from benchmarks.growth import came, filtering
+from benchmarks.load import Load, Options
+from tests.support import served
+from tests.support.served import Brain
+
+SERVER_CORE, OTHER_CORES = machine.cores()
+MAX_MS = 40.0
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    clients: int
+    count: int
+    rate: float
+    filters: bool = False
+
+
+JOBS = (
+    Job("1 000 clients × 100/s", 1_000, 300, 100),
+    Job("1 000 clients, a burst of 20 000", 1_000, 20_000, 0),
+    Job("5 000 clients × 1 000/s", 5_000, 3_000, 1_000),
+    Job("10 000 clients × 500/s", 10_000, 1_500, 500),
+    Job("10 000 filters × 1 000/s", 10_000, 3_000, 1_000, filters=True),
+    Job("10 000 filters, a burst of 10 000", 10_000, 10_000, 0, filters=True),
+)
+QUICK = (
+    Job("200 clients × 100/s", 200, 100, 100),
+    Job("200 filters, a burst of 200", 200, 200, 0, filters=True),
+)
+
+
+@contextmanager
+def clients(brain: Brain, job: Job) -> Iterator[None]:
+    """Until all that was sent to them has been read."""
+    if job.filters:
+        with filtering(brain, job.clients) as sockets:
+            yield
+            came(sockets)
+    else:
+        with Load(Options(brain.port, "/ws", job.clients), cores=OTHER_CORES) as load:
+            load.check_connected()
+            load.ask("reset")
+            yield
+            machine.quiet(load)
+
+
+def measure(url: str, job: Job, version: Path | None) -> dict[str, float]:
+    with ExitStack() as closing:
+        file = closing.enter_context(tempfile.NamedTemporaryFile(prefix="brain-turns-"))
+        os.environ["BENCHMARK_TURNS"] = file.name
+        brain = closing.enter_context(machine.brain(url, cores=SERVER_CORE, version=version))
+        changes = closing.enter_context(Changes(url, RUNS, cores=OTHER_CORES))
+        with clients(brain, job):
+            changes.start(100, 100)  # warm up
+            changes.finish(60.0)
+            begun = Path(file.name).stat().st_size
+            changes.start(job.count, job.rate)
+            changes.finish(60.0 + job.count)
+        lines = Path(file.name).read_bytes()[begun:].decode().splitlines()
+    turns = [(float(wall), float(cpu)) for wall, cpu in map(str.split, lines)]
+    return {
+        "longest_ms": max((cpu for _, cpu in turns), default=0.0) * 1000,
+        "longest_wall_ms": max((wall for wall, _ in turns), default=0.0) * 1000,
+        "above_20_ms": float(sum(cpu > 0.02 for _, cpu in turns)),
+    }
+
+
+def main() -> None:
+    options = machine.options(__doc__, runs=1, compare=True)
+    observed = str(Path(__file__).with_name("observed.py"))
+    served.BRAIN = [sys.executable, observed]
+    rev = options.compare
+    sides: dict[str, Path | None] = {"": None}
+    if rev:
+        sides[f", {rev}"] = versions.source(rev)
+    found: dict[str, list[dict[str, float]]] = {}
+    with machine.database(cores=OTHER_CORES) as url:
+        prepare(url)
+        for job in QUICK if options.quick else JOBS:
+            measures = {
+                f"{job.name}{side}": partial(measure, url, job, version)
+                for side, version in sides.items()
+            }
+            found |= machine.interleaved(options.runs, measures)
+    jobs: dict[str, Any] = {
+        name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in found.items()
+    }
+    longest = max(
+        job["figures"]["longest_ms"]["max"]
+        for name, job in jobs.items()
+        if not rev or not name.endswith(f", {rev}")
+    )
+    targets = [machine.target("longest turn, ms", longest, most=MAX_MS)]
+    machine.write(
+        "turns-compare" if rev else "turns",
+        {"jobs": jobs, "targets": targets},
+        quick=options.quick or bool(rev),
+    )
+
+
+if __name__ == "__main__":
+    main()
