@@ -39,7 +39,7 @@ class Asking:
             connection.request("GET", "/healthz")
             connection.getresponse().read()
             self.longest = max(self.longest, time.monotonic() - began)
-            time.sleep(EVERY)
+            time.sleep(EVERY)  # the rate
         connection.close()
 
     def __enter__(self) -> Self:
@@ -65,15 +65,15 @@ def measure(url: str, brain: Brain, megabytes: int) -> dict[str, float]:
     pid = brain.process.pid
     execute(url, "TRUNCATE runs")
     execute(url, "INSERT INTO runs (id, status) VALUES ('huge', 'running'), ('other', 'running')")
-    time.sleep(1)
+    time.sleep(1)  # the rows have been pushed, and their memory is free
     before = machine.rss_bytes(pid)
     forget_peak(pid)
     counted = brain.metric("brain_changes_total")
     with Asking(brain.port) as asking:
         execute(url, HUGE, megabytes * 1_000_000)
         while brain.metric("brain_changes_total") == counted:
-            time.sleep(0.01)
-        time.sleep(0.5)
+            time.sleep(0.01)  # between two looks
+        time.sleep(0.5)  # what was asked meanwhile has been answered
     return {
         "peak_mb": (peak_bytes(pid) - before) / 1e6,
         "kept_mb": (machine.rss_bytes(pid) - before) / 1e6,
@@ -92,7 +92,13 @@ def main() -> None:
     with machine.postgres() as server:
         url = machine.address(server)
         measures = {name: partial(_measured, url, megabytes, src) for name, src in sources.items()}
-        machine.interleaved(asked.runs, measures)
+        found = machine.interleaved(asked.runs, measures)
+    jobs = {name: {"runs": runs, "figures": machine.spreads(runs)} for name, runs in found.items()}
+    machine.write(
+        "huge-compare" if asked.compare else "huge",
+        {"jobs": {f"a text of {megabytes} MB": jobs}, "targets": []},
+        quick=asked.quick or bool(asked.compare),
+    )
 
 
 def _measured(url: str, megabytes: int, version: Path | None) -> dict[str, float]:

@@ -28,6 +28,7 @@ PLAN = (
     Step("polling", 0.9),
     Step("stalled", 0.5),
     Step("silent", 0.8),
+    Step("huge", 0.4),
     Step("pauses", 0.5),
     Step("freshness", 1.5),
     Step("page", 0.7),

@@ -103,5 +103,5 @@ def write(results: dict[str, Any], root: Path) -> None:
             (root / name).read_text(),
         )
         if count != 1:
-            raise RuntimeError(f"{name} has {count} tables below docs/fanout.svg, not 1")
+            raise RuntimeError(f"{name} has {count} tables below fanout.svg, not 1")
         (root / name).write_text(text)

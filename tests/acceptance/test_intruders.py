@@ -403,7 +403,7 @@ async def test_nothing_raw_is_logged(brain: Brain, ask: Any) -> None:
         ask().replace(path, path + f"?token={secret}&run_id={secret}".encode()),
         ask().replace(path, path + f"?since={secret}".encode()),
         ask().replace(path, f"foo?token={secret}".encode()),
-        ask().replace(path, f"/{secret}?token={secret}".encode()),
+        ask().replace(path, f"/elsewhere?token={secret}".encode()),
         ask(**{"X-A": evil}) if ask is request else asking(ask, f"X-A: {evil}"),
     ):
         async with await Peer.open(brain.port) as peer:
@@ -412,8 +412,8 @@ async def test_nothing_raw_is_logged(brain: Brain, ask: Any) -> None:
             )
             await peer.answer()
     log = brain.log()
-    # An Origin is quoted, in ASCII, as who runs Brain has to know it. A secret has no business
-    # there, nor anywhere else.
+    # An Origin and a path are quoted, in ASCII: whoever runs Brain has to know them. A query never
+    # is.
     assert all("code=origin" in line for line in log.splitlines() if secret in line)
     assert f"token={secret}" not in log
     assert f"Bearer {secret}" not in log

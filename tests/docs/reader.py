@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +131,18 @@ class Reader:
             assert len(fence.commands) == 1, f"{fence.place}: a command that goes on is alone"
             self._begin(Running(with_state, state.with_suffix(".log"), **where), terminal)
             return
+        ended = f"set -e\n{with_state}\n{{ export -p; echo cd $PWD; }} >{state}"
+        self._run(fence, ["bash", "-c", ended], **where)
+
+    def _run(
+        self, fence: Fence, command: Sequence[str | Path], *, seconds: float = PATIENCE, **how: Any
+    ) -> None:
+        """The command succeeds, and what it prints is `output`."""
         done = subprocess.run(
-            ["bash", "-c", f"set -e\n{with_state}\n{{ export -p; echo cd $PWD; }} >{state}"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            **where,
+            command, capture_output=True, text=True, timeout=seconds, check=False, **how
         )
-        assert done.returncode == 0, f"{fence.place}\n{script}\n{done.stdout}{done.stderr}"
+        said = f"{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{fence.place}\n{self.here(fence.text)}\n{said}"
         self.output = done.stdout
 
     def _begin(self, running: Running, terminal: str) -> None:
@@ -180,34 +183,20 @@ class Reader:
 
     def sql(self, fence: Fence) -> None:
         command = ["psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", self.database]
-        done = subprocess.run(
-            command,
-            input=self.here(fence.text),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0, f"{fence.place}\n{done.stderr}"
-        self.output = done.stdout
+        self._run(fence, command, input=self.here(fence.text), env=self.environment)
 
     def python(self, fence: Fence, prelude: str) -> None:
         """Run it while runs change, and while its connection is cut now and then."""
         file = self.folder / f"line-{fence.line}.py"
         with Proxy(self.port) as proxy, self._changes(proxy):
             file.write_text(self.here(prelude + fence.text, proxy.port))
-            done = subprocess.run(
+            self._run(
+                fence,
                 [sys.executable, "-m", "tests.docs.run_python", file, str(PATIENCE)],
+                seconds=2 * PATIENCE,
                 cwd=self.folder,
                 env=self.environment | {"PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=2 * PATIENCE,
-                check=False,
             )
-        assert done.returncode == 0, f"{fence.place}\n{done.stdout}{done.stderr}"
-        self.output = done.stdout
 
     @contextmanager
     def _changes(self, proxy: Proxy) -> Iterator[None]:
@@ -267,8 +256,9 @@ class Reader:
 
     def leaves(self) -> None:
         """Ctrl-C in each terminal."""
-        for running in reversed(self.running.values()):
-            running.interrupt()
+        with ExitStack() as terminals:
+            for running in self.running.values():
+                terminals.callback(running.interrupt)
 
 
 def accepts(port: int) -> bool:

@@ -59,7 +59,7 @@ NO_HINTS = {
     "BRAIN_RESUME is 0": "says what is set",
     "Brain takes times without a zone": "says what is set",
     "the database does not know the time zone": "needs other time zone data in PostgreSQL",
-    "DROP PUBLICATION IF EXISTS {}": "Brain runs it",
+    "DROP TABLE IF EXISTS {}": "Brain runs it",
     "ALTER PUBLICATION {} DROP TABLE {}": "Brain runs it",
     "CREATE ROLE cecelia": "Brain runs it",
     "Memory used by these runs": "describes a metric",

@@ -1,4 +1,4 @@
-"""docs/page.md: what it names as a proof is there."""
+"""docs/reference/page.md: what it names as a proof is there."""
 
 import re
 

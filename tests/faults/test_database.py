@@ -1,4 +1,4 @@
-"""The database is killed, down, silent or blocked: operations.md, "When the database fails".
+"""The database is killed, down, silent or blocked: running.md, "When the database fails".
 
 Brain, PostgreSQL and the clients are real. At the end of each test every client is still connected
 and holds what SELECT shows.

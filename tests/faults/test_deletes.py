@@ -113,7 +113,7 @@ def test_100_000_deletes_in_one_statement_reach_500_clients_once_each(database: 
 
 
 class Holder:
-    """A client that includes `deleted`, as docs/protocol.md asks for. Its token may be limited to
+    """A client that includes `deleted`, as protocol.md asks for. Its token may be limited to
     an agent.
     """
 

@@ -356,7 +356,7 @@ def test_fast_updates_of_one_row_are_conflated(fleet: Fleet, brain: Brain, url: 
 def test_a_large_transaction_in_another_table_delays_but_loses_nothing(
     fleet: Fleet, url: str
 ) -> None:
-    """docs/how-to/operations.md gives half a second for a million rows."""
+    """docs/reference/running.md gives half a second for a million rows."""
     execute(url, "CREATE TABLE elsewhere (a int, b text)")
     with psycopg.connect(url) as conn:
         conn.execute("INSERT INTO elsewhere SELECT i, 'text' FROM generate_series(1, 300000) i")

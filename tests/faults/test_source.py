@@ -1,4 +1,4 @@
-"""The stream is refused, lost or silent, and comes back: operations.md, "When the database
+"""The stream is refused, lost or silent, and comes back: running.md, "When the database
 fails".
 
 Whatever the source, clients receive changes in time. /readyz says which source it is, why it is no

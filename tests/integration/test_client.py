@@ -21,6 +21,7 @@ from websockets.http11 import Response
 
 from brain import Away, Connected, Deleted, Message, Ready, Source, WatchError, wait, watch
 from brain.client import endings
+from brain.client.api import API
 from brain.client.endings import classify
 from brain.client.events import Event
 from brain.client.proxies import is_loopback
@@ -30,7 +31,7 @@ from brain.contract.messages import RunData
 from tests.support import ROOT
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import token
-from tests.support.patience import PATIENCE, within
+from tests.support.patience import PATIENCE, eventually, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -504,24 +505,29 @@ async def test_a_server_that_does_not_speak_http_is_told_and_tried_again(
     speaks_first: bool, says: bytes
 ) -> None:
     """However much it says, and before it is asked, too."""
-    came = 0
+    came = open_ = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal came
-        came += 1
+        nonlocal came, open_
+        came, open_ = came + 1, open_ + 1
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             if not speaks_first:
                 await reader.readuntil(b"\r\n\r\n")
-            while True:
+            while not writer.is_closing():
                 writer.write(says)
                 await writer.drain()
+        writer.transport.abort()
+        open_ -= 1
 
     server = await asyncio.start_server(flood, "127.0.0.1", 0)
     url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
-    async with server, Watching(url, timing=Timing(delay=lambda _: 0.01)) as w:
-        await w.until(lambda: came >= 3)
+    async with server:
+        async with Watching(url, timing=Timing(delay=lambda _: 0.01)) as w:
+            await w.until(lambda: came >= 3)
         (away,) = w.of(Away)
         assert away.reason == "did not receive a valid HTTP response"
+        server.close()
+        await eventually(lambda: not open_)
 
 
 # Back-off.
@@ -766,6 +772,37 @@ async def test_wait_waits_for_a_run_to_exist_and_reports_its_deletion(
     assert caught.value.code == 404
 
 
+@pytest.mark.parametrize("source", ["replication", "poll"])
+async def test_wait_is_told_of_a_deletion_and_does_not_have_to_ask(
+    postgres: Postgres, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run whose id was given in another form than the table prints."""
+    answers: list[RunData | None] = []
+    get_run = API.get_run
+
+    async def recorded(api: API, run_id: str) -> RunData | None:
+        answers.append(await get_run(api, run_id))
+        return answers[-1]
+
+    monkeypatch.setattr(API, "get_run", recorded)
+    url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
+    execute(url, "CREATE TABLE runs (id uuid PRIMARY KEY, status text)")
+    given = "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"
+    timing = Timing(ask_every=10_000)
+    with served(database_url=url, source=source, follows=source) as polling:
+        execute(url, f"INSERT INTO runs VALUES ('{given}', 'running')")
+        # A poll tells only of the deletion of what an earlier one has seen.
+        await polling.knows(given.lower(), "running")
+        async with Proxy(polling.port) as proxy:
+            waiting = asyncio.create_task(wait(proxy.url, given, timing=timing, proxy=None))
+            await eventually(lambda: answers)  # it asks when it has subscribed
+            assert answers[0] is not None
+            execute(url, "DELETE FROM runs")
+            with pytest.raises(WatchError, match="was deleted"):
+                async with asyncio.timeout(PATIENCE):
+                    await waiting
+
+
 async def test_wait_gives_up_after_its_timeout(brain: Brain) -> None:
     with pytest.raises(TimeoutError):
         await wait(brain.url(), "w-never", timeout=0.5, proxy=None)
@@ -773,6 +810,7 @@ async def test_wait_gives_up_after_its_timeout(brain: Brain) -> None:
 
 async def test_wait_asks_again_when_the_api_refuses_for_now(brain: Brain, database: str) -> None:
     execute(database, "INSERT INTO runs (id, status) VALUES ('w-busy', 'completed')")
+    await brain.knows("w-busy", "completed")  # it is not pushed any more
     timing, waits = recorded()
     async with Proxy(brain.port) as proxy:
         waiting = asyncio.create_task(

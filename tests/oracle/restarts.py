@@ -463,15 +463,7 @@ class World:
         self.resting = True
         await self._until(lambda: not self._busy, life)
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
-            await _clear(conn)
-            cursor = await conn.execute(
-                "UPDATE runs SET error = (coalesce(error, '0')::int + 1)::text WHERE id = %s"
-                " RETURNING error",
-                [MARKER],
-            )
-            row = await cursor.fetchone()
-            assert row is not None
-            mark = row[0]
+            mark = await move_marker(conn)
 
             def followed() -> bool:
                 entry = life.board.get(MARKER)
@@ -627,6 +619,18 @@ def _set_back(seconds: float) -> None:
 
     Poll._query = query  # type: ignore[assignment, method-assign]
     pgoutput.POSTGRES_EPOCH = EPOCH - int(seconds * 1e6)
+
+
+async def move_marker(conn: AsyncConnection[TupleRow]) -> str:
+    """Change the run behind everything else. Returns what it has as its error now."""
+    await _clear(conn)
+    cursor = await conn.execute(
+        "UPDATE runs SET error = (coalesce(error, '0')::int + 1)::text WHERE id = %s"
+        " RETURNING error",
+        [MARKER],
+    )
+    ((mark,),) = await cursor.fetchall()
+    return str(mark)
 
 
 async def _clear(conn: AsyncConnection[TupleRow]) -> None:

@@ -31,7 +31,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from brain.contract.close_codes import GAP
 from brain.contract.messages import Micros, iso, parse_time
 from brain.contract.subscription import ALL
-from tests.oracle.restarts import MARKER, Consumer, Plan, World, _clear
+from tests.oracle.restarts import MARKER, Consumer, Plan, World, move_marker
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.postgres import VERSIONS, running
@@ -225,13 +225,7 @@ class ServedWorld(World):
         await self._ready(brain)
         await self._wait(lambda: not self._busy)
         async with await AsyncConnection.connect(self.url, autocommit=True) as conn:
-            await _clear(conn)
-            cursor = await conn.execute(
-                "UPDATE runs SET error = (coalesce(error, '0')::int + 1)::text WHERE id = %s"
-                " RETURNING error",
-                [MARKER],
-            )
-            ((mark,),) = await cursor.fetchall()
+            mark = await move_marker(conn)
             everyone = [each for each in self.consumers if isinstance(each, ServedConsumer)]
             await self._wait(lambda: all(each.ready for each in everyone))
             # Those without a filter have the marker, so it was written to the others too, behind
@@ -249,6 +243,7 @@ class ServedWorld(World):
         for consumer in everyone:
             consumer.judge(table)
         self.checks += 1
+        print(self, flush=True)
         for consumer in everyone:
             consumer.left = self.dice.randrange(1, 200)
         self.resting = False

@@ -16,6 +16,7 @@ from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.record_file import Record
 from brain.postgres.records import Records
 from tests.oracle.restarts import Plan, World
+from tests.oracle.served_restarts import PLAN, play
 from tests.support.patience import within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -61,6 +62,17 @@ async def test_crashes_of_postgresql_lose_nothing(version: int, tmp_path: Path) 
         print(world)
         assert world.faults == []
         assert not [why for why in world.gaps if why.startswith("NONE")], world.gaps
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("crashes", [0.0, 0.3])
+async def test_restarts_over_sockets_lose_nothing(crashes: float) -> None:
+    """Of real processes. A 4410 has a reason in the log."""
+    plan = PLAN._replace(restarts=RESTARTS, crashes=crashes)
+    world = await play(SEED, plan, VERSIONS[0], within(10 * RESTARTS))
+    assert world.faults == []
+    assert not world.undocumented, world.gaps
+    assert world.checks > 0
 
 
 # Mutants of rules, to show that this world detects holes. Every rule has one in

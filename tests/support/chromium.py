@@ -99,7 +99,7 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Tab]:
         address = folder / "profile" / "DevToolsActivePort"
         await eventually(lambda: address.exists() and address.read_text().count("\n") == 1)
         port = address.read_text().splitlines()[0]
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, verify=False) as http:
             tabs = (await http.get(f"http://127.0.0.1:{port}/json/list")).json()
         target = next(tab for tab in tabs if tab["type"] == "page")["webSocketDebuggerUrl"]
         async with connect(target, max_size=None, compression=None, proxy=None) as socket:

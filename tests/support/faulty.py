@@ -24,6 +24,8 @@ class Proxy:
         self.stalled = False
         self.answers: deque[bytes] = deque()
         """Sent to the next connections instead of the server's answer."""
+        self.api_answers: deque[bytes] = deque()
+        """Sent to the next requests of the API instead of the server's answer."""
         self.came: list[float] = []
         """When each connection was accepted."""
         self._writers: set[asyncio.StreamWriter] = set()
@@ -36,6 +38,8 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for _turn in range(10):  # asyncio takes four turns from an accept to `_serve`
+            await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE):
             while True:
                 self.cut()  # also those that were still connecting at the last time
@@ -50,19 +54,31 @@ class Proxy:
         assert task
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-        if self.answers:
-            reply = self.answers.popleft()
-            await reader.readuntil(b"\r\n\r\n")
+        self._writers.add(writer)
+        head, reply = b"", b""
+        if self.answers or self.api_answers:
+            with contextlib.suppress(OSError, EOFError):
+                head = await reader.readuntil(b"\r\n\r\n")
+            if self.answers:
+                reply = self.answers.popleft()
+            elif self.api_answers and head.startswith(b"GET /api/"):
+                reply = self.api_answers.popleft()
+        if reply:
             writer.write(reply)
-            writer.close()
+            self._close(writer)
             return
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
-            writer.close()
+            self._close(writer)
             return
-        self._writers |= {writer, back}
+        self._writers.add(back)
+        back.write(head)
         await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+
+    def _close(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        self._writers.discard(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

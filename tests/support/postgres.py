@@ -1,5 +1,6 @@
 """Real PostgreSQL servers that a test may configure, start, stop and kill."""
 
+import asyncio
 import atexit
 import contextlib
 import importlib.util
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -286,3 +287,19 @@ def _living(pid: int) -> bool:
 
 def _account() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+
+
+@contextlib.asynccontextmanager
+async def committed_but_unseen(
+    writer: psycopg.AsyncConnection, server: Postgres
+) -> AsyncIterator[None]:
+    """The server has the setting synchronous_standby_names, and no such standby."""
+    waits = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    commit = asyncio.create_task(writer.commit())
+    while not execute(server.url(), f"SELECT 1 {waits}"):
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        execute(server.url(), f"SELECT pg_cancel_backend(pid) {waits}")
+        await commit

@@ -11,9 +11,9 @@ interpreter that then ends as usual. It is a child of the caller, who waits for 
             └── (ended)
                   └── brain  its parent has ended, so the kernel gives it to the caller
 
-What the fork cannot imitate is started anew: another interpreter or another program, such as the
+What a fork cannot imitate starts as usual: another interpreter or another program, such as the
 script `.venv/bin/brain`, a start within a shell, and an environment that Python or a library reads
-while it starts (PYTHON*, a locale). BRAIN_TEST_PREFORK=0 starts everything anew. Linux only.
+while it starts (PYTHON*, a locale). With BRAIN_TEST_PREFORK=0 everything does. Linux only.
 """
 
 import ctypes
@@ -215,21 +215,21 @@ def _next_start(connection: socket.socket) -> dict[str, Any] | None:
             connection.send(os.read(reader, 64))
             for each in (reader, *streams):
                 os.close(each)
-        elif child := os.fork():
-            os.write(writer, str(child).encode())
+        elif os.fork():
             os._exit(0)
         else:
+            start: dict[str, Any] = json.loads(request)
+            if start["session"]:  # before the caller knows whom it has started
+                os.setsid()
+            os.write(writer, str(os.getpid()).encode())
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
             connection.detach()
             os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-            start: dict[str, Any] = json.loads(request)
             return start
 
 
 def _become(start: dict[str, Any]) -> None:
-    if start["session"]:
-        os.setsid()
     if start["terminal"]:
         take_terminal()
     resource.setrlimit(resource.RLIMIT_NOFILE, start["files"])

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.support.patience import LIFETIME, PATIENCE
+from tests.support.patience import LIFETIME, PATIENCE, eventually
 from tests.support.ports import free_port
 
 Message: TypeAlias = dict[str, Any]
@@ -135,8 +135,12 @@ class Brain:
 
     async def knows(self, run_id: str, status: str = "queued") -> None:
         """Wait until Brain has read this change: whoever connects from now on finds it there."""
-        async with self.connect(f"?snapshot=true&run_id={quote(run_id, safe='')}") as client:
-            await until(client, run_id, status)
+        path = f"/api/runs?order=changed&run_id={quote(run_id, safe='')}"
+
+        def known() -> bool:
+            return [run["status"] for run in self.get(path)[1]["runs"]] == [status]
+
+        await eventually(known)
 
     def connect(self, query: str = "", **options: Any) -> connect:
         return connect(self.url(query), **{"compression": None, "proxy": None} | options)

@@ -43,7 +43,8 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
         fail(f"no run can be created: {example.lacks}")
     print(
         f"playing {count} runs at a time in {settings.table} of {redact(url)}; "
-        "press Ctrl-C to end them"
+        "press Ctrl-C to end them",
+        flush=True,  # a pipe would show it at the end
     )
     async with open_repository(url, settings.table, decoder, Board(0)) as runs:
         stage = _Stage(settings, url, decoder, description, runs, example)
@@ -118,11 +119,13 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
 
     async def change(status: Status | None, **values: str | None) -> None:
         await _retry(lambda: stage.change(run_id, status, values))
+        _end_if_cancelled()
 
     while True:
         given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
         run_id = await _retry(partial(stage.create, given))
         try:
+            _end_if_cancelled()
             await asyncio.sleep(random.uniform(0, seconds / 5))
             await change("running")
             for progress in range(10, 100, 10):
@@ -146,5 +149,15 @@ async def _retry(query: Callable[[], Awaitable[T]]) -> T:
         try:
             return await query()
         except psycopg.OperationalError as error:
+            _end_if_cancelled()
             note(f"trying again: {error_line(error)}")
             await asyncio.sleep(1)
+
+
+def _end_if_cancelled() -> None:
+    """psycopg_pool swallows a cancellation that comes together with a connection. asyncio cancels
+    only once, so the demo would play on after Ctrl-C. Raises CancelledError.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -175,7 +175,10 @@ def _get(opener: OpenerDirector, url: str, headers: Headers) -> tuple[int, Heade
     except HTTPError as error:
         response = error
     with response:
-        return response.status, Headers(response.headers.items()), response.read(MAX_BYTES)
+        body = response.read(MAX_BYTES)
+        if response.length:  # a read with a bound raises nothing
+            raise HTTPException(f"{response.length} bytes of the answer are missing")
+        return response.status, Headers(response.headers.items()), body
 
 
 def _base(url: str) -> tuple[str, str]:

@@ -14,6 +14,14 @@ from brain.contract.messages import Micros, Run
 Op: TypeAlias = Literal["insert", "update", "delete", "truncate"]
 
 
+def first_allowed(time: Micros, refused: Sequence[tuple[Micros, Micros]]) -> Micros:
+    """The first time from this one on that is in none of the spans, which are in order."""
+    for first, last in refused:
+        if first <= time <= last:
+            time = last + 1
+    return time
+
+
 @dataclass(slots=True)
 class Outcome:
     """What the consumer did with a comparison. It fills it in while it applies the event."""

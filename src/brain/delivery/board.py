@@ -40,7 +40,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias, assert_never
 
-from brain.contract.events import Changes, Event, Resumed, Snapshot
+from brain.contract.events import Changes, Event, Resumed, Snapshot, first_allowed
 from brain.contract.include import deleted_message
 from brain.contract.messages import (
     ACTIVE,
@@ -171,10 +171,7 @@ class Board:
 
     def _allowed(self, time: Micros) -> Micros:
         """The first time from this one on that a message may bear."""
-        for first, last in self._refused:
-            if first <= time <= last:
-                time = last + 1
-        return time
+        return first_allowed(time, self._refused)
 
     @property
     def reached(self) -> Micros:

@@ -9,7 +9,7 @@ from brain.doctor.context import Context
 from brain.doctor.report import Finding
 from brain.postgres.poll import Poll
 from brain.postgres.progress import Progress
-from brain.postgres.record_file import WRITE_HINT, Header, RecordFile
+from brain.postgres.record_file import WRITE_HINT, RecordFile
 from brain.postgres.void import why_void
 
 _NO_RESUME = "after each restart of Brain, all clients start over"
@@ -44,11 +44,7 @@ async def resume(context: Context) -> list[Finding]:
         detail = f"{folder} cannot be written by this user"
         return [Finding("resume", "better", detail, _NO_RESUME, WRITE_HINT)]
     file = RecordFile(folder, poll.record_name, peek=True)
-    here, records = await poll.here(), [record for _, record in file.records()]
-    void = file.ignored
-    if records or file.torn:
-        wanted = Header.of(here.identity, here.tree, here.epoch)
-        void = void or why_void(file, wanted, records, here)
+    void = why_void(file, [record for _, record in file.records()], await poll.here())
     return [Finding("resume", "note", void, _START_OVER)] if void else []
 
 

@@ -82,12 +82,19 @@ SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn,
           FROM pg_stat_get_activity(%s))
 """
 
+_LOG_END_ALONE = """
+SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn, NULL
+"""
 
-async def log_end(conn: Conn, walsender: int) -> LogEnd:
-    """`walsender` is its process id. Raises psycopg.Error."""
+
+async def log_end(conn: Conn, walsender: int | None) -> LogEnd:
+    """`walsender` is its process id; None if the role may not look at it. Raises psycopg.Error."""
     clock = asyncio.get_running_loop().time
     at = clock()
     async with deadline():
-        row = await (await conn.execute(_LOG_END, (walsender,))).fetchone()
+        if walsender is None:
+            row = await (await conn.execute(_LOG_END_ALONE)).fetchone()
+        else:
+            row = await (await conn.execute(_LOG_END, (walsender,))).fetchone()
     assert row is not None
     return LogEnd(LSN(int(str(row[0]))), at, clock(), row[1] == "t")

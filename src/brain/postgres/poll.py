@@ -11,8 +11,9 @@ Its xmax, a row's own visibility (subtransactions) and a comparison of the numbe
 lose rows.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeAlias, cast
@@ -29,7 +30,7 @@ from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
 from brain.postgres.progress import Progress
 from brain.postgres.row_security import RowSecurity, row_security
-from brain.postgres.snapshots import PgSnapshot, widen
+from brain.postgres.snapshots import PgSnapshot, Xid, widen
 from brain.postgres.table import Description, Table, describe, escaped
 from brain.postgres.timing import TIMING, PollTiming
 
@@ -125,6 +126,20 @@ class Poll:
             row = await (await self.conn.execute("SELECT pg_current_snapshot()::text")).fetchone()
         assert row is not None
         return PgSnapshot.parse(str(row[0]))
+
+    async def until_seen(self, xids: Collection[int]) -> None:
+        """Wait until a query sees these transactions, which a stream has delivered.
+
+        A commit is in the log shortly before it is visible. Behind a synchronous standby that does
+        not answer, that may last for ever: then, after a second, what SELECT returns counts.
+        """
+        given_up_at = self._clock() + self._timing.unseen
+        while True:
+            visible = await self.visible()
+            xids = [xid for xid in xids if not visible.sees(Xid(xid))]
+            if not xids or self._clock() > given_up_at:
+                return
+            await asyncio.sleep(0.01)
 
     async def insert_lsn(self) -> LSN:
         async with deadline():
@@ -224,7 +239,7 @@ class Poll:
                 yield replace(piece, at=at, refused=records.refused), reached
 
     async def here(self) -> Checkpoint:
-        """The checkpoint of who has read nothing yet."""
+        """The checkpoint of a reader that has read nothing yet."""
         visible, flushed, _ = await self._position()
         tree, epoch = self.description.tree, self._epoch
         return Checkpoint(self._identity, visible, flushed=flushed, tree=tree, epoch=epoch)

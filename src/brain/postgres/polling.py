@@ -10,7 +10,6 @@ from brain.contract.events import Resumed, Snapshot
 from brain.postgres.fingerprint import fingerprint
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
-from brain.postgres.snapshots import Xid
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Table
 from brain.postgres.table_warnings import TableWarnings
@@ -55,8 +54,10 @@ class Polling:
         self._reread_at = loop.time() + self._timing.watch_every
         while True:
             await self._look_at_catalog()
-            if self._poll.progress.unseen:
-                await self._until_seen()
+            if unseen := self._poll.progress.unseen:
+                # Or this poll would take runs back to an older state.
+                await self._poll.until_seen(unseen)
+                unseen.clear()
             asked = loop.time()
             self._state.lateness.ask(asked)
             async with aclosing(self._poll.read()) as pieces:
@@ -135,22 +136,6 @@ class Polling:
         await self._poll.read_catalog()
         if self._poll.description != before:
             await self._promotion.restart()
-
-    async def _until_seen(self) -> None:
-        """Wait until a query sees what a stream has delivered, or the next poll would take runs
-        back to an older state.
-
-        A commit is in the log shortly before it is visible. Behind a synchronous standby that does
-        not answer, that may last for ever: then, after a second, what SELECT returns counts.
-        """
-        progress = self._poll.progress
-        for _ in range(100):
-            visible = await self._poll.visible()
-            progress.unseen = {xid for xid in progress.unseen if not visible.sees(Xid(xid))}
-            if not progress.unseen:
-                return
-            await asyncio.sleep(0.01)
-        progress.unseen.clear()
 
     def _report_source(self) -> None:
         if self._state.source == "poll":

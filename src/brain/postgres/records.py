@@ -59,9 +59,9 @@ import structlog
 
 from brain.contract.messages import Micros
 from brain.postgres.checkpoints import Checkpoint, parts
-from brain.postgres.record_file import LATEST, SLOTS, Header, Record, RecordFile, RecordFileError
+from brain.postgres.record_file import LATEST, SLOTS, Record, RecordFile, RecordFileError
 from brain.postgres.sent_times import MAX_LEAD, SentTimes, Span
-from brain.postgres.void import why_void
+from brain.postgres.void import header, why_void
 
 log = structlog.get_logger()
 
@@ -278,17 +278,15 @@ class Records:
             )
 
     def _read(self, file: RecordFile, checkpoint: Checkpoint) -> None:
-        wanted, found = _header(checkpoint), file.header
+        wanted, found = header(checkpoint), file.header
         self._counts_for = _dependencies(checkpoint)
         self._set(file.records())
-        void = file.ignored
-        if self._list or file.torn:
-            void = why_void(file, wanted, self._list, checkpoint)
-            if not void and found is not None and found.epoch != wanted.epoch:
-                void = self._crash(file, checkpoint)
-            while self._list and checkpoint.visible.xmax - self.oldest.xmin >= 2**31:
-                self._drop(0)
-                void = void or ("" if self._list else "2^31 transactions have passed")
+        void = why_void(file, self._list, checkpoint)
+        if self._list and not void and found is not None and found.epoch != wanted.epoch:
+            void = self._crash(file, checkpoint)
+        while self._list and checkpoint.visible.xmax - self.oldest.xmin >= 2**31:
+            self._drop(0)
+            void = void or ("" if self._list else "2^31 transactions have passed")
         self.detail = self._told = file.ignored = ""
         if void:
             self.void(void)
@@ -323,7 +321,7 @@ class Records:
         self._set([])
         self._counts_for = _dependencies(checkpoint)
         self._append(_record(time, checkpoint))
-        self._file.header = _header(checkpoint)
+        self._file.header = header(checkpoint)
         self._file.parts = parts(checkpoint.identity)
         if self._sent.refused:
             self._file.spans = self._sent.numbers()
@@ -431,17 +429,13 @@ class Records:
                 self._list[place] = record
                 file.write(self._slots[place], record)
         self._counts_for = _dependencies(checkpoint)
-        file.header = _header(checkpoint)
+        file.header = header(checkpoint)
         file.parts = parts(checkpoint.identity)
         return ""
 
 
 def _dependencies(checkpoint: Checkpoint) -> tuple[object, ...]:
     return checkpoint.identity, checkpoint.tree, checkpoint.epoch
-
-
-def _header(checkpoint: Checkpoint) -> Header:
-    return Header.of(checkpoint.identity, checkpoint.tree, checkpoint.epoch)
 
 
 def _record(time: Micros, checkpoint: Checkpoint) -> Record:

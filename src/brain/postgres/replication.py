@@ -24,7 +24,7 @@ from brain.contract.events import Changes
 from brain.postgres.connection import Conn, codec_of, connect, deadline, error_line
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, POSTGRES_EPOCH, PgoutputError
-from brain.postgres.snapshots import PgSnapshot
+from brain.postgres.snapshots import PgSnapshot, Xid
 from brain.postgres.table import Description, Table
 from brain.postgres.timing import TIMING, StreamTiming
 from brain.postgres.transactions import Transactions
@@ -35,7 +35,7 @@ _ENVELOPE = 25
 _lsn = Struct(">Q").unpack_from
 _status = Struct(">cQQQq?").pack
 
-Inspect: TypeAlias = Callable[[], Awaitable[None]]
+Inspect: TypeAlias = Callable[[Xid], Awaitable[None]]
 Watched: TypeAlias = Callable[[], bool]
 
 
@@ -75,8 +75,9 @@ class Stream:
         self.walsender = conn.info.backend_pid
         """The process id of the other end."""
         self.inspect: Inspect | None = None
-        """Called when PostgreSQL has described the table, for the first time or again, before a row
-        behind that is read: the table may be another than it was. What it raises ends `read`."""
+        """Called when PostgreSQL has described the table, for the first time or again, in this
+        transaction, before a row behind that is read: the table may be another than it was. What it
+        raises ends `read`."""
         self.watched: Watched = always
         """Whether somebody waits for what is read."""
         self._conn = conn
@@ -188,7 +189,7 @@ class Stream:
         if transactions.described and not taken:
             transactions.described = False
             if self.inspect is not None:
-                await self.inspect()
+                await self.inspect(transactions.xid)
             return await self.read()
         return taken
 

@@ -16,6 +16,7 @@ cannot tell them from others, and waits for the clock.
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from brain.contract.events import first_allowed
 from brain.contract.messages import Micros
 from brain.postgres.record_file import NUMBERS
 
@@ -51,10 +52,7 @@ class SentTimes:
 
     def allowed(self, time: Micros) -> Micros:
         """The first time from this one on that is not refused."""
-        for first, last in self.refused:
-            if first <= time <= last:
-                time = last + 1
-        return time
+        return first_allowed(time, self.refused)
 
     def before_refused(self, time: Micros, ahead: Micros) -> Micros:
         """The last time up to `ahead` before which none since `time` is refused."""

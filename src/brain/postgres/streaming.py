@@ -76,7 +76,7 @@ class Streaming:
             warnings=self._warnings,
             timing=self._timing,
         )
-        self._watch, stream.inspect, stream.watched = watch, watch.check_now, self._watched
+        self._watch, stream.inspect, stream.watched = watch, watch.described, self._watched
         self._state.lateness.follow(watch.unanswered_since)
         while True:
             ready: list[Changes] = []

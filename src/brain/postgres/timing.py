@@ -22,6 +22,8 @@ class PollTiming:
     max_pause: float = 60.0
     """The longest pause. A scan of three seconds may take more of a core than `share` grants, in a
     table that large."""
+    unseen: float = 1.0
+    """How long a query is waited for to see what a stream has delivered."""
     locked: float = 15.0
     """How long a query waits for a lock on the table (ALTER TABLE, VACUUM FULL)."""
     first_scan: float = 600.0

@@ -42,8 +42,8 @@ class Transactions:
         self.joined_at = LSN(0)
         """The insert position after the poll that the stream continues."""
         self.described = False
-        """PostgreSQL has described the table. `feed` sets it; who has looked at the table resets
-        it."""
+        """PostgreSQL has described the table. `feed` sets it; the reader resets it when it has
+        looked at the table."""
         self._oid = oid
         self._columns = columns
         self._padded = padded
@@ -59,7 +59,8 @@ class Transactions:
         self._skip = False
         self._begun = False
         self._time: Micros = 0
-        self._xid = Xid(0)
+        self.xid = Xid(0)
+        """Of the transaction that was fed last."""
         self._taken: list[Changes] = []
         self._changes: Changes | None = None
         """The slice of the present transaction."""
@@ -111,7 +112,7 @@ class Transactions:
 
     def _begin(self, data: bytes, at: int) -> bool:
         lsn, self._time, xid = pgoutput.begin(data, at)
-        self._xid = xid = widen(xid, self._xid or self._visible.xmax)
+        self.xid = xid = widen(xid, self.xid or self._visible.xmax)
         self._begun = True
         self._changes = None
         if self._joining:
@@ -184,7 +185,7 @@ class Transactions:
         if changes is None:
             if not self._begun:
                 raise PgoutputError("a row outside of a transaction")
-            self._changes = changes = Changes([], self._time, self._xid)
+            self._changes = changes = Changes([], self._time, self.xid)
             self._taken.append(changes)
         return changes
 

@@ -4,11 +4,16 @@ from brain.postgres.checkpoints import PARTS, Checkpoint, Identity, parts
 from brain.postgres.record_file import Header, Record, RecordFile, digests
 
 
-def why_void(
-    file: RecordFile, wanted: Header, records: list[Record], checkpoint: Checkpoint
-) -> str:
-    """Empty if they count."""
-    found = file.header
+def header(checkpoint: Checkpoint) -> Header:
+    """Of records that count for this checkpoint."""
+    return Header.of(checkpoint.identity, checkpoint.tree, checkpoint.epoch)
+
+
+def why_void(file: RecordFile, records: list[Record], checkpoint: Checkpoint) -> str:
+    """Empty if they count, or if there are none."""
+    if file.ignored or not (records or file.torn):
+        return file.ignored
+    wanted, found = header(checkpoint), file.header
     if found is None:
         return f"the header of {file.path} is torn"
     if found.identity != wanted.identity:

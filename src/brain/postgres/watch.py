@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import psycopg
 import structlog
 
 from brain.contract.events import Known, Outcome, Snapshot
@@ -81,6 +82,7 @@ class Watch:
         self._compared, self._compared_seq = joined, known.seq
         """Since when the next comparison looks for changes, and the board's seq then."""
         self._fingerprint: int | None = None
+        self._walsender: int | None = promoted.stream.walsender
         self._owed: LogEnd | None = None
         """What the walsender had yet to send when Brain asked for the first time since."""
         self._unproven: LogEnd | None = None
@@ -100,9 +102,12 @@ class Watch:
     def proven_at(self) -> float:
         """When, by the loop's clock, the log ended at the latest where the stream has read on."""
         end = self._unproven
-        if end is not None and (
-            # What the server has sent since comes behind all that it had sent before.
-            self._reached(end) or (end.waiting and self._stream.heard > end.answered_at)
+        # What the server has sent since comes behind all that it had sent before. A stream that is
+        # silent proves nothing, although it has reached the end: it may never send what comes next.
+        if (
+            end is not None
+            and self._stream.heard > end.answered_at
+            and (end.waiting or self._reached(end))
         ):
             self._proven_at, self._unproven = end.at, None
         return self._proven_at
@@ -167,7 +172,13 @@ class Watch:
 
     async def _ask(self) -> None:
         """Where the log ends. The oldest end that the stream has not reached counts."""
-        end = await log_end(self._poll.conn, self._stream.walsender)
+        try:
+            end = await log_end(self._poll.conn, self._walsender)
+        except psycopg.errors.InsufficientPrivilege:  # somebody has revoked it from PUBLIC
+            if self._walsender is None:
+                raise
+            self._walsender = None
+            return
         if end.waiting:
             self._owed = None
         elif self._owed is None or self._reached(self._owed):
@@ -175,6 +186,13 @@ class Watch:
         self.proven_at()
         if self._unproven is None:
             self._unproven = end
+
+    async def described(self, xid: Xid) -> None:
+        """Inspect the table before what this transaction wrote is read: it may have changed the
+        table. Raises as `_inspect`.
+        """
+        await self._poll.until_seen([xid])
+        await self.check_now()
 
     async def check_now(self) -> None:
         """Inspect the table if its fingerprint has changed. Raises as `_inspect`."""

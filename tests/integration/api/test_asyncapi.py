@@ -58,8 +58,9 @@ def test_the_official_parser_finds_nothing(requires_token: bool) -> None:
     found = parsed(document)
     worse = [each for each in found["diagnostics"] if each["severity"] < 2]  # below: information
     assert (found["valid"], worse) == (True, [])
-    del document["channels"]["changes"]["messages"]["ping"]
-    assert not parsed(document)["valid"], "it would have found something"
+    if requires_token:
+        del document["channels"]["changes"]["messages"]["ping"]
+        assert not parsed(document)["valid"], "it would have found something"
 
 
 @pytest.mark.parametrize("status", STATUSES)

@@ -6,7 +6,6 @@ import gzip
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -23,7 +22,7 @@ from brain.delivery.board import Board
 from brain.postgres.decoder import Decoder
 from tests.support.api import fields, problem, serving
 from tests.support.patience import PATIENCE, eventually
-from tests.support.postgres import Postgres, execute, running
+from tests.support.postgres import Postgres, committed_but_unseen, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
 pytestmark = pytest.mark.long
@@ -394,21 +393,6 @@ async def test_a_slow_query_shows_a_change_that_a_later_query_saw(
         assert not first.done()
         page = (await first).json()
         assert [each["status"] for each in page["runs"]] == ["running"]
-
-
-@asynccontextmanager
-async def committed_but_unseen(
-    writer: psycopg.AsyncConnection, server: Postgres
-) -> AsyncIterator[None]:
-    waits = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    commit = asyncio.create_task(writer.commit())
-    while not execute(server.url(), f"SELECT 1 {waits}"):
-        await asyncio.sleep(0.01)
-    try:
-        yield
-    finally:
-        execute(server.url(), f"SELECT pg_cancel_backend(pid) {waits}")
-        await commit
 
 
 def run(run_id: str, status: str) -> Run:

@@ -57,7 +57,8 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
 
     The exit status is 0, and no PostgreSQL stays behind.
     """
-    brain = Brain(wait=False)
+    # A shell starts what imports its modules itself (tests/support/prefork.py).
+    brain = Brain(wait=False, shell='exec "$@"' if moment == "importing" else "")
     try:
         if moment == "importing":
             while "psycopg_binary" not in Path(f"/proc/{brain.process.pid}/maps").read_text():
@@ -522,6 +523,30 @@ def test_demo_plays_with_two_columns_and_through_an_outage(postgres: Postgres) -
     assert "Traceback" not in output
     assert execute(url, "SELECT count(*) FROM runs WHERE status IN ('queued', 'running')") == [(0,)]
     postgres.drop_database(name)
+
+
+def test_demo_ends_while_it_connects(database: str) -> None:
+    """psycopg_pool may swallow the cancellation: one of ten played on."""
+    environment = os.environ | {"BRAIN_DATABASE_URL": database}
+    for _ in range(3):
+        with contextlib.ExitStack() as closing:
+            processes = []
+            for _ in range(4):
+                process = subprocess.Popen(
+                    [*BRAIN, "demo"],
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+                closing.enter_context(process)
+                closing.callback(process.kill)
+                processes.append(process)
+            for process in processes:
+                assert process.stdout
+                assert "playing" in process.stdout.readline()
+            for process in processes:
+                interrupt(process)
 
 
 def test_demo_reports_errors_of_the_database(database: str) -> None:

@@ -15,7 +15,7 @@ from tests.support.served import BRAIN
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.environ.get("BRAIN_TEST_PREFORK") == "0",
-    reason="every command is started anew",
+    reason="every command is started without a fork",
 )
 
 ANEW = ["/usr/bin/env", *BRAIN]

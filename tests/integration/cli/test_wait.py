@@ -128,7 +128,11 @@ async def test_no_end_is_missed_during_a_restart(postgres: Postgres) -> None:
             await it.says("no connection to")
             update(url, "one", "completed")
             update(url, "two", "failed")
+            # A client that includes deletes and connects while Brain still polls is sent away once
+            # more when the stream begins (T7): that would be a second outage.
+            proxy.target = 1
             brain = await asyncio.to_thread(Brain, database_url=url, port=brain.port)
+            proxy.target = brain.port
             status, out, error = await it.ends()
             assert (status, sorted(out)) == (1, ["one completed", "two failed"])
             # The answer of the API may come before the subscription.
@@ -159,7 +163,8 @@ async def test_a_run_that_was_deleted_during_an_outage_is_gone(brain: Brain, sha
         await it.says("no connection to")
         execute(shared, "DELETE FROM runs WHERE id = 'unseen'")
         proxy.target = brain.port
-        assert (await it.ends())[0] == 3
+        status, _, error = await it.ends()
+        assert status == 3, error
 
 
 async def test_a_run_that_does_not_exist_is_waited_for_unless_it_must(
@@ -235,11 +240,21 @@ async def test_many_runs_with_long_ids_are_waited_for(brain: Brain, shared: str)
         assert (status, len(out), error) == (0, 12, [])
 
 
+async def test_an_answer_that_is_cut_off_is_asked_for_again(brain: Brain, shared: str) -> None:
+    insert(shared, "cut")
+    async with Proxy(brain.port) as proxy:
+        proxy.api_answers += 2 * [answer(200)[:-9]]
+        async with wait(proxy.url, "cut") as it:
+            await it.says("the API does not answer (9 bytes of the answer are missing)")
+            update(shared, "cut", "completed")
+            assert await it.ends() == (0, ["cut completed"], [])
+
+
 async def test_a_server_that_does_not_answer_the_api_is_told(brain: Brain, shared: str) -> None:
     insert(shared, "untold")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "untold") as it:
-        await eventually(lambda: proxy.came)
-        proxy.answers += [answer(503), answer(503)]
-        await it.says("the API does not answer (refused with 503: said by the test)")
-        update(shared, "untold", "completed")
-        assert await it.ends() == (0, ["untold completed"], [])
+    async with Proxy(brain.port) as proxy:
+        proxy.api_answers += [answer(503), answer(503)]
+        async with wait(proxy.url, "untold") as it:
+            await it.says("the API does not answer (refused with 503: said by the test)")
+            update(shared, "untold", "completed")
+            assert await it.ends() == (0, ["untold completed"], [])

@@ -35,7 +35,7 @@ from tests.support.template import ROLE, TEMPLATE, own, with_template
 pytestmark = pytest.mark.long
 
 RUNS = Table("public", "runs")
-OPERATIONS = ROOT / "docs" / "how-to" / "operations.md"
+RUNNING = ROOT / "docs" / "reference" / "running.md"
 
 
 IMPATIENT = Thresholds(slot_wait=0.3)
@@ -854,8 +854,8 @@ def test_the_exit_status_the_text_and_the_json(database: str) -> None:
 
 
 def test_every_check_is_in_the_docs() -> None:
-    """docs/how-to/operations.md lists exactly the codes that the code has."""
-    _, _, after = OPERATIONS.read_text().partition("## brain doctor")
+    """docs/reference/running.md lists exactly the codes that the code has."""
+    _, _, after = RUNNING.read_text().partition("## brain doctor")
     rows = re.findall(r"^\| ((?:`\w+` )+)\|", after.partition("\n## ")[0], re.MULTILINE)
     written = {word for row in rows for word in re.findall(r"`(\w+)`", row)} - {
         "replication",

@@ -22,7 +22,7 @@ def brain(shared: str) -> Iterator[Brain]:
 @pytest.fixture
 def client(brain: Brain) -> Iterator[httpx.Client]:
     base = f"http://127.0.0.1:{brain.port}"
-    with httpx.Client(base_url=base, timeout=PATIENCE, trust_env=False) as client:
+    with httpx.Client(base_url=base, timeout=PATIENCE, trust_env=False, verify=False) as client:
         yield client
 
 

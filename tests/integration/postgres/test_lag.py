@@ -12,6 +12,7 @@ from brain.postgres.pgoutput import LSN
 from brain.postgres.polling import Mode
 from brain.postgres.timing import PollTiming, StreamTiming
 from tests.support.following import QUICK, Following, connected
+from tests.support.postgres import execute
 from tests.support.proxy import Proxy
 
 MODES: tuple[Mode, ...] = ("replication", "poll")
@@ -37,7 +38,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[LogEnd]:
     found: list[LogEnd] = []
     ask = lateness.log_end
 
-    async def recorded(conn: Conn, walsender: int) -> LogEnd:
+    async def recorded(conn: Conn, walsender: int | None) -> LogEnd:
         found.append(await ask(conn, walsender))
         return found[-1]
 
@@ -93,6 +94,17 @@ async def test_an_open_transaction_makes_nothing_late(
         await other.commit()
         await f.pushed("2000", "queued")
         await again(f)
+
+
+async def test_a_role_that_may_not_look_at_its_walsender_goes_by_the_log_alone(
+    database: str, superuser_url: str, ends: list[LogEnd]
+) -> None:
+    execute(superuser_url, "REVOKE EXECUTE ON FUNCTION pg_stat_get_activity(int) FROM PUBLIC")
+    async with Following(database, timing=ASKING) as f:
+        await f.source()
+        await again(f)
+        assert not any(end.waiting for end in ends)
+        assert f.follow.state.losses == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -173,7 +185,7 @@ async def test_the_proof_is_as_old_as_the_end_of_the_log_that_the_stream_has_rea
     if not reaches:
         ask = lateness.log_end
 
-        async def far(conn: Conn, walsender: int) -> LogEnd:
+        async def far(conn: Conn, walsender: int | None) -> LogEnd:
             return replace(await ask(conn, walsender), lsn=LSN(1 << 62), waiting=False)
 
         monkeypatch.setattr(watch, "log_end", far)

@@ -185,6 +185,24 @@ async def test_a_huge_text_is_cut_as_a_query_cuts_it(database: str) -> None:
         assert f.decoder.corrected == 0
 
 
+async def test_a_value_that_was_not_sent_is_what_it_was_then_whatever_came_with_it(
+    database: str,
+) -> None:
+    execute(database, "ALTER TABLE runs ALTER error SET STORAGE EXTERNAL")
+    async with Following(database, "replication") as f:
+        await f.source("replication")
+        # Nothing of Brain's runs between these, so that one read brings all of them.
+        execute(database, "INSERT INTO runs (id, error) VALUES ('a', repeat('1', 9000))")
+        execute(database, "UPDATE runs SET status = 'running' WHERE id = 'a'")
+        execute(database, "UPDATE runs SET status = 'failed', error = repeat('2', 9000)")
+        await f.pushed("a", "failed")
+        assert [(run[1], str(run[7])[:1]) for run in f.pushes] == [
+            ("queued", "1"),
+            ("running", "1"),
+            ("failed", "2"),
+        ]
+
+
 async def test_loses_the_stream_at_bytes_that_are_no_message(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,15 +5,16 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from psycopg import conninfo
+from psycopg import AsyncConnection, conninfo
 from structlog.testing import capture_logs
 
 from brain.contract.messages import ID
 from brain.postgres.polling import Mode
 from brain.postgres.timing import Timing
 from tests.support.following import QUICK, Following
-from tests.support.postgres import Postgres, execute
-from tests.support.template import ROLE
+from tests.support.patience import PATIENCE, eventually
+from tests.support.postgres import Postgres, committed_but_unseen, execute, running
+from tests.support.template import ROLE, TEMPLATE, with_template
 
 HIDES = "CREATE POLICY mine ON runs USING (agent IS DISTINCT FROM 'secret')"
 ENABLE = "ALTER TABLE runs ENABLE ROW LEVEL SECURITY"
@@ -96,6 +97,33 @@ async def test_a_policy_that_is_switched_on_hides_rows_at_once_and_ends_the_stre
         assert set(f.view()) == {"open", "after"}
         assert "late" not in shown(f)
         assert any(event.new for event in f.snapshots()[before:]), "nobody resumes from before"
+
+
+async def test_a_policy_hides_rows_also_while_no_query_sees_it_yet() -> None:
+    """A commit is in the log before it is visible; here until a synchronous standby answers."""
+    with running(synchronous_standby_names="nobody", synchronous_commit="local") as server:
+        with_template(server)
+        name = server.create_database(TEMPLATE, ROLE)
+        owner = server.url(name, ROLE)
+        execute(server.url(), "CREATE ROLE rls_reader LOGIN REPLICATION")
+        execute(owner, "GRANT SELECT ON runs TO rls_reader")
+        timing = replace(SELDOM, poll=replace(SELDOM.poll, unseen=PATIENCE))
+        async with (
+            streaming(server.url(name, "rls_reader"), owner, timing) as f,
+            await AsyncConnection.connect(owner) as writer,
+        ):
+            await writer.execute("SET synchronous_commit = on")
+            for statement in (HIDES, ENABLE):
+                await writer.execute(statement)
+            await writer.execute("INSERT INTO runs (id, agent) VALUES ('late', 'secret')")
+            async with committed_but_unseen(writer, server):
+                (end,) = execute(server.url(), "SELECT pg_current_wal_flush_lsn()")[0]
+                sent = f"SELECT sent_lsn >= '{end}' FROM pg_stat_replication"
+                await eventually(lambda: execute(server.url(), sent) == [(True,)])
+            await f.until(lambda: f.follow.state.code == "row_security")
+            await f.sql("INSERT INTO runs (id) VALUES ('after')")
+            await f.pushed("after", "queued")
+            assert "late" not in shown(f)
 
 
 @pytest.mark.parametrize(

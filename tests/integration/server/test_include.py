@@ -292,13 +292,15 @@ async def test_a_silent_database_is_told_although_pongs_go_on(
         assert (await next_of(client, "source"))["data"]["lag_seconds"] < 5
         os.kill(pid, signal.SIGSTOP)
         try:
-            while (await next_of(client, "source"))["data"]["lag_seconds"] <= 5:
-                pass
-            await asyncio.wait_for(await client.ping(), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                while (await next_of(client, "source"))["data"]["lag_seconds"] <= 5:
+                    pass
+                await (await client.ping())
         finally:
             os.kill(pid, signal.SIGCONT)
-        while (await next_of(client, "source"))["data"]["lag_seconds"] > 5:
-            pass
+        async with asyncio.timeout(PATIENCE):
+            while (await next_of(client, "source"))["data"]["lag_seconds"] > 5:
+                pass
 
 
 def rows(url: str, query: str) -> list[Any]:

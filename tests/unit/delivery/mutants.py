@@ -386,10 +386,7 @@ MUTANTS: dict[str, Mutant] = {
         (("return self.time if self.batches else self.lane.time", "return self.lane.time"),),
     ),
     "I2 source is sent to live clients only": Mutant(
-        0, freshness, (("(client.seq is None or waiting)", "True"),)
-    ),
-    "I2 source is not sent to a full transport": Mutant(
-        0, freshness, (("and (not client.paused):", "and True:"),)
+        56, freshness, (("(client.seq is None or waiting)", "True"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
         1, hub, (("elif group.cohort.source:", "elif False:"),)
@@ -404,10 +401,10 @@ MUTANTS: dict[str, Mutant] = {
         0, pace, (("max(LEAST, self._rest * self.cost)", "self._interval"),)
     ),
     "P1 it is at most the interval": Mutant(
-        0, pace, (("min(self._interval, max(LEAST", "max(0.0, max(LEAST"),)
+        2, pace, (("min(self._interval, max(LEAST", "max(0.0, max(LEAST"),)
     ),
     "P1 it is at least the resolution of a timer": Mutant(
-        0, pace, (("max(LEAST, self._rest * self.cost))", "self._rest * self.cost)"),)
+        3, pace, (("max(LEAST, self._rest * self.cost))", "self._rest * self.cost)"),)
     ),
     "P1 a new gap sets the timer": Mutant(
         0,
@@ -429,7 +426,7 @@ MUTANTS: dict[str, Mutant] = {
             ),
         ),
     ),
-    "P3 the cost is a mean": Mutant(0, pace, (("self.cost += NEWEST *", "self.cost +="),)),
+    "P3 the cost is a mean": Mutant(2, pace, (("self.cost += NEWEST *", "self.cost +="),)),
     "P3 one flush counts at most twice what they cost so far": Mutant(
         0,
         pace,
@@ -449,10 +446,10 @@ MUTANTS: dict[str, Mutant] = {
         3, board, (("None if entry is None or is_tombstone(entry) else entry", "entry"),)
     ),
     "T2 a delete concerns filters for what the run was last": Mutant(
-        0, tombstones, (("return ((last,), ever)", "return (((DELETED, None, None),), ever)"),)
+        4, tombstones, (("return ((last,), ever)", "return (((DELETED, None, None),), ever)"),)
     ),
     "T2 a catch-up concerns filters for anything it was": Mutant(
-        2,
+        23,
         tombstones,
         (("(*(each for each in ever if each != last), last)", "(last,)"),),
     ),

@@ -130,6 +130,16 @@ def test_ready_is_not_sent_to_a_full_transport() -> None:
 # source
 
 
+def test_source_is_not_sent_to_a_full_transport() -> None:
+    """Before the first Snapshot, clients that are not live are told, too."""
+    house = House(begun=False)
+    reader, full = (house.join(Subscription(snapshot=True, include=SOURCE)) for _ in range(2))
+    house.hub.pause(full)
+    house.source = "none"
+    house.wait(TICK + 0.01)
+    assert (len(sources(reader)), len(sources(full))) == (2, 1)
+
+
 def test_source_is_sent_at_once_and_every_five_seconds() -> None:
     house = House(PLENTY, run("a"))
     readers = [house.join(Subscription(include=BOTH)) for _ in range(3)]

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from brain.postgres.record_file import SIZE, RecordFile
 from brain.postgres.records import Records
 from tests.support.hints import followed, follows
-from tests.unit.postgres.test_records import SECOND, Lives, T, at, listed
+from tests.unit.postgres.test_records import SECOND, Lives, T, at, filled, listed
 
 
 @pytest.fixture
@@ -66,11 +66,7 @@ OTHERS = [truncated, cut, overwritten, appended, removed, removed_with_the_folde
 def test_what_others_do_to_the_file_is_undone(lives: Lives, harm: Callable[[Path], None]) -> None:
     """And said once. What Brain has recorded before is not lost."""
     seconds = 0.0
-    records = Records(lives.folder, clock=lambda: seconds)
-    records._apart = 0
-    records.open("table", at(10))
-    records.begin(T, at(10))
-    records.add(T + SECOND, at(20), T)
+    records = filled(lives, (0, 10), (1, 20), clock=lambda: seconds)
     records.remember(T + SECOND)
     path = lives.path
     harm(path)
@@ -164,11 +160,7 @@ def test_a_file_that_can_no_longer_be_written_is_emptied(
     """What it says of times and of crashes would be wrong. Brain works on, and says it once."""
     pwrite = os.pwrite
     seconds = 0.0
-    records = Records(lives.folder, clock=lambda: seconds)
-    records._apart = 0
-    records.open("table", at(10))
-    records.begin(T, at(10))
-    records.add(T + SECOND, at(20), T)
+    records = filled(lives, (0, 10), (1, 20), clock=lambda: seconds)
     records.remember(T)
     path = lives.path
     fail(number)

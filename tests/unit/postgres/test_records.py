@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -39,10 +40,10 @@ class Lives:
         self.folder = folder
         self.last: Records | None = None
 
-    def __call__(self, checkpoint: Checkpoint, **options: float) -> Records:
+    def __call__(self, checkpoint: Checkpoint, **options: Any) -> Records:
         """The next one, when it has opened the file."""
         self.end()
-        self.last = records = Records(self.folder, **options)  # type: ignore[arg-type]
+        self.last = records = Records(self.folder, **options)
         records._apart = 0
         records.open("table", checkpoint)
         return records
@@ -69,7 +70,7 @@ def listed(records: Records) -> list[tuple[int, int]]:
     return [((record.time - T) // SECOND, record.xmin) for record in records._list]
 
 
-def filled(lives: Lives, *pairs: tuple[int, int], **options: float) -> Records:
+def filled(lives: Lives, *pairs: tuple[int, int], **options: Any) -> Records:
     (time, xmin), *rest = pairs
     records = lives(at(xmin), **options)
     records.begin(T + time * SECOND, at(xmin))

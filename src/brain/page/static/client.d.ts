@@ -150,6 +150,7 @@ export class Runs {
   get(id: string): LiveRun | undefined;
   /** The runs, in no order. The same array until something changes. */
   readonly all: readonly LiveRun[];
+  /** A new object each time: in React, take its `state`. */
   readonly freshness: Freshness;
   /** Every finished run is there; otherwise only the `finished` latest that the store knows. */
   readonly complete: boolean;

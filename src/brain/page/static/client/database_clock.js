@@ -1,7 +1,7 @@
 // What time it is in the database, which is what a run's times are compared with.
 //
-// The rule is stated in docs/how-to/client.md, "The database's clock". brain/client/clock.py has it for
-// Python, and one table of cases holds both: tests/unit/client/clock.json.
+// The rule is stated in docs/how-to/client.md, "The database's clock". brain/client/clock.py has it
+// for Python, and one table of cases holds both: tests/unit/client/clock.json.
 
 const SLEPT = 2000; // ms by which the two clocks of the machine differ after it slept or was set
 const WINDOW = 60_000; // ms for which the best estimate of the database's clock counts

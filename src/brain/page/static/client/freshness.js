@@ -1,7 +1,7 @@
 // How fresh the runs of a store are: what the connection has proved, and how long ago.
 //
-// The rule is stated in docs/how-to/client.md, "Freshness". brain/client/freshness.py has it for Python,
-// and one table of cases holds both: tests/unit/client/freshness.json.
+// The rule is stated in docs/how-to/client.md, "Freshness". brain/client/freshness.py has it for
+// Python, and one table of cases holds both: tests/unit/client/freshness.json.
 
 /**
  * @typedef {import('../client.js').Freshness} Freshness

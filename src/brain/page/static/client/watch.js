@@ -1,4 +1,5 @@
-// Messages of /ws, over every drop. The rules of reconnecting: docs/reference/protocol.md, "Coming back".
+// Messages of /ws, over every drop. The rules of reconnecting: docs/reference/protocol.md,
+// "Coming back".
 
 /**
  * @typedef {import('../client.js').AnyMessage} AnyMessage
@@ -23,7 +24,7 @@ export class Refused extends Error {
     this.status = status;
   }
 
-  /** Whether the same request would be refused again (docs/reference/protocol.md, "Before the upgrade"). */
+  /** Whether the same request would be refused again (protocol.md, "Before the upgrade"). */
   get permanent() {
     return (this.status < 500 && ![408, 425, 429].includes(this.status)) || this.status === 501;
   }
