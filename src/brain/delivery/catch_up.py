@@ -32,7 +32,8 @@ from brain.contract.include import ready_message
 from brain.delivery.board import Board
 from brain.delivery.cohorts import Client, Cohort
 from brain.delivery.counts import Counts
-from brain.delivery.lanes import Group, Lanes
+from brain.delivery.groups import Group
+from brain.delivery.lanes import Lanes
 from brain.delivery.pending import Pending
 
 BUDGET = 0.025

@@ -48,10 +48,12 @@ from brain.delivery.catch_up import UNREAD, CatchUp
 from brain.delivery.cohorts import Client, Cohort, Cohorts
 from brain.delivery.counts import Counts
 from brain.delivery.freshness import Freshness
-from brain.delivery.lanes import GROUP, Group, Lanes
+from brain.delivery.groups import GROUP, Group
+from brain.delivery.lanes import Lanes
 from brain.delivery.pace import EARLY, Pace
 from brain.delivery.pending import Pending
 from brain.delivery.rotation import Rotation
+from brain.delivery.shared import COMPARED
 
 
 class Hub:
@@ -72,6 +74,7 @@ class Hub:
         report: Callable[[], SourceReport] = lambda: NO_SOURCE,
         max_batch: int = BATCH,
         max_group: int = GROUP,
+        max_compared: int = COMPARED,
     ) -> None:
         self.board = board
         self.counts = Counts()
@@ -85,7 +88,12 @@ class Hub:
         self._pending = Pending()
         self._cohorts = Cohorts()
         self._lanes = Lanes(
-            board, self._pending, self._cohorts, max_group=max_group, max_batch=max_batch
+            board,
+            self._pending,
+            self._cohorts,
+            max_group=max_group,
+            max_batch=max_batch,
+            max_compared=max_compared,
         )
         self._rotation = Rotation(
             self._pending,
@@ -118,7 +126,7 @@ class Hub:
 
     @property
     def pending_bytes(self) -> int:
-        return self._pending.bytes
+        return self._pending.bytes + self._lanes.shared.size
 
     @property
     def idle(self) -> bool:
@@ -273,17 +281,20 @@ class Hub:
         if self._catch_up.first == UNREAD and self.begun:
             self._catch_up.first = self.board.seq
         if pushes and self._lanes.all:
-            start = self._pending.end
             added, conflated = self._pending.add(
                 pushes, sent=self._lanes.furthest, tombstones=bool(self._cohorts.told)
             )
             self.counts.changes += added
             self.counts.conflated += conflated
-            self._lanes.match(start)
+            self._lanes.changed()
         else:
             self.counts.changes += len(pushes)
         if self._is_due():
             self.tick()
+            return
+        self._lanes.match()
+        if self._lanes.shared.behind:
+            self._alarm.set(0)
         elif self._pending and not self._rotation.under_way:
             self._alarm.set(self._wait())
         elif self._catch_up:
@@ -301,14 +312,15 @@ class Hub:
     def tick(self) -> None:
         """One turn of the rotation, then catch-up: no change comes in between (R5)."""
         self._alarm.clear()
-        if self._is_due():
+        self._lanes.match()
+        if self._is_due() and self._lanes.ready:
             self._pace.begin()
             self.counts.flushes += 1
             self._rotation.begin()
         if self._rotation.under_way and self._rotation.turn():
             self._call_soon(partial(self._written, self._pace.began))
         behind = self._catch_up.turn() if self._catch_up else False
-        if behind or self._rotation.under_way:
+        if behind or self._rotation.under_way or self._lanes.shared.behind:
             self._alarm.set(0)
         elif self._pending:
             self._alarm.set(self._wait())

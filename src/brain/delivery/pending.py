@@ -95,10 +95,10 @@ class Pending:
                 entry, facets, parts = item
                 yield place, entry, united(facets, parts, at) if parts else facets
 
-    def get(self, place: int) -> Entry | None:
-        """The change at this place, unless it has been replaced."""
-        item = self._items[place - self.base]
-        return None if item is None else item[0]
+    def window(self, start: int) -> list[Entry | None]:
+        """The changes from this place on, one for each place. None: it has been replaced."""
+        found = self._items[start - self.base :]
+        return [None if item is None else item[0] for item in found]
 
     def cut(self, at: int) -> None:
         """Every lane has been sent what lies before this place (W1)."""

@@ -15,22 +15,28 @@ R2   A client that fills up leaves its group at once, and is written to no more.
      test_a_client_that_fills_up_receives_nothing_more
 R6   A write that fails ends that client only.
      test_a_client_whose_write_raises_is_dropped_alone
-R16  A turn makes at most 250 writes, or serves one group with one batch. A lane is planned when all
-     batches of the one before are written. The next rotation begins when the pace allows it
-     (pace.py) and every lane has been served.
+R16  A turn makes at most 250 writes, or serves one group with one batch; a plan counts by its
+     changes. A lane is planned when all batches of the one before are written. The next rotation
+     begins when the pace allows it (pace.py) and every lane has been served.
      test_a_turn_serves_a_group_and_the_loop_reads_changes_in_between,
-     test_no_rotation_starts_before_every_lane_has_been_served
+     test_no_rotation_starts_before_every_lane_has_been_served,
+     test_a_turn_plans_only_as_many_changes_as_it_could_write
 """
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from brain.contract.messages import Micros
 from brain.delivery.cohorts import Client
 from brain.delivery.counts import Counts
-from brain.delivery.lanes import Group, Lane, Lanes
+from brain.delivery.groups import Group, Lane
+from brain.delivery.lanes import Lanes
 from brain.delivery.log import TIME
 from brain.delivery.pending import Pending
+
+PLANNED: Final = 16
+"""Changes whose plan costs as much as a write: 8 µs with a filter."""
 
 
 class Rotation:
@@ -70,20 +76,23 @@ class Rotation:
 
     def turn(self) -> bool:
         """Write to some clients (R16). True if the rotation has ended."""
-        writes = 0
+        work = 0
         while self.under_way:
             if not self._units:
                 lane = self._round[0]
-                if writes and writes + lane.writes > self._max_writes:
+                cost = (self._pending.end - lane.at) // PLANNED
+                if work and work + cost + lane.writes > self._max_writes:
                     return False  # planned in the next turn, it is sent what comes before that
+                work += cost
                 self._plan(self._round.popleft())
             else:
                 group = self._units[0]
-                writes += len(group.live)
-                if writes > self._max_writes and writes > len(group.live):
+                writes = len(group.live)
+                if work and work + writes > self._max_writes:
                     return False
+                work += writes
                 self._serve(group)
-                if not group.batches:
+                if not group.left:
                     self._units.popleft()
             if not self._units and self._oldest is not None:
                 self._observe(self._oldest)
@@ -94,6 +103,8 @@ class Rotation:
         if lane.at == self._pending.end:
             self._lanes.settle(lane)
             return
+        if lane is self._lanes.shared and self._lanes.shared.behind:
+            return  # (L5) it takes part in the next rotation
         oldest = next((entry[TIME] for _, entry, _ in self._pending.since(lane.at, lane.at)), None)
         self._units.extend(self._lanes.plan(lane))
         if self._units:
@@ -101,11 +112,15 @@ class Rotation:
         self._lanes.trim()
 
     def _serve(self, group: Group) -> None:
-        if not group.batches:  # everybody has left
+        receivers = tuple(group.live)
+        if not receivers:
+            group.clear()
             return
-        batch = group.batches.popleft()
+        batch = group.next()
+        if batch is None:
+            return
         group.seq, group.time = batch.end, batch.time  # (R1)
-        data, receivers = batch.data, tuple(group.live)
+        data = batch.data
         for client in receivers:
             # Read the slot first: CPython cannot specialize a method call on it.
             write = client.write

@@ -104,6 +104,8 @@ class Pacing:
         begin = rotation.begin
 
         def beginning() -> None:
+            if rotation.under_way:
+                world.wrong.append("a rotation began before the last one had ended")
             self.taken = pending.bytes
             begin()
 
@@ -137,7 +139,7 @@ class Pacing:
         world = self.world
         if not world.hub.pending_bytes or world.hub._rotation.under_way:
             return
-        full = world.hub.pending_bytes >= world.max_batch
+        full = world.hub._pending.bytes >= world.max_batch
         due = world.now if full else max(world.now, self.began + self.gap)
         set_to = min((at for at, _, timer in world.timers if timer.callback), default=None)
         if set_to is None or set_to > due + 1e-9:
@@ -163,6 +165,8 @@ def seqs(data: bytes) -> tuple[int, ...]:
 
 
 def refusal(world: "World", connection: "Connection", code: int) -> None:
+    if world.resetting:
+        return
     if code == TRY_AGAIN_LATER.code:
         if world.board.begun:
             world.wrong.append("closed with 1013, but the database has been read")

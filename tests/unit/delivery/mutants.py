@@ -17,12 +17,15 @@ from brain.delivery import (
     catch_up,
     cohorts,
     freshness,
+    groups,
     hub,
+    index,
     lanes,
     log,
     pace,
     pending,
     rotation,
+    shared,
     tombstones,
 )
 from tests.unit.delivery.world import Engine
@@ -49,15 +52,18 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
 
 USERS: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
     alarm: (hub, ("Alarm",)),
-    batches: (lanes, ("cut",)),
+    batches: (shared, ("cut",)),
     catch_up: (hub, ("CatchUp",)),
     cohorts: (hub, ("Cohorts",)),
     freshness: (hub, ("Freshness",)),
+    groups: (lanes, ("Group", "Lane")),
+    index: (cohorts, ("Index",)),
     lanes: (hub, ("Lanes",)),
     log: (board, ("Log",)),
     pace: (hub, ("Pace",)),
     pending: (hub, ("Pending",)),
     rotation: (hub, ("Rotation",)),
+    shared: (lanes, ("SharedLane",)),
     tombstones: (board, ("buried", "ended_early", "tombstone")),
 }
 """A module, who uses it, and which names."""
@@ -85,13 +91,11 @@ MUTANTS: dict[str, Mutant] = {
         4,
         rotation,
         (
-            ("batch = group.batches.popleft()", "batch = group.batches[0]"),
             ("group.seq, group.time = (batch.end, batch.time)\n", "pass\n"),
             (
                 "self._counts.deliveries +=",
                 (
-                    "group.batches and group.batches.popleft()\n"
-                    "        group.seq, group.time = (batch.end, batch.time)\n"
+                    "group.seq, group.time = (batch.end, batch.time)\n"
                     "        self._counts.deliveries +="
                 ),
             ),
@@ -161,26 +165,34 @@ MUTANTS: dict[str, Mutant] = {
         lanes,
         (
             (
-                "Lane(self._pending.end, self._board.seq,",
-                "Lane(self._pending.base, self._board.seq,",
+                "lane = Lane(end, self._board.seq,",
+                "lane = Lane(self._pending.base, self._board.seq,",
             ),
         ),
+    ),
+    "L1 a new filter is sent nothing from before": Mutant(
+        0,
+        shared,
+        (("place >= group.opened and ", ""),),
+    ),
+    "L1 nor what may have been anything": Mutant(
+        0, shared, (("if unsure[0] < group.opened:", "if False:"),)
     ),
     "L2 a plan covers all that its lane lacks": Mutant(
         0,
         lanes,
         (
             (
-                "self._batches(lane.group.cohort, lane.at)",
-                "self._batches(lane.group.cohort, lane.at)[:1]",
+                "self._batches(group.cohort, lane.at)",
+                "self._batches(group.cohort, lane.at)[:1]",
             ),
         ),
     ),
     "L3 a group with batches left has not reached the plan": Mutant(
-        0, lanes, (("return self.seq if self.batches else self.lane.seq", "return self.lane.seq"),)
+        0, groups, (("return self.seq if self.left else self.lane.seq", "return self.lane.seq"),)
     ),
     "L3 a group without has": Mutant(
-        0, lanes, (("return self.seq if self.batches else self.lane.seq", "return self.seq"),)
+        0, groups, (("return self.seq if self.left else self.lane.seq", "return self.seq"),)
     ),
     "L4 a lane at the end has everything up to the seq of the board": Mutant(
         0, lanes, (("if lane.at == self._pending.end:", "if False:"),)
@@ -188,19 +200,52 @@ MUTANTS: dict[str, Mutant] = {
     "L4 no other lane has": Mutant(0, lanes, (("if lane.at == self._pending.end:", "if True:"),)),
     "L5 also what nobody in the group is live for is matched": Mutant(
         0,
+        shared,
+        (("if group is not None and place", "if group is not None and group.live and place"),),
+    ),
+    "L5 the lane is planned when all changes are matched": Mutant(
+        0,
+        rotation,
+        (("if lane is self._lanes.shared and self._lanes.shared.behind:", "if False:"),),
+    ),
+    "L5 the next turns go on": Mutant(0, hub, ((" or self._lanes.shared.behind:", ":"),)),
+    "L6 lanes at one place share their batches": Mutant(
+        0,
         lanes,
         (
             (
-                "assert cohort.shared is not None\n",
-                "if not cohort.shared.live:\n                    continue\n",
+                "key = (cohort.deleted if everything else cohort, at,",
+                "key = (cohort.deleted if everything else cohort, 0,",
             ),
         ),
     ),
-    "L6 lanes at one place share their batches": Mutant(
-        0, lanes, (("cohort, at, self._pending.end)", "cohort, 0, self._pending.end)"),)
-    ),
     "L6 only those with one filter": Mutant(
-        0, lanes, (("cohort.deleted if filter_ == ALL else cohort", "cohort.deleted"),)
+        0, lanes, (("cohort.deleted if everything else cohort", "cohort.deleted"),)
+    ),
+    "L7 all cohorts of a kind are sent what may have been anything": Mutant(
+        0, shared, (("for kind in unsure:\n", "for kind in ():\n"),)
+    ),
+    "L7 of those statuses": Mutant(
+        0,
+        index,
+        (("(not statuses or not statuses.isdisjoint(unsure))", "not statuses"),),
+    ),
+    "L7 those that lack more share no batches": Mutant(0, shared, (("elif not places:", "else:"),)),
+    "L8 a batch that is not made is left": Mutant(
+        0,
+        groups,
+        (("return bool(self.batches) or self.plan is not None", "return bool(self.batches)"),),
+    ),
+    "L8 it is made of the changes as they were planned": Mutant(
+        0,
+        shared,
+        (
+            ("Plan(self._pending.window(self.at), self.at,", "Plan(self._pending, self.at,"),
+            (
+                "(changes[place - at] for place in places)",
+                "(changes.window(place)[0] for place in places if place >= changes.base)",
+            ),
+        ),
     ),
     "R7 conflation appends the newer change": Mutant(
         0,
@@ -356,7 +401,7 @@ MUTANTS: dict[str, Mutant] = {
         25, log, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
     "R16 a turn writes to a group": Mutant(
-        10, rotation, (("if writes > self._max_writes and writes > len(group.live):", "if False:"),)
+        10, rotation, (("if work and work + writes > self._max_writes:", "if False:"),)
     ),
     "R16 no rotation begins before the last has ended": Mutant(
         2, hub, (("and (not self._rotation.under_way) and (self", "and (self"),)
@@ -368,13 +413,15 @@ MUTANTS: dict[str, Mutant] = {
     "I1 ready comes behind what was asked for": Mutant(
         1,
         catch_up,
-        (("client.seq is not None and client.seq >= client.goal", "client.seq is not None"),),
+        (("client.seq is not None and (client.seq >= client.goal)", "client.seq is not None"),),
     ),
     "I1 ready has a time from which nothing is lost": Mutant(
         69, catch_up, (("self._board.reached if time is None else time", "self._board.reached"),)
     ),
     "I1 ready is sent": Mutant(
-        1, catch_up, (("if client.goal is not None and client.seq", "if False and client.seq"),)
+        1,
+        catch_up,
+        (("if client.goal is not None and client.seq", "if False and client.seq"),),
     ),
     "I1 ready is sent once": Mutant(1, catch_up, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
@@ -382,8 +429,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "I2 source has the time of the last batch while others are left": Mutant(
         5,
-        lanes,
-        (("return self.time if self.batches else self.lane.time", "return self.lane.time"),),
+        groups,
+        (("return self.time if self.left else self.lane.time", "return self.lane.time"),),
     ),
     "I2 source is sent to live clients only": Mutant(
         56, freshness, (("(client.seq is None or waiting)", "True"),)
@@ -459,10 +506,15 @@ MUTANTS: dict[str, Mutant] = {
         (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
     ),
     "T3 a flush has no tombstones for the others": Mutant(
-        0, lanes, (("cohort.deleted or not is_tombstone(entry)", "True"),)
+        0, lanes, (("cohort.deleted or not is_tombstone(each)", "True"),)
     ),
     "T3 nor for the others with a filter": Mutant(
-        0, cohorts, (("(alive or cohort.deleted)", "True"),)
+        0,
+        shared,
+        (("and concerned(cohort, run, facets):", "and cohort.filter.matches(run[0], facets):"),),
+    ),
+    "T3 nor for the others of a kind": Mutant(
+        0, index, (("(alive or self.deleted) and", "True and"),)
     ),
     "T3 nor has a catch-up": Mutant(
         4, log, (("or (run[STATUS] == DELETED and (not deleted))", ""),)

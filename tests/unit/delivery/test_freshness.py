@@ -10,7 +10,7 @@ from brain.contract.include import Included, SourceName, SourceReport
 from brain.contract.messages import Micros, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
 from brain.delivery.freshness import EVERY, STRIDE, TICK
-from brain.delivery.lanes import GROUP
+from brain.delivery.groups import GROUP
 from tests.unit.delivery.runs import PLENTY, T, run
 from tests.unit.delivery.test_hub import Reader, Room
 

@@ -16,8 +16,8 @@ from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
 from brain.delivery.board import OVERHEAD, Board
 from brain.delivery.cohorts import Client
+from brain.delivery.groups import GROUP
 from brain.delivery.hub import Hub
-from brain.delivery.lanes import GROUP
 from brain.delivery.log import PIECE
 from tests.unit.delivery.runs import PLENTY, T, run
 
@@ -98,6 +98,7 @@ class Room:
         begun: bool = True,
         interval: float = INTERVAL,
         report: Callable[[], SourceReport] = lambda: NO_SOURCE,
+        **limits: int,
     ) -> None:
         self.now = 100.0
         self.cost = 0.0
@@ -114,6 +115,7 @@ class Room:
             call_soon=self.soon.append,
             observe=self.observed.append,
             report=report,
+            **limits,
         )
         for _ in range(40):
             self.hub._pace.ended(self.now - 1)
@@ -391,7 +393,7 @@ def test_a_cohort_without_members_is_removed() -> None:
         room.hub.leave(reader)
     assert room.hub.clients == 0
     assert len(room.hub._cohorts) == 0
-    assert not room.hub._cohorts.indexed
+    assert not room.hub._cohorts.index
     room.change(run("r", agent="a"))
     assert first.taken() == second.taken() == []
 

@@ -16,12 +16,14 @@ from brain.delivery import (
     board,
     catch_up,
     freshness,
+    groups,
     hub,
     lanes,
     log,
     pace,
     pending,
     rotation,
+    shared,
     tombstones,
 )
 from tests.support import ROOT
@@ -32,18 +34,20 @@ from tests.unit.delivery.world import histories
 pytestmark = pytest.mark.usefixtures("unmeasured")
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
-RULES = (("I", 2), ("L", 6), ("P", 3), ("R", 18), ("T", 9), ("W", 2))
+RULES = (("I", 2), ("L", 8), ("P", 3), ("R", 18), ("T", 9), ("W", 2))
 MODULES = (
     batches,
     board,
     catch_up,
     freshness,
+    groups,
     hub,
     lanes,
     log,
     pace,
     pending,
     rotation,
+    shared,
     tombstones,
 )
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))

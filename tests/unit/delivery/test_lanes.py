@@ -2,10 +2,12 @@
 
 import pytest
 
-from brain.contract.subscription import Facet, Subscription
+from brain.contract.subscription import Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
-from brain.delivery.lanes import GROUP
+from brain.delivery.groups import GROUP
 from brain.delivery.pending import Pending, united
+from brain.delivery.rotation import PLANNED
+from brain.delivery.shared import PLACE
 from tests.unit.delivery.runs import PLENTY, run
 from tests.unit.delivery.test_board import begun, change
 from tests.unit.delivery.test_hub import CountingFilter, Reader, Room, agents, crowd
@@ -85,6 +87,122 @@ def test_a_plan_of_ten_thousand_filters_compares_nothing() -> None:
     room.rest()
     assert len(CountingFilter.compared) == 51
     assert [len(reader.got) for reader in readers[:3]] == [1, 2, 1]
+
+
+def test_changes_that_concern_ten_thousand_filters_are_matched_in_slices() -> None:
+    """Here 100, of which 150 comparisons fit into a turn."""
+    CountingFilter.compared.clear()
+    room = Room(interval=0, max_compared=150)
+    everyone = room.join()
+    readers = [
+        room.join(Subscription(CountingFilter(agent=frozenset(("hot", str(i))))))
+        for i in range(100)
+    ]
+    room.change(*(run(f"r{i}", agent="hot") for i in range(10)), op="insert")
+    assert everyone.ids() == [f"r{i}" for i in range(10)], "the other lanes are served meanwhile"
+    turns, before = 0, 0
+    while before < 1000:
+        compared = len(CountingFilter.compared)
+        assert 0 < compared - before < 150 + 100
+        assert compared == 1000 or not any(reader.got for reader in readers)
+        before, turns = compared, turns + 1
+        if before < 1000:
+            room.tick()
+    assert turns >= 5
+    room.rest()
+    assert all(reader.ids() == [f"r{i}" for i in range(10)] for reader in readers)
+    assert len(CountingFilter.compared) == 1000
+    assert room.hub.pending_bytes == 0
+
+
+def test_the_source_waits_for_what_is_noted_of_filters_too() -> None:
+    room = Room()
+    for i in range(100):
+        room.join(Subscription(Filter(agent=frozenset(("hot", str(i))))))
+    room.change(run("first"))
+    room.change(run("r", agent="hot"), op="insert")
+    assert room.hub.pending_bytes == room.hub._pending.bytes + 100 * PLACE
+    room.rest()
+    assert room.hub.pending_bytes == 0
+
+
+def unknown(room: Room, *ids: str, agent: str = "z", status: str = "failed") -> None:
+    """Changes of runs that the board does not hold: they may have been anything finished."""
+    room.change(*(run(each, status, agent=agent) for each in ids), op="update")
+
+
+def test_a_change_that_may_have_been_anything_is_matched_once_for_all_of_a_kind() -> None:
+    CountingFilter.compared.clear()
+    room = Room()
+    readers = [
+        room.join(Subscription(CountingFilter(agent=frozenset((f"a{i}",))))) for i in range(1000)
+    ]
+    unfinished = frozenset(("running", "queued"))
+    others = [
+        room.join(Subscription(CountingFilter(agent=frozenset((f"a{i}",)), status=unfinished)))
+        for i in range(10)
+    ]
+    room.change(run("other"), op="insert")
+    unknown(room, "r", "s")
+    assert len(CountingFilter.compared) == 0
+    room.rest()
+    assert all(
+        reader.taken() == [("r", "failed", None), ("s", "failed", None)] for reader in readers
+    )
+    assert not any(reader.got for reader in others), "it was not unfinished"
+    written = {id(data) for reader in readers for data in reader.writes}
+    assert len(written) == 1
+    room.now += 1
+    room.change(run("t", agent="a7"), op="insert")
+    unknown(room, "u")
+    room.rest()
+    assert readers[7].ids() == ["t", "u"]
+    assert readers[8].ids() == ["u"]
+    assert (others[7].ids(), others[8].ids()) == (["t"], [])
+
+
+def test_a_new_filter_is_sent_nothing_that_was_pushed_before() -> None:
+    """It would be sent a part: what may have been anything, but not what replaces it."""
+    room = Room(max_compared=1)
+    early = room.join(Subscription(agents("z")))
+    room.change(run("first", agent="z"), op="insert")
+    unknown(room, "r")
+    room.change(run("r", "completed", agent="z"))
+    room.change(run("s", agent="z"), op="insert")
+    late = room.join(Subscription(agents("z", "y")))
+    room.change(run("t", agent="y"), op="insert")
+    unknown(room, "u")
+    room.rest()
+    assert early.ids() == ["first", "r", "r", "s", "u"]
+    assert late.ids() == ["t", "u"]
+
+
+def test_batches_of_the_shared_lane_are_made_when_they_are_written() -> None:
+    room = Room(PLENTY, run("r", "running"))
+    readers = [room.join(Subscription(Filter(run_id=frozenset(("r", str(i)))))) for i in range(600)]
+    room.change(run("r", "running", 1.0))
+    groups = [reader.group for reader in readers if reader.group is not None]
+    assert sum(group.plan is not None for group in groups) == 600 - GROUP
+    room.change(run("r", "running", 2.0))
+    room.rest()
+    assert {tuple(reader.taken()) for reader in readers} == {
+        (("r", "running", 1.0), ("r", "running", 2.0))
+    }
+
+
+def test_a_turn_plans_only_as_many_changes_as_it_could_write() -> None:
+    room = Room(max_group=2)
+    readers = [room.join(Subscription(agents("a"))) for _ in range(7)]
+    room.change(run("r", agent="a"))
+    room.rest()
+    room.now += 1
+    room.change(*(run(f"r{i}", agent="b") for i in range(3 * PLANNED)), op="insert")
+    planned = [sum(lane.at == room.hub._pending.end for lane in room.hub._lanes.all)]
+    while not room.hub.idle:
+        room.tick()
+        planned.append(sum(lane.at == room.hub._pending.end for lane in room.hub._lanes.all))
+    assert planned == [1, 2, 3, 4]
+    assert {tuple(reader.ids()) for reader in readers} == {("r",)}
 
 
 def test_a_change_is_matched_for_a_group_whose_only_client_has_stalled() -> None:

@@ -1,6 +1,6 @@
 """When a flush goes, on a clock that the test moves."""
 
-from brain.delivery.lanes import GROUP
+from brain.delivery.groups import GROUP
 from brain.delivery.pace import EARLY, LEAST, REST, Pace
 from tests.unit.delivery.runs import run
 from tests.unit.delivery.test_hub import INTERVAL, Room
