@@ -2,8 +2,8 @@
 
 It never awaits, and has no queue, task or timer per client. Changes gather in `Pending`; when the
 pace allows it (pace.py) or 128 KiB are pending, a rotation sends them, one lane after the other, in
-as many turns of the loop as it takes (rotation.py, lanes.py). What a client missed is sent by
-catch_up.py.
+as many turns of the loop as it takes (rotation.py, lanes.py, groups.py). What a client missed is
+sent by catch_up.py.
 
 A client is in one of three states:
 
@@ -18,9 +18,9 @@ A client is in one of three states:
 The invariant: a client has been sent everything up to its seq (a live one: up to the position of
 its group), as it was or superseded by something newer. What is newer is pending in its lane.
 
-Rules R3 and R14 (others in pending.py, lanes.py, rotation.py, catch_up.py, pace.py, board.py,
-log.py and freshness.py). Below each stands a test that fails without it; a random history then goes
-wrong, too (mutants.py).
+Rules R3 and R14 (others in pending.py, lanes.py, groups.py, shared.py, rotation.py, catch_up.py,
+pace.py, board.py, log.py and freshness.py). Below each stands a test that fails without it; a
+random history then goes wrong, too (mutants.py).
 
 R3   A client that drains is live again, and has missed nothing, if it was sent nothing but batches
      and its group is still where it was. Otherwise it is ready, and the tick sends it what it

@@ -72,6 +72,8 @@ class Connection(Client):
         """It was live at once, and is owed everything after this seq."""
         self.lane_seq = 0
         """Where its group stood then. It may receive what came in between."""
+        self.fresh = False
+        """Its group was opened when it joined, so nothing from before is on its way."""
         self.reached = 0
         self.received: set[int] = set()
         self.joined = world.board.seq
@@ -218,6 +220,7 @@ class Consumer:
         hub.join(connection, Subscription(filter_, snapshot, moment, self.include))
         if connection.live_since is not None and connection.group is not None:
             connection.lane_seq = connection.group.position
+            connection.fresh = connection.group.opened == hub._pending.end
         elif self.told:
             connection.live_since = None  # it waits for what is pending, and is not sent it
         world.asked = None

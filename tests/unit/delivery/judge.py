@@ -139,15 +139,19 @@ class Pacing:
         world = self.world
         if not world.hub.pending_bytes or world.hub._rotation.under_way:
             return
-        full = world.hub._pending.bytes >= world.max_batch
-        due = world.now if full else max(world.now, self.began + self.gap)
+        at_once = world.hub._pending.bytes >= world.max_batch or world.hub._lanes.shared.behind
+        due = world.now if at_once else max(world.now, self.began + self.gap)
         set_to = min((at for at, _, timer in world.timers if timer.callback), default=None)
         if set_to is None or set_to > due + 1e-9:
             world.wrong.append(f"changes are due at {due:.4f}, and the timer at {set_to}")
 
 
 def write(world: "World", connection: "Connection", data: bytes) -> None:
-    world.sent.update(seqs(data))
+    sent = seqs(data)
+    world.sent.update(sent)
+    live = connection.seq is None and connection.never_full
+    if live and connection.fresh and sent and sent[0] <= connection.joined:
+        world.wrong.append(f"seq {sent[0]} was sent to who joined at {connection.joined}")
     if connection.full:
         world.wrong.append("a full transport was sent something")
     most = max(world.max_batch, world.max_piece)
