@@ -417,9 +417,15 @@ class World:
         self.lost_time, self.dead_time = event.floor_time, event.at
         self.newest = max(self.newest, event.at + 1)
         self.untold.clear()
+        self.begin()
+
+    def begin(self) -> None:
+        """What the clients asked for that have joined with `snapshot` already."""
         for consumer in self.consumers:
             if consumer.connection is not None and consumer.snapshot:
                 consumer.owed = self.active_runs()
+                consumer.connection.snapshot_seq = self.board.seq
+                consumer.connection.asked_for = self.board.seq
 
     def note_first_snapshot(self, event: Snapshot, seq: int) -> None:
         for place, run in enumerate(event.rows, seq + 1):
@@ -429,9 +435,7 @@ class World:
             self.dead_time = event.at - 1
             self.lost_time = max(self.lost_time, self.dead_time)
             self.untold.clear()
-            for consumer in self.consumers:
-                if consumer.connection is not None and consumer.snapshot:
-                    consumer.owed = self.active_runs()
+            self.begin()
 
     def note(self, push: Push, *, created: bool) -> None:
         entry = push[ENTRY]
