@@ -6,6 +6,7 @@ import gc
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -28,6 +29,9 @@ from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until, w
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served
 from tests.support.wire import PING, PONG, Frame, Peer, closing, frame, get, request
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: `close` resets the connection."""
 
 # In this process, on uvloop and real sockets, with short timeouts
 
@@ -67,6 +71,36 @@ async def test_connections_that_expire_together_are_closed_in_several_rounds() -
         it.state.expire()
         for peer in peers:
             await peer.close()
+
+
+def _crowd(port: int, count: int) -> list[socket.socket]:
+    """Connections that the kernel has accepted, and the server not yet."""
+    return [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+
+
+@on_uvloop
+async def test_a_crowd_is_accepted_in_a_few_turns_of_the_loop() -> None:
+    async with in_process_server() as it:
+        crowd = _crowd(it.port, 300)
+        turns = 0
+        while len(it.state.http) < len(crowd):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns < 30, "libuv alone accepts one connection a turn"
+        for sock in crowd:
+            sock.close()
+
+
+@on_uvloop
+async def test_clients_that_are_gone_before_they_are_accepted_disturb_nobody() -> None:
+    async with in_process_server() as it:
+        for sock in _crowd(it.port, 50):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            sock.close()
+        async with await Peer.open(it.port) as peer:
+            peer.send(get("/"))
+            assert (await peer.answer()).status == 204
+        await eventually(lambda: not it.state.http)
 
 
 @on_uvloop
