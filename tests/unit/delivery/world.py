@@ -430,7 +430,7 @@ class World:
     def note_first_snapshot(self, event: Snapshot, seq: int) -> None:
         for place, run in enumerate(event.rows, seq + 1):
             self.reported[run[ID]] = run
-            self.held[run[ID]] = (place, event.at)
+            self.held[run[ID]] = (place, self.newest)
         if event.complete:
             self.dead_time = event.at - 1
             self.lost_time = max(self.lost_time, self.dead_time)
