@@ -472,7 +472,8 @@ class World:
         self.pushed.append(Pushed(run_id, entry[SEQ], was, None, steady=False, loose=loose))
         self.held.pop(run_id, None)
         self.graves[run_id] = (entry[SEQ], entry[TIME])
-        self.buried.add(run_id)
+        if was is not None:  # or it counts as another when it comes back
+            self.buried.add(run_id)
         self.untold.discard(run_id)
 
     # The table
