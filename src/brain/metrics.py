@@ -1,7 +1,7 @@
 """GET /metrics: the counts of the parts, read when Prometheus scrapes.
 
-Only the latency is recorded here, once per write to a group or lane. No label names a client, a run or an agent:
-their number has no bound.
+Only the latency is recorded here, once for each plan of a lane. No label names a client, a run or
+an agent: their number has no bound.
 """
 
 import math
