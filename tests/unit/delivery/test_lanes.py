@@ -92,7 +92,7 @@ def test_a_plan_of_ten_thousand_filters_compares_nothing() -> None:
 def test_changes_that_concern_ten_thousand_filters_are_matched_in_slices() -> None:
     """Here 100, of which 150 comparisons fit into a turn."""
     CountingFilter.compared.clear()
-    room = Room(interval=0, max_compared=150)
+    room = Room(max_compared=150)
     everyone = room.join()
     readers = [
         room.join(Subscription(CountingFilter(agent=frozenset(("hot", str(i))))))
@@ -107,6 +107,7 @@ def test_changes_that_concern_ten_thousand_filters_are_matched_in_slices() -> No
         assert compared == 1000 or not any(reader.got for reader in readers)
         before, turns = compared, turns + 1
         if before < 1000:
+            assert room.armed() == 0
             room.tick()
     assert turns >= 5
     room.rest()
@@ -167,8 +168,7 @@ def test_a_new_filter_is_sent_nothing_that_was_pushed_before() -> None:
     early = room.join(Subscription(agents("z")))
     room.change(run("first", agent="z"), op="insert")
     unknown(room, "r")
-    room.change(run("r", "completed", agent="z"))
-    room.change(run("s", agent="z"), op="insert")
+    room.change(run("r", "completed", agent="z"), run("s", agent="z"), op="insert")
     late = room.join(Subscription(agents("z", "y")))
     room.change(run("t", agent="y"), op="insert")
     unknown(room, "u")
