@@ -23,6 +23,7 @@ class Client:
         "intact",
         "joined",
         "paused",
+        "pinged",
         "seq",
         "until",
         "waiting",
@@ -50,6 +51,8 @@ class Client:
     paused: bool
     waiting: bool
     """It stands in the queue of the catch-up."""
+    pinged: bool
+    """A message about the source has taken the ping along for which it is due next."""
     intact: bool
     """It has been sent only flushes since it was live, so it has skipped no run (R5 in hub.py)."""
 

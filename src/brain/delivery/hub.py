@@ -136,12 +136,14 @@ class Hub:
     def join(self, client: Client, wish: Subscription) -> None:
         """Start writing to the client. Ends it at once if its `since` is a gap."""
         client.seq, client.until, client.whole = 0, 0, UNREAD
-        client.paused = client.intact = client.waiting = False
+        client.paused = client.intact = client.waiting = client.pinged = False
         client.group = None
         client.cohort = cohort = self._cohorts.add(wish.filter, wish.include)
         client.joined = self.board.seq
         client.goal = self.board.seq if cohort.ready else None
         self.clients += 1
+        if cohort.source:
+            self._freshness.add(client)
         if wish.since is not None:
             seq = self.board.since(wish.since, deleted=cohort.deleted)
             if seq is None:
@@ -155,8 +157,6 @@ class Hub:
             # the runs.
             self._refuse(client)
             return
-        if cohort.source:
-            self._freshness.add(client)
         if wish.since is not None or wish.snapshot:
             self._catch_up.add(client)
             self._alarm.set(0)
@@ -197,7 +197,7 @@ class Hub:
             client.group.live.discard(client)
         client.cohort, client.group, client.seq = None, None, 0
         if cohort.source:
-            self._freshness.discard(client)
+            self._freshness.forget_one()
         if self._cohorts.remove(cohort):
             for group in list(cohort.groups):
                 self._lanes.close(group)
@@ -251,8 +251,9 @@ class Hub:
         client.end(why.code, why.reason)
 
     def send(self, client: Client, data: bytes) -> None:
+        write = client.write  # as in rotation.py
         try:
-            client.write(data)
+            write(data)
         except Exception as error:  # noqa: BLE001 - one client's failure must not end the caller
             self._failed(client, error)
 
