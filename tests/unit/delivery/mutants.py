@@ -111,7 +111,7 @@ MUTANTS: dict[str, Mutant] = {
         0, hub, (("and (client.seq == group.position) and", "and"),)
     ),
     "R3 live again only if it was sent nothing but batches": Mutant(
-        122, hub, (("if client.intact and group is not None", "if group is not None"),)
+        397, hub, (("if client.intact and group is not None", "if group is not None"),)
     ),
     "R3 live again only if its group exists": Mutant(
         27, hub, (("(group.lane is not None) and ", ""),)
@@ -436,7 +436,7 @@ MUTANTS: dict[str, Mutant] = {
         (("return self.time if self.left else self.lane.time", "return self.lane.time"),),
     ),
     "I2 source is sent to live clients only": Mutant(
-        252, freshness, (("(client.seq is None or waiting)", "True"),)
+        899, freshness, (("(client.seq is None or waiting)", "True"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
         1, hub, (("elif group.cohort.source:", "elif False:"),)
