@@ -1,7 +1,7 @@
 """GET /metrics: the counts of the parts, read when Prometheus scrapes.
 
-Only the latency is recorded here, once per flush. No label names a client, a run or an agent:
-their number has no bound.
+Only the latency is recorded here, once for each plan of a lane. No label names a client, a run or
+an agent: their number has no bound.
 """
 
 import math
@@ -119,14 +119,16 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._latency = Histogram(
             "brain_commit_to_socket_seconds",
-            "Time from the oldest commit of a flush, by the database's clock, to the write to the "
-            "last client's socket.",
+            "Time from the oldest commit of what a group of clients is sent together, by the "
+            "database's clock, to the write to its last client's socket.",
             buckets=BUCKETS,
             registry=self._registry,
         )
 
     def observe(self, commit: int) -> None:
-        """Record a flush. `commit` is the time of its oldest change, in microseconds."""
+        """Record what clients were sent together. `commit` is the time of its oldest change, in
+        microseconds.
+        """
         self._latency.observe(max(0.0, self._now() - commit / 1e6))
 
     def read(self, parts: Parts) -> None:
@@ -205,7 +207,9 @@ class _Reader:
             counts.conflated,
         )
         yield _counter(
-            "brain_flushes", "Flushes: batches of changes sent to all clients.", counts.flushes
+            "brain_flushes",
+            "Flushes: rounds in which every client is sent what it lacks.",
+            counts.flushes,
         )
         yield _counter(
             "brain_deliveries", "Messages written to client sockets by flushes.", counts.deliveries

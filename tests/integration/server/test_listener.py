@@ -305,16 +305,14 @@ async def test_a_transport_that_raises_closes_only_its_own_client(by: str) -> No
                 it.change("a")
                 it.change("a", "completed")
             case "catching up":
-                victim.seq, victim.paused = 0, True
-                victim.cohort.live.discard(victim)  # type: ignore[union-attr]
-                it.hub.lagging += 1
+                it.hub.pause(victim)
+                victim.seq, victim.intact = 0, False
                 it.hub.resume(victim)
                 await asyncio.sleep(0.05)
                 it.change("a", "completed")
             case "a refusal":
-                victim.seq, victim.paused = 0, True
-                victim.cohort.live.discard(victim)  # type: ignore[union-attr]
-                it.hub.lagging += 1
+                it.hub.pause(victim)
+                victim.seq, victim.intact = 0, False
                 it.board.floor = it.board.seq
                 it.hub.resume(victim)
                 await asyncio.sleep(0.05)
