@@ -30,6 +30,12 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "brain":
             raise
+        if error.name.partition(".")[0] == "nats":
+            sys.stderr.write(
+                "brain: the package nats-py is not installed. BRAIN_NATS_URL needs it: "
+                "pip install 'brain-runs[nodes]'\n"
+            )
+            raise SystemExit(2) from None
         sys.stderr.write(
             f"brain: the package {error.name} is not installed. "
             "The command `brain` needs it: pip install 'brain-runs[server]', "

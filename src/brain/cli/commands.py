@@ -1,4 +1,4 @@
-"""The commands: brain serve | watch | wait | token | demo | doctor | init-db | psql | version."""
+"""The commands: brain serve | watch | wait | token | nodes | demo | doctor | init-db | psql …"""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import typer
 
 from brain import __version__
 from brain.access.grants import Scope
-from brain.cli import console, demo, token
+from brain.cli import console, demo, nodes, token
 from brain.cli.lines import STDOUT
 from brain.cli.target import Target
 from brain.config import Settings
@@ -368,6 +368,18 @@ def doctor_command(
 
     console.run(examine())
     raise SystemExit(status)
+
+
+@app.command("nodes")
+def nodes_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List the Brains that share the log of BRAIN_NATS_URL, and who leads.
+
+    Exit status: 0 one leads, 1 none does, 2 NATS cannot be asked.
+    """
+    settings = console.load_settings()
+    console.run(nodes.print_nodes(settings, as_json=as_json))
 
 
 @app.command("demo")
