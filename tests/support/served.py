@@ -91,7 +91,12 @@ class Brain:
         """Until /readyz says so, and names this source if one is given."""
         deadline = time.monotonic() + seconds
         while True:
-            status, document = self.get("/readyz")
+            try:
+                status, document = self.get("/readyz")
+            except urllib.error.URLError as error:  # it has been started again just now
+                if self.process.poll() is not None:
+                    raise
+                status, document = 0, {"detail": str(error)}
             if status == 200 and source in ("", document["source"]):
                 return
             if time.monotonic() > deadline:
