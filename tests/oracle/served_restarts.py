@@ -294,16 +294,18 @@ class ServedWorld(World):
     async def _report(self) -> str:
         """Everything about a client that is not ready, or whose pong does not come."""
         assert self.brain is not None
-        clients = [
+        asked = [asyncio.to_thread(self.brain.get, path) for path in ("/readyz", "/metrics")]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        now = f"{time.time():.3f} deadline"
+        return "\n".join((str(self), self._clients(), now, *map(str, answers), self.brain.log()))
+
+    def _clients(self) -> str:
+        return "\n".join(
             f"{each.name}: ready {each.ready}, pongs {each.pongs}, since {each.since},"
             f" {each.left} messages left, {each.connection}\n  " + "\n  ".join(each.saw)
             for each in self.consumers
             if isinstance(each, ServedConsumer)
-        ]
-        asked = [asyncio.to_thread(self.brain.get, path) for path in ("/readyz", "/metrics")]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        now = f"{time.time():.3f} deadline"
-        return "\n".join((str(self), *clients, now, *map(str, answers), self.brain.log()))
+        )
 
 
 async def play(seed: int, plan: Plan, version: int, seconds: float) -> ServedWorld:
