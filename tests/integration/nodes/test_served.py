@@ -72,7 +72,6 @@ async def test_a_client_comes_back_on_the_other_node(
         (first,) = await until(client, "wanders", "running")
     execute(shared, "UPDATE runs SET status = 'completed' WHERE id = 'wanders'")
     async with two.connect(f"?since={first['timestamp']}&include=ready") as client:
-        assert (await message(client)) == first
         assert (await message(client))["data"]["status"] == "completed"
         assert (await message(client))["type"] == "ready"
 
