@@ -83,7 +83,7 @@ class Crowd:
         client.state, client.current = "away", 0
         longest = BACK_OFF[min(client.failures, len(BACK_OFF) - 1)]
         client.failures += 1
-        at = time.monotonic() + random.uniform(0, longest)
+        at = time.monotonic() + random.uniform(longest / 2, longest)
         heapq.heappush(self.due, (at, self.numbers[id(client)]))
 
     def step(self, client: Client, events: int) -> None:
@@ -176,12 +176,13 @@ class Crowd:
         return {}
 
     def state(self) -> dict[str, Any]:
-        times = [client.current for client in self.clients]
+        times = sorted(client.current for client in self.clients)
         return {
             "open": sum(client.state == "open" for client in self.clients),
             "current": sum(map(bool, times)),
             "first": min((client.connected for client in self.clients), default=0),
-            "last": max(times, default=0),
+            "most": times[len(times) * 99 // 100],
+            "last": times[-1],
             "gaps": self.gaps,
             "losses": self.losses,
             "refused": self.refused,

@@ -10,19 +10,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 from psycopg import conninfo
 
-from tests.support import prefork
+from tests.support import prefork, script
+from tests.support.databases import Databases
 from tests.support.issuer import SECRET
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nats import available as nats_available
 from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
 from tests.support.served import Brain, served
-from tests.support.template import ROLE, TEMPLATE, with_template
+from tests.support.template import ROLE, with_template
 from tests.support.wire import Baseline, Control, baseline, settled
 
 # A shell's background job ignores SIGINT, and its children inherit that: tests that send SIGINT
@@ -75,6 +76,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
+    script.close()
     prefork.close()
 
 
@@ -130,41 +132,48 @@ def unmeasured() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def servers() -> Iterator[Callable[[int], Databases]]:
+    """The server of a version, which runs to the end: pytest tears a parametrized fixture down
+    whenever the next test has another parameter, so in every module.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def start(version: int) -> Databases:
+            return Databases(with_template(stack.enter_context(running(version))))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def postgres(servers: Callable[[int], Databases]) -> Postgres:
     """The server that tests share. A test that stops or reconfigures a server starts its own, with
     `running()`.
     """
-    with running() as server:
-        yield with_template(server)
+    return servers(NEWEST).server
 
 
 @pytest.fixture(scope="session", params=EXTREMES, ids=lambda version: f"pg{version}")
-def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+def any_postgres(request: pytest.FixtureRequest, servers: Callable[[int], Databases]) -> Postgres:
     """The same on the newest and on the oldest version: whatever runs on this runs on both."""
     version: int = request.param
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
-    with ExitStack() as stack:
-        if version == NEWEST:
-            yield request.getfixturevalue("postgres")
-        else:
-            yield with_template(stack.enter_context(running(version)))
+    return servers(version).server
 
 
 @pytest.fixture
-def database(postgres: Postgres) -> Iterator[str]:
+def database(servers: Callable[[int], Databases], postgres: Postgres) -> Iterator[str]:
     """The URL, for the role cecelia, of a database with an empty table `runs`."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+    with servers(postgres.version).one() as name:
+        yield postgres.url(name, ROLE)
 
 
 @pytest.fixture
-def any_database(any_postgres: Postgres) -> Iterator[str]:
+def any_database(servers: Callable[[int], Databases], any_postgres: Postgres) -> Iterator[str]:
     """`database`, once on each version of PostgreSQL."""
-    name = any_postgres.create_database(TEMPLATE, ROLE)
-    yield any_postgres.url(name, ROLE)
-    any_postgres.drop_database(name)
+    with servers(any_postgres.version).one() as name:
+        yield any_postgres.url(name, ROLE)
 
 
 @pytest.fixture
@@ -203,11 +212,10 @@ def nats() -> Iterator[NatsServer]:
 
 
 @pytest.fixture(scope="module")
-def shared(postgres: Postgres) -> Iterator[str]:
+def shared(servers: Callable[[int], Databases], postgres: Postgres) -> Iterator[str]:
     """A database for the whole module."""
-    name = postgres.create_database(TEMPLATE, ROLE)
-    yield postgres.url(name, ROLE)
-    postgres.drop_database(name)
+    with servers(postgres.version).one() as name:
+        yield postgres.url(name, ROLE)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import httpx
 
 from tests.docs.fences import Fence
 from tests.integration.api.test_examples import timeless
-from tests.support import ROOT
+from tests.support import ROOT, script
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.ports import free_port
 from tests.support.postgres import _readable, execute
@@ -88,7 +88,7 @@ class Reader:
         """What the last command printed that has ended."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BRAIN_")}
         kept.pop("DATABASE_URL", None)
-        path = f"{Path(sys.prefix) / 'bin'}:{_readable(18)}:{kept['PATH']}"
+        path = f"{script.folder()}:{Path(sys.prefix) / 'bin'}:{_readable(18)}:{kept['PATH']}"
         self.environment = kept | {"PATH": path, "NO_PROXY": "*", "TERM": "dumb"}
         if own_brain:
             self.environment["BRAIN_PORT"] = str(self.port)
@@ -98,7 +98,7 @@ class Reader:
                 "BRAIN_DATABASE_URL": database,
                 "BRAIN_PORT": "0",
             }
-        (folder / ".venv").symlink_to(sys.prefix)
+        _link_environment(folder / ".venv")
         (folder / "deploy").symlink_to(ROOT / "deploy")
         if NODE.exists():
             (folder / "node_modules").symlink_to(NODE)
@@ -259,6 +259,16 @@ class Reader:
         with ExitStack() as terminals:
             for running in self.running.values():
                 terminals.callback(running.interrupt)
+
+
+def _link_environment(folder: Path) -> None:
+    """Our virtual environment, but for its script `brain`."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "brain").symlink_to(script.folder() / "brain")
+    for each in (*Path(sys.prefix).iterdir(), *(Path(sys.prefix) / "bin").iterdir()):
+        link = folder / each.relative_to(sys.prefix)
+        if not link.exists():
+            link.symlink_to(each)
 
 
 def accepts(port: int) -> bool:

@@ -37,6 +37,39 @@ def cells(row: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in row.strip().strip("|").split("|"))
 
 
+WHY_4410 = (
+    ("forgotten a change", "unit/delivery/test_hub.py", "a_since_beyond_memory_is_closed"),
+    ("had not sent yet", "unit/delivery/test_hub.py", "a_lagging_client_beyond_memory_is_closed"),
+    ("before the first read", "integration/test_resume.py", "a_since_before_the_records_is_a_gap"),
+    ("far ahead", "integration/test_resume.py", "a_clock_that_was_far_ahead_ends_with_a_restart"),
+    ("no longer the one", "integration/test_app.py", "a_replaced_table_closes_every_client"),
+    ("a TRUNCATE", "integration/server/test_include.py", "a_truncate_ends_who_includes_deletes"),
+    ("a stream begins", "integration/server/test_include.py", "a_stream_that_is_interrupted_ends"),
+    (
+        "a lost stream",
+        "integration/postgres/test_deletes.py",
+        "a_lost_stream_that_cannot_be_joined",
+    ),
+    ("Brain was restarted", "integration/server/test_include.py", "over_a_restart_deletes_are"),
+)
+"""Words of each reason for 4410, and the test that meets it."""
+
+
+def test_each_reason_for_4410_has_a_test() -> None:
+    rows = table(PAGE, "reason")
+    assert len(rows) == len(WHY_4410)
+    for (reason, _), (words, path, name) in zip(rows, WHY_4410, strict=True):
+        assert words in reason
+        assert f"def test_{name}" in (ROOT / "tests" / path).read_text()
+
+
+def test_only_these_two_places_send_4410() -> None:
+    """The hub for what it cannot tell a client, and the reset of all clients by a new history."""
+    sources = (ROOT / "src" / "brain").rglob("*.py")
+    using = {path.name for path in sources if re.search(r"\bGAP\b(?! =|:)", path.read_text())}
+    assert using == {"app.py", "hub.py", "close_codes.py"}
+
+
 def close_code_rows() -> list[tuple[str, ...]]:
     rows = [(str(each.code), each.meaning, each.retry.value) for each in CLOSE_CODES.values()]
     return [

@@ -246,8 +246,9 @@ def open_in(browser: Browser, fence: Fence, reader: Reader) -> None:
             run = "INSERT INTO runs (id, agent, status) VALUES ('seen', 'agent-1', 'running')"
             execute(reader.database, f"{run} ON CONFLICT (id) DO UPDATE SET progress = random()")
             expect(tab.locator("body")).to_contain_text("seen")
+        found = list(errors)  # a connection that is still being made when the tab closes is another
         tab.close()
-    assert errors == [], fence.place
+    assert found == [], fence.place
 
 
 SCRIPT = """

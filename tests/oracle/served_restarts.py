@@ -12,6 +12,7 @@ no holes, and no 4410 without a reason.
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import random
 import re
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,14 @@ from tests.support.postgres import VERSIONS, running
 from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
 
-AWAY = (OSError, ConnectionClosed, InvalidHandshake, TimeoutError)
+AWAY = (
+    OSError,
+    http.client.HTTPException,  # the answer was cut off: Brain was killed while it wrote
+    json.JSONDecodeError,
+    ConnectionClosed,
+    InvalidHandshake,
+    TimeoutError,
+)
 PLAN = Plan(1000, pause=4.0)
 LIMIT = 1000
 
@@ -53,6 +62,14 @@ class ServedConsumer(Consumer):
     """It has received what it asked for when it connected."""
     pongs = 0
 
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, number)
+        self.saw: deque[str] = deque(maxlen=30)
+        """What happened to it last, and when."""
+
+    def note(self, what: str) -> None:
+        self.saw.append(f"{time.time():.3f} {what}")
+
     def take(self, message: dict[str, Any]) -> None:
         if message["type"] != "ready":
             super().take(message)
@@ -61,6 +78,7 @@ class ServedConsumer(Consumer):
         if self.since is not None and stamp < self.since:
             self.world.fault(f"{self.name}: `ready` is {self.since - stamp} µs earlier")
         self.since, self.ready = stamp, True
+        self.note(f"ready at {stamp}")
 
     def cut(self) -> None:
         """Without a close frame: a connection may break at any moment."""
@@ -76,30 +94,37 @@ class ServedConsumer(Consumer):
             await asyncio.sleep(self.dice.uniform(0, 0.1))
             if not world.resting and self.dice.random() < 0.3:
                 await asyncio.sleep(self.dice.uniform(0, 3))  # away for some restarts
-            with contextlib.suppress(*AWAY):
+            try:
                 await self._visit(world)
+            except AWAY as error:
+                self.note(f"{error!r}")
             self.cut()
 
     async def _visit(self, world: "ServedWorld") -> None:
         if self.since is None and not self.by_snapshot:
+            self.note("GET /api/runs")
             await self._list(world)
         self.left = 0 if world.resting else int(self.dice.expovariate(1 / 100)) + 1
         before = self.since
         if before is None:
             self.view = {}
         url = world.url_of(f"/ws?{self._query(before)}", "ws")
+        self.note(f"connects to {url}")
         async with connect(url, compression=None, proxy=None, ping_interval=None) as connection:
             self.connection = connection
+            self.note("connected")
             try:
                 async for text in connection:
                     if text == "pong":
                         self.pongs += 1
                         continue
                     if self.connection is not connection:
+                        self.note("cut off")
                         return
                     self.take(json.loads(text))
             except ConnectionClosed:
                 pass
+            self.note(f"closed with {connection.close_code} {connection.close_reason}")
             if connection.close_code == GAP.code:
                 world.gap(self.name, before)
                 self.view, self.since = {}, None
@@ -260,16 +285,25 @@ class ServedWorld(World):
         while not condition():
             assert self.brain is not None
             assert self.brain.process.poll() is None, self.brain.log()
-            assert time.monotonic() < deadline, f"{self}\n{self._waiting()}\n{self.brain.log()}"
+            for task in self.tasks:
+                if task.done():
+                    task.result()
+            assert time.monotonic() < deadline, await self._report()
             await asyncio.sleep(0.01)
 
-    def _waiting(self) -> str:
-        """Who is not ready."""
-        return "\n".join(
-            f"{each.name}: {each.connection}, since {each.since}"
+    async def _report(self) -> str:
+        """Everything about a client that is not ready, or whose pong does not come."""
+        assert self.brain is not None
+        clients = [
+            f"{each.name}: ready {each.ready}, pongs {each.pongs}, since {each.since},"
+            f" {each.left} messages left, {each.connection}\n  " + "\n  ".join(each.saw)
             for each in self.consumers
-            if isinstance(each, ServedConsumer) and not each.ready
-        )
+            if isinstance(each, ServedConsumer)
+        ]
+        asked = [asyncio.to_thread(self.brain.get, path) for path in ("/readyz", "/metrics")]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        now = f"{time.time():.3f} deadline"
+        return "\n".join((str(self), *clients, now, *map(str, answers), self.brain.log()))
 
 
 async def play(seed: int, plan: Plan, version: int, seconds: float) -> ServedWorld:

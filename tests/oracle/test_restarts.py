@@ -1,10 +1,12 @@
 """Restarts at random moments, and mutants of the rules (restarts.py)."""
 
+import asyncio
 import contextlib
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.record_file import Record
 from brain.postgres.records import Records
 from tests.oracle.restarts import Plan, World
-from tests.oracle.served_restarts import PLAN, play
-from tests.support.patience import within
+from tests.oracle.served_restarts import PLAN, ServedConsumer, ServedWorld, play
+from tests.support.patience import eventually, within
 from tests.support.postgres import Postgres, available, running
+from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
@@ -73,6 +76,25 @@ async def test_restarts_over_sockets_lose_nothing(crashes: float) -> None:
     assert world.faults == []
     assert not world.undocumented, world.gaps
     assert world.checks > 0
+
+
+async def test_a_client_of_the_oracle_outlives_an_answer_that_is_cut_off(tmp_path: Path) -> None:
+    """Brain is killed while it answers. A client that ended would be missed a minute later."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        brain: Any = SimpleNamespace(port=server.sockets[0].getsockname()[1])
+        world = ServedWorld("", SEED, tmp_path, PLAN, resting=True)
+        world.get = lambda path: Brain.request(brain, "GET", path)[1]  # type: ignore[method-assign]
+        client = ServedConsumer(world, 0)
+        task = asyncio.create_task(client.run())
+        await eventually(lambda: task.done() or "Incomplete" in "".join(client.saw))
+        assert not task.done(), task
+        task.cancel()
 
 
 # Mutants of rules, to show that this world detects holes. Every rule has one in
@@ -137,11 +159,17 @@ async def test_the_oracle_finds_each_mutant(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mutant(monkeypatch)
-    crashes = 0.4 if mutant is crashes_lose_nothing else 0.0
+    plan = Plan(1000, check_every=4)
+    if mutant is crashes_lose_nothing:
+        # What a client has seen must be lost: a slot is flushed, and the stream never has it. And
+        # the client must resume with it: memory is large, and few crashes are of a living Brain.
+        plan = plan._replace(
+            crashes=0.4, asynchronous=1.0, modes=("poll",), memories=(1 << 24,), check_every=3
+        )
     with running(18, fsync="on", wal_writer_delay="10s") as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
-        world = World(url, SEED, tmp_path, Plan(1000, crashes=crashes, check_every=4), server)
+        world = World(url, SEED, tmp_path, plan, server)
         await world.run(until_fault=True, seconds=within(120))
         print(mutant.__name__, world, world.faults[:2])
         assert world.faults

@@ -12,13 +12,12 @@ import inspect
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from tests.support import ROOT
+from tests.support import ROOT, script
 from tests.support.patience import PATIENCE
 from tests.support.postgres import _readable
 
@@ -95,7 +94,7 @@ def shell(hint: str, then: str = "", **settings: str) -> str:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("BRAIN_")}
     done = subprocess.run(
         ["sh", "-ec", f"set -a\n{hint}\n{then}\n"],
-        env=kept | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"} | settings,
+        env=kept | {"PATH": f"{script.folder()}:{kept['PATH']}"} | settings,
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -1,10 +1,11 @@
 """Starts the command `brain` by a fork of a process that has imported it, at a fifth of the cost.
 
-`install()` makes every start of exactly `BRAIN` with arguments such a fork, through subprocess and
-asyncio alike. What it starts is a process like any other: it has its own arguments, environment,
-folder, streams, session and limits. It runs `brain.__main__.main()` at the top level of an
-interpreter that then ends as usual. It is a child of the caller, who waits for it as for any other
-(`subprocess.Popen` does not know the difference):
+`install()` makes every start of exactly `BRAIN` with arguments such a fork, or of a script `brain`
+by this interpreter, through subprocess and asyncio alike. tests/support/script.py does so for
+shells. What it starts is a process like any other: it has its own arguments, environment, folder,
+streams, session and limits. It runs `brain.__main__.main()` at the top level of an interpreter, and
+ends as that does, but for the modules, which are not cleared. It is a child of the caller, who
+waits for it as for any other (`subprocess.Popen` does not know the difference):
 
     caller                   sends the start, with its three streams, and is a subreaper meanwhile
       └── prefork server     forks twice; the process between the two ends at once
@@ -12,10 +13,12 @@ interpreter that then ends as usual. It is a child of the caller, who waits for 
                   └── brain  its parent has ended, so the kernel gives it to the caller
 
 What a fork cannot imitate starts as usual: another interpreter or another program, such as the
-script `.venv/bin/brain`, a start within a shell, and an environment that Python or a library reads
-while it starts (PYTHON*, a locale). With BRAIN_TEST_PREFORK=0 everything does. Linux only.
+script `.venv/bin/brain` by itself, and an environment that Python or a library reads while it
+starts (PYTHON*, a locale). With BRAIN_TEST_PREFORK=0 everything does. Linux only.
 """
 
+import atexit
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -32,7 +35,8 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import Any, Final, cast
 
 from tests.support import ROOT
 from tests.support.patience import LIFETIME
@@ -47,6 +51,11 @@ MODULES: Final = (
     "brain.cli.wait",
     "brain.cli.watch",
     "brain.client.api",
+    "encodings.idna",
+    "importlib.readers",
+    "pprint",
+    "uvicorn.lifespan.off",
+    "xml.dom.minidom",
 )
 """Those that the commands import, some of them late."""
 
@@ -79,6 +88,10 @@ def install() -> None:
     if sys.platform == "linux" and os.environ.get("BRAIN_TEST_PREFORK") != "0":
         _environment.update(os.environ)
         subprocess.Popen = _Popen  # type: ignore[misc]
+
+
+def installed() -> bool:
+    return subprocess.Popen is _Popen
 
 
 def close() -> None:
@@ -116,11 +129,12 @@ def _start(given: dict[str, Any]) -> bytes | None:
     arguments = given["args"]
     if isinstance(arguments, str | bytes | os.PathLike):
         return None
-    command = [os.fsdecode(each) for each in arguments]
-    environment = dict(os.environ if given["env"] is None else given["env"])
+    words = _command([os.fsdecode(each) for each in arguments])
+    given_environment = os.environ if given["env"] is None else given["env"]
+    environment = {os.fsdecode(k): os.fsdecode(v) for k, v in given_environment.items()}
     before = given["preexec_fn"]
     if (
-        command[: len(BRAIN)] != BRAIN
+        not words
         or given["executable"] is not None
         or given["shell"]
         or given["pass_fds"]
@@ -129,13 +143,14 @@ def _start(given: dict[str, Any]) -> bytes | None:
         or (given["gid"], given["gids"], given["uid"]) != (None, None, None)
         or given["umask"] != -1
         or given["process_group"] != -1
-        or _read_at_start(environment) != _read_at_start(_environment)
+        or not like_ours(environment)
     ):
         return None
     start = json.dumps(
         {
-            "arguments": command[len(BRAIN) :],
-            "environment": {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()},
+            "program": words[0],
+            "arguments": words[1:],
+            "environment": environment,
             "folder": os.fsdecode(given["cwd"] or Path.cwd()),
             "session": given["start_new_session"],
             "terminal": before is take_terminal,
@@ -143,6 +158,22 @@ def _start(given: dict[str, Any]) -> bytes | None:
         }
     ).encode()
     return start if len(start) <= REQUEST else None
+
+
+def _command(command: list[str]) -> list[str]:
+    """`sys.argv[0]` of the script `brain`, or "" for `python -m brain`, and the arguments. Nothing
+    for another command.
+    """
+    if command[: len(BRAIN)] == BRAIN:
+        return ["", *command[len(BRAIN) :]]
+    if command[:1] == BRAIN[:1] and command[1:] and Path(command[1]).name == "brain":
+        return command[1:]
+    return []
+
+
+def like_ours(environment: Mapping[str, str]) -> bool:
+    """Whether an interpreter that starts there is like this one."""
+    return _read_at_start(environment) == _read_at_start(_environment)
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
@@ -239,9 +270,10 @@ def _become(start: dict[str, Any]) -> None:
     time.tzset()
     program = importlib.import_module("brain.__main__")
     assert program.__file__ is not None
-    sys.argv = [program.__file__, *start["arguments"]]
+    sys.argv = [start["program"] or program.__file__, *start["arguments"]]
     sys.modules[__spec__.name] = sys.modules["__main__"]
-    sys.modules["__main__"] = program  # whose package the help calls the program
+    # Whose package, or else sys.argv[0], the help calls the program.
+    sys.modules["__main__"] = ModuleType("__main__") if start["program"] else program
     sys.path[0] = start["folder"]
     # As Python opens them when it starts.
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
@@ -265,6 +297,8 @@ def _serve(descriptor: int) -> bool:
     """Whether this is a forked process, which has become what it is to run."""
     for module in MODULES:
         importlib.import_module(module)
+    _warm_up()
+    _save_coverage()
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=descriptor)
@@ -276,5 +310,40 @@ def _serve(descriptor: int) -> bool:
     return True
 
 
+def _warm_up() -> None:
+    """Create an API, as every Brain does: what that imports and compiles late takes 50 ms."""
+    from brain.api.routes import create_api
+
+    create_api(cast("Any", None))
+
+
+def _save_coverage() -> None:
+    """Else each forked process would save again what ran here, which takes 40 ms."""
+    coverage = sys.modules.get("coverage")
+    measuring = coverage and coverage.Coverage.current()
+    if measuring:
+        measuring.stop()
+        measuring.save()
+        measuring.start()
+
+
+def _end(status: int) -> None:
+    """End as an interpreter does, but leave its modules: to clear them takes 40 ms, because it
+    copies every page that this process shares with the others.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    os._exit(status)
+
+
 if __name__ == "__main__" and _serve(int(sys.argv[1])):
-    importlib.import_module("brain.__main__").main()
+    try:
+        importlib.import_module("brain.__main__").main()
+    except SystemExit as end:
+        if isinstance(end.code, int | None):
+            with contextlib.suppress(OSError, ValueError):  # Python itself says why it cannot flush
+                _end(end.code or 0)
+        raise
+    _end(0)

@@ -154,6 +154,10 @@ def message(run: Run, time: Micros) -> bytes:
     return text_frame(payload.encode("ascii"))
 
 
+PING: Final = b"\x89\x00"
+"""An empty ping (RFC 6455, section 5.5.2)."""
+
+
 def text_frame(payload: bytes) -> bytes:
     """An unmasked, unfragmented text frame (RFC 6455, section 5.2)."""
     size = len(payload)

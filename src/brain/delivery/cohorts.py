@@ -12,7 +12,7 @@ from brain.delivery.log import DELETED, FACETS, RUN, SEQ, Entry
 class Client:
     """What the hub needs of a connection, which extends it: a lagging client costs an integer."""
 
-    __slots__ = ("cohort", "goal", "intact", "joined", "paused", "seq", "until", "write")
+    __slots__ = ("cohort", "goal", "intact", "joined", "paused", "pinged", "seq", "until", "write")
 
     write: Callable[[bytes], object]
     """Hands bytes to the transport. A closing connection replaces it by a no-op, so it is looked up
@@ -28,6 +28,8 @@ class Client:
     joined: int
     """The board's seq when it joined."""
     paused: bool
+    pinged: bool
+    """A message about the source has taken the ping along for which it is due next."""
     intact: bool
     """It has been sent only flushes since it was live, so it has skipped no run (R5 in hub.py)."""
 

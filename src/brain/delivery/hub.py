@@ -153,10 +153,13 @@ class Hub:
     def join(self, client: Client, wish: Subscription) -> None:
         """Start writing to the client. Ends it at once if its `since` is a gap."""
         client.seq, client.until, client.paused, client.intact = None, 0, False, False
+        client.pinged = False
         client.cohort = cohort = self._cohorts.add(wish.filter, wish.include)
         client.goal = self.flushed if cohort.ready else None
         client.joined = self.board.seq
         self.clients += 1
+        if cohort.source:
+            self._freshness.add(client)
         if wish.since is not None:
             seq = self.board.since(wish.since, deleted=cohort.deleted)
             if seq is None:
@@ -172,8 +175,6 @@ class Hub:
             return
         elif cohort.deleted and self._pending:
             client.seq = self.board.seq  # (R14)
-        if cohort.source:
-            self._freshness.add(client)
         if client.seq is not None:
             self._ready.append(client)
             self._alarm.set(0)
@@ -196,7 +197,7 @@ class Hub:
         cohort.live.discard(client)
         self._late.discard(client)
         if cohort.source:
-            self._freshness.discard(client)
+            self._freshness.forget_one()
         self._cohorts.remove(cohort)
         self.clients -= 1
 
@@ -247,8 +248,9 @@ class Hub:
         client.end(why.code, why.reason)
 
     def send(self, client: Client, data: bytes) -> None:
+        write = client.write  # as in `_deliver`
         try:
-            client.write(data)
+            write(data)
         except Exception as error:  # noqa: BLE001 - one client's failure must not end the caller
             self._failed(client, error)
 

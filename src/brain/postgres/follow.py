@@ -8,7 +8,8 @@
       └── from any state, when the ordinary connection is lost: back-off with jitter
 
     CONNECTING   Follow.events      no source
-    POLLING      Polling.events     while a task, the Promotion, tries to open a stream
+    POLLING      Polling.events     while a task, the Promotion, tries to open a stream. The first
+                                    poll of a process waits a moment for it
     JOINING      Streaming.join     polls once more; the stream continues where this poll ends
     STREAMING    Streaming.events   while a Watch looks for changes that would silence the stream
 

@@ -73,6 +73,12 @@ class Promotion:
         """A try has ended, and `collect` has its result."""
         return self._task is not None and self._task.done()
 
+    @property
+    def succeeded(self) -> bool:
+        """A try has brought a stream, which `collect` returns."""
+        task = self._task
+        return task is not None and task.done() and not task.cancelled() and not task.exception()
+
     def collect(self) -> Promoted | None:
         """The result of a try that has ended. Reports a failure, and schedules the next try."""
         if self._task is None or not self._task.done():

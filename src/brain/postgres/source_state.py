@@ -84,6 +84,9 @@ class SourceState:
             **({"effect": POLLED} if source == "poll" and hint and code not in SAID else {}),
         )
 
+    def preparing(self) -> None:
+        self.change("poll", "preparing", "the stream is being prepared")
+
     def poll_because(self, unavailable: StreamUnavailable) -> None:
         self.change("poll", unavailable.code, unavailable.detail, unavailable.hint)
 

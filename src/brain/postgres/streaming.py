@@ -56,6 +56,8 @@ class Streaming:
                     yield replace(piece, deletes_unknown=True)
                 else:
                     yield piece
+        if self._state.source == "none":  # nothing had been read before
+            self._state.preparing()
         self._state.heard = asked
         self._state.lateness.answered()
         checkpoint = self._poll.progress.checkpoint

@@ -81,6 +81,9 @@ class Timing:
     rejoin_within: float = 0.5
     """A lost stream is asked for again after a random part of this, so that several Brains do not
     come at once."""
+    stream_first: float = 0.5
+    """How long the first look of a process waits for a stream, which it would have to join with
+    another look. A slot waits for open write transactions, and a client for the first look."""
     slot_timeouts: tuple[float, ...] = (5.0, 30.0, 300.0)
     """How long creating a slot may wait for open write transactions, try by try; the last one
     repeats."""

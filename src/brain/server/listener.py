@@ -17,6 +17,7 @@ import uvicorn
 
 from brain.contract.close_codes import SERVICE_RESTART
 from brain.contract.errors import BrainError
+from brain.server.backlog import Backlog
 from brain.server.http import HTTPProtocol
 from brain.server.state import ServerState
 
@@ -133,7 +134,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(HTTPProtocol, state),  # type: ignore[arg-type]
+                http=self._protocol,  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -146,8 +147,15 @@ class Server(uvicorn.Server):
             )
         )
         self._state = state
+        self._backlog: Backlog | None = None
         state.http = self.server_state.connections  # type: ignore[assignment]
         self._ping_interval = ping_interval
+
+    def _protocol(self, **wiring: Any) -> HTTPProtocol:
+        """Make the protocol of a connection that was just accepted, as uvicorn asks for."""
+        if self._backlog is not None:
+            self._backlog.accepted()
+        return HTTPProtocol(self._state, **wiring)
 
     def stop(self) -> None:
         if self.should_exit:
@@ -177,6 +185,13 @@ class Server(uvicorn.Server):
                 "of the process: ulimit -n, or LimitNOFILE= of systemd",
             )
         await super().startup(sockets)
+        protocol = partial(
+            self._protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self._backlog = Backlog(sockets or (), protocol)
 
     async def main_loop(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -228,6 +243,8 @@ class Server(uvicorn.Server):
             self.server_state.tasks,
         )
         self._state.closing = True
+        if self._backlog is not None:
+            self._backlog.close()
         for each in self.servers:
             each.close()
         began = connections.loop.time()

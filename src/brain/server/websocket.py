@@ -31,7 +31,7 @@ from brain.contract.close_codes import (
     INVALID_TEXT,
     CloseCode,
 )
-from brain.contract.messages import text_frame
+from brain.contract.messages import PING, text_frame
 from brain.contract.subscription import Subscription
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
@@ -40,7 +40,6 @@ from brain.server.uptake import is_stalled
 
 log = structlog.get_logger()
 
-PING = Frame(Opcode.PING, b"").serialize(mask=False)
 PONG_TO_IT = b"\x8a\x80"
 """How the pong to the empty ping begins; a mask of four bytes follows, and no payload (RFC 6455,
 5.5.3)."""
@@ -261,7 +260,9 @@ class Connection(Client, asyncio.Protocol):
             self._all.rejections.note(Rejection("silence", detail), peer=self.peer)
             self.abort(detail)
             return
-        if not self.paused:
+        if self.pinged:
+            self.pinged = False
+        elif not self.paused:
             self.write(PING)
 
     def drop(self, error: Exception) -> None:

@@ -12,17 +12,24 @@ from typing import Any
 import pytest
 
 from tests.support.nats import NatsServer, nats_running
+from tests.support.nodes import Stream
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served, until
 
+PAIR = "BRAIN_TEST_pair"
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
 
 @pytest.fixture(scope="module")
 def pair(shared: str, nats: NatsServer) -> Iterator[tuple[Brain, Brain]]:
     """Two nodes of one table."""
-    settings = {"database_url": shared, "nats_url": nats.url, "nats_takeover": 1}
+    settings = {
+        "database_url": shared,
+        "nats_url": nats.url,
+        "nats_takeover": 1,
+        "nats_stream": PAIR,
+    }
     with served(**settings) as one, served(**settings) as two:
         yield one, two
 
@@ -78,7 +85,7 @@ async def test_a_client_comes_back_on_the_other_node(
 
 @pytest.mark.usefixtures("pair")
 def test_brain_nodes_lists_them(shared: str, nats: NatsServer) -> None:
-    settings = {"database_url": shared, "nats_url": nats.url}
+    settings = {"database_url": shared, "nats_url": nats.url, "nats_stream": PAIR}
     status, text, _ = command("nodes", **settings)
     assert status == 0
     assert [line.split()[1] for line in text.splitlines()[1:3]].count("leader") == 1
@@ -111,7 +118,12 @@ async def test_a_node_that_is_stopped_is_replaced_at_once_and_exits_with_0(
     database: str, nats: NatsServer
 ) -> None:
     """(N10) Its clients are told to come back, and the other node leads before a silence."""
-    settings = {"database_url": database, "nats_url": nats.url, "nats_takeover": 60}
+    settings = {
+        "database_url": database,
+        "nats_url": nats.url,
+        "nats_takeover": 60,
+        "nats_stream": Stream.name,
+    }
     with served(**settings) as one, served(**settings) as two:
         assert roles(one, two) == ["follower", "leader"]
         leader, other = (one, two) if one.get("/readyz")[1]["role"] == "leader" else (two, one)

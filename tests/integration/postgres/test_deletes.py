@@ -9,7 +9,8 @@ import pytest
 from brain.contract.events import Changes, Event, Snapshot
 from brain.contract.messages import ID
 from brain.postgres.unavailable import StreamUnavailable
-from tests.support.following import QUICK, Following
+from tests.support.following import QUICK, Following, connected
+from tests.support.patience import PATIENCE
 
 
 def ops(f: Following) -> list[tuple[str, str]]:
@@ -55,6 +56,45 @@ async def test_a_stream_begins_with_a_mark_that_deletes_may_be_unknown(any_datab
             *_, changes = (i for i, each in enumerate(f.events) if isinstance(each, Changes))
             assert marks(f.events)[-1] < changes
             await terminate(any_database)
+
+
+async def test_the_first_look_joins_the_stream(any_database: str) -> None:
+    """So nobody has loaded anything before it, and nobody has to load again when it begins."""
+    timing = replace(QUICK, stream_first=PATIENCE)
+    async with Following(any_database, "auto", timing=timing) as f:
+        await f.sql("INSERT INTO runs (id) VALUES ('before')")
+        await f.source("replication")
+        assert marks(f.events) == [0], "one Snapshot, which is that of the join"
+        assert f.board.dead_floor == 0
+        await f.sql("INSERT INTO runs (id) VALUES ('behind')")
+        await f.pushed("behind", "queued")
+
+
+async def test_the_first_look_does_not_wait_for_a_slot_that_is_blocked(any_database: str) -> None:
+    async with connected(any_database) as conn:
+        await conn.execute("INSERT INTO runs (id) VALUES ('open')")
+        timing = replace(QUICK, stream_first=0.05)
+        async with Following(any_database, "auto", timing=timing) as f:
+            await f.source("poll")
+            assert marks(f.events) == []
+            assert f.follow.state.code == "preparing"
+            await conn.commit()
+            await f.source("replication")
+            assert len(marks(f.events)) == 1
+            assert f.board.dead_floor > 0, "what was loaded before may hold deleted rows"
+
+
+async def test_the_first_look_does_not_wait_for_a_stream_that_is_refused(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise StreamUnavailable("not now", code="slots")
+
+    monkeypatch.setattr("brain.postgres.promotion.ensure_publication", refuse)
+    timing = replace(QUICK, stream_first=10 * PATIENCE)  # longer than the test waits
+    async with Following(database, "auto", timing=timing) as f:
+        await f.source("poll")
+        await f.until(lambda: f.follow.state.code == "slots")
 
 
 async def terminate(url: str) -> None:

@@ -35,13 +35,20 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return found
 
 
+def offset(zone: ZoneInfo, start: datetime, hours: int) -> timedelta | None:
+    return (start + timedelta(hours=hours)).astimezone(zone).utcoffset()
+
+
 def local_times(zone: ZoneInfo) -> list[datetime]:
     """Around each change of its clocks in these years, and some that are ordinary."""
-    hours = (datetime(2011, 1, 1, tzinfo=UTC) + timedelta(hours=n) for n in range(16 * 8766))
+    start = datetime(2011, 1, 1, tzinfo=UTC)
+    days = range(0, 16 * 8766 + 24, 24)
     changes = [
-        before
-        for before, after in itertools.pairwise(hours)
-        if before.astimezone(zone).utcoffset() != after.astimezone(zone).utcoffset()
+        start + timedelta(hours=hour)
+        for day, next_day in itertools.pairwise(days)
+        if offset(zone, start, day) != offset(zone, start, next_day)
+        for hour in range(day, next_day)
+        if offset(zone, start, hour) != offset(zone, start, hour + 1)
     ]
     around = [
         (change + timedelta(minutes=15 * n)).astimezone(zone).replace(tzinfo=None)

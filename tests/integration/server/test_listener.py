@@ -6,6 +6,7 @@ import gc
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,15 +20,19 @@ import psycopg
 import pytest
 import uvloop
 
+from brain.delivery import freshness
 from brain.server import listener as server
 from brain.server.limits import Limits
 from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
-from brain.server.websocket import Connection
+from brain.server.websocket import SHARES, Connection
 from tests.support.in_process_server import in_process_server
 from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until, within
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served
-from tests.support.wire import PING, PONG, Frame, Peer, closing, frame, get, request
+from tests.support.wire import PING, PONG, TEXT, Frame, Peer, closing, frame, get, request
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: `close` resets the connection."""
 
 # In this process, on uvloop and real sockets, with short timeouts
 
@@ -67,6 +72,36 @@ async def test_connections_that_expire_together_are_closed_in_several_rounds() -
         it.state.expire()
         for peer in peers:
             await peer.close()
+
+
+def _crowd(port: int, count: int) -> list[socket.socket]:
+    """Connections that the kernel has accepted, and the server not yet."""
+    return [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+
+
+@on_uvloop
+async def test_a_crowd_is_accepted_in_a_few_turns_of_the_loop() -> None:
+    async with in_process_server() as it:
+        crowd = _crowd(it.port, 300)
+        turns = 0
+        while len(it.state.http) < len(crowd):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns < 30, "libuv alone accepts one connection a turn"
+        for sock in crowd:
+            sock.close()
+
+
+@on_uvloop
+async def test_clients_that_are_gone_before_they_are_accepted_disturb_nobody() -> None:
+    async with in_process_server() as it:
+        for sock in _crowd(it.port, 50):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            sock.close()
+        async with await Peer.open(it.port) as peer:
+            peer.send(get("/"))
+            assert (await peer.answer()).status == 204
+        await eventually(lambda: not it.state.http)
 
 
 @on_uvloop
@@ -202,6 +237,30 @@ async def test_a_round_of_pings_reaches_each_client_once() -> None:
             assert set(got) == {Frame(PING, b"")}
             assert len(got) <= rounds + 1
             await peer.close()
+
+
+@on_uvloop
+async def test_a_message_about_the_source_takes_the_ping_of_the_round_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is told nothing of the source is pinged by the round itself."""
+    monkeypatch.setattr(freshness, "EVERY", 0.05)
+    async with (
+        in_process_server() as it,
+        await Peer.upgraded(it.port, "/ws?include=source") as told,
+        await Peer.upgraded(it.port) as other,
+    ):
+        connection = next(each for each in it.connections if each.cohort and each.cohort.source)
+        for _ in range(3):
+            await eventually(lambda: connection.pinged)
+            for share in range(SHARES):
+                it.state.connections.sweep(share)
+            assert not connection.pinged
+        kinds = [(await told.frame()).opcode for _ in range(7)]
+        assert kinds.count(PING) <= 3
+        assert all(kinds[at - 1] == TEXT for at, kind in enumerate(kinds) if kind == PING)
+        assert kinds[:3] == [TEXT, TEXT, PING]
+        assert [(await other.frame()).opcode for _ in range(3)] == [PING] * 3
 
 
 class Broken:

@@ -7,7 +7,7 @@ import pytest
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
 from brain.contract.include import Included, SourceName, SourceReport
-from brain.contract.messages import Micros, iso, parse_time
+from brain.contract.messages import PING, Micros, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
 from brain.delivery.freshness import EVERY, STRIDE, TICK
 from tests.unit.delivery.runs import PLENTY, T, run
@@ -155,10 +155,36 @@ def test_a_frame_is_made_once_for_all_clients_of_a_turn() -> None:
         reader.writes.clear()
     house.wait(TICK)
     frames = [data for reader in readers for data in reader.writes]
+    assert len({len(data) for data in frames}) == 1
     assert len(frames) in (29, 30), "a hundredth of the clients"
     assert len({id(data) for data in frames}) == 1
     house.wait(EVERY)
     assert {len(reader.writes) for reader in readers} <= {1, 2}
+
+
+def test_a_message_about_the_source_takes_one_ping_along() -> None:
+    """Until the round of pings has passed: then the next one is due."""
+    house = House()
+    told, other = house.join(Subscription(include=SOURCE)), house.join()
+    house.wait(2 * EVERY + 2 * TICK)
+    assert (len(sources(told)), told.pings, told.pinged) == (3, 1, True)
+    assert told.writes[1].endswith(PING)
+    told.pinged = False
+    house.wait(2 * EVERY + 2 * TICK)
+    assert (len(sources(told)), told.pings, told.pinged) == (5, 2, True)
+    assert (other.writes, other.pinged) == ([], False)
+
+
+def test_a_client_that_is_not_told_is_not_pinged() -> None:
+    house = House(PLENTY, run("r"))
+    lags, gone = (house.join(Subscription(include=SOURCE)) for _ in range(2))
+    lags.full = True
+    house.change(run("r"), at=T + 5)
+    house.hub.leave(gone)
+    house.wait(3 * EVERY)
+    assert (lags.pings, lags.pinged) == (0, False)
+    assert gone.pings == 0
+    assert list(house.hub._freshness._round) == [lags]
 
 
 @pytest.mark.parametrize("what", ["source", "silence"])

@@ -11,7 +11,7 @@ import pytest
 from brain.contract.close_codes import GAP, TRY_AGAIN_LATER
 from brain.contract.events import Changes, Op, Snapshot, only_id
 from brain.contract.include import NO_SOURCE, SourceReport
-from brain.contract.messages import Micros, Run
+from brain.contract.messages import PING, Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
 from brain.delivery.board import Board
@@ -43,6 +43,7 @@ class Reader(Client):
         self.got: list[tuple[str, str, float | None]] = []
         self.all: list[dict[str, Any]] = []
         self.writes: list[bytes] = []
+        self.pings = 0
         self.closed: int | None = None
         self.dropped: Exception | None = None
         self.full = False
@@ -54,6 +55,10 @@ class Reader(Client):
         while data:
             head = {126: 4, 127: 10}.get(data[1], 2)
             size = head + (data[1] if head == 2 else int.from_bytes(data[2:head], "big"))
+            if data[0] == PING[0]:
+                self.pings += 1
+                data = data[size:]
+                continue
             message = json.loads(data[head:size])
             self.all.append(message)
             if "status" in (run := message.get("data", {})):

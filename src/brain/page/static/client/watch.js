@@ -210,8 +210,8 @@ class Watch {
     this.#failures = steady ? 1 : this.#failures + 1;
     this.#on.away?.();
     const most = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (this.#failures - 1));
-    // Random over the whole pause, so that the clients of a restarted server spread.
-    if (!this.#asleep) this.#wait(Math.random() * most, () => this.#connect());
+    // Random over half of the pause, so that the clients of a restarted server spread.
+    if (!this.#asleep) this.#wait(most * (1 + Math.random()) / 2, () => this.#connect());
   }
 
   /** @param {number} code @param {string} reason */
