@@ -78,6 +78,7 @@ async def test_a_client_comes_back_on_the_other_node(
         execute(shared, ROW.format("wanders"))
         (first,) = await until(client, "wanders", "running")
     execute(shared, "UPDATE runs SET status = 'completed' WHERE id = 'wanders'")
+    await two.knows("wanders", "completed")
     async with two.connect(f"?since={first['timestamp']}&include=ready") as client:
         assert (await message(client))["data"]["status"] == "completed"
         assert (await message(client))["type"] == "ready"
