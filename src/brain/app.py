@@ -261,7 +261,7 @@ async def _serve(
 
 def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub) -> "Node":
     # The client of NATS is an extra, and a Brain alone does not need it.
-    from brain.nodes.connection import Access  # noqa: PLC0415
+    from brain.nodes.connection import Access, CredentialsError  # noqa: PLC0415
     from brain.nodes.log import stream_of  # noqa: PLC0415
     from brain.nodes.node import Node  # noqa: PLC0415
     from brain.nodes.timing import NodeTiming  # noqa: PLC0415
@@ -278,12 +278,17 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
             progress=progress,
         )
 
+    access = Access(
+        [each.get_secret_value() for each in settings.nats_url],
+        settings.nats_credentials,
+        settings.nats_ca,
+    )
+    try:
+        access.options()
+    except CredentialsError as error:
+        raise SettingsError(str(error)) from None
     return Node(
-        Access(
-            [each.get_secret_value() for each in settings.nats_url],
-            settings.nats_credentials,
-            settings.nats_ca,
-        ),
+        access,
         settings.nats_stream or stream_of(url, settings.table),
         board,
         source=source,

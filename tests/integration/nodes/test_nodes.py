@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import base64
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -368,6 +369,41 @@ async def test_a_log_that_was_lost_begins_with_the_board_of_a_node(
                 await late.knows("a", "failed")
                 assert late.board.since(before) is not None
                 assert "done" in late.board
+
+
+async def test_a_leader_writes_the_board_first_in_a_new_log_and_behind_its_first_look(
+    database: str,
+) -> None:
+    """(N6) Otherwise nobody could start from a log whose beginning he has not seen."""
+    with nats_running() as server:
+        async with (
+            nodes(database, server.url, 1) as (node,),
+            opened(server.url, node.stream) as log,
+        ):
+            execute(database, ROW.format("a"))
+            await node.knows("a", "running")
+            server.stop(signal.SIGKILL)
+            server.lose_store()
+            server.start()
+            execute(database, ROW.format("b"))
+            await node.knows("b", "running")
+
+            async def boards() -> list[int]:
+                last = await log.last("end")
+                assert last is not None
+                first = await log.connection.ask(
+                    f"STREAM.MSG.GET.{log.name}", seq=1, next_by_subj=log.subject("end")
+                )
+                head = decode(base64.b64decode(first["message"]["data"])).head
+                return [head["as_of"], head["e"], last[1].head["as_of"], last[1].head["e"]]
+
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    first, epoch, last, of = await boards()
+                    assert first == epoch  # nothing stands between the claim and the board
+                    if last > first and of == node.node.report().epoch:
+                        break
+                    await asyncio.sleep(0.02)
 
 
 async def test_all_nodes_restart_and_the_log_remembers(database: str, nats: NatsServer) -> None:

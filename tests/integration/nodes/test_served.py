@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,3 +171,49 @@ def test_what_the_url_has_identifies_the_node(database: str, configuration: str,
             node.wait_for("no connection to NATS: .*uthorization")
         finally:
             node.stop()
+
+
+def test_a_node_checks_the_certificate_of_nats(database: str, tmp_path: Path) -> None:
+    """`tls://`, signed by the file of BRAIN_NATS_CA, and by nobody that the system knows."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ],
+            *["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with nats_running(f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}') as server:
+        url = server.url.replace("nats:", "tls:")
+        settings = {"database_url": database, "nats_url": url, "nats_stream": Stream.name}
+        with served(**settings, nats_ca=certificate) as node:
+            assert node.get("/readyz")[1]["role"] == "leader"
+        node = Brain(**settings, wait=False)  # type: ignore[arg-type]
+        try:
+            node.wait_for("certificate verify failed")
+        finally:
+            node.stop()
+
+
+def test_a_file_of_credentials_that_is_missing_is_said_at_once(database: str) -> None:
+    node = Brain(
+        database_url=database,
+        nats_url="nats://127.0.0.1:1",
+        nats_credentials="/nowhere/user.creds",
+        wait=False,
+    )
+    assert node.process.wait(PATIENCE) == 2
+    assert "BRAIN_NATS_CREDENTIALS='/nowhere/user.creds': No such file" in node.log()
