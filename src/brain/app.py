@@ -17,7 +17,7 @@ from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
-from brain.config import Settings
+from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
 from brain.contract.events import Event, Image, Known, Snapshot
 from brain.contract.subscription import Form
@@ -244,7 +244,7 @@ async def _serve(
 
 def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub) -> "Node":
     # The client of NATS is an extra, and a Brain alone does not need it.
-    from brain.nodes.connection import Access  # noqa: PLC0415
+    from brain.nodes.connection import Access, CredentialsError  # noqa: PLC0415
     from brain.nodes.log import stream_of  # noqa: PLC0415
     from brain.nodes.node import Node  # noqa: PLC0415
     from brain.nodes.timing import NodeTiming  # noqa: PLC0415
@@ -261,12 +261,17 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
             progress=progress,
         )
 
+    access = Access(
+        [each.get_secret_value() for each in settings.nats_url],
+        settings.nats_credentials,
+        settings.nats_ca,
+    )
+    try:
+        access.options()
+    except CredentialsError as error:
+        raise SettingsError(str(error)) from None
     return Node(
-        Access(
-            [each.get_secret_value() for each in settings.nats_url],
-            settings.nats_credentials,
-            settings.nats_ca,
-        ),
+        access,
         settings.nats_stream or stream_of(url, settings.table),
         board,
         source=source,

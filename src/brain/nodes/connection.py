@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import unquote, urlsplit
 
 import nats.errors
 import structlog
@@ -57,7 +58,7 @@ class Access:
     """Where NATS is, and how a node identifies itself there."""
 
     servers: Sequence[str]
-    """URLs, which may contain user and password, or a token."""
+    """URLs. The first that has user and password, or a token, has them for all."""
     credentials: Path | None = None
     """A file with a JWT and the seed of its key, as `nsc` writes it."""
     ca: Path | None = None
@@ -65,7 +66,19 @@ class Access:
 
     def options(self) -> dict[str, Any]:
         """For the client library. Raises CredentialsError."""
-        options: dict[str, Any] = {"servers": list(self.servers)}
+        # The library takes what is percent-encoded in a URL as it stands.
+        found = [urlsplit(each) for each in self.servers]
+        options: dict[str, Any] = {
+            "servers": [
+                each._replace(netloc=each.netloc.rpartition("@")[2]).geturl() for each in found
+            ]
+        }
+        if named := next((each for each in found if each.username), None):
+            user = unquote(named.username or "")
+            if named.password is None:
+                options["token"] = user
+            else:
+                options["user"], options["password"] = user, unquote(named.password)
         if self.ca is not None or any(each.startswith("tls:") for each in self.servers):
             try:
                 options["tls"] = ssl.create_default_context(cafile=self.ca)

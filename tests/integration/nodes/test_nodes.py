@@ -3,17 +3,19 @@
 """
 
 import asyncio
+import base64
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
+from nats.aio.msg import Msg
 
 from brain.contract.events import Image, Snapshot
 from brain.delivery.log import FRAME, RUN
 from brain.nodes.difference import image
-from brain.nodes.log import Facts, Log
+from brain.nodes.log import Facts, Log, Reader
 from brain.nodes.messages import VERSION, decode, encode
 from brain.nodes.track import Claim
 from tests.support.nats import NatsServer, nats_running
@@ -43,6 +45,20 @@ async def settled(*several: Following) -> None:
     await eventually(
         lambda: len({(each.node.report().position, each.board.time) for each in several}) == 1
     )
+
+
+@contextlib.contextmanager
+def deaf(node: Following) -> Iterator[None]:
+    """No message of the log arrives there."""
+    take = Reader._take_message
+
+    def taken(self: Reader, message: Msg) -> None:
+        if self._log is not node.node._log:
+            take(self, message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "_take_message", taken)
+        yield
 
 
 async def written(log: Log) -> list[tuple[int, str]]:
@@ -305,10 +321,8 @@ async def test_a_node_that_lacks_what_was_discarded_loads_again(
         (other,) = (each for each in two if each is not leader)
         execute(database, ROW.format("a"))
         await other.knows("a", "running")
-        relay = other.node._relay
-        reader = relay._reader
-        assert reader is not None
-        reader._take_message = lambda _: None  # type: ignore[method-assign, assignment]
+        deafened = deaf(other)
+        deafened.__enter__()
         execute(database, "UPDATE runs SET progress = 5")
         execute(database, "UPDATE runs SET status = 'failed'")
         execute(database, ROW.format("b"))
@@ -320,7 +334,7 @@ async def test_a_node_that_lacks_what_was_discarded_loads_again(
         assert end is not None
         keep = end[1].head["first"]
         await log.connection.ask(f"STREAM.PURGE.{log.name}", seq=keep)
-        reader._broken = "a test has lost messages"
+        deafened.__exit__(None, None, None)
         await other.knows("b", "running")
         assert other.resets == 0
         assert other.statuses() == [("a", "running"), ("a", "failed"), ("b", "running")]
@@ -355,6 +369,41 @@ async def test_a_log_that_was_lost_begins_with_the_board_of_a_node(
                 await late.knows("a", "failed")
                 assert late.board.since(before) is not None
                 assert "done" in late.board
+
+
+async def test_a_leader_writes_the_board_first_in_a_new_log_and_behind_its_first_look(
+    database: str,
+) -> None:
+    """(N6) Otherwise nobody could start from a log whose beginning he has not seen."""
+    with nats_running() as server:
+        async with (
+            nodes(database, server.url, 1) as (node,),
+            opened(server.url, node.stream) as log,
+        ):
+            execute(database, ROW.format("a"))
+            await node.knows("a", "running")
+            server.stop(signal.SIGKILL)
+            server.lose_store()
+            server.start()
+            execute(database, ROW.format("b"))
+            await node.knows("b", "running")
+
+            async def boards() -> list[int]:
+                last = await log.last("end")
+                assert last is not None
+                first = await log.connection.ask(
+                    f"STREAM.MSG.GET.{log.name}", seq=1, next_by_subj=log.subject("end")
+                )
+                head = decode(base64.b64decode(first["message"]["data"])).head
+                return [head["as_of"], head["e"], last[1].head["as_of"], last[1].head["e"]]
+
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    first, epoch, last, of = await boards()
+                    assert first == epoch  # nothing stands between the claim and the board
+                    if last > first and of == node.node.report().epoch:
+                        break
+                    await asyncio.sleep(0.02)
 
 
 async def test_all_nodes_restart_and_the_log_remembers(database: str, nats: NatsServer) -> None:
@@ -437,9 +486,8 @@ async def test_a_client_waits_for_what_it_has_seen_elsewhere(
     async with nodes(database, nats.url) as two:
         leader = await leader_of(*two)
         (other,) = (each for each in two if each is not leader)
-        reader = other.node._relay._reader
-        assert reader is not None
-        take, reader._take_message = reader._take_message, lambda _: None  # type: ignore[method-assign, assignment]
+        deafened = deaf(other)
+        deafened.__enter__()
         execute(database, ROW.format("a"))
         await leader.knows("a", "running")
         seen = leader.board.last_time
@@ -447,8 +495,7 @@ async def test_a_client_waits_for_what_it_has_seen_elsewhere(
         waiting = asyncio.create_task(other.node.reached(seen))
         await asyncio.sleep(0.05)
         assert not waiting.done()
-        reader._take_message = take  # type: ignore[method-assign]
-        reader._broken = "a test has lost messages"
+        deafened.__exit__(None, None, None)
         assert await waiting
         assert not other.node.is_behind(seen)
         assert "a" in other.board

@@ -7,22 +7,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.nats import NatsServer, nats_running
+from tests.support.nodes import Stream
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served, until
 
+PAIR = "BRAIN_TEST_pair"
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
 
 @pytest.fixture(scope="module")
 def pair(shared: str, nats: NatsServer) -> Iterator[tuple[Brain, Brain]]:
     """Two nodes of one table."""
-    settings = {"database_url": shared, "nats_url": nats.url, "nats_takeover": 1}
+    settings = {
+        "database_url": shared,
+        "nats_url": nats.url,
+        "nats_takeover": 1,
+        "nats_stream": PAIR,
+    }
     with served(**settings) as one, served(**settings) as two:
         yield one, two
 
@@ -71,15 +79,15 @@ async def test_a_client_comes_back_on_the_other_node(
         execute(shared, ROW.format("wanders"))
         (first,) = await until(client, "wanders", "running")
     execute(shared, "UPDATE runs SET status = 'completed' WHERE id = 'wanders'")
+    await two.knows("wanders", "completed")
     async with two.connect(f"?since={first['timestamp']}&include=ready") as client:
-        assert (await message(client)) == first
         assert (await message(client))["data"]["status"] == "completed"
         assert (await message(client))["type"] == "ready"
 
 
 @pytest.mark.usefixtures("pair")
 def test_brain_nodes_lists_them(shared: str, nats: NatsServer) -> None:
-    settings = {"database_url": shared, "nats_url": nats.url}
+    settings = {"database_url": shared, "nats_url": nats.url, "nats_stream": PAIR}
     status, text, _ = command("nodes", **settings)
     assert status == 0
     assert [line.split()[1] for line in text.splitlines()[1:3]].count("leader") == 1
@@ -112,7 +120,12 @@ async def test_a_node_that_is_stopped_is_replaced_at_once_and_exits_with_0(
     database: str, nats: NatsServer
 ) -> None:
     """(N10) Its clients are told to come back, and the other node leads before a silence."""
-    settings = {"database_url": database, "nats_url": nats.url, "nats_takeover": 60}
+    settings = {
+        "database_url": database,
+        "nats_url": nats.url,
+        "nats_takeover": 60,
+        "nats_stream": Stream.name,
+    }
     with served(**settings) as one, served(**settings) as two:
         assert roles(one, two) == ["follower", "leader"]
         leader, other = (one, two) if one.get("/readyz")[1]["role"] == "leader" else (two, one)
@@ -158,3 +171,49 @@ def test_what_the_url_has_identifies_the_node(database: str, configuration: str,
             node.wait_for("no connection to NATS: .*uthorization")
         finally:
             node.stop()
+
+
+def test_a_node_checks_the_certificate_of_nats(database: str, tmp_path: Path) -> None:
+    """`tls://`, signed by the file of BRAIN_NATS_CA, and by nobody that the system knows."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ],
+            *["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with nats_running(f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}') as server:
+        url = server.url.replace("nats:", "tls:")
+        settings = {"database_url": database, "nats_url": url, "nats_stream": Stream.name}
+        with served(**settings, nats_ca=certificate) as node:
+            assert node.get("/readyz")[1]["role"] == "leader"
+        node = Brain(**settings, wait=False)  # type: ignore[arg-type]
+        try:
+            node.wait_for("certificate verify failed")
+        finally:
+            node.stop()
+
+
+def test_a_file_of_credentials_that_is_missing_is_said_at_once(database: str) -> None:
+    node = Brain(
+        database_url=database,
+        nats_url="nats://127.0.0.1:1",
+        nats_credentials="/nowhere/user.creds",
+        wait=False,
+    )
+    assert node.process.wait(PATIENCE) == 2
+    assert "BRAIN_NATS_CREDENTIALS='/nowhere/user.creds': No such file" in node.log()

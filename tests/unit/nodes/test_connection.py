@@ -57,6 +57,21 @@ def test_a_url_of_tls_needs_no_file() -> None:
     assert "tls" not in Access(["nats://h"]).options()
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("nats://u:p%2Fw@h:1", {"user": "u", "password": "p/w"}),
+        ("nats://a%20token@h:1", {"token": "a token"}),
+        ("nats://h:1", {}),
+    ],
+)
+def test_what_a_url_has_before_the_host_identifies_the_node(
+    url: str, expected: dict[str, str]
+) -> None:
+    options = Access(["nats://g:1", url]).options()
+    assert options == {"servers": ["nats://g:1", "nats://h:1"], **expected}
+
+
 def test_a_connection_that_is_not_open_says_why() -> None:
     connection = Connection(Access(["nats://h"]), "test", NODE_TIMING)
     with pytest.raises(Unanswered, match="no connection to NATS: connecting"):
