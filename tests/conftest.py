@@ -19,6 +19,8 @@ from psycopg import conninfo
 from tests.support import prefork, script
 from tests.support.databases import Databases
 from tests.support.issuer import SECRET
+from tests.support.nats import NatsServer, nats_running
+from tests.support.nats import available as nats_available
 from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, with_template
@@ -195,6 +197,15 @@ def begun(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]]]:
             found[item.name] = partial(scenario, **(callspec.params if callspec else {}))
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         yield {name: pool.submit(scenario) for name, scenario in found.items()}
+
+
+@pytest.fixture(scope="session")
+def nats() -> Iterator[NatsServer]:
+    """A nats-server that tests share: each has a log of its own, that of its database."""
+    if not nats_available():
+        pytest.skip("nats-server is not installed")
+    with nats_running() as server:
+        yield server
 
 
 # For modules whose tests share a Brain, which each of them calls `brain`

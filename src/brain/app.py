@@ -6,9 +6,16 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import psycopg
 import structlog
@@ -19,10 +26,11 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
-from brain.contract.events import Snapshot
+from brain.contract.events import Event, Image, Known, Snapshot
 from brain.contract.subscription import Form
-from brain.delivery.board import OVERHEAD, Board
+from brain.delivery.board import Board
 from brain.delivery.hub import Hub
+from brain.delivery.log import OVERHEAD
 from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
@@ -32,8 +40,10 @@ from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
+from brain.postgres.progress import Progress
 from brain.postgres.records import Records
-from brain.postgres.table import TableError, init_sql
+from brain.postgres.source_state import SourceState
+from brain.postgres.table import Column, TableError, init_sql
 from brain.server.listener import Server, listen
 from brain.server.operations import add_operations
 from brain.server.state import ServerState
@@ -41,6 +51,7 @@ from brain.server.websocket import Connections
 
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
+    from brain.nodes.node import Node
 
 log = structlog.get_logger()
 
@@ -59,6 +70,20 @@ EXAMPLE_TIMEOUT = 3.0
 
 FIRST_READ = 3.0
 """Seconds to wait for the first read of the table before clients are accepted without it."""
+
+
+_SHARED = "the log of BRAIN_NATS_URL takes the place of the records"
+
+
+class Source(Protocol):
+    """What follows the table: postgres.follow.Follow, or nodes.node.Node."""
+
+    state: SourceState
+
+    @property
+    def columns(self) -> Mapping[str, Column] | None: ...
+
+    def events(self) -> AsyncGenerator[Sequence[Event]]: ...
 
 
 @dataclass(frozen=True)
@@ -103,9 +128,10 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
             port = sockets[0].getsockname()[1]
             started = Started(port, redact(url), embedded_port)
             records = Records(
-                settings.data_dir / "resume" if settings.resume else None,
+                settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
                 keep=settings.resume,
                 max_rows=settings.board_memory // OVERHEAD,
+                detail=_SHARED if settings.nats_url else "BRAIN_RESUME is 0",
             )
             closing.callback(records.close)
             await _serve(
@@ -158,7 +184,8 @@ async def _serve(
         observe=metrics.observe,
         report=lambda: parts.report(),  # noqa: PLW0108 - made below, of the hub
     )
-    follow = Follow(
+    node = _node(settings, url, decoder, board, hub) if settings.nats_url else None
+    follow: Source = node or Follow(
         url,
         settings.table,
         decoder,
@@ -192,6 +219,9 @@ async def _serve(
     parts = Parts(
         board, hub, follow.state, records, limiter, decoder, state.rejections.counts, loop.time
     )
+    if node is not None:
+        state.is_ahead, state.reached = node.is_behind, node.reached
+        parts = replace(parts, node=node.report)
     metrics.read(parts)
     log.info(
         "access rules",
@@ -206,7 +236,13 @@ async def _serve(
         add_operations(api, parts, state, metrics)
         add_page(api)
         server = Server(api, state, ping_interval=settings.ping_interval)
-        _on_signal(server.stop)
+
+        def stop() -> None:
+            if node is not None:
+                node.retire()
+            server.stop()
+
+        _on_signal(stop)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(
                 _deliver(follow, board, hub, state.connections), name="follow"
@@ -221,6 +257,43 @@ async def _serve(
             await server.serve(sockets)
             announcing.cancel()
             await cancel(following)
+
+
+def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub) -> "Node":
+    # The client of NATS is an extra, and a Brain alone does not need it.
+    from brain.nodes.connection import Access  # noqa: PLC0415
+    from brain.nodes.log import stream_of  # noqa: PLC0415
+    from brain.nodes.node import Node  # noqa: PLC0415
+    from brain.nodes.timing import NodeTiming  # noqa: PLC0415
+
+    def source(known: Known, progress: Progress) -> Follow:
+        return Follow(
+            url,
+            settings.table,
+            decoder,
+            known,
+            mode=settings.source,
+            interval=settings.poll_interval,
+            application="brain",
+            progress=progress,
+        )
+
+    return Node(
+        Access(
+            [each.get_secret_value() for each in settings.nats_url],
+            settings.nats_credentials,
+            settings.nats_ca,
+        ),
+        settings.nats_stream or stream_of(url, settings.table),
+        board,
+        source=source,
+        empty=lambda: Board(settings.board_memory, push_unchanged=settings.push_unchanged),
+        replicas=settings.nats_replicas,
+        storage=settings.nats_storage,
+        port=settings.port,
+        clients=lambda: hub.clients,
+        timing=NodeTiming.of(settings.nats_takeover),
+    )
 
 
 def _tokens(settings: Settings, form: Form) -> "Tokens | None":
@@ -239,7 +312,7 @@ def _tokens(settings: Settings, form: Form) -> "Tokens | None":
     return Tokens(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer, form=form)
 
 
-async def _deliver(follow: Follow, board: Board, hub: Hub, connections: Connections) -> None:
+async def _deliver(follow: Source, board: Board, hub: Hub, connections: Connections) -> None:
     """Take every event from the source over the board to the hub: the only way to the clients.
 
     Imported modules, and later the objects of the first Snapshot, are frozen: the garbage collector
@@ -257,6 +330,8 @@ async def _deliver(follow: Follow, board: Board, hub: Hub, connections: Connecti
             if begun and any(isinstance(event, Snapshot) and event.new for event in several):
                 await _reset_clients(connections)
             hub.push(board.apply(*several))
+            if begun and any(isinstance(event, Image) and event.new for event in several):
+                await _reset_clients(connections)  # nothing of it was pushed
             if board.begun and not begun:
                 gc.collect()
                 gc.freeze()

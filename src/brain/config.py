@@ -44,7 +44,7 @@ PREFIX = "BRAIN_"
 DATABASE_VARIABLES = ("BRAIN_DATABASE_URL", "DATABASE_URL")
 """The first that is set counts."""
 DEFAULT_TABLE = Table("public", "runs")
-SECRETS = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN")
+SECRETS = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN", "BRAIN_NATS_URL")
 """Errors never contain their values."""
 
 
@@ -256,6 +256,53 @@ class Settings(BaseSettings):
         le=604_800,
         allow_inf_nan=False,
     )
+    nats_url: Annotated[tuple[SecretStr, ...], NoDecode, from_list(validators.nats_url)] = _setting(
+        (),
+        "NATS servers (2.10 or newer, with JetStream) by which several Brains share one log: "
+        "`nats://user:password@host:4222`, `tls://…`, or with a token, `nats://token@host`. "
+        "Unset: this Brain follows the database itself.",
+        unit="list of URLs",
+    )
+    nats_credentials: Annotated[Path | None, from_text(lambda text: Path(text).expanduser())] = (
+        _setting(
+            None, "File with the JWT and the key of a NATS user, as `nsc` writes it.", unit="file"
+        )
+    )
+    nats_ca: Annotated[Path | None, from_text(lambda text: Path(text).expanduser())] = _setting(
+        None,
+        "File with the certificates that sign NATS's own, if the system does not know them.",
+        unit="file",
+    )
+    nats_stream: Annotated[str | None, from_text(validators.nats_stream)] = _setting(
+        None,
+        "Name of the log. Unset: made from the database URL's host, port and name and from the "
+        "table. Set it where nodes name the host of one database differently.",
+        unit="text",
+    )
+    nats_replicas: int = _setting(
+        1,
+        "On how many NATS servers of a cluster the log is kept. It counts when the log is made.",
+        unit="servers",
+        rule="a stream has 1 to 5 replicas",
+        ge=1,
+        le=5,
+    )
+    nats_storage: Literal["file", "memory"] = _setting(
+        "file",
+        "Where NATS keeps the log: `file`, or `memory`, which a restart of NATS empties. It counts "
+        "when the log is made.",
+        unit="word",
+        rule="a storage is file or memory",
+    )
+    nats_takeover: float = _setting(
+        3,
+        "A node that has heard nothing from the leader for this time takes its place.",
+        unit="seconds",
+        rule="it is 1 to 60 seconds",
+        ge=1,
+        le=60,
+        allow_inf_nan=False,
+    )
     ping_interval: float = _setting(
         30,
         "Seconds between two pings to a client.",
@@ -343,6 +390,13 @@ class Settings(BaseSettings):
     def _needs_a_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not (info.data.get("jwt_secret") or info.data.get("jwt_jwks")):
             raise ValueError("no token is required: set BRAIN_JWT_SECRET or BRAIN_JWT_JWKS too")
+        return value
+
+    @field_validator("nats_credentials", "nats_ca", "nats_stream")
+    @classmethod
+    def _needs_nats(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and not info.data.get("nats_url"):
+            raise ValueError("this Brain shares no log: set BRAIN_NATS_URL too")
         return value
 
     @field_validator("ping_timeout")

@@ -18,6 +18,7 @@ from brain import __version__
 from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
 from brain.contract.include import SourceName, SourceReport
+from brain.contract.nodes import ALONE, ROLES, NodeReport
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.postgres.decoder import Decoder
@@ -44,6 +45,7 @@ class Parts:
     decoder: Decoder
     rejections: Mapping[str, int]
     clock: Callable[[], float]
+    node: Callable[[], NodeReport] = lambda: ALONE
 
     def lag(self) -> float:
         """How late the newest state is, in seconds: 0 if nothing newer is known to exist."""
@@ -201,6 +203,30 @@ class _Reader:
             "brain_lag_seconds",
             "How late the newest state is: 0 while Brain holds the newest that there is.",
             parts.lag(),
+        )
+        node = parts.node()
+        roles = GaugeMetricFamily(
+            "brain_node_role",
+            "1 for what this node is, 0 for the others: `alone` without a log of nodes.",
+            labels=["role"],
+        )
+        for role in ROLES:
+            roles.add_metric([role], float(node.role == role))
+        yield roles
+        yield _gauge(
+            "brain_node_epoch",
+            "The place in the log of the claim of the node that leads; 0 without a log.",
+            node.epoch,
+        )
+        yield _gauge(
+            "brain_node_position",
+            "Up to where this node has read the log; 0 without a log.",
+            node.position,
+        )
+        yield _gauge(
+            "brain_node_lag_seconds",
+            "For how long this node has not been at the end of the log; 0 without a log.",
+            node.lag,
         )
         now = self._now()
         yield _gauge("brain_since_seconds", "How far `since` reaches back.", parts.since(now))

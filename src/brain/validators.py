@@ -120,6 +120,28 @@ def database_url(text: str) -> SecretStr:
     return SecretStr(parse_url(text.strip() or "blank"))
 
 
+def nats_url(text: str) -> SecretStr:
+    """Of one server. The text of the error never contains the URL: it may have a password."""
+    parts = urlsplit(text if "://" in text else f"nats://{text}")
+    try:
+        valid = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname)
+        valid = valid and parts.port != 0 and text.isprintable() and " " not in text
+    except ValueError:
+        valid = False
+    if not valid or parts.path.strip("/") or parts.query:
+        raise ValueError(
+            "a NATS server is nats://host:4222, or tls://host:4222, with user:password@ or a "
+            "token@ before the host"
+        )
+    return SecretStr(parts.geturl())
+
+
+def nats_stream(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+        raise ValueError("the name of a stream is 1 to 64 letters, digits, - and _")
+    return text
+
+
 def jwt_secret(text: str) -> SecretStr:
     text = text.strip()
     if len(text.encode()) < MIN_SECRET:

@@ -56,7 +56,7 @@ def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> 
         assert family.documentation.endswith("."), family.name
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
-            assert sample.labels.keys() <= {"le", "source", "code", *BUILD}, (
+            assert sample.labels.keys() <= {"le", "source", "code", "role", *BUILD}, (
                 "each label has a bounded set of values"
             )
     rows = [
@@ -73,7 +73,12 @@ def documented() -> list[str]:
 
 
 GROWS = {"brain_since_seconds", "brain_resume_seconds"}
-SAID: dict[str, float] = {"no observation": 0, "1, of the scrape": 1, "1 for `replication`": 1}
+SAID: dict[str, float] = {
+    "no observation": 0,
+    "1, of the scrape": 1,
+    "1 for `replication`": 1,
+    "1 for `alone`": 1,
+}
 
 
 def test_each_metric_has_its_documented_value_on_an_idle_brain(database: str) -> None:
@@ -93,7 +98,9 @@ def test_each_metric_has_its_documented_value_on_an_idle_brain(database: str) ->
                 continue
             wanted = SAID[said] if said in SAID else float(said)
             for labels, value in values.items():
-                one = not labels or name == "brain_build_info" or "replication" in labels
+                one = (
+                    not labels or name == "brain_build_info" or {"replication", "alone"} & {*labels}
+                )
                 assert value == (wanted if one else 0), (name, labels)
     assert idle == {}
 

@@ -215,6 +215,12 @@ REFUSED = [
     ("BRAIN_RESUME", "-1", "it is 0 to 604800 seconds (a week)"),
     ("BRAIN_RESUME", "604801", "it is 0 to 604800 seconds (a week)"),
     ("BRAIN_RESUME", "nan", "it is 0 to 604800 seconds (a week)"),
+    ("BRAIN_NATS_CREDENTIALS", "/x", "this Brain shares no log: set BRAIN_NATS_URL too"),
+    ("BRAIN_NATS_CA", "/x", "this Brain shares no log: set BRAIN_NATS_URL too"),
+    ("BRAIN_NATS_STREAM", "a.b", "the name of a stream is 1 to 64 letters, digits, - and _"),
+    ("BRAIN_NATS_REPLICAS", "6", "a stream has 1 to 5 replicas"),
+    ("BRAIN_NATS_STORAGE", "disk", "a storage is file or memory"),
+    ("BRAIN_NATS_TAKEOVER", "0.5", "it is 1 to 60 seconds"),
     ("BRAIN_LOG_LEVEL", "loud", "a level is debug, info, warning or error"),
 ]
 
@@ -241,8 +247,29 @@ def test_every_setting_has_a_rule() -> None:
         "BRAIN_DATA_DIR",  # any text is a path
         "BRAIN_DATABASE_URL",
         "BRAIN_JWT_SECRET",
+        "BRAIN_NATS_URL",
         "BRAIN_TOKEN",
     }
+
+
+@pytest.mark.parametrize(
+    "text", ["http://h:1", "nats://", "nats://u:secret@h:x", "nats://h/secret"]
+)
+def test_an_error_about_nats_never_has_its_password(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    message = refused(monkeypatch, BRAIN_NATS_URL=text)
+    assert message.startswith("BRAIN_NATS_URL: a NATS server is nats://host:4222")
+    assert "secret" not in message
+
+
+def test_several_servers_of_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, BRAIN_NATS_URL="nats://u:p@one:4222, tls://two,three:4222")
+    assert [each.get_secret_value() for each in settings.nats_url] == [
+        "nats://u:p@one:4222",
+        "tls://two",
+        "nats://three:4222",
+    ]
 
 
 def test_an_error_has_a_line_for_each_faulty_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ RejectionCode = Literal[
     "silence",
     # Brain itself starts, or stops.
     "unread",
+    "behind",
     "closing",
 ]
 """The label of the metric, and `code` in the log."""
@@ -178,6 +179,12 @@ REJECTIONS: Final[Mapping[RejectionCode, RejectionType]] = {
     ),
     "unread": RejectionType(
         "a filter by `run_id`, `task_id` or `agent`, and the table has not been read yet",
+        Retry.BACK_OFF,
+        503,
+        retry_after=1,
+    ),
+    "behind": RejectionType(
+        "a `since` that another node has sent, and this one cannot read what that node has read",
         Retry.BACK_OFF,
         503,
         retry_after=1,

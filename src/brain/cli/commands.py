@@ -1,4 +1,4 @@
-"""The commands: brain serve | watch | wait | token | demo | doctor | init-db | psql | version."""
+"""The commands: brain serve | watch | wait | token | nodes | demo | doctor | init-db | psql …"""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import typer
 
 from brain import __version__
 from brain.access.grants import Scope
-from brain.cli import console, demo, token
+from brain.cli import console, demo, nodes, token
 from brain.cli.lines import STDOUT
 from brain.cli.target import Target
 from brain.config import Settings
@@ -160,7 +160,7 @@ def watch_command(
 @app.command("wait")
 def wait_command(
     *,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The ids of the runs.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="The ids of the runs.")],
     status: Annotated[
         list[str] | None,
         typer.Option(
@@ -277,13 +277,20 @@ async def _remove(settings: Settings, *, drop_table: bool, only_print: bool) -> 
         if only_print:
             print("".join(f"{text};\n" for text in texts), end="")
             return
-        async with conn.transaction():
-            for statement in statements:
-                await conn.execute(statement)
+        try:
+            async with conn.transaction():
+                for statement in statements:
+                    await conn.execute(statement)
+        except psycopg.errors.InsufficientPrivilege as error:
+            console.fail(f"{error_line(error)}: name a role that owns it in --database-url")
+        except psycopg.errors.DependentObjectsStillExist as error:
+            console.fail(f"{error_line(error)}: {error.diag.message_detail}")
     for text in texts:
         print(f"done: {text}")
-    if not texts:
-        print(f"{redact(url)} has no publication of {table}")
+    if not any("PUBLICATION" in text for text in texts):
+        print(f"{redact(url)} has no publication that Brain created for {table}")
+    if drop_table and not any("IF EXISTS" in text for text in texts):
+        print(f"{redact(url)} has no table {table}")
     print(
         "A running Brain creates its publication again: stop it first. "
         + ("" if drop_table else f"The table {table} stays. ")
@@ -361,6 +368,18 @@ def doctor_command(
 
     console.run(examine())
     raise SystemExit(status)
+
+
+@app.command("nodes")
+def nodes_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List the Brains that share the log of BRAIN_NATS_URL, and who leads.
+
+    Exit status: 0 one leads, 1 none does, 2 NATS cannot be asked.
+    """
+    settings = console.load_settings()
+    console.run(nodes.print_nodes(settings, as_json=as_json))
 
 
 @app.command("demo")

@@ -1,8 +1,8 @@
 """The port between PostgreSQL and the board: the events of a source, and what it may ask back.
 
-A source yields Snapshot, Resumed and Changes in the order in which they must be applied, several at
-a time: all that it has read at once. What is done for each event, and could be done for all of
-them, a database pays that commits ten thousand transactions a second.
+A source yields Snapshot, Resumed, Image and Changes in the order in which they must be applied,
+several at a time: all that it has read at once. What is done for each event, and could be done for
+all of them, a database pays that commits ten thousand transactions a second.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from brain.contract.messages import Micros, Run
+from brain.contract.subscription import Facet
 
 Op: TypeAlias = Literal["insert", "update", "delete", "truncate"]
 
@@ -108,7 +109,33 @@ class Changes:
     know it. Without this mark none is."""
 
 
-Event: TypeAlias = Snapshot | Changes | Resumed
+Held: TypeAlias = tuple[Micros, Run, tuple[Facet, ...], int]
+"""An entry of a board: its time on the wire, the run, all that the run has been, and the id of the
+transaction that wrote it (0: unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The board of another process, with the times at which clients were sent its entries.
+
+    An empty board takes it over as it is. One that holds runs takes over the entries, and pushes
+    them: those that differ from its own. Applied as a whole.
+    """
+
+    entries: Sequence[Held]
+    """In the order of time. A deleted run has the status that tombstones have."""
+    time: Micros
+    last_time: Micros
+    floor_time: Micros
+    dead_floor_time: Micros
+    ended_early: bool
+    """A run that is not held may have been anything, not only finished (T4)."""
+    new: bool = False
+    """Another history: nothing of what the board holds counts, and no client can be told of it. So
+    nothing is pushed, and all of them start over."""
+
+
+Event: TypeAlias = Snapshot | Changes | Resumed | Image
 
 
 class Known(Protocol):

@@ -40,7 +40,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias, assert_never
 
-from brain.contract.events import Changes, Event, Resumed, Snapshot, first_allowed
+from brain.contract.events import Changes, Event, Image, Resumed, Snapshot, first_allowed
 from brain.contract.include import deleted_message
 from brain.contract.messages import (
     ACTIVE,
@@ -53,10 +53,12 @@ from brain.contract.messages import (
     message,
 )
 from brain.contract.subscription import Facet, facet
+from brain.delivery.copied import Copied
 from brain.delivery.log import (
     DELETED,
     FACETS,
     FRAME,
+    OVERHEAD,
     PIECE,
     RUN,
     SEQ,
@@ -76,16 +78,12 @@ ENTRY: Final = 0
 MAX_FACETS = 32
 """Facets remembered of one run. A run that had more may have been ANYTHING."""
 
-OVERHEAD = 1200
-"""Bytes that an entry costs besides its texts, with its share of the stale entries in the log.
-Measured by test_the_memory_charged_is_the_memory_used."""
-
 
 def _forget_nothing(_: Micros) -> None:
     """Without a file, no time outlives the process."""
 
 
-class Board:
+class Board(Copied):
     """`memory` bounds the bytes of all entries; unfinished runs are kept even beyond it (R11).
 
     `remember` stores the highest timestamp that may leave.
@@ -223,6 +221,8 @@ class Board:
                     pushes += self._snapshot(event)
                 case Resumed():
                     pushes += self._resume(event)
+                case Image():
+                    pushes += self.take_over(event)
                 case _:
                     assert_never(event)
         self._evict()

@@ -31,6 +31,10 @@ FRAME: Final = 3
 FACETS: Final = 4
 XID: Final = 5
 
+OVERHEAD = 1200
+"""Bytes that an entry costs besides its texts, with its share of the stale entries in the log.
+Measured by test_the_memory_charged_is_the_memory_used."""
+
 PIECE = 64 * 1024
 """Bytes of a catch-up piece at most, unless a single frame is larger."""
 
@@ -89,6 +93,11 @@ class Log:
         """
         i = bisect_right(self.seqs, seq)
         return self.times[i] if i < len(self.times) else None
+
+    def current(self) -> list[Entry]:
+        """The newest entry of each run, in the order of seq."""
+        current = self._current.get
+        return [entry for entry in self.entries if current(entry[RUN][ID]) is entry]
 
     def oldest(self, after: int, upto: int, wanted: Callable[[Entry], bool]) -> Entry | None:
         """The oldest wanted entry of the runs whose last change lies in (after, upto]."""

@@ -48,6 +48,7 @@ class Follow:
     """The source of a running Brain.
 
     `application` names its connections. It must not be the name of a synchronous standby.
+    `progress`: from where it goes on, if it was followed before; with it, no `records` are given.
     `watched`: whether somebody waits for the changes. Without, the stream is read less often.
     """
 
@@ -63,6 +64,7 @@ class Follow:
         application: str,
         timing: Timing = TIMING,
         records: Records | None = None,
+        progress: Progress | None = None,
         watched: Watched = always,
     ) -> None:
         self.state = SourceState()
@@ -75,7 +77,9 @@ class Follow:
         self._application = application
         self._timing = timing
         self._watched = watched
-        self._progress = Progress(records=records if records is not None else Records())
+        if progress is None:
+            progress = Progress(records=records if records is not None else Records())
+        self._progress = progress
         self._warnings = TableWarnings(url, table, decoder.zone, self.state)
         self._promotion = Promotion(
             url, table, decoder, self.state, application=application, timing=timing

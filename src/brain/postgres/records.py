@@ -98,7 +98,8 @@ class Records:
     none, and Brain works all the same: `detail` says why.
 
     `keep`: seconds for which a record is kept, at least. `max_rows`: how many rows that are not
-    unfinished the first look may bring; beyond it, older records are dropped.
+    unfinished the first look may bring; beyond it, older records are dropped. `detail`: why there
+    is no folder.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class Records:
         keep: float = 3600,
         max_rows: int = 100_000,
         clock: Callable[[], float] = time.monotonic,
+        detail: str = "BRAIN_RESUME is 0",
     ) -> None:
-        self.detail = "BRAIN_RESUME is 0" if folder is None else "the table has not been read yet"
+        self.detail = detail if folder is None else "the table has not been read yet"
         """Why `since` does not reach back over a restart; "" if it does."""
         self.voided = ""
         """Why clients from before started over the last time; "" if they have not."""

@@ -38,6 +38,7 @@ UnavailableCode: TypeAlias = Literal[
     "connecting",
     "away",
     "table",
+    "nats",
     "fault",
     # Everything else.
     "chosen",

@@ -32,17 +32,12 @@ from brain.server.authentication import TokenConnection, permitted
 from brain.server.handshake import Handshake, HandshakeError, parse_handshake
 from brain.server.probes import BARE, is_probe
 from brain.server.protocols import other_protocol
-from brain.server.state import ServerState
+from brain.server.state import BEHIND, CLOSING, UNREAD, ServerState
 from brain.server.websocket import Connection
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
 _NO_PATH = re.compile(rb"^([a-z]+://[^/?#]+)(?![^?#])", re.IGNORECASE)
 """An absolute target without a path, which is that of `/` (RFC 9110, section 4.2.3)."""
-_CLOSING = Rejection("closing", "the server is stopping: come back")
-_TABLE_NOT_READ = Rejection(
-    "unread",
-    "the table has not been read yet, so nobody knows which values its columns have: come back",
-)
 
 REFUSED_TIMEOUT = 1.0
 """Seconds for the client to read a refusal and to close."""
@@ -307,11 +302,11 @@ class HTTPProtocol(HttpToolsProtocol):
             self._refuse(error.rejection)
             return
         if self._state.closing:
-            self._refuse(_CLOSING)
+            self._refuse(CLOSING)
             return
         filter_ = handshake.subscription.filter.printed(self._state.form)
         if filter_ is None:
-            self._refuse(_TABLE_NOT_READ)
+            self._refuse(UNREAD)
             return
         subscription = handshake.subscription
         if filter_ is not subscription.filter:
@@ -319,7 +314,7 @@ class HTTPProtocol(HttpToolsProtocol):
         wait = self._state.limiter.wait(client, self.loop.time())
         if isinstance(wait, Rejection):
             self._refuse(wait)
-        elif wait or self._state.tokens is not None:
+        elif wait or self._state.tokens is not None or self._state.is_ahead(subscription.since):
             self.transport.pause_reading()
             self._upgrade_task = self.loop.create_task(
                 self._upgrade_later(handshake, subscription, rest, client, wait), name="upgrade"
@@ -335,8 +330,14 @@ class HTTPProtocol(HttpToolsProtocol):
         client: Address,
         wait: float,
     ) -> None:
-        """Wait as long as the rate limit of the address demands, and verify the token."""
+        """Wait as long as the rate limit of the address demands, and until this node knows what the
+        client does; verify the token.
+        """
         await asyncio.sleep(wait)
+        if subscription.since is not None and not await self._state.reached(subscription.since):
+            self._upgrade_task = None
+            self._refuse(BEHIND)
+            return
         grant = None
         tokens = self._state.tokens
         try:
@@ -362,7 +363,7 @@ class HTTPProtocol(HttpToolsProtocol):
     ) -> None:
         assert self._lease is not None, "a connection without a lease is refused by _check"
         if self._state.closing:  # since `_upgrade` looked
-            self._refuse(_CLOSING)
+            self._refuse(CLOSING)
             return
         rejection = self._state.limiter.upgrade(self._lease, client)
         if rejection is not None:

@@ -1,6 +1,7 @@
 """The operator's routes, and the plain GET of /ws."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from typing import Any, Final
@@ -22,6 +23,10 @@ _READY: Final[dict[str, Any]] = {
     "detail": "wal_level is replica",
     "hint": "a sentence that says what to run",
     "lag_seconds": 0.012,
+    "role": "leader",
+    "epoch": 4711,
+    "position": 4812,
+    "log_lag_seconds": 0.0,
     "since_seconds": 86.4,
     "since_detail": "a sentence, if clients from before had to start over",
     "resume_seconds": 3600.0,
@@ -65,7 +70,7 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
         responses={200: _shown("It is", _READY), 503: _shown("It is not", _AWAY)},
     )
     async def readyz(request: Request) -> Response:
-        state = parts.state
+        state, node = parts.state, parts.node()
         now = time.time()
         ready = parts.board.begun and state.source != "none" and not server.closing
         detail = {
@@ -74,6 +79,10 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             "detail": "the server is stopping" if server.closing else state.detail or None,
             "hint": state.hint or None,
             "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
+            "role": node.role,
+            "epoch": node.epoch,
+            "position": node.position,
+            "log_lag_seconds": round(node.lag, 3) if math.isfinite(node.lag) else None,
             "since_seconds": round(parts.since(now), 3),
             "since_detail": parts.records.voided or None,
             "resume_seconds": round(parts.resume(now), 3),

@@ -1,6 +1,6 @@
 """What the protocols of all connections share, and the rules that look at all of them together."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ import structlog
 from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
 from brain.access.rejections import Rejection, RejectionCounter
+from brain.contract.messages import Micros
 from brain.contract.subscription import Form, as_given
 from brain.server.limits import Limits
 from brain.server.uptake import is_stalled
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from brain.server.http import HTTPProtocol
 
 log = structlog.get_logger()
+
+CLOSING = Rejection("closing", "the server is stopping: come back")
+UNREAD = Rejection(
+    "unread",
+    "the table has not been read yet, so nobody knows which values its columns have: come back",
+)
+BEHIND = Rejection(
+    "behind", "another node has sent what this one has not read yet: come back, or go to another"
+)
+
+
+async def _reached(_: Micros) -> bool:
+    return True
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +47,10 @@ class ServerState:
     tokens: "Tokens | None" = None
     form: Form = as_given
     """How the columns print the values of a filter."""
+    is_ahead: Callable[[Micros | None], bool] = lambda _: False
+    """Whether a client with this `since` has seen, on another node, what this one has not read."""
+    reached: Callable[[Micros], Awaitable[bool]] = _reached
+    """Wait until this node has read it. False: it cannot be told in time."""
     http: Collection["HTTPProtocol"] = ()
     """uvicorn's set of the connections that are not WebSockets."""
 

@@ -12,8 +12,8 @@ import pytest
 from brain.contract.events import Changes, Op, Resumed, Snapshot, only_id
 from brain.contract.messages import ID, UNCHANGED, Micros, Run, body, iso, message
 from brain.contract.subscription import ANY, facet
-from brain.delivery.board import OVERHEAD, Board, Push
-from brain.delivery.log import DELETED, FACETS, FRAME, PIECE, RUN, SEQ, TIME, XID, Entry
+from brain.delivery.board import Board, Push
+from brain.delivery.log import DELETED, FACETS, FRAME, OVERHEAD, PIECE, RUN, SEQ, TIME, XID, Entry
 from brain.delivery.tombstones import ANYTHING, FINISHED
 from tests.unit.delivery.runs import PLENTY, T, run
 

@@ -14,11 +14,11 @@ from brain.contract.include import NO_SOURCE, SourceReport
 from brain.contract.messages import PING, Micros, Run
 from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
-from brain.delivery.board import OVERHEAD, Board
+from brain.delivery.board import Board
 from brain.delivery.cohorts import Client
 from brain.delivery.groups import GROUP
 from brain.delivery.hub import Hub
-from brain.delivery.log import PIECE
+from brain.delivery.log import OVERHEAD, PIECE
 from tests.unit.delivery.runs import PLENTY, T, run
 
 INTERVAL = 0.025

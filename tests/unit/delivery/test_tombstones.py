@@ -13,9 +13,9 @@ from brain.contract.include import NOTHING, Included, deleted_message
 from brain.contract.messages import ID, Micros, Run, iso
 from brain.contract.subscription import ANY, Filter, Subscription
 from brain.delivery import tombstones
-from brain.delivery.board import OVERHEAD, Board, Push
+from brain.delivery.board import Board, Push
 from brain.delivery.groups import GROUP
-from brain.delivery.log import DELETED, FACETS, FRAME, RUN, SEQ, TIME, is_tombstone
+from brain.delivery.log import DELETED, FACETS, FRAME, OVERHEAD, RUN, SEQ, TIME, is_tombstone
 from brain.delivery.tombstones import ANYTHING, FINISHED
 from tests.unit.delivery import test_hub
 from tests.unit.delivery.mutants import Mutant, engine

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from brain.contract.close_codes import GAP
-from brain.contract.events import Changes, Event, Op, Resumed, Snapshot, only_id
+from brain.contract.events import Changes, Op, Resumed, Snapshot, only_id
 from brain.contract.include import INCLUDE, Include, SourceReport
 from brain.contract.messages import (
     ACTIVE,
@@ -305,7 +305,7 @@ class World:
         """The database's clock."""
         return (self.offset + int(self.now * 1e6)) // self.tick_size * self.tick_size
 
-    def apply(self, event: Event, *, more: bool = False) -> None:
+    def apply(self, event: Snapshot | Changes | Resumed, *, more: bool = False) -> None:
         """`more`: the source says more in the same turn of the loop."""
         begun = self.board.begun
         seq = self.board.seq

@@ -1,0 +1,224 @@
+"""The connection to NATS: one that comes back for ever, and requests over it.
+
+The client library reconnects by itself, but gives up when the server refuses its credentials; then
+this one begins again.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import nats.errors
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from brain.contract.errors import BrainError
+from brain.nodes.timing import NodeTiming
+
+log = structlog.get_logger()
+
+PINGS: Final[dict[str, Any]] = {"ping_interval": 2, "max_outstanding_pings": 2}
+"""A connection over which nothing comes is given up after 6 s at the latest."""
+
+AGAIN = 0.2
+"""Seconds between two tries to connect."""
+
+
+class NATSError(BrainError):
+    """NATS cannot be used now"""
+
+
+class Unanswered(NATSError):  # noqa: N818 - a state of NATS, not an error of Brain
+    """NATS has not answered in time, or cannot be reached."""
+
+
+class Refused(NATSError):  # noqa: N818 - the same
+    """NATS has answered that it does not do this. `code` is its `err_code`."""
+
+    def __init__(self, code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class CredentialsError(NATSError):
+    """The file of BRAIN_NATS_CREDENTIALS or BRAIN_NATS_CA cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where NATS is, and how a node identifies itself there."""
+
+    servers: Sequence[str]
+    """URLs, which may contain user and password, or a token."""
+    credentials: Path | None = None
+    """A file with a JWT and the seed of its key, as `nsc` writes it."""
+    ca: Path | None = None
+    """The certificates that sign the server's, if the system does not know them."""
+
+    def options(self) -> dict[str, Any]:
+        """For the client library. Raises CredentialsError."""
+        options: dict[str, Any] = {"servers": list(self.servers)}
+        if self.ca is not None or any(each.startswith("tls:") for each in self.servers):
+            try:
+                options["tls"] = ssl.create_default_context(cafile=self.ca)
+            except (OSError, ssl.SSLError) as error:
+                raise CredentialsError(f"BRAIN_NATS_CA={str(self.ca)!r}: {error}") from None
+        if self.credentials is not None:
+            jwt, seed = read_credentials(self.credentials)
+            options["user_jwt_cb"] = jwt.encode
+            options["signature_cb"] = lambda nonce: base64.b64encode(seed.sign(nonce.encode()))
+        return options
+
+
+def read_credentials(path: Path) -> tuple[str, Ed25519PrivateKey]:
+    """Raises CredentialsError."""
+    try:
+        lines = path.read_text().splitlines()
+        jwt = lines[_after(lines, "BEGIN NATS USER JWT")].strip()
+        seed = lines[_after(lines, "BEGIN USER NKEY SEED")].strip()
+        raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
+        return jwt, Ed25519PrivateKey.from_private_bytes(raw[2:34])  # prefix, key, checksum
+    except (OSError, ValueError, IndexError) as error:
+        detail = error.strerror if isinstance(error, OSError) else "it has no JWT and seed of a key"
+        raise CredentialsError(f"BRAIN_NATS_CREDENTIALS={str(path)!r}: {detail}") from None
+
+
+def _after(lines: Sequence[str], words: str) -> int:
+    return next(i for i, line in enumerate([*lines, words]) if words in line) + 1
+
+
+class Connection:
+    """`async with` keeps it open. `renewed` is called after each time that it was opened."""
+
+    def __init__(self, access: Access, name: str, timing: NodeTiming) -> None:
+        self.detail = "connecting"
+        """Why it is not open."""
+        self.generation = 0
+        """How often it was opened: what was subscribed over an earlier one may have missed
+        something."""
+        self._access = access
+        self._name = name
+        self._timing = timing
+        self._client: Client | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        self._renewed: list[Callable[[], object]] = []
+
+    @property
+    def is_open(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def client(self) -> Client:
+        """Raises Unanswered."""
+        if self._client is None or not self._client.is_connected:
+            raise Unanswered(f"no connection to NATS: {self.detail}")
+        return self._client
+
+    def on_renewed(self, call: Callable[[], object]) -> None:
+        self._renewed.append(call)
+
+    async def __aenter__(self) -> Self:
+        """Does not wait until it is open. Raises CredentialsError."""
+        options = self._access.options()
+        self._task = asyncio.create_task(self._keep(options), name="nats")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._close()
+
+    async def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and not client.is_closed:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(1):
+                    await client.close()
+
+    async def _keep(self, options: dict[str, Any]) -> None:
+        while True:
+            self._closed.clear()
+            self._client = client = Client()
+            try:
+                await client.connect(
+                    **options,
+                    **PINGS,
+                    name=self._name,
+                    connect_timeout=2,
+                    reconnect_time_wait=AGAIN,  # type: ignore[arg-type]
+                    max_reconnect_attempts=-1,
+                    error_cb=self._failed,
+                    disconnected_cb=self._lost,
+                    reconnected_cb=self._opened,
+                    closed_cb=self._ended,
+                )
+                await self._opened()
+                await self._closed.wait()
+            except (OSError, nats.errors.Error, TimeoutError) as error:
+                self.detail = _line(error)
+            except Exception as error:
+                log.exception("nats failed")
+                self.detail = _line(error)
+            await self._close()
+            await asyncio.sleep(AGAIN)
+
+    async def _opened(self) -> None:
+        self.generation += 1
+        self.detail = ""
+        for call in self._renewed:
+            call()
+
+    async def _failed(self, error: Exception) -> None:
+        self.detail = _line(error)
+
+    async def _lost(self) -> None:
+        self.detail = self.detail or "the connection was lost"
+
+    async def _ended(self) -> None:
+        self._closed.set()
+
+    async def request(
+        self,
+        subject: str,
+        body: bytes = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's own
+    ) -> Msg:
+        """Raises Unanswered."""
+        try:
+            return await self.client.request(
+                subject, body, timeout=timeout or self._timing.request, headers=headers
+            )
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise Unanswered(f"{subject}: {_line(error)}") from error
+
+    async def ask(self, subject: str, **question: Any) -> dict[str, Any]:
+        """A request to JetStream's API. Raises Unanswered, Refused."""
+        answer = await self.request(f"$JS.API.{subject}", json.dumps(question).encode())
+        return answered(answer)
+
+
+def answered(answer: Msg) -> dict[str, Any]:
+    """Raises Refused."""
+    document: dict[str, Any] = json.loads(answer.data)
+    if "error" in document:
+        error = document["error"]
+        raise Refused(error.get("err_code", 0), error.get("description", "an error"))
+    return document
+
+
+def _line(error: Exception) -> str:
+    """An error of the library in one line. Some have no text."""
+    text = " ".join(str(error).split()).removeprefix("nats: ").strip("'")
+    return text or type(error).__name__

@@ -1,0 +1,168 @@
+"""Who leads: the log is the lock, the fence and the heartbeat in one.
+
+(N2) A node that has heard nothing from the log for 3 s, is connected, and has applied all that
+came, claims the log: it appends a claim, which must come behind the last message there is. Of
+several that try, one gets in. Who reads his own claim as the last one leads, whether or not anybody
+has confirmed it. (An advisory lock, a slot's name and a lease each fail to fence a leader that was
+suspended and wakes up.)
+test_who_reads_his_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
+
+(N10) A node that is stopped resigns behind its last message, so that another one claims at once. It
+claims nothing any more.
+test_a_node_that_is_stopped_resigns
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import TypeAlias
+
+import structlog
+
+from brain.nodes.connection import NATSError
+from brain.nodes.leader import Leader
+from brain.nodes.log import Log, Superseded
+from brain.nodes.messages import READABLE_FROM, VERSION, Base, MessageError, encode
+from brain.nodes.relay import Relay
+from brain.nodes.state import NodeState
+from brain.nodes.timing import NodeTiming
+from brain.nodes.track import Claim
+
+log = structlog.get_logger()
+
+Lead: TypeAlias = Callable[[Claim], Leader]
+
+
+class Leadership:
+    """`node` is a random id of this process, `name` its name for people."""
+
+    def __init__(
+        self,
+        log_: Log,
+        relay: Relay,
+        state: NodeState,
+        lead: Lead,
+        *,
+        node: str,
+        name: str,
+        timing: NodeTiming,
+    ) -> None:
+        self.leader: Leader | None = None
+        self._log = log_
+        self._relay = relay
+        self._state = state
+        self._lead = lead
+        self._node = node
+        self._name = name
+        self._timing = timing
+        self._task: asyncio.Task[None] | None = None
+        self._retired = False
+        self._patience = timing.patience()
+        self._tried = float("-inf")
+        self._before: set[asyncio.Task[None]] = set()
+        """Leaders that may not have ended yet."""
+        relay.claimed = self._claimed
+
+    async def watch(self) -> None:
+        """Claim the log whenever nobody leads."""
+        while not self._retired:
+            await asyncio.sleep(self._timing.heartbeat / 10)
+            base = self._relay.base()
+            if base is None or self._task is not None or not self._is_due(base):
+                continue
+            try:
+                await self._claim(base)
+            except Superseded:
+                pass  # another one was quicker; its claim comes
+            except (NATSError, MessageError) as error:
+                log.debug("no claim", detail=str(error))
+            self._tried = asyncio.get_running_loop().time()
+            self._patience = self._timing.patience()
+
+    def _is_due(self, base: Base) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._relay.track.resigned and base == "log":
+            wait = random.uniform(0, self._timing.heartbeat / 5)
+            return now - max(self._tried, self._state.heard) > wait
+        vacant_since = self._relay.vacant_since
+        if vacant_since < now and base != "log":
+            # A node that has a board comes first: its clients need not start over.
+            wait = 0.0 if base == "board" else self._timing.first
+            wait += random.uniform(0, self._timing.heartbeat / 5)
+            return now - max(vacant_since, self._tried) > wait
+        # A node that cannot load the log comes last: without a board, all clients start over.
+        patience = self._patience * (3 if base == "empty" else 1)
+        return now - max(self._tried, self._state.heard) > patience
+
+    async def _claim(self, base: Base) -> None:
+        """Raises NATSError, MessageError."""
+        heard = self._state.heard
+        facts = await self._log.facts()
+        last = await self._log.last("log")
+        # A node that wakes up after a suspension finds out here what it has not heard yet: over one
+        # connection, the messages of the log arrive before these answers.
+        position = 0 if last is None else last[0]
+        if self._state.heard != heard or self._relay.base() != base:
+            return
+        self._relay.note_idle(facts)
+        if facts.idle < self._timing.silence and not self._relay.track.resigned:
+            return
+        if base == "log" and position != self._relay.track.position:
+            return
+        claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
+        seq = await self._log.append("log", claim, facts.last)
+        if base != "log":
+            self._relay.rebase(Claim(seq, self._node, self._name, base, VERSION, READABLE_FROM))
+
+    # Leading.
+
+    def _claimed(self, claim: Claim) -> None:
+        """The relay has applied all that stands before this claim."""
+        if self._task is not None:
+            self._end(self._task)
+            self._task = None
+        if claim.node == self._node and not self._retired:
+            leader = self.leader = self._lead(claim)
+            self._state.role = "leader"
+            self._task = asyncio.create_task(self._run(leader), name="leader")
+        else:
+            self._state.role = "follower"
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._before.add(task)
+        task.add_done_callback(self._before.discard)
+
+    async def _run(self, leader: Leader) -> None:
+        detail = ""
+        try:
+            await leader.lead()
+        except NATSError as error:
+            detail = str(error)
+        except Exception as error:
+            log.exception("leading failed")
+            detail = repr(error)
+        finally:
+            if self.leader is leader:
+                self.leader = None
+                self._state.role = "follower"
+            if detail and not self._retired:
+                log.warning("this node leads no longer", epoch=leader.claim.seq, detail=detail)
+            await leader.end()
+            if self._task is asyncio.current_task():
+                self._task = None
+
+    async def retire(self) -> None:
+        """(N10) May be called twice."""
+        self._retired = True
+        task, leader = self._task, self.leader
+        if leader is not None:
+            with contextlib.suppress(NATSError, TimeoutError):
+                async with asyncio.timeout(self._timing.resign):
+                    await leader.resign()
+                    log.info("resigned", epoch=leader.claim.seq)
+        if task is not None:
+            self._end(task)
+        if self._before:
+            await asyncio.wait(self._before, timeout=2 * self._timing.resign)

@@ -1,0 +1,168 @@
+"""A node: one of several Brains that follow the same table by way of a log.
+
+    PostgreSQL ──slot──► the leader's source ──► log ──► relay ──► board ──► hub ──► clients
+                                                  (each node, the leader too)
+
+It is one more source for app.py: an async iterator of lists of events.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+
+import structlog
+
+from brain.contract.events import Event
+from brain.contract.messages import Micros
+from brain.contract.nodes import NodeReport
+from brain.delivery.board import Board
+from brain.nodes.connection import Access, Connection
+from brain.nodes.leader import Leader, MakeSource
+from brain.nodes.leadership import Leadership
+from brain.nodes.log import Log, Storage
+from brain.nodes.relay import Relay
+from brain.nodes.roster import Roster
+from brain.nodes.state import NodeState
+from brain.nodes.timing import NODE_TIMING, NodeTiming
+from brain.nodes.track import Claim
+from brain.postgres.source_state import SourceState
+from brain.postgres.table import Column
+
+log = structlog.get_logger()
+
+
+class Node:
+    """`stream` names the log. `source` makes what a leader follows the database with, `empty` a
+    board like `board`.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        stream: str,
+        board: Board,
+        *,
+        source: MakeSource,
+        empty: Callable[[], Board],
+        replicas: int = 1,
+        storage: Storage = "file",
+        port: int = 0,
+        clients: Callable[[], int] = lambda: 0,
+        timing: NodeTiming = NODE_TIMING,
+    ) -> None:
+        self.state = SourceState()
+        self.id = secrets.token_hex(8)
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._board = board
+        self._timing = timing
+        self._made = source
+        self._node_state = NodeState(self.state, timing)
+        self._connection = Connection(access, f"brain {self.name}", timing)
+        self._log = Log(self._connection, stream, replicas=replicas, storage=storage, timing=timing)
+        self._relay = Relay(
+            self._log, board, self._node_state, node=self.id, empty=empty, timing=timing
+        )
+        self._leadership = Leadership(
+            self._log,
+            self._relay,
+            self._node_state,
+            self._lead,
+            node=self.id,
+            name=self.name,
+            timing=timing,
+        )
+        self._roster = Roster(
+            self._connection,
+            stream,
+            lambda: {
+                "id": self.id,
+                "name": self.name,
+                "port": port,
+                "clients": clients(),
+                "ready": self.state.source != "none" and board.begun,
+                **self.report()._asdict(),
+            },
+        )
+        self._retiring: asyncio.Task[None] | None = None
+        self._counted = (self.state, 0, 0, 0)
+
+    @property
+    def columns(self) -> Mapping[str, Column] | None:
+        """The table's columns by name. None until a leader has said which it has."""
+        return self._relay.track.columns
+
+    def report(self) -> NodeReport:
+        return self._node_state.report()
+
+    def is_behind(self, since: Micros | None) -> bool:
+        """Whether a client may have seen something that this node has not read yet."""
+        return since is not None and since > self._board.time
+
+    async def reached(self, since: Micros) -> bool:
+        """Wait until it has. False: it cannot be told in time."""
+        return await self._relay.reached(since)
+
+    def _lead(self, claim: Claim) -> Leader:
+        return Leader(
+            claim,
+            self._relay,
+            self._board,
+            self._log,
+            source=self._made,
+            timing=self._timing,
+        )
+
+    async def events(self) -> AsyncGenerator[Sequence[Event]]:
+        """Raises CredentialsError."""
+        async with self._connection:
+            tasks = [
+                asyncio.create_task(self._leadership.watch(), name="leadership"),
+                asyncio.create_task(self._watch(), name="node"),
+                asyncio.create_task(self._roster.answer(), name="roster"),
+            ]
+            try:
+                async with aclosing(self._relay.events()) as events:
+                    async for several in events:
+                        yield several
+            finally:
+                self.retire()
+                assert self._retiring is not None
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(self._retiring)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+    def retire(self) -> None:
+        """(N10) Lead no longer. The relay goes on: clients are still told what happens."""
+        if self._retiring is None:
+            self._retiring = asyncio.create_task(self._leadership.retire(), name="retire")
+
+    async def _watch(self) -> None:
+        """(N9) Say when the log is away. Clients stay, and nobody polls the database instead."""
+        loop, timing, connection = asyncio.get_running_loop(), self._timing, self._connection
+        began = loop.time()
+        while True:
+            await asyncio.sleep(timing.pause)
+            self._count()
+            silent = loop.time() - max(began, self._node_state.heard)
+            if silent > timing.away and not connection.is_open:
+                self._node_state.away(f"no connection to NATS: {connection.detail}")
+            elif silent > timing.leaderless:
+                self._node_state.away("nobody writes the log")
+
+    def _count(self) -> None:
+        """What this node has done while it led: for its own metrics."""
+        leader = self._leadership.leader
+        if leader is None:
+            return
+        source, mirror = leader.source, self.state
+        seen = self._counted if self._counted[0] is source else (source, 0, 0, 0)
+        mirror.connects += source.connects - seen[1]
+        mirror.streams += source.streams - seen[2]
+        mirror.losses += source.losses - seen[3]
+        self._counted = (source, source.connects, source.streams, source.losses)

@@ -1,0 +1,457 @@
+"""The source of a node: it reads the log, and yields what the leader's source has yielded.
+
+(N5) Every board, the leader's too, is fed from the log only: one order of events for all.
+
+(N7) A node that starts takes over the last image of a board that stands in the log, with its times,
+facets and floors, and reads on behind it. It is ready when it has reached the end that the log had
+at its start.
+test_a_node_that_starts_takes_over_the_board
+
+(N8) After an error of NATS, position and board stay. A node loads again only if the log provably
+does not go on where it is: what comes next was discarded, the log ends before, it was made anew, or
+a message does not follow (N3). Then it pushes what differs.
+test_a_node_goes_on_where_it_was, test_a_node_that_lacks_what_was_discarded_loads_again
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TypeAlias
+
+import structlog
+
+from brain.contract.events import Event, Image, Outcome, Snapshot
+from brain.contract.messages import Micros
+from brain.delivery.board import Board
+from brain.nodes.connection import NATSError
+from brain.nodes.difference import difference, image, pieces
+from brain.nodes.log import Facts, Item, Log, Reader, Superseded
+from brain.nodes.messages import (
+    READABLE_FROM,
+    VERSION,
+    Base,
+    MessageError,
+    decode,
+    decode_held,
+    decode_image,
+)
+from brain.nodes.state import NodeState
+from brain.nodes.timing import NodeTiming
+from brain.nodes.track import Claim, LoadAgain, Track
+
+log = structlog.get_logger()
+
+Start: TypeAlias = tuple[Track, Image | None]
+"""Where to begin to read the log, and with which board."""
+
+GULP = 256 * 1024
+"""Bytes of messages whose events are yielded at once."""
+
+
+class Relay:
+    """`node` is the id of this process. `empty` makes a board like `board`. `claimed` is called
+    with each claim, once all before it has been applied.
+    """
+
+    def __init__(
+        self,
+        log_: Log,
+        board: Board,
+        state: NodeState,
+        *,
+        node: str,
+        empty: Callable[[], Board],
+        timing: NodeTiming,
+    ) -> None:
+        self.track = Track()
+        self.state = state
+        self.claimed: Callable[[Claim], object] = lambda _: None
+        self.vacant_since = float("inf")
+        """Since when, by the loop's clock, this node has known the log as empty."""
+        self._log = log_
+        self._board = board
+        self._node = node
+        self._empty = empty
+        self._timing = timing
+        self._outcomes: dict[tuple[int, int], Outcome] = {}
+        self._created = ""
+        self._target = 0
+        """The end of the log when this node began to read it."""
+        self._loads = "starting"
+        """Why this node must load the log: "" if it follows."""
+        self._needed: Claim | None = None
+        """The claim of a leader that goes on from its own board: what stood before does not count.
+        """
+        self._stuck = False
+        """What stands in the log is not enough to load it."""
+        self._own: Claim | None = None
+        """This node's, if it goes on from its own board."""
+        self._applied = 0
+        self._claim: Claim | None = None
+        self._reader: Reader | None = None
+        self._moved = asyncio.Event()
+        self._yielding = False
+        self._images: list[asyncio.Future[tuple[Image, Track]]] = []
+
+    # What others ask.
+
+    def base(self) -> Base | None:
+        """(N2) From what this node would go on if it led; None if it cannot lead now."""
+        if not self._log.connection.is_open:
+            return None
+        claim = self.track.claim
+        if claim is not None and claim.version > VERSION:
+            return None  # nobody knows what this leader's checkpoint means
+        if self._loads:
+            if not self._stuck:
+                return None
+            return "board" if self._board.begun else "empty"
+        if self._reader is None or not self.is_at_end:
+            return None
+        return "empty" if claim is None else "log"
+
+    @property
+    def is_at_end(self) -> bool:
+        reader = self._reader
+        return (
+            reader is not None
+            and not reader.waiting
+            and reader.seq == self._applied
+            and self._applied >= self._target
+            and self.state.at_end >= self.state.heard
+        )
+
+    def expect(self, epoch: int, outcome: Outcome | None, n: int) -> None:
+        """If it is a comparison, this node's own source wants to know its outcome."""
+        if outcome is not None:
+            self._outcomes[epoch, n] = outcome
+
+    async def until(self, epoch: int, n: int) -> None:
+        """Wait until this message of the leader has been applied. Raises Superseded."""
+        track = self.track
+        while not (track.epoch == epoch and track.n >= n and self._applied == track.position):
+            if track.epoch > epoch:
+                raise Superseded("another node leads")
+            self._moved.clear()
+            await self._moved.wait()
+            track = self.track
+
+    async def image(self) -> tuple[Image, Track]:
+        """The board, and what was known when it was as it is. Between two events (N6)."""
+        if not self._yielding:
+            return image(self._board), replace(self.track)
+        found: asyncio.Future[tuple[Image, Track]] = asyncio.get_running_loop().create_future()
+        self._images.append(found)
+        return await found
+
+    async def reached(self, since: Micros) -> bool:
+        """Wait until a client that has seen this time elsewhere can be served here: until this node
+        has read what the log contains now. False: it cannot be told in time.
+        """
+        if since <= self._board.time:
+            return True
+        try:
+            async with asyncio.timeout(self._timing.barrier):
+                last = await self._log.last("log")
+                while last is not None and (self._loads or self._applied < last[0]):
+                    self._moved.clear()
+                    await self._moved.wait()
+        except (NATSError, MessageError, TimeoutError):
+            return False
+        return True
+
+    def note_idle(self, facts: Facts) -> None:
+        """Somebody wrote to the log, whether or not this node has read it."""
+        now = asyncio.get_running_loop().time()
+        self.vacant_since = float("inf") if facts.last else min(self.vacant_since, now)
+        self.state.heard = max(self.state.heard, now - facts.idle)
+
+    def rebase(self, claim: Claim) -> None:
+        """The claim of this node was accepted: if it loads, it goes on from its own board, or from
+        nothing.
+        """
+        if self._loads:
+            self._own = claim
+
+    # The source.
+
+    async def events(self) -> AsyncGenerator[Sequence[Event]]:
+        told = ""
+        while True:
+            while not self._log.connection.is_open:
+                await asyncio.sleep(self._timing.pause / 2)
+            try:
+                async with aclosing(self._events()) as events:
+                    async for several in events:
+                        self._yielding = True
+                        yield several
+                        self._yielding = False
+            except LoadAgain as error:
+                self._loads, self._stuck, self._own = str(error), False, None
+                log.warning("the log does not go on", detail=str(error))
+            except (NATSError, MessageError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("the log cannot be read", detail=told)
+            finally:
+                self._yielding = False
+                self._reader = None
+            await asyncio.sleep(self._timing.pause)
+
+    async def _events(self) -> AsyncGenerator[Sequence[Event]]:
+        facts = await self._log.facts()
+        if not self._loads and (gone := self._does_not_go_on(facts)):
+            raise LoadAgain(gone)
+        self.note_idle(facts)
+        if self._loads:
+            async with aclosing(self._load()) as loading:
+                async for several in loading:
+                    yield several
+            self._loads, self._stuck, self._own = "", False, None
+            self._settle()
+        async with self._log.read("log", self.track.position) as reader:
+            self._reader = reader
+            async with aclosing(self._follow(reader)) as following:
+                async for several in following:
+                    yield several
+
+    def _does_not_go_on(self, facts: Facts) -> str:
+        """(N8)"""
+        position = self.track.position
+        if facts.created != self._created:
+            return "the stream was made anew"
+        if facts.first > position + 1:
+            return f"message {position + 1} was discarded: the log begins at {facts.first}"
+        if facts.last < position:
+            return f"the log ends at {facts.last}, before message {position}"
+        return ""
+
+    async def _follow(self, reader: Reader) -> AsyncGenerator[list[Event]]:
+        while True:
+            items = await reader.take(self._timing.heartbeat)
+            ready: list[Event] = []
+            size = 0
+            for item in items:
+                for event in self._take(self.track, item):
+                    if isinstance(event, Snapshot) and event.unless_after is not None:
+                        if ready:
+                            yield ready
+                            ready, size = [], 0
+                        yield [self._comparison(event, self._board)]
+                    else:
+                        ready.append(event)
+                size += len(item.data)
+                if size > GULP and ready:
+                    yield ready
+                    ready, size = [], 0
+            if ready:
+                yield ready
+            self._settle(at_end=not items or items[-1].pending == 0, reader=reader)
+
+    def _take(self, track: Track, item: Item) -> Sequence[Event]:
+        """Raises LoadAgain, MessageError."""
+        self.state.heard = asyncio.get_running_loop().time()
+        claim = track.claim
+        events = track.take(item.seq, item.data)
+        if track.claim is claim or track.claim is None:
+            return events
+        claim = track.claim
+        if not claim.is_readable:
+            log.warning(
+                "the leader cannot be understood",
+                leader=claim.name,
+                detail=f"it writes version {claim.version} of the log; this Brain reads {VERSION}",
+                hint="upgrade this Brain",
+            )
+        elif claim.version > VERSION:
+            log.warning(
+                "this node does not lead",
+                leader=claim.name,
+                detail=f"the leader writes version {claim.version} of the log, this Brain "
+                f"{VERSION}",
+                hint="upgrade this Brain",
+            )
+        if claim.node == self._node:
+            if claim.base != "log":
+                self.rebase(claim)
+            return events
+        if claim.base == "log":
+            return events
+        if claim.base == "board" or self._board.begun:
+            self._needed = claim
+            raise LoadAgain(f"the leader {claim.name} goes on from another state ({claim.base})")
+        return events
+
+    def _comparison(self, event: Snapshot, board: Board) -> Snapshot:
+        """(N4) Seqs are those of one board, and times are those of all. So a comparison says until
+        which time the leader's board had changed when it looked.
+        """
+        after = event.unless_after
+        assert after is not None
+        found = board.log.before(after + 1)
+        seq = board.seq if found is None else found
+        if board.floor_time > after:
+            seq = min(seq, board.floor - 1)
+        if board.dead_floor_time > after:
+            seq = min(seq, board.dead_floor - 1)
+        track = self.track
+        outcome = self._outcomes.pop((track.epoch, track.n), None)
+        return replace(event, unless_after=seq, outcome=outcome)
+
+    def _settle(self, *, at_end: bool = False, reader: Reader | None = None) -> None:
+        """All that was read has been applied."""
+        track, state = self.track, self.state
+        self._applied = state.position = track.position
+        state.epoch = track.epoch
+        now = asyncio.get_running_loop().time()
+        if at_end and not (reader is not None and reader.waiting):
+            state.at_end = now
+        if track.position >= self._target and track.status and not self._loads:
+            claim = track.claim
+            if claim is not None and not claim.is_readable:
+                state.away(f"the leader {claim.name} writes a later version of the log")
+            else:
+                self._mirror()
+        for future in self._images:
+            if not future.done():
+                future.set_result((image(self._board), replace(track)))
+        self._images.clear()
+        self._moved.set()
+        if track.claim is not None and track.claim is not self._claim:
+            self._claim = track.claim
+            here = track.claim.node == self._node
+            log.info("leader", node=track.claim.name, epoch=track.epoch, here=here)
+            self.claimed(track.claim)
+
+    _mirrored: object = None
+
+    def _mirror(self) -> None:
+        status = self.track.status
+        if status is not self._mirrored:
+            self._mirrored = status
+            self.state.mirror(status)
+
+    # Loading.
+
+    async def _load(self) -> AsyncGenerator[list[Event]]:
+        """(N7) Raises LoadAgain, NATSError, MessageError."""
+        if not self._board.begun:
+            found = await self._start()
+            if found is None:
+                return
+            track, whole = found
+            await self._aim()
+            if whole is not None:
+                yield [whole]
+            self.track = track
+            return
+        loaded = self._empty()
+        found = await self._start()
+        if found is None:
+            return
+        track, whole = found
+        if whole is not None:
+            for piece in pieces(whole):
+                loaded.apply(piece)
+                await asyncio.sleep(0)
+        await self._aim()
+        async with self._log.read("log", track.position) as reader:
+            # (N8) What this node has applied, and the log has lost, the leader has read again from
+            # the database once it has looked.
+            while not (track.position >= self._target and track.looked):
+                self._stuck = track.position >= self._target
+                if self._goes_on_alone():
+                    return
+                for item in await reader.take(self._timing.pause):
+                    for event in self._take(track, item):
+                        if isinstance(event, Snapshot) and event.unless_after is not None:
+                            loaded.apply(replace(self._comparison(event, loaded), outcome=None))
+                        else:
+                            loaded.apply(event)
+        changes = difference(self._board, loaded)
+        log.info(
+            "loaded again",
+            changed=sum(len(each.entries) for each in changes),
+            clients="start over" if changes[0].new else "stay",
+        )
+        for change in changes:
+            yield [change]
+        self.track = track
+
+    def _goes_on_alone(self) -> bool:
+        own, self._own = self._own, None
+        if own is None:
+            return False
+        self.track = self.track.going_on(own)
+        self._needed = None
+        self._target = 0
+        return True
+
+    async def _start(self) -> Start | None:
+        """Where to begin to read; None if this node goes on from its own board."""
+        while True:
+            if self._goes_on_alone():
+                return None
+            facts = await self._log.facts()
+            self.note_idle(facts)
+            if facts.created != self._created:
+                self._created, self._needed, self._own = facts.created, None, None
+            found: Start | None = await self._written(facts)
+            needed = self._needed
+            if found is None and needed is None and facts.first <= 1:
+                found = Track(), None
+            elif (
+                found is None
+                and needed is not None
+                and needed.base == "empty"
+                and facts.first <= needed.seq
+            ):
+                found = Track(position=needed.seq - 1), None
+            if found is not None:
+                self._stuck = False
+                return found
+            self._stuck = True
+            await self._look_for_own()
+            await asyncio.sleep(self._timing.pause)
+
+    async def _look_for_own(self) -> None:
+        """(N2) The claim of this node may have been accepted although nobody has told it so."""
+        last = await self._log.last("log")
+        if last is not None and last[1].kind == "claim" and last[1].head.get("id") == self._node:
+            seq, message = last
+            head = message.head
+            self._own = Claim(seq, head["id"], head["name"], head["base"], VERSION, READABLE_FROM)
+
+    async def _aim(self) -> None:
+        last = await self._log.last("log")
+        self._target = 0 if last is None else last[0]
+
+    async def _written(self, facts: Facts) -> tuple[Track, Image] | None:
+        """The last image of a board, if it is whole and counts."""
+        last = await self._log.last("end")
+        if last is None:
+            return None
+        head = last[1].head
+        if head["r"] > VERSION or (self._needed is not None and head["as_of"] < self._needed.seq):
+            return None
+        if head["pieces"] and facts.first > head["first"]:
+            return None
+        entries = []
+        part = b""
+        count = 0
+        if head["pieces"]:
+            async with self._log.read("ckpt", head["first"] - 1) as reader:
+                while count < head["pieces"]:
+                    for item in await reader.take(self._timing.watchdog):
+                        message = decode(item.data)
+                        if message.head.get("as_of") != head["as_of"]:
+                            raise MessageError(f"message {item.seq} is of another board")
+                        part += message.body
+                        count += 1
+                        if message.is_last:
+                            entries += decode_held(part)
+                            part = b""
+                            await asyncio.sleep(0)
+        track = Track.behind(head, Claim(*head["claim"]))
+        return track, decode_image(head["board"], entries)

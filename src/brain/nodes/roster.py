@@ -1,0 +1,67 @@
+"""The list of nodes: each answers for itself when somebody asks."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from brain import __version__
+from brain.nodes.connection import Connection, NATSError
+
+AGAIN = 0.5
+"""Seconds between two looks whether the connection is another one."""
+
+
+class Roster:
+    """Not a part of the stream: nobody keeps what is said here."""
+
+    def __init__(
+        self, connection: Connection, stream: str, report: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._connection = connection
+        self._subject = subject(stream)
+        self._report = report
+
+    async def answer(self) -> None:
+        """For ever."""
+        generation = 0
+        client = None
+        while True:
+            # The client library subscribes again by itself, unless it is another client.
+            if self._connection.generation != generation and self._connection.is_open:
+                with contextlib.suppress(NATSError, nats.errors.Error, OSError):
+                    generation = self._connection.generation
+                    if self._connection.client is not client:
+                        client = self._connection.client
+                        await client.subscribe(self._subject, cb=self._say)
+            await asyncio.sleep(AGAIN)
+
+    async def _say(self, message: Msg) -> None:
+        document = {"version": __version__, **self._report()}
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await message.respond(json.dumps(document).encode())
+
+
+def subject(stream: str) -> str:
+    return f"{stream}.nodes"
+
+
+async def ask(connection: Connection, stream: str, seconds: float) -> list[dict[str, Any]]:
+    """What each node says within this time, by name. Raises NATSError."""
+    found: list[dict[str, Any]] = []
+
+    async def take(message: Msg) -> None:
+        if message.data:
+            found.append(json.loads(message.data))
+
+    client = connection.client  # raises Unanswered
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=take)
+    await client.publish(subject(stream), b"", reply=inbox)
+    await asyncio.sleep(seconds)
+    await subscription.unsubscribe()
+    return sorted(found, key=lambda each: str(each["name"]))

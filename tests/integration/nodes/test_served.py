@@ -1,0 +1,160 @@
+"""Nodes as processes: what each says of itself, and clients that come back elsewhere."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.nats import NatsServer, nats_running
+from tests.support.patience import PATIENCE, wait_until
+from tests.support.postgres import execute
+from tests.support.served import BRAIN, Brain, message, served, until
+
+ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
+
+
+@pytest.fixture(scope="module")
+def pair(shared: str, nats: NatsServer) -> Iterator[tuple[Brain, Brain]]:
+    """Two nodes of one table."""
+    settings = {"database_url": shared, "nats_url": nats.url, "nats_takeover": 1}
+    with served(**settings) as one, served(**settings) as two:
+        yield one, two
+
+
+def roles(*nodes: Brain) -> list[str]:
+    return sorted(node.get("/readyz")[1]["role"] for node in nodes)
+
+
+def command(*arguments: str, **settings: object) -> tuple[int, str, str]:
+    environment = {name: text for name, text in os.environ.items() if "BRAIN_" not in name}
+    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
+    done = subprocess.run(
+        [*BRAIN, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_each_says_who_leads_and_how_far_it_has_read(pair: tuple[Brain, Brain]) -> None:
+    assert roles(*pair) == ["follower", "leader"]
+    documents = [node.get("/readyz")[1] for node in pair]
+    assert len({document["epoch"] for document in documents}) == 1
+    for node, document in zip(pair, documents, strict=True):
+        assert document["source"] == "replication"
+        assert document["position"] > document["epoch"] > 0
+        assert document["log_lag_seconds"] == 0
+        assert "BRAIN_NATS_URL" in document["resume_detail"]
+        assert node.metric(f'brain_node_role{{role="{document["role"]}"}}') == 1
+        assert node.metric("brain_node_epoch") == document["epoch"]
+        assert node.metric("brain_node_position") >= document["position"]
+        assert (
+            f"epoch={document['epoch']} here={'true' if document['role'] == 'leader' else 'false'}"
+            in node.log()
+        )
+
+
+async def test_a_client_comes_back_on_the_other_node(
+    pair: tuple[Brain, Brain], shared: str
+) -> None:
+    one, two = pair
+    async with one.connect() as client:
+        execute(shared, ROW.format("wanders"))
+        (first,) = await until(client, "wanders", "running")
+    execute(shared, "UPDATE runs SET status = 'completed' WHERE id = 'wanders'")
+    async with two.connect(f"?since={first['timestamp']}&include=ready") as client:
+        assert (await message(client)) == first
+        assert (await message(client))["data"]["status"] == "completed"
+        assert (await message(client))["type"] == "ready"
+
+
+@pytest.mark.usefixtures("pair")
+def test_brain_nodes_lists_them(shared: str, nats: NatsServer) -> None:
+    settings = {"database_url": shared, "nats_url": nats.url}
+    status, text, _ = command("nodes", **settings)
+    assert status == 0
+    assert [line.split()[1] for line in text.splitlines()[1:3]].count("leader") == 1
+    status, text, _ = command("nodes", "--json", **settings)
+    nodes: list[dict[str, Any]] = json.loads(text)
+    assert (status, len(nodes), {node["ready"] for node in nodes}) == (0, 2, {True})
+
+
+def test_brain_nodes_says_what_is_missing(nats: NatsServer) -> None:
+    status, _, error = command("nodes")
+    assert status == 2
+    assert "BRAIN_NATS_URL is not set" in error
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    status, text, _ = command("nodes", database_url=url, nats_url=nats.url)
+    assert status == 1
+    assert text.startswith("no node answers for the stream BRAIN_")
+    status, _, error = command("nodes", database_url=url, nats_url="nats://127.0.0.1:1")
+    assert status == 2
+    assert "no connection to NATS" in error
+
+
+def test_without_a_log_nothing_of_it_is_imported() -> None:
+    code = "import sys, brain.app, brain.cli.commands; print([m for m in sys.modules if m == 'nats'"
+    code += " or m.startswith(('nats.', 'brain.nodes'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+async def test_a_node_that_is_stopped_is_replaced_at_once_and_exits_with_0(
+    database: str, nats: NatsServer
+) -> None:
+    """(N10) Its clients are told to come back, and the other node leads before a silence."""
+    settings = {"database_url": database, "nats_url": nats.url, "nats_takeover": 60}
+    with served(**settings) as one, served(**settings) as two:
+        assert roles(one, two) == ["follower", "leader"]
+        leader, other = (one, two) if one.get("/readyz")[1]["role"] == "leader" else (two, one)
+        async with other.connect() as client:
+            assert leader.stop() == 0
+            execute(database, ROW.format("after"))
+            assert (await message(client))["data"]["id"] == "after"
+            assert other.get("/readyz")[1]["role"] == "leader"
+        with contextlib.suppress(ProcessLookupError):
+            leader.process.send_signal(signal.SIGKILL)
+
+
+def test_a_node_without_nats_says_so_and_keeps_running(database: str) -> None:
+    with nats_running() as server:
+        settings = {"database_url": database, "nats_url": server.url, "nats_takeover": 1}
+        with served(**settings) as node:
+            server.stop(signal.SIGKILL)
+            wait_until(lambda: node.get("/readyz")[0] == 503)
+            document = node.get("/readyz")[1]
+            assert (document["source"], document["code"]) == ("none", "nats")
+            assert "BRAIN_NATS_URL" in document["hint"]
+            assert node.get("/healthz")[0] == 200
+            assert node.get("/api/runs")[0] == 200
+            server.start()
+            node.wait_ready("replication")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "user"),
+    [
+        ('authorization { token: "a-token" }', "a-token@"),
+        ('authorization { user: "u", password: "p/w" }', "u:p%2Fw@"),
+    ],
+)
+def test_what_the_url_has_identifies_the_node(database: str, configuration: str, user: str) -> None:
+    with nats_running(configuration) as server:
+        url = server.url.replace("//", f"//{user}")
+        with served(database_url=database, nats_url=url) as node:
+            assert node.get("/readyz")[1]["role"] == "leader"
+            assert user not in node.log()
+        node = Brain(database_url=database, nats_url=server.url, wait=False)
+        try:
+            node.wait_for("no connection to NATS: .*uthorization")
+        finally:
+            node.stop()

@@ -1,0 +1,158 @@
+"""A node of several, in this process: its board, and what it pushes."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any, Self
+
+from brain.contract.events import Event, Known
+from brain.contract.messages import ID, STATUS
+from brain.delivery.board import ENTRY, Board
+from brain.delivery.log import RUN, Entry
+from brain.nodes.connection import Access, Connection
+from brain.nodes.log import Log, stream_of
+from brain.nodes.node import Node
+from brain.nodes.timing import NodeTiming
+from brain.postgres.decoder import Decoder
+from brain.postgres.follow import Follow
+from brain.postgres.polling import Mode
+from brain.postgres.progress import Progress
+from tests.support.following import QUICK, RUNS
+from tests.support.patience import PATIENCE
+
+QUICK_NODES = replace(NodeTiming.of(1.0), first=0.05, away=0.6, pause=0.03)
+MEMORY = 1 << 24
+
+
+class Following:
+    """A node inside `async with`."""
+
+    def __init__(
+        self,
+        database: str,
+        nats: str,
+        *,
+        mode: Mode = "replication",
+        timing: NodeTiming = QUICK_NODES,
+        memory: int = MEMORY,
+        access: Access | None = None,
+    ) -> None:
+        self.board = Board(memory)
+        self.stream = stream_of(database, RUNS)
+        self.node = Node(
+            access or Access([nats]),
+            self.stream,
+            self.board,
+            source=self._source,
+            empty=lambda: Board(memory),
+            timing=timing,
+        )
+        self.follows: list[Follow] = []
+        """Those with which it has led."""
+        self.events: list[Event] = []
+        self.pushed: list[Entry] = []
+        self.resets = 0
+        self._database = database
+        self._mode: Mode = mode
+        self._task: asyncio.Task[None]
+
+    def _source(self, known: Known, progress: Progress) -> Follow:
+        follow = Follow(
+            self._database,
+            RUNS,
+            Decoder({}, 2_000_000),
+            known,
+            mode=self._mode,
+            interval=0.01,
+            application="brain",
+            timing=QUICK,
+            progress=progress,
+        )
+        self.follows.append(follow)
+        return follow
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="node under test")
+        return self
+
+    async def _run(self) -> None:
+        async with contextlib.aclosing(self.node.events()) as events:
+            async for several in events:
+                begun = self.board.begun
+                self.resets += begun and any(getattr(event, "new", False) for event in several)
+                self.events += several
+                self.pushed += [push[ENTRY] for push in self.board.apply(*several)]
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """As SIGTERM does."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def kill(self) -> None:
+        """As SIGKILL does: it says nothing more."""
+        leadership = self.node._leadership
+        if leadership._task is not None:
+            leadership._end(leadership._task)
+        for task in (self.node._connection._task,):
+            if task is not None:
+                task.cancel()
+        self.node._leadership._retired = True
+        leadership.leader = leadership._task = None
+        await self.node._connection._close()
+        await self.stop()
+
+    @property
+    def role(self) -> str:
+        return self.node.report().role
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if self._task.done():
+                self._task.result()
+            assert time.monotonic() < deadline, (self.node.report(), self.node.state)
+            await asyncio.sleep(0.005)
+
+    async def ready(self) -> None:
+        await self.until(lambda: self.board.begun and self.node.state.source != "none")
+
+    async def knows(self, run_id: str, status: str) -> None:
+        def known() -> bool:
+            entry = self.board.get(run_id)
+            return entry is not None and entry[RUN][STATUS] == status
+
+        await self.until(known)
+
+    def statuses(self) -> list[tuple[str, str]]:
+        """What was pushed."""
+        return [(entry[RUN][ID], entry[RUN][STATUS]) for entry in self.pushed]
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    url: str, stream: str, timing: NodeTiming = QUICK_NODES, **settings: Any
+) -> AsyncIterator[Log]:
+    """The log itself, over a connection that is open."""
+    async with Connection(Access([url]), "test", timing) as connection:
+        deadline = time.monotonic() + PATIENCE
+        while not connection.is_open:
+            assert time.monotonic() < deadline, connection.detail
+            await asyncio.sleep(0.005)
+        yield Log(connection, stream, timing=timing, **settings)
+
+
+async def leader_of(*nodes: Following) -> Following:
+    """The one that leads, once one does."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        leading = [each for each in nodes if each.role == "leader"]
+        if len(leading) == 1 and leading[0].board.begun:
+            return leading[0]
+        assert time.monotonic() < deadline, [each.node.report() for each in nodes]
+        await asyncio.sleep(0.005)
