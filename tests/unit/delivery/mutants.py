@@ -614,7 +614,7 @@ MUTANTS: dict[str, Mutant] = {
         1, board, (("return [] if told else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
-        2202,
+        2169,
         board,
         (
             (
