@@ -391,7 +391,7 @@ MUTANTS: dict[str, Mutant] = {
         24, hub, (("if cohort.deleted and group.position < self.board.seq:", "if True:"),)
     ),
     "R14 but not one that includes deletes while changes are pending": Mutant(
-        2147, hub, (("if cohort.deleted and group.position < self.board.seq:", "if False:"),)
+        3448, hub, (("if cohort.deleted and group.position < self.board.seq:", "if False:"),)
     ),
     "R18 a piece is for one filter": Mutant(0, catch_up, (("key = (cohort, ", "key = (None, "),)),
     "R18 a piece is for one snapshot": Mutant(
@@ -614,7 +614,7 @@ MUTANTS: dict[str, Mutant] = {
         1, board, (("return [] if told else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
-        2202,
+        2169,
         board,
         (
             (
