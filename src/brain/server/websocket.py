@@ -159,6 +159,7 @@ class Connection(Client, asyncio.Protocol):
         self.taken: int | None = None
         self.peer = peer
         self.paused = False
+        self.pinged = False  # also before it joins: who still owes a token is pinged too
         self.cohort = None
         self.write = transport.write
 
