@@ -30,6 +30,6 @@ EXPOSE 5221
 # The process answers. Whether it follows the database is what /readyz says: a database that is away
 # is no reason to restart Brain, whose clients wait.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('BRAIN_PORT', 5221)), timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('BRAIN_PORT') or 5221), timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["brain"]
 CMD ["serve"]

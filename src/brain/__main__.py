@@ -10,17 +10,22 @@ import sys
 def main() -> None:
     """Run the command line. Exit status 2 if the packages of the command line are not installed."""
     _open_standard_streams()
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # The imports below take more than half a second. A signal during them has nothing to clean up.
     if sys.argv[1:2] == ["serve"]:
-        # The imports below take more than half a second. A signal during them has nothing to clean
-        # up.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
         # What they create is never garbage. The collector would look for some for 15 % of the time.
         # `app` enables it.
         gc.disable()
+    elif interruptible:
+        # Without a traceback. An exception could be swallowed: a module may import another in try.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from brain.cli import commands  # noqa: PLC0415 - after the signal handlers are set
 
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         commands.main()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "brain":

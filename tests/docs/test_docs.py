@@ -110,6 +110,7 @@ def test_contributing_names_every_package_and_every_folder_of_tests() -> None:
                 assert named_as.format(folder.name) in text, folder
 
 
-def test_every_module_that_contributing_names_exists() -> None:
-    for name in re.findall(r"`([a-z_/]+\.(?:py|js))`", TEXTS[Path("CONTRIBUTING.md")]):
+@pytest.mark.parametrize("path", ["CONTRIBUTING.md", "docs/reference/glossary.md"])
+def test_every_module_that_a_guide_names_exists(path: str) -> None:
+    for name in re.findall(r"`([a-z_/]+\.(?:py|js))`", TEXTS[Path(path)]):
         assert list((ROOT / "src/brain").glob(f"**/{name}")) or (ROOT / name).exists(), name

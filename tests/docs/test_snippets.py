@@ -56,6 +56,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("releasing.md", "make check"): "is CI itself",
     ("releasing.md", ""): "makes a release",
     ("operations.md", "sudo "): "makes a service of this machine; test_deploy.py checks the unit",
+    ("operations.md", "brain init-db --remove"): "drops the table that the documents share; "
+    "test_cli.py follows it",
     ("operations.md", "cd /opt/brain"): "upgrades a service of this machine",
     ("operations.md", "CREATE "): "test_least_privilege.py pastes it, as a superuser",
     ("operations.md", "hostssl"): "test_least_privilege.py puts it into a pg_hba.conf",

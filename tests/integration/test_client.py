@@ -21,7 +21,7 @@ from websockets.http11 import Response
 
 from brain import Away, Connected, Deleted, Message, Ready, Source, WatchError, wait, watch
 from brain.client import endings
-from brain.client.api import API
+from brain.client.api import API, NoRun
 from brain.client.endings import classify
 from brain.client.events import Event
 from brain.client.proxies import is_loopback
@@ -777,10 +777,10 @@ async def test_wait_is_told_of_a_deletion_and_does_not_have_to_ask(
     postgres: Postgres, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a run whose id was given in another form than the table prints."""
-    answers: list[RunData | None] = []
+    answers: list[RunData | NoRun] = []
     get_run = API.get_run
 
-    async def recorded(api: API, run_id: str) -> RunData | None:
+    async def recorded(api: API, run_id: str) -> RunData | NoRun:
         answers.append(await get_run(api, run_id))
         return answers[-1]
 
@@ -796,7 +796,7 @@ async def test_wait_is_told_of_a_deletion_and_does_not_have_to_ask(
         async with Proxy(polling.port) as proxy:
             waiting = asyncio.create_task(wait(proxy.url, given, timing=timing, proxy=None))
             await eventually(lambda: answers)  # it asks when it has subscribed
-            assert answers[0] is not None
+            assert isinstance(answers[0], RunData)
             execute(url, "DELETE FROM runs")
             with pytest.raises(WatchError, match="was deleted"):
                 async with asyncio.timeout(PATIENCE):

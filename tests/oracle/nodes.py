@@ -312,7 +312,7 @@ class NodesWorld(ServedWorld):
                 node for node in self.nodes if node is not None and node.process.poll() is not None
             ]
             assert not dead, dead[0].log()
-            assert time.monotonic() < deadline, f"{await self._report()}\n{self.everything()}"
+            assert time.monotonic() < deadline, f"{self}\n{self._clients()}\n{self.everything()}"
             await asyncio.sleep(0.01)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ from brain.contract.close_codes import GAP
 from brain.contract.messages import Micros, iso, parse_time
 from brain.contract.subscription import ALL
 from tests.oracle.restarts import MARKER, Consumer, Plan, World, move_marker
-from tests.support.patience import PATIENCE
+from tests.support.patience import LIFETIME
 from tests.support.ports import free_port
 from tests.support.postgres import VERSIONS, running
 from tests.support.served import Brain
@@ -212,7 +212,7 @@ class ServedWorld(World):
             await self._ready(self.brain)
 
     async def _ready(self, brain: Brain) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LIFETIME
         while True:
             with contextlib.suppress(OSError):
                 if (await asyncio.to_thread(brain.get, "/readyz"))[0] == 200:
@@ -281,7 +281,7 @@ class ServedWorld(World):
             await self._wait(lambda: consumer.pongs > before)  # noqa: B023 - awaited here
 
     async def _wait(self, condition: Any) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LIFETIME
         while not condition():
             assert self.brain is not None
             assert self.brain.process.poll() is None, self.brain.log()
@@ -294,16 +294,18 @@ class ServedWorld(World):
     async def _report(self) -> str:
         """Everything about a client that is not ready, or whose pong does not come."""
         assert self.brain is not None
-        clients = [
+        asked = [asyncio.to_thread(self.brain.get, path) for path in ("/readyz", "/metrics")]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        now = f"{time.time():.3f} deadline"
+        return "\n".join((str(self), self._clients(), now, *map(str, answers), self.brain.log()))
+
+    def _clients(self) -> str:
+        return "\n".join(
             f"{each.name}: ready {each.ready}, pongs {each.pongs}, since {each.since},"
             f" {each.left} messages left, {each.connection}\n  " + "\n  ".join(each.saw)
             for each in self.consumers
             if isinstance(each, ServedConsumer)
-        ]
-        asked = [asyncio.to_thread(self.brain.get, path) for path in ("/readyz", "/metrics")]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        now = f"{time.time():.3f} deadline"
-        return "\n".join((str(self), *clients, now, *map(str, answers), self.brain.log()))
+        )
 
 
 async def play(seed: int, plan: Plan, version: int, seconds: float) -> ServedWorld:

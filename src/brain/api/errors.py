@@ -48,11 +48,14 @@ class RunError(BrainError):
 
 
 class RunNotFound(RunError):
-    """`detail` says why a row of that id is not a run, if there is one."""
+    """`detail` says why the row of that id is not a run, if there is one. By `fields` a client
+    distinguishes the two.
+    """
 
     def __init__(self, run_id: str, detail: str = "") -> None:
         super().__init__(detail or f"there is no run {shown(run_id)}")
         self.run_id = run_id
+        self.fields = (("status", detail),) if detail else ()
 
 
 class RunConflict(RunError):
@@ -159,7 +162,7 @@ class IdRequired(InvalidRequest):
 
 class CursorInvalid(InvalidRequest):
     def __init__(self, cursor: str, detail: str = "") -> None:
-        message = f"cursor is the next_cursor of a page, not {shown(cursor)}"
+        message = f"cursor is the next_cursor of a page in this order, not {shown(cursor)}"
         message += f": {detail}" if detail else ""
         super().__init__(message, ("cursor", message))
         self.cursor = cursor

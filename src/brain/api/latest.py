@@ -27,7 +27,11 @@ PROCESS: Final = secrets.token_hex(4)
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a page ends: its last change."""
+    """Where a page ends: its last change.
+
+    Its text begins with NUL, which no id contains: a list in the order of the ids would take it for
+    an id, and go on at some other run.
+    """
 
     time: Micros
     seq: int
@@ -40,13 +44,13 @@ class Position:
             text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         except ValueError:
             raise CursorInvalid(cursor) from None
-        found = re.fullmatch(rb"([0-9]{1,17}) ([0-9]{1,17}) ([0-9a-f]{8})", text)
+        found = re.fullmatch(rb"\0([0-9]{1,17}) ([0-9]{1,17}) ([0-9a-f]{8})", text)
         if found is None:
             raise CursorInvalid(cursor)
         return cls(int(found[1]), int(found[2]), found[3].decode())
 
     def __str__(self) -> str:
-        text = f"{self.time} {self.seq} {self.process}".encode()
+        text = f"\0{self.time} {self.seq} {self.process}".encode()
         return base64.urlsafe_b64encode(text).decode().rstrip("=")
 
     def seq_in(self, board: Board) -> int:

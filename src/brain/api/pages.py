@@ -113,6 +113,6 @@ def decode_cursor(cursor: str) -> str:
         after = storable(base64.b64decode(padded, b"-_", validate=True).decode())
     except ValueError:
         raise CursorInvalid(cursor) from None
-    if len(after.encode()) > MAX_ID_BYTES:
+    if not 1 <= len(after.encode()) <= MAX_ID_BYTES:
         raise CursorInvalid(cursor)
     return after

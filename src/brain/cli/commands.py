@@ -160,7 +160,7 @@ def watch_command(
 @app.command("wait")
 def wait_command(
     *,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The ids of the runs.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="The ids of the runs.")],
     status: Annotated[
         list[str] | None,
         typer.Option(
@@ -277,13 +277,20 @@ async def _remove(settings: Settings, *, drop_table: bool, only_print: bool) -> 
         if only_print:
             print("".join(f"{text};\n" for text in texts), end="")
             return
-        async with conn.transaction():
-            for statement in statements:
-                await conn.execute(statement)
+        try:
+            async with conn.transaction():
+                for statement in statements:
+                    await conn.execute(statement)
+        except psycopg.errors.InsufficientPrivilege as error:
+            console.fail(f"{error_line(error)}: name a role that owns it in --database-url")
+        except psycopg.errors.DependentObjectsStillExist as error:
+            console.fail(f"{error_line(error)}: {error.diag.message_detail}")
     for text in texts:
         print(f"done: {text}")
-    if not texts:
-        print(f"{redact(url)} has no publication of {table}")
+    if not any("PUBLICATION" in text for text in texts):
+        print(f"{redact(url)} has no publication that Brain created for {table}")
+    if drop_table and not any("IF EXISTS" in text for text in texts):
+        print(f"{redact(url)} has no table {table}")
     print(
         "A running Brain creates its publication again: stop it first. "
         + ("" if drop_table else f"The table {table} stays. ")

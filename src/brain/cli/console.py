@@ -163,7 +163,10 @@ def welcome(started: "Started", settings: Settings) -> str:
         name = "BRAIN_DATABASE_URL" if os.environ.get("BRAIN_DATABASE_URL") else "DATABASE_URL"
         lines.append(f"              ({brain} psql needs {name} in its terminal, too)")
     if requires_tokens:
-        lines.append("  Brain requires tokens: set BRAIN_TOKEN to one in each of these terminals")
+        lines.append("  Brain requires tokens: set BRAIN_TOKEN to one in each of these terminals.")
+    if settings.jwt_secret:
+        made = f"{brain} token --scope read,write"
+        lines.append(f"              Where BRAIN_JWT_SECRET is set, `{made}` prints one")
     return "\n".join([*lines, ""])
 
 

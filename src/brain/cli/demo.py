@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FAREWELL = 5.0
+"""Seconds for the database to end the runs at Ctrl-C."""
+
 
 async def play(settings: Settings, count: int, seconds: float) -> None:
     """Play `count` runs at a time, each for about `seconds`, until cancelled."""
@@ -123,8 +126,10 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
 
     while True:
         given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
-        run_id = await _retry(partial(stage.create, given))
+        # A cancelled INSERT may have created the run, and nobody would know its id.
+        creating = asyncio.ensure_future(_retry(partial(stage.create, given)))
         try:
+            run_id = await asyncio.shield(creating)
             _end_if_cancelled()
             await asyncio.sleep(random.uniform(0, seconds / 5))
             await change("running")
@@ -138,8 +143,9 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
         except asyncio.CancelledError:
             # Best effort: the database may be unreachable, or the run may just have ended.
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(5):
-                    await change("failed", error="the demo was stopped")
+                async with asyncio.timeout(FAREWELL):
+                    run_id = await creating
+                    await stage.change(run_id, "failed", {"error": "the demo was stopped"})
             raise
 
 

@@ -12,6 +12,9 @@ from brain.contract.messages import ACTIVE, RunData
 MAX_FINISHED: Final = 1000
 """Finished runs that are kept; the one that changed first goes first."""
 
+CUT: Final = "[cut]"
+"""The end of a text that was longer than BRAIN_MAX_TEXT."""
+
 MAX_FAILURES: Final = 10
 """Failures that the summary names."""
 
@@ -127,6 +130,15 @@ def fitting(urgent: list[Row], others: list[Row], lines: int) -> list[Row]:
         shown.append(row)
     used = sum(map(height, shown))
     return [*shown, *others[: max(0, lines - used)]]
+
+
+def gist(error: str) -> str:
+    """Of a traceback of Python's, the line that says what went wrong: the last. The page does it
+    alike, in page/row.js.
+    """
+    if error.startswith("Traceback (most recent call last)") and not error.endswith(CUT):
+        return error.rstrip().rpartition("\n")[2]
+    return error
 
 
 def height(row: Row) -> int:

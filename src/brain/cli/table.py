@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brain.cli.lines import printable, write_line
-from brain.cli.runs import Overview, Row, fitting, height
+from brain.cli.runs import Overview, Row, fitting, gist, height
 from brain.cli.screen import Screen, opened
 from brain.cli.target import Target
 from brain.client.api import API
@@ -159,7 +159,7 @@ class View:
         for line, row in zip(lines[1:], rows, strict=True):
             found.append(line)
             if height(row) == 2:
-                error = Text(f"  {printable(row.run.error or '')}", "red")
+                error = Text(f"  {printable(gist(row.run.error or ''))}", "red")
                 found += _lines(console, [error], columns)
         return found
 
@@ -201,7 +201,7 @@ class View:
             + ("" if self.away is None else f" when the connection was lost ({self.away})")
         ]
         lines += [
-            f"  failed: {run.id}" + (f": {run.error}" if run.error else "")
+            f"  failed: {run.id}" + (f": {gist(run.error)}" if run.error else "")
             for run in self.runs.failures.values()
         ]
         if (more := ended["failed"] - len(self.runs.failures)) > 0:

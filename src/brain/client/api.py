@@ -6,6 +6,7 @@ import ssl
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from websockets.datastructures import Headers, HeadersLike
 
 from brain.client.clock import DatabaseClock
-from brain.client.endings import Ending, WatchError, refused
+from brain.client.endings import Ending, WatchError, detail, is_about_a_field, refused
 from brain.client.proxies import is_loopback
 from brain.client.watch import Token, headers_with
 from brain.contract.messages import RunData
@@ -52,6 +53,14 @@ class Unanswered(OSError):  # noqa: N818 - an answer may come later, or never: `
         self.ending = ending
 
 
+@dataclass(frozen=True, slots=True)
+class NoRun:
+    """There is no run of this id."""
+
+    detail: str = ""
+    """Why the row of this id is none, if there is such a row."""
+
+
 class API:
     """The arguments are those of watch(), `options` too: the same token, TLS settings and proxy.
 
@@ -74,14 +83,14 @@ class API:
         self._clock = clock
         self._opener = _opener({"proxy": None} | options if is_loopback(url) else options)
 
-    async def get_run(self, run_id: str) -> RunData | None:
-        """None if there is no such run. Raises Unanswered and WatchError."""
+    async def get_run(self, run_id: str) -> RunData | NoRun:
+        """Raises Unanswered and WatchError."""
         url = f"{self._base}/api/runs/{quote(run_id, safe='')}"
         status, headers, body = await self._get(url)
         if status == 200:
             return _decoded(url, body, RunData, "a run")
         if status == 404 and headers.get("Content-Type", "").startswith(CONTENT_TYPE):
-            return None
+            return NoRun(detail(body) if is_about_a_field(body) else "")
         raise Unanswered(refused(status, body, headers.get("Retry-After", "")))
 
     async def get(self, path: str, query: Sequence[tuple[str, str]], model: type[M]) -> M:

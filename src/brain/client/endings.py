@@ -77,13 +77,21 @@ def refused(status: int, body: bytes, retry_after: str) -> Ending:
     else:
         again = Retry.BACK_OFF
     seconds = min(MAX_RETRY_AFTER, float(retry_after)) if retry_after.isdecimal() else 0.0
-    return Ending(f"refused with {status}: {_detail(body)}", again, status, seconds)
+    return Ending(f"refused with {status}: {detail(body)}", again, status, seconds)
 
 
-def _detail(body: bytes) -> str:
+def detail(body: bytes) -> str:
     """The `detail` of a problem document (RFC 9457), or the beginning of another answer."""
     text = body[:MAX_DOCUMENT].decode(errors="replace")
     try:
         return str(json.loads(text)["detail"])[:MAX_DETAIL]
     except (ValueError, TypeError, KeyError, RecursionError):
         return text[:200].strip()
+
+
+def is_about_a_field(body: bytes) -> bool:
+    """Whether the problem document names a field of a row that is there."""
+    try:
+        return bool(json.loads(body[:MAX_DOCUMENT].decode(errors="replace"))["errors"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False

@@ -32,9 +32,21 @@ class Gone:
 
     run_id: str
     existed: bool
+    detail: str = ""
+    """Why its row is no run, if there still is one."""
 
     def __str__(self) -> str:
+        if self.detail:
+            return f"run {self.run_id!r} is not shown{' any more' * self.existed}: {self.detail}"
         return f"run {self.run_id!r} {'was deleted' if self.existed else 'does not exist'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A row with the id is there, and no run. Reported once: it may become one."""
+
+    run_id: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,7 @@ class Silent:
 
 
 Outcome: TypeAlias = Ended | Gone
-Event: TypeAlias = Outcome | Connected | Away | Silent
+Event: TypeAlias = Outcome | Connected | Away | Silent | Hidden
 
 
 async def wait(
@@ -156,6 +168,8 @@ class _Waiter:
         self._wake = asyncio.Event()
         self._connected: set[int] = set()
         self._away = False
+        self._hidden: set[str] = set()
+        """Those that were reported as Hidden."""
 
     async def guarded(self, work: Awaitable[None]) -> None:
         try:
@@ -223,14 +237,17 @@ class _Waiter:
         existed = self.pending.get(run_id)
         if existed is None:
             return
-        run = await api.get_run(run_id)
+        found = await api.get_run(run_id)
         if run_id not in self.pending:
             return
-        if run is not None:
-            self._names[run.id] = run_id
-            self._look(run_id, run)
+        if isinstance(found, RunData):
+            self._names[found.id] = run_id
+            self._look(run_id, found)
         elif existed or self._must_exist:
-            self._settle(Gone(run_id, existed))
+            self._settle(Gone(run_id, existed, found.detail))
+        elif found.detail and run_id not in self._hidden:
+            self._hidden.add(run_id)
+            self.events.put_nowait(Hidden(run_id, found.detail))
 
     def _look(self, run_id: str, run: RunData) -> None:
         self.pending[run_id] = True

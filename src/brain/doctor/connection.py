@@ -33,6 +33,11 @@ _HINTS = {
     " or raise max_connections and restart PostgreSQL",
     "(?:resolve host|translate host name)": "the host name does not resolve:"
     " correct it in BRAIN_DATABASE_URL, or correct the name resolution",
+    "the database system is": "wait until PostgreSQL takes connections, and run this again",
+    "SSL negotiation|wrong version number|invalid authentication request": "another program than"
+    " PostgreSQL answers there: name PostgreSQL's host and port in BRAIN_DATABASE_URL",
+    "did not answer within": "correct the host and the port in BRAIN_DATABASE_URL, or let this"
+    " machine through the firewall that is on the way",
     "Connection refused|No such file": "start PostgreSQL there,"
     " or name the right host and port in BRAIN_DATABASE_URL",
 }

@@ -14,12 +14,12 @@ REQUIRED = ("id", "status")
 USUAL: Final[Mapping[str, tuple[str, ...]]] = {
     "id": ("runid", "uuid", "jobid"),
     "status": ("state", "runstatus", "runstate"),
-    "progress": ("percent", "percentage", "progresspercent"),
+    "progress": ("percent", "percentage", "progresspercent", "pct"),
     "task_id": ("taskid", "task"),
     "agent": ("agentname", "agentid", "worker", "assignee"),
-    "started_at": ("startedat", "starttime", "begunat", "start"),
+    "started_at": ("startedat", "starttime", "begunat", "begun", "start"),
     "completed_at": ("completedat", "endedat", "finishedat", "endtime", "doneat", "end"),
-    "error": ("errormessage", "errormsg", "errortext", "failurereason"),
+    "error": ("errormessage", "errormsg", "errortext", "lasterror", "failurereason"),
 }
 """Names that such columns often have, for hints: see names.letters."""
 

@@ -92,7 +92,13 @@ async def connect(
 ) -> Conn:
     """An autocommit connection on which every column is text. Raises psycopg.Error."""
     given = parameters(url, application, replication=replication, **settings)
-    conn: Conn = await Session.connect(**given, autocommit=True)
+    try:
+        conn: Conn = await Session.connect(**given, autocommit=True)
+    except psycopg.errors.ConnectionTimeout as error:  # psycopg says neither where nor how long
+        place, seconds = redact(url).rpartition("@")[2], given["connect_timeout"]
+        raise psycopg.errors.ConnectionTimeout(
+            f"{place.removeprefix('postgresql://')} did not answer within {seconds} s"
+        ) from error
     await configure(conn)
     return conn
 

@@ -143,25 +143,36 @@ def _omitted(found: Inspection, table: Table) -> Iterator[str]:
 
 
 _OWN = """
-SELECT p.pubname, bool_and(coalesce(s.nspname = %s AND c.relname = %s, true))
+SELECT p.pubname, bool_and(coalesce(s.nspname = %s AND c.relname = %s, true)) AND NOT {schemas}
   FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid
   LEFT JOIN pg_class c ON c.oid = r.prrelid LEFT JOIN pg_namespace s ON s.oid = c.relnamespace
  WHERE p.pubname = ANY (%s) AND NOT p.puballtables
- GROUP BY p.pubname
-HAVING count(r.prrelid) = 0 OR bool_or(s.nspname = %s AND c.relname = %s)
+ GROUP BY p.oid, p.pubname
+HAVING count(r.prrelid) = 0 AND NOT {schemas} OR bool_or(s.nspname = %s AND c.relname = %s)
  ORDER BY p.pubname
+"""
+
+_SCHEMAS = "EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid)"
+"""Whether it has all tables of a schema. Since PostgreSQL 15, it may."""
+
+_EXISTS = """
+SELECT FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+ WHERE s.nspname = %s AND c.relname = %s
 """
 
 
 async def removal(conn: Conn, table: Table, *, drop_table: bool) -> list[sql.Composed]:
     """The statements that take away what `initialize` creates. Raises psycopg.Error.
 
-    A publication that lists other tables too only loses this one.
+    A publication that lists other tables too only loses this one. One of all tables, or of a
+    schema, is not Brain's.
     """
     name = (table.schema, table.name)
+    own = _OWN.format(schemas=_SCHEMAS if conn.info.server_version >= 150_000 else "false")
     async with deadline():
-        cursor = await conn.execute(_OWN, (*name, list(table.publications), *name))
+        cursor = await conn.execute(own.encode(), (*name, list(table.publications), *name))
         found = await cursor.fetchall()
+        exists = await (await conn.execute(_EXISTS, name)).fetchall()
     statements = [
         sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(str(publication)))
         if alone == "t"
@@ -170,7 +181,7 @@ async def removal(conn: Conn, table: Table, *, drop_table: bool) -> list[sql.Com
         )
         for publication, alone in found
     ]
-    if drop_table:
+    if drop_table and exists:
         statements.append(sql.SQL("DROP TABLE IF EXISTS {}").format(table.sql))
     return statements
 

@@ -182,7 +182,8 @@ QUERIES: dict[str, list[tuple[str, str]]] = {
         for each in ("", "0", "1001", "-1", "x", "1.0", "٣", "9" * 50)
     ],
     "cursor": [
-        (each, "the next_cursor of a page") for each in ("%%", "AA", "é", "_w", "A", "eHh4" * 400)
+        (each, "the next_cursor of a page")
+        for each in ("", "%%", "AA", "é", "_w", "A", "eHh4" * 400)
     ],
 }
 

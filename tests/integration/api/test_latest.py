@@ -205,6 +205,21 @@ async def test_after_a_restart_a_cursor_continues_by_its_time(
     assert ids(rest) == ["r5", "r4", "r3", "r2", "r1", "r0"], "nothing is lost"
 
 
+async def test_a_cursor_of_the_other_order_is_refused(
+    api: httpx.AsyncClient, board: Board, database: str
+) -> None:
+    """By the order of the ids it would be an id, and the list would go on at some other run."""
+    execute(database, "INSERT INTO runs (id) VALUES ('a'), ('1 1 00000000'), ('z')")
+    for each in "ab":
+        change(board, T + 10, run(each, "completed"))
+    changed = (await listed(api, "&limit=1"))["next_cursor"]
+    by_id = (await api.get("/api/runs?limit=1")).json()["next_cursor"]
+    for order, cursor in (("id", changed), ("changed", by_id)):
+        answer = await api.get(f"/api/runs?order={order}&cursor={cursor}")
+        assert "of a page in this order" in problem(answer, 422)["detail"]
+    assert (await api.get(f"/api/runs?cursor={by_id}")).status_code == 200
+
+
 async def test_bad_parameters_are_a_422_that_names_them(api: httpx.AsyncClient) -> None:
     for query, field in (
         ("order=time", "order"),

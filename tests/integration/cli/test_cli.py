@@ -85,6 +85,18 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
         time.sleep(0.01)
 
 
+def test_a_command_can_be_interrupted_while_it_starts() -> None:
+    # A shell starts what imports its modules itself (tests/support/prefork.py).
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@"', "sh", *BRAIN, "doctor"], stderr=subprocess.PIPE, text=True
+    )
+    while "psycopg_binary" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (-signal.SIGINT, "")  # a shell calls this 130
+
+
 def _processes() -> list[str]:
     """The command lines of all processes."""
     found = []
@@ -215,9 +227,25 @@ def test_init_db_removes_what_it_created_and_the_table_only_if_asked(postgres: P
     assert said.startswith('done: DROP PUBLICATION "brain_public_runs"\n')
     assert "The table public.runs stays." in said
     assert execute(url, present) == [(0,), (1,)]
-    assert "has no publication of public.runs" in run("init-db", "--remove", database_url=url)
+    none = "has no publication that Brain created for public.runs"
+    assert none in run("init-db", "--remove", database_url=url)
+    execute(url, "CREATE VIEW latest AS SELECT * FROM runs")
+    said = run("init-db", "--remove", "--drop-table", code=2, database_url=url)
+    assert "other objects depend on it (2BP01): view latest depends on table runs" in said
+    execute(url, "DROP VIEW latest")
     assert "stays" not in run("init-db", "--remove", "--drop-table", database_url=url)
     assert execute(url, present) == [(0,), (0,)]
+    said = run("init-db", "--remove", "--drop-table", database_url=url)
+    assert "has no table public.runs" in said
+
+
+def test_init_db_removes_nothing_that_the_role_does_not_own(postgres: Postgres) -> None:
+    name = postgres.create_database(TEMPLATE, ROLE)
+    owner, other = postgres.url(name, ROLE), postgres.url(name, "visitor")
+    execute(postgres.url(), "DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN")
+    said = run("init-db", "--remove", code=2, database_url=other)
+    assert "name a role that owns it in --database-url" in said
+    assert "done: DROP" in run("init-db", "--remove", "--database-url", owner, database_url=other)
 
 
 def test_a_mapped_table_is_created_followed_examined_and_played(postgres: Postgres) -> None:
@@ -570,7 +598,13 @@ def test_the_welcome_sends_a_token_where_one_is_required(database: str) -> None:
             line for line in brain.log().splitlines() if re.match("  (watch it|create one)", line)
         ]
         assert len(commands) == 2
-        environment = os.environ | {"BRAIN_TOKEN": token(scope="read write")}
+        made = re.search(
+            "Where BRAIN_JWT_SECRET is set, `.*brain (token .*)` prints one", brain.log()
+        )
+        assert made
+        environment = os.environ | {
+            "BRAIN_TOKEN": run(*made[1].split(), jwt_secret=SECRET).splitlines()[0]
+        }
         assert all("Bearer $BRAIN_TOKEN" in line for line in commands)
         command = commands[1].split("one", 1)[1]
         output = subprocess.run(

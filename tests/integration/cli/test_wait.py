@@ -21,6 +21,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def brain(shared: str) -> Iterator[Brain]:
+    execute(shared, "ALTER TABLE runs DROP CONSTRAINT runs_status_check")
     with served(database_url=shared) as brain:
         yield brain
 
@@ -177,6 +178,32 @@ async def test_a_run_that_does_not_exist_is_waited_for_unless_it_must(
         insert(shared, "later", "queued")
         update(shared, "later", "failed")
         assert await patient.ends() == (1, ["later failed"], [])
+
+
+async def test_a_row_whose_status_brain_does_not_know_is_named(brain: Brain, shared: str) -> None:
+    """The row is there: that it was deleted, or does not exist, would be wrong."""
+    insert(shared, "parked", "paused")
+    async with wait(brain.url(), "parked") as patient:
+        await patient.says("run 'parked' is not shown: the row has the status 'paused'")
+        async with wait(brain.url(), "parked", "--must-exist") as strict:
+            status, _, error = await strict.ends()
+            assert status == 3
+            assert error[0].startswith("brain: run 'parked' is not shown: the row has the status")
+        update(shared, "parked", "completed")
+        assert await patient.ends() == (0, ["parked completed"], [])
+
+
+async def test_a_run_that_leaves_the_contract_is_not_called_deleted(
+    brain: Brain, shared: str
+) -> None:
+    insert(shared, "leaves")
+    async with Proxy(brain.port) as proxy, wait(proxy.url, "leaves", "--must-exist") as it:
+        await subscribed(proxy)
+        await brain.knows("leaves", "running")
+        update(shared, "leaves", "paused")
+        status, _, error = await it.ends()
+        assert status == 3
+        assert error[0].startswith("brain: run 'leaves' is not shown any more: the row has the")
 
 
 async def test_the_timeout_has_a_status_of_its_own_and_names_who_is_missing(

@@ -194,6 +194,41 @@ async def test_each_connection_error_has_its_hint() -> None:
         assert (await look(url)).findings == []
 
 
+STARTING = b"SFATAL\0C57P03\0Mthe database system is starting up\0\0"
+
+
+@follows(
+    "wait until PostgreSQL takes connections",
+    "another program than PostgreSQL answers there",
+    "correct the host and the port in BRAIN_DATABASE_URL",
+)
+async def test_a_server_that_is_not_ready_or_not_postgresql_has_its_hint(database: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        if answers:
+            writer.write(answers)
+        else:
+            await reader.read()  # until the client gives up
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"postgresql://u:secret@127.0.0.1:{port}/d?connect_timeout=2&sslmode="
+        starting = b"E" + (len(STARTING) + 4).to_bytes(4, "big") + STARTING
+        for mode, reply, hint in (
+            ("disable", starting, "wait until PostgreSQL takes connections"),
+            ("prefer", b"HTTP/1.1 400 Bad Request\r\n\r\n", "another program than PostgreSQL"),
+            ("prefer", b"", "correct the host and the port"),
+        ):
+            answers = reply
+            report = await look(url + mode)
+            found = the(report, "away")
+            assert followed(found.hint).startswith(hint), found
+            assert "secret" not in report.text()
+        assert found.what == f"127.0.0.1:{port}/d did not answer within 2 s"
+    assert (await look(database)).findings == []
+
+
 @follows("brain init-db  # or name another table than {} in BRAIN_TABLE")
 async def test_a_missing_table_or_column_is_broken(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)

@@ -172,11 +172,59 @@ def test_what_is_loaded_has_the_time_of_its_last_change(
 def test_a_filter_that_matches_nothing_can_be_cleared(page: LivePage, table: str) -> None:
     add(table, "one")
     page.shows("one", "running")
+    expect(page.tab.locator("#foot .number")).to_have_text("1 run")
     page.tab.locator("#search").fill("nothing like it")
     page.lacks("one")
+    expect(page.tab.locator("#foot .number")).to_have_text("0 of 1 run")
     page.tab.get_by_role("button", name="Show all runs").click()
     page.shows("one", "running")
     assert "q=" not in page.tab.url
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_neither_counts_nor_the_sign_move_the_list_or_leave_the_window(
+    browser: Browser, origin: str, table: str, language: str
+) -> None:
+    execute(
+        table,
+        "INSERT INTO runs (id, status) SELECT n::text, status FROM generate_series(1, 1100) n, "
+        "unnest('{queued,running,completed,failed}'::text[]) WITH ORDINALITY AS s (status, i) "
+        "WHERE n % 4 = 0 OR i = 2 ON CONFLICT DO NOTHING",
+    )
+    with live_page(browser, origin, f"?quiet=1&lang={language}") as page:
+        expect(page.tab.locator(".chip.quiet")).to_be_attached()
+        for width in (320, 390, 760, 928, 1152, 1280):
+            page.tab.set_viewport_size({"width": width, "height": 640})
+            heights = set()
+            for sign in ("x", "Disconnected since 11:54:59"):
+                overflow, height, right = page.tab.evaluate(_BAR, [sign, "12,345"])
+                assert overflow <= 0
+                assert right <= width
+                heights.add(height)
+            assert len(heights) == 1, width
+
+
+_BAR = """([sign, count]) => {
+  const write = (element, text) => {  // into the text itself: lit-html keeps comments beside it
+    [...element.childNodes].find(node => node.nodeType === Node.TEXT_NODE).data = text;
+  };
+  const [bar, bell] = [document.getElementById('bar'), document.querySelector('#bar > .icon')];
+  write(bar.querySelector('.sign'), sign);
+  for (const number of bar.querySelectorAll('.chip b')) write(number, count);
+  return [bar.scrollWidth - bar.clientWidth, bar.offsetHeight, bell.getBoundingClientRect().right];
+}"""
+
+
+def test_the_line_of_a_traceback_is_the_one_that_says_what_went_wrong(
+    page: LivePage, table: str
+) -> None:
+    trace = "Traceback (most recent call last):\n  File ...\nValueError: no currency\n"
+    add(table, "python", status="failed", error=trace)
+    add(table, "cut", status="failed", error=f"{trace}… [cut]")
+    add(table, "other", status="failed", error="first\nsecond")
+    expect(page.cell("python", "error")).to_have_text("ValueError: no currency")
+    expect(page.cell("cut", "error")).to_contain_text("Traceback")
+    expect(page.cell("other", "error")).to_contain_text("first")
 
 
 # Rows hold still
@@ -486,6 +534,9 @@ def test_notifies_of_what_happens_while_the_tab_is_hidden(
         expect(icon).to_have_attribute("href", red)  # failed since it was looked at
         page.tab.evaluate("hide(false)")
         expect(icon).not_to_have_attribute("href", red)
+        # An end that has come is none to wait for.
+        expect(page.tab.get_by_role("button", name="Copy as JSON")).to_be_attached()
+        expect(page.tab.get_by_role("button", name="Notify me when it ends")).not_to_be_attached()
 
 
 # Tokens

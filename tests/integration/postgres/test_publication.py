@@ -594,3 +594,25 @@ async def test_a_removal_touches_no_publication_that_somebody_else_has_made(
     execute(any_database, "CREATE PUBLICATION brain_public_runs FOR TABLE other")
     async with await connect(any_database, "brain") as conn:
         assert await removal(conn, RUNS, drop_table=False) == []
+
+
+async def test_a_removal_leaves_a_publication_of_a_schema_to_whoever_made_it(
+    postgres: Postgres,
+) -> None:
+    """It contains the table, but others too. What somebody added to Brain's stays in it."""
+    name = postgres.create_database(TEMPLATE, ROLE)
+    superuser = postgres.url(name)
+    execute(superuser, "CREATE SCHEMA others; CREATE TABLE others.one (id int PRIMARY KEY)")
+    async with await connect(superuser, "brain") as conn:
+        await conn.execute("DROP PUBLICATION brain_public_runs")
+        await conn.execute("CREATE PUBLICATION brain_public_runs FOR TABLES IN SCHEMA public")
+        assert await removal(conn, RUNS, drop_table=False) == []
+        await conn.execute("DROP PUBLICATION brain_public_runs")
+        await conn.execute(
+            "CREATE PUBLICATION brain_public_runs FOR TABLE runs, TABLES IN SCHEMA others"
+        )
+        (statement,) = await removal(conn, RUNS, drop_table=False)
+        await conn.execute(statement)
+        left = execute(superuser, "SELECT schemaname, tablename FROM pg_publication_tables")
+        assert left == [("others", "one")]
+        assert await removal(conn, RUNS, drop_table=False) == []

@@ -16,7 +16,7 @@ from brain.cli.commands import app
         ("watch --quiet nan", "'--quiet': nan is not 1 to 31536000 seconds"),
         ("wait r --timeout 0", "'--timeout': 0 is not 0.1 to 31536000 seconds"),
         ("wait r --timeout inf", "'--timeout': inf is not 0.1 to 31536000 seconds"),
-        ("wait", "Missing argument 'RUN...'"),
+        ("wait", "Missing argument 'RUN"),
         ("wait \udcff", "run '\\udcff' must not contain an unpaired surrogate"),
         ("token --scope admin", "'--scope': 'admin' is not read or write"),
         ("token --minutes 0", "'--minutes'"),

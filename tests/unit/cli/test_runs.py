@@ -2,10 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from brain.cli import runs as module
-from brain.cli.runs import Overview, fitting
+from brain.cli.runs import Overview, fitting, gist
 from brain.client.events import Message
 from brain.contract.messages import TYPES, RunData, Status
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -100,3 +104,18 @@ def test_failures_leave_room_for_what_runs() -> None:
     assert len(fitting(urgent, [], 10)) == 5, "failures alone get it all"
     assert len(fitting([], others, 10)) == 10
     assert len(fitting(urgent, others[:2], 10)) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("no disk", "no disk"),
+        ("first\nsecond", "first\nsecond"),
+        (f"{TRACEBACK}ValueError: no currency\n", "ValueError: no currency"),
+        (f"{TRACEBACK}… [cut]", f"{TRACEBACK}… [cut]"),
+    ],
+)
+def test_the_line_of_a_traceback_is_the_one_that_says_what_went_wrong(
+    error: str, shown: str
+) -> None:
+    assert gist(error) == shown

@@ -97,6 +97,11 @@ def test_usual_names_are_recognized() -> None:
         "error": "error_message",
         "agent": "agent_name",
     }
+    assert guess(FIELDS, ["pct", "begun", "lastError"]) == {
+        "progress": "pct",
+        "started_at": "begun",
+        "error": "lastError",
+    }
 
 
 def test_the_hint_is_an_assignment_of_the_shell() -> None:

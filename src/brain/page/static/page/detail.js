@@ -46,7 +46,6 @@ export function detail({ id, entry, last, bell, bellPossible, copied }, moment, 
     text === undefined ? nothing : field(key, text, text);
   const when = (/** @type {Key} */ key, /** @type {string | undefined} */ iso) =>
     iso === undefined ? nothing : field(key, times(iso, texts), iso);
-  const name = texts.say(bellPossible ? 'bellRun' : 'bellDenied');
   return html`
     <header>
       <h2 id="detail-name">${id}</h2>
@@ -83,19 +82,25 @@ export function detail({ id, entry, last, bell, bellPossible, copied }, moment, 
           <button class="wide" @click=${() => act.copy(json(entry.run))}>
             ${texts.say(copied === json(entry.run) ? 'copied' : 'copyAll')}
           </button>
-          <button
-            class="wide"
-            aria-pressed=${bell}
-            ?disabled=${!bellPossible}
-            title=${texts.say('bellHint')}
-            @click=${act.toggleBell}
-          >
-            ${glyph('bell')}${name}
-          </button>
+          ${isActive(entry.run) || bell ? bellButton(bell, bellPossible, texts, act) : nothing}
         </footer>`
         : nothing
     }`;
 }
+
+/** An end that has come already is none to wait for. @param {LiveRun} run */
+const isActive = ({ status }) => status === 'queued' || status === 'running';
+
+/** @param {boolean} bell @param {boolean} possible @param {Texts} texts @param {Actions} act */
+const bellButton = (bell, possible, texts, act) => html`<button
+  class="wide"
+  aria-pressed=${bell}
+  ?disabled=${!possible}
+  title=${texts.say('bellHint')}
+  @click=${act.toggleBell}
+>
+  ${glyph('bell')}${texts.say(possible ? 'bellRun' : 'bellDenied')}
+</button>`;
 
 /** @param {Entry} entry @param {Moment} moment @param {Texts} texts */
 const spans = (entry, moment, texts) => html`

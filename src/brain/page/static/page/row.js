@@ -23,6 +23,12 @@ export const COLUMNS = [
   'error',
 ];
 
+/** The last line of a Python traceback: it says what went wrong. @param {string} error */
+const gist = (error) =>
+  error.startsWith('Traceback (most recent call last)') && !error.endsWith('[cut]')
+    ? (error.trimEnd().split('\n').at(-1) ?? '')
+    : error;
+
 /** A symbol of index.html. @param {string} name */
 export const glyph = (name) =>
   html`<svg class="glyph" aria-hidden="true"><use href="#glyph-${name}" /></svg>`;
@@ -79,6 +85,6 @@ export function row(entry, index, current, moment, texts) {
           : idle(since, texts)
       }
     </div>
-    <div role="gridcell" class="cell error" title=${run.error ?? ''}>${run.error ?? ''}</div>
+    <div role="gridcell" class="cell error" title=${run.error ?? ''}>${gist(run.error ?? '')}</div>
   </div>`;
 }

@@ -1,6 +1,6 @@
 // Every text of the page, in English and simplified Chinese, and how numbers and times are written.
 
-/** {name} stands for a value. */
+/** {name} stands for a value; {name:run|runs} for a word by a number, which may be one. */
 export const TEXTS = {
   title: { en: 'Brain', zh: 'Brain' },
   runs: { en: 'Runs', zh: '运行' },
@@ -13,21 +13,21 @@ export const TEXTS = {
   quietFor: { en: 'quiet {time}', zh: '{time}无动静' },
   quietHint: {
     en: 'Running, and without a change for {time} or longer: the worker may be dead',
-    zh: '运行中，但至少 {time} 没有变化：执行者可能已经退出',
+    zh: '运行中，但至少 {time} 没有变化：工作进程可能已经退出',
   },
   filterHint: {
     en: 'Show only these: {name} ({key})',
     zh: '只显示“{name}”（按键 {key}）',
   },
 
-  search: { en: 'Search run, task, agent, error', zh: '搜索运行、任务、代理、错误' },
+  search: { en: 'Search run, task, agent, error', zh: '搜索运行、任务、智能体、错误' },
   searchHint: { en: 'Search (/)', zh: '搜索（按键 /）' },
 
   run: { en: 'Run', zh: '运行' },
   status: { en: 'Status', zh: '状态' },
   progress: { en: 'Progress', zh: '进度' },
   task: { en: 'Task', zh: '任务' },
-  agent: { en: 'Agent', zh: '代理' },
+  agent: { en: 'Agent', zh: '智能体' },
   elapsed: { en: 'Elapsed', zh: '用时' },
   changed: { en: 'Last change', zh: '上次变化' },
   error: { en: 'Error', zh: '错误' },
@@ -47,8 +47,8 @@ export const TEXTS = {
   },
   polled: { en: 'Live, polled', zh: '实时（轮询）' },
   polledHint: {
-    en: 'Brain polls the database, because it cannot stream: {reason}',
-    zh: 'Brain 无法流式读取数据库，正在轮询：{reason}',
+    en: 'Brain polls the database and does not stream it: {reason}',
+    zh: 'Brain 正在轮询数据库，没有使用流复制：{reason}',
   },
   behind: { en: 'Behind by {time}', zh: '滞后 {time}' },
   behindShort: { en: 'Behind', zh: '滞后' },
@@ -91,20 +91,20 @@ export const TEXTS = {
   emptyEnd: { en: 'Complete it', zh: '完成它' },
   noMatch: { en: 'No run matches', zh: '没有匹配的运行' },
   noMatchHint: {
-    en: 'None of {count} runs matches the search and the filters.',
-    zh: '{count} 个运行中没有符合搜索和筛选条件的。',
+    en: 'Of {count} {count:run|runs}, none matches the search and the filters.',
+    zh: '共 {count} 个运行，都不符合搜索和筛选条件。',
   },
   clear: { en: 'Show all runs', zh: '显示所有运行' },
 
   newer: { en: '↑ {count} newer', zh: '↑ {count} 个新运行' },
-  paused: { en: 'Paused · {count} changes', zh: '已暂停 · {count} 个变化' },
+  paused: { en: 'Paused · {count} {count:change|changes}', zh: '已暂停 · {count} 个变化' },
   pausedHint: {
     en: 'The display is paused, not the data. Continue (p)',
     zh: '显示已暂停，数据没有。继续（按键 p）',
   },
 
-  shown: { en: '{count} runs', zh: '{count} 个运行' },
-  shownOf: { en: '{count} of {total} runs', zh: '{total} 个运行中的 {count} 个' },
+  shown: { en: '{count} {count:run|runs}', zh: '{count} 个运行' },
+  shownOf: { en: '{count} of {total} {total:run|runs}', zh: '共 {total} 个运行，显示 {count} 个' },
   trimmed: {
     en: 'Of the finished runs, only {count} are kept here.',
     zh: '已结束的运行在此只保留 {count} 个。',
@@ -196,8 +196,12 @@ export class Texts {
 
   /** @param {Key} key @param {Record<string, string | number>} [values] */
   say(key, values = {}) {
-    return TEXTS[key][this.language].replace(/\{(\w+)\}/g, (_, name) =>
-      typeof values[name] === 'number' ? this.#number.format(values[name]) : `${values[name]}`,
+    const write = (/** @type {string | number} */ value) =>
+      typeof value === 'number' ? this.#number.format(value) : `${value}`;
+    return TEXTS[key][this.language].replace(
+      /\{(\w+)(?::(\w+)\|(\w+))?\}/g,
+      (_, name, one, more) =>
+        one === undefined ? write(values[name]) : values[name] === 1 ? one : more,
     );
   }
 
