@@ -21,7 +21,7 @@ from typing import TypeAlias
 import structlog
 
 from brain.nodes.connection import NATSError
-from brain.nodes.leader import Leader
+from brain.nodes.leader import GivesUp, Leader
 from brain.nodes.log import Log, Superseded
 from brain.nodes.messages import READABLE_FROM, VERSION, Base, MessageError, encode
 from brain.nodes.relay import Relay
@@ -140,6 +140,9 @@ class Leadership:
             await leader.lead()
         except NATSError as error:
             detail = str(error)
+            if isinstance(error, GivesUp):
+                # The others come first.
+                self._tried = asyncio.get_running_loop().time() + 2 * self._timing.silence
         except Exception as error:
             log.exception("leading failed")
             detail = repr(error)
