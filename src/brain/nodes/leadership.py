@@ -81,6 +81,8 @@ class Leadership:
             self._patience = self._timing.patience()
 
     def _is_due(self, base: Base) -> bool:
+        if self._retired:
+            return False
         now = asyncio.get_running_loop().time()
         if self._relay.track.resigned and base == "log":
             wait = random.uniform(0, self._timing.heartbeat / 5)
@@ -109,6 +111,8 @@ class Leadership:
         if facts.idle < self._timing.silence and not self._relay.track.resigned:
             return
         if base == "log" and position != self._relay.track.position:
+            return
+        if self._retired:
             return
         claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
         seq = await self._log.append("log", claim, facts.last)

@@ -200,6 +200,9 @@ async def test_a_node_that_is_stopped_resigns(database: str, nats: NatsServer) -
         leader = await leader_of(*two)
         (other,) = (each for each in two if each is not leader)
         leader.node.retire()
+        await leader.until(lambda: leader.node._relay.track.resigned)
+        await asyncio.sleep(QUICK_NODES.heartbeat / 4)  # when a claim is due for anybody else
+        assert not leader.node._leadership._is_due("log")
         await other.until(lambda: other.role == "leader")
         kinds = [kind for _, kind in await written(log)]
         at = kinds.index("resign")
