@@ -3,9 +3,9 @@
 `python -m benchmarks.freshness [--quick]`.
 
 CPU of Brain in percent of a core, over 10 s without a change, with 10 000 clients that include
-`source` and with 10 000 that do not. The difference is what the messages cost. Pings are turned
-down to one an hour, so that they do not hide it. The floor is the same difference of a server that
-only writes (spread_writes.py): what uvloop and the kernel take for such a frame.
+`source` and with 10 000 that do not. The difference is what the messages cost, less the pings that
+they take along. The floor is the same difference of a server that only writes (spread_writes.py):
+what uvloop and the kernel take for such a frame.
 """
 
 import os
@@ -42,8 +42,7 @@ def floor(size: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def served(url: str) -> Iterator[tuple[int, int]]:
-    settings: dict[str, Any] = {"ping_interval": 3600, "ping_timeout": 7200}
-    with machine.brain(url, cores=SERVER_CORE, **settings) as brain:
+    with machine.brain(url, cores=SERVER_CORE) as brain:
         yield brain.process.pid, brain.port
 
 

@@ -12,7 +12,7 @@ def main() -> None:
     _open_standard_streams()
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # The imports below take more than half a second. A signal during them has nothing to clean up.
-    if sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:2] in (["serve"], ["worker"]):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
         # What they create is never garbage. The collector would look for some for 15 % of the time.

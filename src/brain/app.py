@@ -6,15 +6,8 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Mapping,
-    Sequence,
-)
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import psycopg
@@ -28,30 +21,33 @@ from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
 from brain.contract.events import Event, Image, Known, Snapshot
 from brain.contract.subscription import Form
+from brain.database import check_configured, database
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.delivery.log import OVERHEAD
-from brain.embedded.server import embedded
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
-from brain.postgres.connection import connect, redact
+from brain.postgres.connection import redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
 from brain.postgres.progress import Progress
 from brain.postgres.records import Records
 from brain.postgres.source_state import SourceState
-from brain.postgres.table import Column, TableError, init_sql
-from brain.server.listener import Server, listen
-from brain.server.operations import add_operations
+from brain.postgres.table import Column, TableError
+from brain.server.listener import Server
+from brain.server.operations import Operations
+from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
+from brain.started import Started
 
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
     from brain.nodes.node import Node
+    from brain.workers.worker import Worker
 
 log = structlog.get_logger()
 
@@ -86,45 +82,34 @@ class Source(Protocol):
     def events(self) -> AsyncGenerator[Sequence[Event]]: ...
 
 
-@dataclass(frozen=True)
-class Started:
-    """What `brain serve` prints once it has started."""
-
-    port: int
-    database: str
-    """Without the password."""
-    embedded_port: int | None
-    example: Example | None = None
-    """What to create and change. None if the table could not be looked at."""
-    detail: str | None = None
-    """Why Brain does not follow the table yet, or None if it does."""
-
-
 Announce: TypeAlias = Callable[[str | None, Example | None], None]
 """Takes why Brain does not follow the table yet, and the example."""
 
 
-async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
-    """Run until SIGTERM or SIGINT.
+async def serve(
+    settings: Settings, announce: Callable[[Started], None], worker: "Worker | None" = None
+) -> None:
+    """Run until SIGTERM or SIGINT. `worker`: as one of several.
 
     `announce` is called once connections are accepted and the table has been read, or cannot be.
     Raises EmbeddedError, ListenError, SettingsError.
     """
-    if settings.database_url is None and not settings.embedded:
-        raise SettingsError(
-            "no database is configured, and BRAIN_EMBEDDED=false forbids the embedded PostgreSQL: "
-            "set BRAIN_DATABASE_URL=postgresql://user:password@host:5432/database"
-        )
+    check_configured(settings)
     task = asyncio.current_task()
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
     # embedded PostgreSQL. Otherwise that child process would outlive us.
-    _on_signal(task.cancel)
-    with contextlib.suppress(asyncio.CancelledError), contextlib.ExitStack() as closing:
-        sockets = listen(settings.host, settings.port)
-        for each in sockets:
-            closing.enter_context(each)
-        async with _database(settings) as (url, embedded_port):
+    _on_signal(task.cancel, worker)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with contextlib.AsyncExitStack() as closing:
+            if worker is None:
+                sockets = listen(settings.host, settings.port)
+            else:
+                sockets = worker.sockets
+                await closing.enter_async_context(worker.attached())
+            for each in sockets:
+                closing.enter_context(each)
+            url, embedded_port = await closing.enter_async_context(database(settings))
             port = sockets[0].getsockname()[1]
             started = Started(port, redact(url), embedded_port)
             records = Records(
@@ -139,27 +124,20 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
                 url,
                 sockets,
                 records,
-                lambda detail, example: announce(replace(started, detail=detail, example=example)),
+                announce=lambda detail, example: announce(
+                    replace(started, detail=detail, example=example)
+                ),
+                worker=worker,
             )
-            _on_signal(task.cancel)
+            _on_signal(task.cancel, worker)
     log.info("stopped")
 
 
-def _on_signal(stop: Callable[[], object]) -> None:
+def _on_signal(stop: Callable[[], object], worker: "Worker | None") -> None:
+    if worker is not None:
+        worker.stop, stop = stop, worker.request_stop
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-
-
-@contextlib.asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[tuple[str, int | None]]:
-    """The URL of the database, and its port if it is the embedded one."""
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value(), None
-        return
-    async with embedded(settings.data_dir, settings.postgres_port) as server:
-        async with await connect(server.url, "brain-init") as conn:
-            await conn.execute(init_sql(settings.table).encode())
-        yield server.url, server.port
 
 
 async def _serve(
@@ -167,7 +145,9 @@ async def _serve(
     url: str,
     sockets: list[socket.socket],
     records: Records,
+    *,
     announce: Announce,
+    worker: "Worker | None",
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
@@ -233,7 +213,8 @@ async def _serve(
         await state.tokens.keys.begin()
     async with open_repository(url, settings.table, decoder, board) as runs:
         api = create_api(runs, state.tokens, state.rejections, form)
-        add_operations(api, parts, state, metrics)
+        operations = Operations(parts, state, metrics, worker.collect if worker else None)
+        operations.add_to(api)
         add_page(api)
         server = Server(api, state, ping_interval=settings.ping_interval)
 
@@ -242,7 +223,9 @@ async def _serve(
                 node.retire()
             server.stop()
 
-        _on_signal(stop)
+        _on_signal(stop, worker)
+        if worker is not None:
+            worker.force, worker.report = server.stop, operations.report
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(
                 _deliver(follow, board, hub, state.connections), name="follow"

@@ -87,6 +87,13 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
     )
+    workers: Annotated[int | Literal["auto"], from_text(validators.workers)] = _setting(
+        1,
+        "Processes that serve clients, on one port: a number, or `auto`, one for each core. "
+        "docs/how-to/workers.md says what changes with more than one.",
+        unit="processes",
+        rule="it is 1 to 64 workers, or auto: one for each core",
+    )
     database_url: Annotated[SecretStr | None, from_text(validators.database_url)] = _setting(
         None,
         "PostgreSQL database to follow. If unset, Brain reads `DATABASE_URL`. "

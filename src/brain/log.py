@@ -64,13 +64,17 @@ class Log:
                     data = data[os.write(self._descriptor, data) :]
 
 
-def configure_logging(log: Log) -> None:
-    """Send Brain's events and the libraries' warnings to `log`, in one form."""
+def configure_logging(log: Log, worker: int | None = None) -> None:
+    """Send Brain's events and the libraries' warnings to `log`, in one form. Each line of one of
+    several workers has its number.
+    """
     file = cast("TextIO", log)
     before: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        before.append(lambda _, __, event: {**event, "worker": worker})
     after: list[Processor] = [
         structlog.processors.format_exc_info,
         structlog.processors.LogfmtRenderer(

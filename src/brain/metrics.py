@@ -1,12 +1,12 @@
 """GET /metrics: the counts of the parts, read when Prometheus scrapes.
 
-Only the latency is recorded here, once per flush. No label names a client, a run or an agent:
-their number has no bound.
+Only the latency is recorded here, once for each plan of a lane. No label names a client, a run or
+an agent: their number has no bound.
 """
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, get_args
 
@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from brain import __version__
 from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
+from brain.contract.families import Family, Merge
 from brain.contract.include import SourceName, SourceReport
 from brain.contract.nodes import ALONE, ROLES, NodeReport
 from brain.delivery.board import Board
@@ -31,6 +32,45 @@ UNAVAILABLE_CODES: tuple[UnavailableCode, ...] = get_args(UnavailableCode)
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds."""
+
+
+MERGED: Final[Mapping[str, Merge]] = {
+    "brain_commit_to_socket_seconds": "sum",
+    "brain_build_info": "max",
+    "brain_clients": "sum",
+    "brain_clients_lagging": "sum",
+    "brain_connections": "sum",
+    "brain_changes": "most",
+    "brain_changes_conflated": "most",
+    "brain_flushes": "sum",
+    "brain_deliveries": "sum",
+    "brain_catch_up_writes": "sum",
+    "brain_lags": "sum",
+    "brain_gaps": "sum",
+    "brain_client_failures": "sum",
+    "brain_pending_bytes": "sum",
+    "brain_runs": "max",
+    "brain_tombstones": "max",
+    "brain_board_bytes": "sum",
+    "brain_rows_rejected": "sum",
+    "brain_values_corrected": "sum",
+    "brain_source": "max",
+    "brain_source_code": "max",
+    "brain_lag_seconds": "max",
+    "brain_node_role": "max",
+    "brain_node_epoch": "max",
+    "brain_node_position": "max",
+    "brain_node_lag_seconds": "max",
+    "brain_since_seconds": "min",
+    "brain_resume_seconds": "min",
+    "brain_resume_voids": "most",
+    "brain_database_connects": "sum",
+    "brain_streams": "sum",
+    "brain_streams_lost": "sum",
+    "brain_corrections": "most",
+    "brain_rejections": "sum",
+}
+"""How those of several workers become one."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +119,16 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._latency = Histogram(
             "brain_commit_to_socket_seconds",
-            "Time from the oldest commit of a flush, by the database's clock, to the write to the "
-            "last client's socket.",
+            "Time from the oldest commit of what a group of clients is sent together, by the "
+            "database's clock, to the write to its last client's socket.",
             buckets=BUCKETS,
             registry=self._registry,
         )
 
     def observe(self, commit: int) -> None:
-        """Record a flush. `commit` is the time of its oldest change, in microseconds."""
+        """Record what clients were sent together. `commit` is the time of its oldest change, in
+        microseconds.
+        """
         self._latency.observe(max(0.0, self._now() - commit / 1e6))
 
     def read(self, parts: Parts) -> None:
@@ -94,6 +136,37 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+    def families(self) -> list[Family]:
+        return [
+            Family(
+                name=metric.name,
+                type=metric.type,
+                help=metric.documentation,
+                merge=MERGED[metric.name],
+                samples=[(each.name, each.labels, each.value) for each in metric.samples],
+            )
+            for metric in self._registry.collect()
+        ]
+
+
+class _Families:
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            metric = Metric(family["name"], family["help"], family["type"])
+            for name, labels, value in family["samples"]:
+                metric.add_sample(name, labels, value)
+            yield metric
+
+
+def exposition(families: Iterable[Family]) -> bytes:
+    """The same text as that of `Metrics.text`."""
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return generate_latest(registry)
 
 
 _BUILD: Final = {
@@ -134,7 +207,9 @@ class _Reader:
             counts.conflated,
         )
         yield _counter(
-            "brain_flushes", "Flushes: batches of changes sent to all clients.", counts.flushes
+            "brain_flushes",
+            "Flushes: rounds in which every client is sent what it lacks.",
+            counts.flushes,
         )
         yield _counter(
             "brain_deliveries", "Messages written to client sockets by flushes.", counts.deliveries

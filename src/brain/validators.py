@@ -5,7 +5,7 @@ Each function raises ValueError with the rule that the text breaks. pydantic add
 
 import re
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr
@@ -20,6 +20,9 @@ T = TypeVar("T")
 MIN_SECRET = 32
 """Bytes of BRAIN_JWT_SECRET (RFC 7518, section 3.2)."""
 
+MAX_WORKERS = 64
+"""Of one Brain. More than the cores of a machine only cost memory."""
+
 
 def from_text(parse: Callable[[str], T]) -> BeforeValidator:
     """Parse a value that is a string, and pass any other on."""
@@ -31,6 +34,18 @@ def from_list(parse: Callable[[str], T]) -> BeforeValidator:
     return from_text(
         lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
     )
+
+
+def workers(text: str) -> int | Literal["auto"]:
+    if text.strip().lower() == "auto":
+        return "auto"
+    if (
+        not text.strip().isascii()
+        or not text.strip().isdecimal()
+        or not 1 <= int(text) <= MAX_WORKERS
+    ):
+        raise ValueError(f"it is 1 to {MAX_WORKERS} workers, or auto: one for each core")
+    return int(text)
 
 
 def interface(text: str) -> str:

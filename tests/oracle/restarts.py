@@ -481,11 +481,7 @@ class World:
 
             await self._until(followed, life)
             await self._until(
-                lambda: (
-                    all(map(present, self.consumers))
-                    and life.hub.flushed == life.board.seq
-                    and life.hub._sweep is None
-                ),
+                lambda: all(map(present, self.consumers)) and life.hub.idle,
                 life,
             )
             cursor = await conn.execute("SELECT id, status, agent, task_id, error FROM runs")

@@ -62,8 +62,8 @@ def test_every_client_converges_after_random_kills_of_clients_brain_and_postgres
 FAULTS = {
     "a client that lagged is live again without a catch-up": (
         "delivery.hub",
-        "if client.intact and client.seq == self.flushed and (not over):",
-        "if client.intact:",
+        "and (client.seq == group.position) and",
+        "and",
     ),
     "changes during an outage are not pushed": (
         "delivery.board",
@@ -72,8 +72,8 @@ FAULTS = {
     ),
     "since starts at the present": (
         "delivery.hub",
-        "client.seq = min(seq, self.flushed)",
-        "client.seq = self.flushed",
+        "client.seq = seq\n",
+        "client.seq = self.board.seq\n",
     ),
 }
 
@@ -102,7 +102,7 @@ def test_the_oracle_detects_a_4410_without_a_reason(tmp_path: Path) -> None:
 
 
 def test_the_oracle_accepts_an_unchanged_copy(tmp_path: Path) -> None:
-    unchanged = "if client.intact and client.seq == self.flushed and (not over):"
+    unchanged = "and (client.seq == group.position) and"
     source = mutant(tmp_path, "delivery.hub", unchanged, unchanged)
     status, output = verdict(source, 88, minutes=0.2, patience=60)
     assert status == 0, output

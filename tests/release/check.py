@@ -24,11 +24,11 @@ from tests.release.house import Environment, fill
 from tests.support import ROOT
 
 LOCKS = {
-    "requirements.lock": ("embedded", "run"),
-    "requirements-server.lock": ("server", "run"),
-    "requirements-dev.lock": ("embedded", "dev"),
+    "requirements.lock": (("embedded", "nodes"), "run"),
+    "requirements-server.lock": (("nodes",), "run"),
+    "requirements-dev.lock": (("embedded", "nodes"), "dev"),
 }
-"""Lock → the extra and the dependency group that it pins."""
+"""Lock → the extras and the dependency group that it pins."""
 
 
 def git(tree: Path, *arguments: str) -> str:
@@ -107,12 +107,16 @@ def pins(lock: Path) -> tuple[dict[str, Version], list[str]]:
     return found, bare
 
 
-def demanded(document: dict[str, object], extra: str, group: str) -> Iterator[Requirement]:
+def demanded(
+    document: dict[str, object], extras: tuple[str, ...], group: str
+) -> Iterator[Requirement]:
     project = document["project"]
     groups = document["dependency-groups"]
     assert isinstance(project, dict)
     assert isinstance(groups, dict)
-    texts = [*project["dependencies"], *project["optional-dependencies"][extra], *groups[group]]
+    texts = [*project["dependencies"], *groups[group]]
+    for extra in extras:
+        texts.extend(project["optional-dependencies"][extra])
     for text in texts:
         if isinstance(text, dict):
             texts.extend(groups[text["include-group"]])
@@ -129,11 +133,11 @@ def demanded(document: dict[str, object], extra: str, group: str) -> Iterator[Re
 def locks(tree: Path) -> Iterator[str]:
     document = tomllib.loads((tree / "pyproject.toml").read_text())
     versions: dict[str, tuple[Version, str]] = {}
-    for name, (extra, group) in LOCKS.items():
+    for name, (extras, group) in LOCKS.items():
         pinned, bare = pins(tree / name)
         for each in bare:
             yield f"{name} has no hash of {each}: make lock"
-        for wanted in demanded(document, extra, group):
+        for wanted in demanded(document, extras, group):
             ours = pinned.get(canonicalize_name(wanted.name))
             if ours is None or not wanted.specifier.contains(ours, prereleases=True):
                 yield f"{name} pins {wanted.name} to {ours}, which is not {wanted}: make lock"

@@ -100,7 +100,7 @@ def test_the_metadata_is_what_an_index_accepts(dist: dict[str, bytes]) -> None:
     assert parsed.name == "brain-runs"
     assert str(parsed.version) == brain.__version__
     assert parsed.description_content_type == "text/markdown"
-    assert parsed.provides_extra == ["embedded", "server"]
+    assert parsed.provides_extra == ["embedded", "nodes", "server"]
     assert sorted(each.name for each in parsed.requires_dist or () if each.marker is None) == [
         "pydantic",
         "websockets",

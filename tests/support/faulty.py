@@ -14,6 +14,7 @@ from typing import Self
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.support.patience import PATIENCE
+from tests.support.ports import close
 
 
 class Proxy:
@@ -29,6 +30,7 @@ class Proxy:
         self.came: list[float] = []
         """When each connection was accepted."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self._opened: list[asyncio.StreamWriter] = []
         self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -37,16 +39,17 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for _turn in range(10):  # asyncio takes four turns from an accept to `_serve`
-            await asyncio.sleep(0)
+        await close(self._server)
         async with asyncio.timeout(PATIENCE):
             while True:
                 self.cut()  # also those that were still connecting at the last time
                 if not self._serving:
                     break
                 await asyncio.wait(self._serving, timeout=0.05)
-        await asyncio.sleep(0)  # their transports close in the next turn of the loop
+            for writer in self._opened:
+                writer.transport.abort()  # what nobody has read would keep it open
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.came.append(time.monotonic())
@@ -55,6 +58,7 @@ class Proxy:
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
         self._writers.add(writer)
+        self._opened.append(writer)
         head, reply = b"", b""
         if self.answers or self.api_answers:
             with contextlib.suppress(OSError, EOFError):
@@ -73,6 +77,7 @@ class Proxy:
             self._close(writer)
             return
         self._writers.add(back)
+        self._opened.append(back)
         back.write(head)
         await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
 

@@ -11,7 +11,8 @@ from brain.contract.events import Changes, Snapshot
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.server.limits import Limits
-from brain.server.listener import Server, listen
+from brain.server.listener import Server
+from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connection, Connections
 

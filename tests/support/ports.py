@@ -1,5 +1,6 @@
 """Ports that stay free until somebody listens, and again when they come back."""
 
+import asyncio
 import contextlib
 import random
 import socket
@@ -24,3 +25,17 @@ def free_port() -> int:
             six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             six.bind(("::", port))
             return port
+
+
+async def close(server: asyncio.Server) -> None:
+    """Close a server of streams that does not know who may have connected just now.
+
+    asyncio accepts a connection some turns of the loop before it calls the handler. If the server
+    is closed in between, asyncio fails, and leaves the connection open.
+    """
+    loop = asyncio.get_running_loop()
+    for each in server.sockets:
+        loop.remove_reader(each.fileno())
+    for _turn in range(10):
+        await asyncio.sleep(0)
+    server.close()

@@ -10,6 +10,7 @@ from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.support.patience import PATIENCE
+from tests.support.ports import close
 
 NO_LINGER = struct.pack("ii", 1, 0)
 
@@ -109,7 +110,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _end(self) -> None:
-        self._server.close()
+        await close(self._server)
         self._reset()
         for pump in self._pumps:
             pump.cancel()

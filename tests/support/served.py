@@ -88,10 +88,17 @@ class Brain:
             time.sleep(0.02)
 
     def wait_ready(self, source: str = "", seconds: float = LIFETIME) -> None:
-        """Until /readyz says so, and names this source if one is given."""
+        """Until /readyz says so, and names this source if one is given.
+
+        A Brain that has just been started may not listen yet.
+        """
         deadline = time.monotonic() + seconds
         while True:
-            status, document = self.get("/readyz")
+            try:
+                status, document = self.get("/readyz")
+            except OSError as error:
+                assert self.process.poll() is None, self.log()
+                status, document = 0, error
             if status == 200 and source in ("", document["source"]):
                 return
             if time.monotonic() > deadline:

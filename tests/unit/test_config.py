@@ -212,6 +212,10 @@ REFUSED = [
     ("BRAIN_PING_INTERVAL", "0", "a ping interval is 1 to 3600 seconds"),
     ("BRAIN_PING_TIMEOUT", "4", "a ping timeout is 5 to 7200 seconds"),
     ("BRAIN_POLL_INTERVAL", "0", "a poll interval is 0.01 to 60 seconds"),
+    *(
+        ("BRAIN_WORKERS", text, "it is 1 to 64 workers, or auto: one for each core")
+        for text in ("0", "65", "-1", "many", "1.5", "²")
+    ),
     ("BRAIN_RESUME", "-1", "it is 0 to 604800 seconds (a week)"),
     ("BRAIN_RESUME", "604801", "it is 0 to 604800 seconds (a week)"),
     ("BRAIN_RESUME", "nan", "it is 0 to 604800 seconds (a week)"),

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import psycopg
 import typer
@@ -22,6 +22,11 @@ from brain.postgres.connection import APPLICATION, connect, error_line, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.publication import initialize, polled, publication_sql, removal
 from brain.postgres.table import TableError, init_sql
+from brain.workers.channel import ChannelError
+from brain.workers.cores import cores
+
+if TYPE_CHECKING:
+    from brain.doctor.nats import Nodes
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
@@ -96,16 +101,61 @@ def options(
 
 
 @app.command("serve")
-def serve_command(port: Port = None, database_url: DatabaseURL = None) -> None:
+def serve_command(
+    port: Port = None,
+    database_url: DatabaseURL = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes on that port: a number, or auto for one for each core.  [BRAIN_WORKERS]"
+        ),
+    ] = None,
+) -> None:
     """Follow the table, and serve /ws and /api."""
+    settings = console.load_settings(port=port, database_url=database_url, workers=workers)
+    count = cores() if settings.workers == "auto" else settings.workers
+    if count > 1:
+        raise SystemExit(_serve_workers(settings, count))
     # Importing FastAPI takes half of the time of every other command.
     from brain.app import serve  # noqa: PLC0415
 
-    settings = console.load_settings(port=port, database_url=database_url)
     stdout = console.output(STDOUT)
     console.run(
         serve(settings, lambda started: stdout.write(console.welcome(started, settings) + "\n"))
     )
+
+
+def _serve_workers(settings: Settings, count: int) -> int:
+    """Returns the exit status."""
+    from brain.workers.service import serve_workers  # noqa: PLC0415 - only for several
+
+    stdout = console.output(STDOUT)
+    status = 0
+
+    async def serve() -> None:
+        nonlocal status
+        status = await serve_workers(
+            settings,
+            count,
+            lambda started: stdout.write(console.welcome(started, settings) + "\n"),
+        )
+
+    console.run(serve())
+    return status
+
+
+@app.command("worker", hidden=True)
+def worker_command(number: int) -> None:
+    """One process of `brain serve --workers`, which starts it."""
+    from brain.app import serve  # noqa: PLC0415 - as for `serve`
+    from brain.workers.worker import Worker  # noqa: PLC0415
+
+    settings = console.load_settings(worker=number)
+    try:
+        worker = Worker.join(number)
+    except ChannelError as error:
+        console.fail(error)
+    console.run(serve(settings, worker.started, worker))
 
 
 @app.command("watch")
@@ -343,7 +393,26 @@ async def _examine(settings: Settings, url: str) -> Report:
         settings.table,
         decoder,
         stream=settings.source != "poll",
-        records=settings.data_dir / "resume" if settings.resume else None,
+        records=settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
+        nodes=_nodes(settings, url) if settings.nats_url else None,
+    )
+
+
+def _nodes(settings: Settings, url: str) -> "Nodes":
+    # The client of NATS is an extra.
+    from brain.doctor.nats import Nodes  # noqa: PLC0415
+    from brain.nodes.connection import Access  # noqa: PLC0415
+    from brain.nodes.log import stream_of  # noqa: PLC0415
+
+    return Nodes(
+        Access(
+            [each.get_secret_value() for each in settings.nats_url],
+            settings.nats_credentials,
+            settings.nats_ca,
+        ),
+        settings.nats_stream or stream_of(url, settings.table),
+        settings.nats_replicas,
+        settings.nats_storage,
     )
 
 

@@ -28,7 +28,7 @@ from brain.postgres.connection import error_line
 from brain.postgres.example import usual
 
 if TYPE_CHECKING:
-    from brain.app import Started
+    from brain.started import Started
 
 EXPECTED = (BrainError, psycopg.Error, OSError, InvalidURI)
 """Errors that a person can fix: one sentence without a traceback, and exit status 2."""
@@ -70,9 +70,11 @@ def output(descriptor: int) -> Log:
     return log
 
 
-def load_settings(**given: object) -> Settings:
-    """Start the log, then read the settings. Exits with 2 if they are invalid."""
-    configure_logging(output(STDERR))
+def load_settings(*, worker: int | None = None, **given: object) -> Settings:
+    """Start the log, then read the settings. Exits with 2 if they are invalid. `worker`: its number
+    if this is one of several.
+    """
+    configure_logging(output(STDERR), worker)
     try:
         settings = Settings.load(**given)
     except SettingsError as error:

@@ -1,12 +1,14 @@
-"""Batches: the bytes that the hub writes to a client at a time, and who receives them."""
+"""Batches: the bytes that the hub writes to a client at a time.
 
-from collections.abc import Collection
+R17  A batch is cut at 128 KiB, unless a single frame is larger.
+     test_a_batch_is_cut_at_128_kib
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from brain.delivery.board import Push
-from brain.delivery.cohorts import Client, Cohort, Cohorts
-from brain.delivery.log import FRAME, RUN, SEQ
+from brain.contract.messages import Micros
+from brain.delivery.log import FRAME, SEQ, TIME, Entry
 
 BATCH = 128 * 1024
 """Bytes of a batch at most: no more than a socket takes at once (SO_SNDBUF), or healthy clients
@@ -15,51 +17,27 @@ pause too. With 1 MB, 200 of them paused 2 815 times; with 128 KiB never, at the
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Bytes for one write, the seq that they reach, and how many messages they are."""
+    """Bytes for one write, the seq and the time that they reach, and how many messages they are."""
 
     data: bytes
     end: int
+    time: Micros
     count: int
 
 
-def cut(pushes: Collection[Push], end: int, limit: int) -> list[Batch]:
-    """Cut at `limit` bytes, unless a single frame is larger (R17). The last batch reaches `end`."""
+def cut(entries: Iterable[Entry], limit: int) -> list[Batch]:
+    """Cut at `limit` bytes, unless a single frame is larger (R17)."""
     batches: list[Batch] = []
     frames: list[bytes] = []
-    size = reached = 0
-    for entry, _, _ in pushes:
+    size = reached = time = 0
+    for entry in entries:
         frame = entry[FRAME]
         if frames and size + len(frame) > limit:
-            batches.append(Batch(b"".join(frames), reached, len(frames)))
+            batches.append(Batch(b"".join(frames), reached, time, len(frames)))
             frames, size = [], 0
         frames.append(frame)
         size += len(frame)
-        reached = entry[SEQ]
-    batches.append(Batch(b"".join(frames), end, len(frames)))
+        reached, time = entry[SEQ], entry[TIME]
+    if frames:
+        batches.append(Batch(b"".join(frames), reached, time, len(frames)))
     return batches
-
-
-Step: TypeAlias = tuple[list[Client], list[Batch]]
-"""Clients, and the batches that each of them receives."""
-
-
-def plan(
-    cohorts: Cohorts, pushes: list[Push], alive: list[Push], end: int, limit: int
-) -> list[Step]:
-    """Who receives which bytes (R6). `alive`: the pushes that are no tombstones (T3)."""
-    everyone: list[Client] = []
-    told: list[Client] = []
-    for cohort in cohorts.unfiltered:
-        (told if cohort.deleted and alive is not pushes else everyone).extend(cohort.live)
-    steps = [
-        (clients, cut(some, end, limit))
-        for clients, some in ((everyone, alive), (told, pushes))
-        if clients and some
-    ]
-    matching: dict[Cohort, list[Push]] = {}
-    for push in pushes if cohorts.indexed else ():
-        entry, facets, _ = push
-        for cohort in cohorts.matching(entry[RUN], facets):
-            matching.setdefault(cohort, []).append(push)
-    steps.extend((list(cohort.live), cut(some, end, limit)) for cohort, some in matching.items())
-    return steps

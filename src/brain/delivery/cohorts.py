@@ -1,26 +1,47 @@
-"""The clients of the hub, grouped by filter and `include`, and indexed by the filters' values."""
+"""Clients, and cohorts: those with the same filter and `include`."""
 
-from collections.abc import Callable, Collection, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from brain.contract.include import Included
-from brain.contract.messages import ACTIVE, ID, STATUS, Run
-from brain.contract.subscription import ALL, ANY, FIELDS, Facet, Filter
-from brain.delivery.log import DELETED, FACETS, RUN, SEQ, Entry
+from brain.contract.messages import ACTIVE, ID, STATUS
+from brain.contract.subscription import ALL, Filter
+from brain.delivery.index import Index, Kind
+from brain.delivery.log import FACETS, RUN, SEQ, Entry
+
+if TYPE_CHECKING:
+    from brain.delivery.groups import Group
 
 
 class Client:
     """What the hub needs of a connection, which extends it: a lagging client costs an integer."""
 
-    __slots__ = ("cohort", "goal", "intact", "joined", "paused", "pinged", "seq", "until", "write")
+    __slots__ = (
+        "cohort",
+        "goal",
+        "group",
+        "intact",
+        "joined",
+        "paused",
+        "pinged",
+        "seq",
+        "until",
+        "waiting",
+        "whole",
+        "write",
+    )
 
     write: Callable[[bytes], object]
     """Hands bytes to the transport. A closing connection replaces it by a no-op, so it is looked up
     for every write."""
     cohort: "Cohort | None"
     """None once the client has left."""
+    group: "Group | None"
+    """In which it is live, or was when its transport filled up."""
     seq: int | None
     """None while the client is live; see hub.py."""
+    whole: int
+    """It has been sent everything up to this seq, and has skipped no run (R5 in hub.py)."""
     until: int
     """A client that joined with `snapshot` does not need runs that finished up to this seq."""
     goal: int | None
@@ -28,6 +49,8 @@ class Client:
     joined: int
     """The board's seq when it joined."""
     paused: bool
+    waiting: bool
+    """It stands in the queue of the catch-up."""
     pinged: bool
     """A message about the source has taken the ping along for which it is due next."""
     intact: bool
@@ -45,7 +68,18 @@ class Client:
 class Cohort:
     """The clients with the same filter and `include`: they receive the same bytes, made once."""
 
-    __slots__ = ("deleted", "field", "filter", "include", "live", "members", "ready", "source")
+    __slots__ = (
+        "deleted",
+        "filter",
+        "groups",
+        "home",
+        "include",
+        "kind",
+        "members",
+        "ready",
+        "shared",
+        "source",
+    )
 
     def __init__(self, filter_: Filter, include: Included) -> None:
         self.filter = filter_
@@ -54,11 +88,14 @@ class Cohort:
         """It receives tombstones (T3 in tombstones.py)."""
         self.ready = "ready" in include
         self.source = "source" in include
-        self.live: set[Client] = set()
+        self.groups: list[Group] = []
+        self.home: Group | None = None
+        """Where clients go live (L1 in lanes.py)."""
+        self.shared: Group | None = None
+        """The one that stands in the shared lane."""
         self.members = 0
-        self.field = next((name for name in FIELDS if getattr(filter_, name)), None)
-        """The most selective field of the filter: the cohort is indexed under each of its
-        values."""
+        self.kind: Kind | None = None
+        """See index.py."""
 
     def wanted(self, until: int) -> Callable[[Entry], bool] | None:
         """What a catch-up sends of what is no tombstone, or is one that the cohort receives (R10):
@@ -75,16 +112,11 @@ class Cohort:
 
 
 class Cohorts:
-    """Every cohort that has members.
-
-    The index makes 10 000 filters by run cost 8.6 µs a change; testing each filter took 1 751 µs.
-    """
+    """Every cohort that has members."""
 
     def __init__(self) -> None:
         self._all: dict[tuple[Filter, Included], Cohort] = {}
-        self._index: dict[str, dict[str, set[Cohort]]] = {name: {} for name in FIELDS}
-        self.unfiltered: list[Cohort] = []
-        """Those that receive everything, or everything but tombstones."""
+        self.index = Index()
         self.told: set[Cohort] = set()
         """Those that receive tombstones."""
 
@@ -99,58 +131,18 @@ class Cohorts:
         cohort = self._all.get((filter_, include))
         if cohort is None:
             cohort = self._all[filter_, include] = Cohort(filter_, include)
-            if cohort.field is not None:
-                for value in getattr(filter_, cohort.field):
-                    self._index[cohort.field].setdefault(value, set()).add(cohort)
-            elif filter_ == ALL:
-                self.unfiltered.append(cohort)
+            self.index.add(cohort)
             if cohort.deleted:
                 self.told.add(cohort)
         cohort.members += 1
         return cohort
 
-    def remove(self, cohort: Cohort) -> None:
-        """Take away one member of the cohort."""
+    def remove(self, cohort: Cohort) -> bool:
+        """Take away one member of the cohort. True if it was the last."""
         cohort.members -= 1
         if cohort.members:
-            return
+            return False
         del self._all[cohort.filter, cohort.include]
+        self.index.remove(cohort)
         self.told.discard(cohort)
-        if cohort.field is not None:
-            index = self._index[cohort.field]
-            for value in getattr(cohort.filter, cohort.field):
-                index[value].discard(cohort)
-                if not index[value]:
-                    del index[value]
-        elif cohort.filter == ALL:
-            self.unfiltered.remove(cohort)
-
-    @property
-    def indexed(self) -> bool:
-        """Whether any filter has a field."""
-        return any(self._index.values())
-
-    def matching(self, run: Run, facets: Collection[Facet]) -> list[Cohort]:
-        """The cohorts with live clients and a field in their filter that receive this change."""
-        alive = run[STATUS] != DELETED
-        return [
-            cohort
-            for cohort in self._candidates(run[ID], facets)
-            if cohort.live
-            and (alive or cohort.deleted)
-            and cohort.filter.matches(run[ID], facets)
-            and cohort.filter.permits(run)
-        ]
-
-    def _candidates(self, run_id: str, facets: Collection[Facet]) -> Collection[Cohort]:
-        """The cohorts that are indexed under a value of the change; the others cost nothing."""
-        index = self._index
-        found = set(index["run_id"].get(run_id, ()))
-        for status, agent, task_id in facets:
-            found.update(index["status"].get(status, ()))
-            for by_value, value in ((index["agent"], agent), (index["task_id"], task_id)):
-                if value == ANY:
-                    found.update(chain.from_iterable(by_value.values()))
-                elif value is not None and by_value:
-                    found.update(by_value.get(value, ()))
-        return found
+        return True

@@ -1,17 +1,18 @@
 """Freshness: clients that include `source` learn how far behind the database Brain may be.
 
-Once when they are up to date, at each change of the source, and every 5 s. All clients of a turn
-share one frame, and the turns of a round are spread over the interval, as pings are. What costs is
-the write to each client (the kernel's 6 to 8 us of 9), so the frame takes along the ping for which
-the client is due next.
+Once when they are up to date, at each change of the source, and every 5 s. Clients of a turn that
+have been sent the same share one frame, and the turns of a round are spread over the interval, as
+pings are. What costs is the write to each client (the kernel's 6 to 8 us of 9), so the frame takes
+along the ping for which the client is due next.
 
-I2   A frame's timestamp is the time of the last flush, so that nothing is lost to a client that
-     resumes from it. It is therefore sent only to clients that have received that flush: to live
-     ones, while no sweep is under way. One that lags receives it when it has caught up. Before the
-     first Snapshot nothing can be lost, and all receive it.
+I2   A frame's timestamp is the time up to which its client has been sent everything, so that
+     nothing is lost when it resumes from it. It is sent to live clients only, because a client that
+     lags is sent what is older. That one receives it when it has caught up. Before the first
+     Snapshot nothing can be lost, and all receive it.
      test_source_is_sent_at_once_and_every_five_seconds,
      test_source_is_not_sent_to_a_full_transport,
-     test_source_waits_for_the_end_of_a_sweep, test_a_client_that_lags_is_told_when_it_has_caught_up
+     test_source_has_the_time_of_what_its_client_was_sent,
+     test_a_client_that_lags_is_told_when_it_has_caught_up
 """
 
 from collections import deque
@@ -30,17 +31,13 @@ TICK: Final = 0.05
 """Seconds between two turns: each serves a hundredth of the clients."""
 
 STRIDE: Final = 100
-"""Clients of a turn at most. If more are owed a frame, the next turn follows at once."""
+"""Clients of a turn at most. If as many more are owed a frame, the next turn follows at once."""
 
 
 class Sender(Protocol):
     """The hub."""
 
-    @property
-    def flushed_time(self) -> Micros: ...
-
-    @property
-    def sweeping(self) -> bool: ...
+    def position_time(self, client: Client) -> Micros: ...
 
     @property
     def begun(self) -> bool: ...
@@ -74,8 +71,6 @@ class Freshness:
         self._urgent = 0
         """Clients that have not been told of the last change."""
         self._ticked = 0.0
-        self._held = False
-        """A turn waits for the end of a sweep."""
 
     def add(self, client: Client) -> None:
         self._round.append(client)
@@ -92,13 +87,8 @@ class Freshness:
 
     def greet(self, client: Client) -> None:
         """The client has just received all that was flushed."""
-        self._sender.send(client, source_message(self._report(), self._sender.flushed_time))
-
-    def swept(self) -> None:
-        """A sweep has ended."""
-        if self._held:
-            self._held = False
-            self._arm(0)
+        time = self._sender.position_time(client)
+        self._sender.send(client, source_message(self._report(), time))
 
     def _arm(self, delay: float) -> None:
         if self._timer is not None:
@@ -117,16 +107,14 @@ class Freshness:
         count = min(max(int(self._due), self._urgent), STRIDE, everyone)
         if not count:
             self._arm(TICK)
-        elif self._sender.sweeping:
-            self._held = True
-            self._arm(TICK)
         else:
             self._due, self._urgent = max(0.0, self._due - count), max(0, self._urgent - count)
-            self._arm(0 if self._urgent or self._due >= 1 else TICK)
-            self._turn(count, source_message(report, self._sender.flushed_time))
+            self._arm(0 if self._urgent or self._due >= STRIDE else TICK)
+            self._turn(count, report)
 
-    def _turn(self, count: int, frame: bytes) -> None:
-        clients, both, waiting = self._round, frame + PING, not self._sender.begun
+    def _turn(self, count: int, report: SourceReport) -> None:
+        frames: dict[Micros, tuple[bytes, bytes]] = {}  # without and with a ping
+        clients, waiting = self._round, not self._sender.begun
         while count and self._count:  # a client whose write fails leaves
             client = clients.popleft()
             if client.cohort is None:
@@ -134,8 +122,13 @@ class Freshness:
             count -= 1
             clients.append(client)
             if (client.seq is None or waiting) and not client.paused:
+                time = self._sender.position_time(client)
+                if time not in frames:
+                    frame = source_message(report, time)
+                    frames[time] = frame, frame + PING
+                alone, both = frames[time]
                 if client.pinged:
-                    self._sender.send(client, frame)
+                    self._sender.send(client, alone)
                 else:
                     client.pinged = True
                     self._sender.send(client, both)

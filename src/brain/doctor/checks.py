@@ -7,6 +7,7 @@ hints are those of /readyz.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -31,6 +32,9 @@ from brain.postgres.connection import APPLICATION, Conn, connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.inspection import inspect
 from brain.postgres.table import Table, TableError
+
+if TYPE_CHECKING:
+    from brain.doctor.nats import Nodes
 
 CHECKS: tuple[Check, ...] = (
     readable,
@@ -65,9 +69,10 @@ async def examine(
     stream: bool = True,
     thresholds: Thresholds | None = None,
     records: Path | None = None,
+    nodes: "Nodes | None" = None,
 ) -> Report:
     """`stream`: also check what only a stream needs. False if BRAIN_SOURCE is poll. `records`: the
-    folder of the records, unless BRAIN_RESUME is 0.
+    folder of the records, unless BRAIN_RESUME is 0. `nodes`: the log that several Brains share.
     """
     report = Report(redact(url), str(table))
     try:
@@ -91,6 +96,13 @@ async def examine(
                 await _run(context, stream=stream)
     except psycopg.Error as error:
         report.findings.append(interrupted(error))
+    if nodes is not None:
+        # The client of NATS is an extra.
+        from brain.doctor.nats import nats  # noqa: PLC0415
+
+        report.findings += await nats(nodes)
+        if report.broken:
+            report.source = "none"
     return report
 
 

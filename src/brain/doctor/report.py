@@ -26,6 +26,11 @@ CheckCode: TypeAlias = Literal[
     "time_zone",
     "slot_log",
     "resume",
+    "nats_version",
+    "nats_jetstream",
+    "nats_permission",
+    "nats_limits",
+    "nats_stream",
 ]
 """The codes of findings that are not reasons to poll."""
 

@@ -66,8 +66,10 @@ class Leadership:
 
     async def watch(self) -> None:
         """Claim the log whenever nobody leads."""
-        while not self._retired:
+        while True:
             await asyncio.sleep(self._timing.heartbeat / 10)
+            if self._retired:  # what is vacant now is what this node has resigned
+                return
             base = self._relay.base()
             if base is None or self._task is not None or not self._is_due(base):
                 continue
@@ -105,7 +107,7 @@ class Leadership:
         # A node that wakes up after a suspension finds out here what it has not heard yet: over one
         # connection, the messages of the log arrive before these answers.
         position = 0 if last is None else last[0]
-        if self._state.heard != heard or self._relay.base() != base:
+        if self._state.heard != heard or self._relay.base() != base or self._retired:
             return
         self._relay.note_idle(facts)
         if facts.idle < self._timing.silence and not self._relay.track.resigned:

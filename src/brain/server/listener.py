@@ -1,14 +1,13 @@
-"""The listener: sockets, uvicorn, the rounds of pings and timeouts, and the shutdown."""
+"""The listener: uvicorn, the rounds of pings and timeouts, and the shutdown."""
 
 import asyncio
 import contextlib
 import ctypes
-import errno
 import logging
 import resource
 import socket
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
@@ -16,19 +15,12 @@ import structlog
 import uvicorn
 
 from brain.contract.close_codes import SERVICE_RESTART
-from brain.contract.errors import BrainError
 from brain.server.backlog import Backlog
 from brain.server.http import HTTPProtocol
+from brain.server.sockets import BACKLOG
 from brain.server.state import ServerState
 
 log = structlog.get_logger()
-
-SEND_BUFFER = 128 * 1024
-"""SO_SNDBUF, in bytes. A stalled client costs 333 KB of kernel memory with it, 4 MB by default."""
-
-BACKLOG = 4096
-"""Connections that wait to be accepted when a crowd reconnects at once (the kernel may allow
-fewer)."""
 
 CANCEL_TIMEOUT = 0.5
 """Seconds for requests to end after they are cancelled: each cancels its query at the database
@@ -44,64 +36,6 @@ without this a crowd could keep Brain from reconnecting to it."""
 SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
 """Seconds of a shutdown: the close frames are spread over the first; HTTP requests are aborted
 after the second, WebSockets after the third."""
-
-ALL = ("0.0.0.0", "::")  # noqa: S104 - the access rules decide which clients may connect
-
-_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-class ListenError(BrainError, OSError):
-    """The address cannot be listened on. The text says what to do."""
-
-
-def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Sockets on these addresses, or on all interfaces (IPv4 and IPv6) without any.
-
-    Port 0 takes a free port, the same for all. Raises ListenError.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        for name in hosts or ALL:
-            try:
-                sockets.append(_listener(name, port))
-            except OSError as error:
-                if name == "::" and not hosts and error.errno in _NO_IPV6:
-                    continue
-                hint = (
-                    "stop what uses it, or set BRAIN_PORT to another (0 takes a free one)"
-                    if error.errno == errno.EADDRINUSE
-                    else "set BRAIN_HOST to an address of this machine, "
-                    "or BRAIN_PORT to a permitted port"
-                )
-                raise ListenError(
-                    f"port {port} of {name} cannot be listened on ({error.strerror}): {hint}"
-                ) from error
-            port = sockets[-1].getsockname()[1]
-    except BaseException:
-        for each in sockets:
-            each.close()
-        raise
-    return sockets
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        # Not later: SO_REUSEADDR lets two processes bind one port as long as neither listens.
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def trim_heap() -> None:

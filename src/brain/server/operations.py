@@ -3,14 +3,15 @@
 import json
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from brain.access.rejections import Rejection
-from brain.metrics import Metrics, Parts
+from brain.metrics import Metrics, Parts, exposition
 from brain.server.answers import answer
 from brain.server.handshake import PATH
 from brain.server.probes import BARE
@@ -48,32 +49,44 @@ _AWAY: Final[dict[str, Any]] = {
 }
 
 
+_NO_METRICS: Final = "the supervisor of the workers does not answer\n"
+
+
 def _shown(description: str, example: Any, content_type: str = "application/json") -> Any:
     content = {content_type: {"examples": {"example": {"value": example}}}}
     return {"description": description, "content": content}
 
 
-def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Metrics) -> None:
-    @app.get(
-        "/healthz",
-        tags=["operations"],
-        summary="Alive: the process answers",
-        responses={200: _shown("It does", {"status": "alive"})},
-    )
-    async def healthz() -> Response:
-        return Response('{"status":"alive"}', media_type="application/json")
+Collect: TypeAlias = Callable[[], Awaitable[dict[str, Any] | None]]
+"""Asks all workers for what `report` says, as one. None if their supervisor does not answer."""
 
-    @app.get(
-        "/readyz",
-        tags=["operations"],
-        summary="Ready: the database is being followed",
-        responses={200: _shown("It is", _READY), 503: _shown("It is not", _AWAY)},
-    )
-    async def readyz(request: Request) -> Response:
+_ALONE: Final = {
+    "code": "supervisor",
+    "detail": "the supervisor does not answer: this is what one worker says of itself",
+    "hint": "",
+}
+
+
+class Operations:
+    def __init__(
+        self, parts: Parts, server: ServerState, metrics: Metrics, collect: Collect | None = None
+    ) -> None:
+        """`collect`: if this process is one of several workers."""
+        self._parts = parts
+        self._server = server
+        self._metrics = metrics
+        self._collect = collect
+
+    def report(self) -> dict[str, Any]:
+        """What one of several workers says of itself."""
+        return {"readiness": self.readiness(), "metrics": self._metrics.families()}
+
+    def readiness(self) -> dict[str, Any]:
+        parts, server = self._parts, self._server
         state, node = parts.state, parts.node()
         now = time.time()
-        ready = parts.board.begun and state.source != "none" and not server.closing
-        detail = {
+        return {
+            "ready": parts.board.begun and state.source != "none" and not server.closing,
             "source": state.source,
             "code": state.code,
             "detail": "the server is stopping" if server.closing else state.detail or None,
@@ -103,25 +116,69 @@ def add_operations(app: FastAPI, parts: Parts, server: ServerState, metrics: Met
             ],
             "rejected": [asdict(reason) for reason in parts.decoder.reasons],
         }
-        document = {"ready": ready} | ({} if request.scope.get(BARE) else detail)
-        return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
 
-    @app.get(
-        "/metrics",
-        tags=["operations"],
-        summary="For Prometheus",
-        response_class=PlainTextResponse,
-        responses={
-            200: _shown(
-                "docs/reference/metrics.md lists them", "brain_clients 40.0\n", "text/plain"
+    async def _readiness_of_all(self) -> dict[str, Any]:
+        document = self.readiness()
+        if self._collect is None:
+            return document
+        if (report := await self._collect()) is not None:
+            return dict(report["readiness"])
+        return {**document, "warnings": [*document["warnings"], _ALONE]}
+
+    async def _metrics_of_all(self) -> bytes | None:
+        if self._collect is None:
+            return self._metrics.text()
+        report = await self._collect()
+        return None if report is None else exposition(report["metrics"])
+
+    def add_to(self, app: FastAPI) -> None:
+        @app.get(
+            "/healthz",
+            tags=["operations"],
+            summary="Alive: the process answers",
+            responses={200: _shown("It does", {"status": "alive"})},
+        )
+        async def healthz() -> Response:
+            return Response('{"status":"alive"}', media_type="application/json")
+
+        @app.get(
+            "/readyz",
+            tags=["operations"],
+            summary="Ready: the database is being followed",
+            responses={200: _shown("It is", _READY), 503: _shown("It is not", _AWAY)},
+        )
+        async def readyz(request: Request) -> Response:
+            document = await self._readiness_of_all()
+            ready = document["ready"]
+            if request.scope.get(BARE):
+                document = {"ready": ready}
+            return Response(
+                json.dumps(document), 200 if ready else 503, media_type="application/json"
             )
-        },
-    )
-    async def read_metrics() -> Response:
-        return Response(metrics.text(), media_type=metrics.content_type)
 
-    @app.get(PATH, include_in_schema=False)
-    async def plain_get() -> Response:
-        rejection = Rejection("version", "this is a WebSocket: connect to it with ws://")
-        headers, body = answer(rejection, close=False)
-        return Response(body, rejection.status, headers=headers)
+        @app.get(
+            "/metrics",
+            tags=["operations"],
+            summary="For Prometheus",
+            response_class=PlainTextResponse,
+            responses={
+                200: _shown(
+                    "docs/reference/metrics.md lists them", "brain_clients 40.0\n", "text/plain"
+                ),
+                503: _shown(
+                    "The supervisor of the workers does not answer", _NO_METRICS, "text/plain"
+                ),
+            },
+        )
+        async def read_metrics() -> Response:
+            text = await self._metrics_of_all()
+            if text is None:
+                # One worker's counters would look like a restart of the service.
+                return PlainTextResponse(_NO_METRICS, 503)
+            return Response(text, media_type=self._metrics.content_type)
+
+        @app.get(PATH, include_in_schema=False)
+        async def plain_get() -> Response:
+            rejection = Rejection("version", "this is a WebSocket: connect to it with ws://")
+            headers, body = answer(rejection, close=False)
+            return Response(body, rejection.status, headers=headers)

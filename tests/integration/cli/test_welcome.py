@@ -12,11 +12,11 @@ from httpx import AsyncClient
 from psycopg import conninfo
 
 import brain
-from brain.app import Started
 from brain.cli.console import in_shell, welcome
 from brain.config import Settings
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import look
+from brain.started import Started
 from tests.support.api import serving
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute

@@ -23,7 +23,8 @@ import uvloop
 from brain.delivery import freshness
 from brain.server import listener as server
 from brain.server.limits import Limits
-from brain.server.listener import DESCRIPTORS, SEND_BUFFER, ListenError, listen
+from brain.server.listener import DESCRIPTORS
+from brain.server.sockets import SEND_BUFFER, ListenError, listen
 from brain.server.websocket import SHARES, Connection
 from tests.support.in_process_server import in_process_server
 from tests.support.patience import LIFETIME, PATIENCE, eventually, wait_until, within
@@ -304,16 +305,14 @@ async def test_a_transport_that_raises_closes_only_its_own_client(by: str) -> No
                 it.change("a")
                 it.change("a", "completed")
             case "catching up":
-                victim.seq, victim.paused = 0, True
-                victim.cohort.live.discard(victim)  # type: ignore[union-attr]
-                it.hub.lagging += 1
+                it.hub.pause(victim)
+                victim.seq, victim.intact = 0, False
                 it.hub.resume(victim)
                 await asyncio.sleep(0.05)
                 it.change("a", "completed")
             case "a refusal":
-                victim.seq, victim.paused = 0, True
-                victim.cohort.live.discard(victim)  # type: ignore[union-attr]
-                it.hub.lagging += 1
+                it.hub.pause(victim)
+                victim.seq, victim.intact = 0, False
                 it.board.floor = it.board.seq
                 it.hub.resume(victim)
                 await asyncio.sleep(0.05)

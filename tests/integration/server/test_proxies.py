@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -125,23 +125,31 @@ class Proxy:
         )
 
 
+def at(brain: Brain) -> dict[str, str]:
+    return {"127.0.0.1:5221": f"127.0.0.1:{brain.port}"}
+
+
 @contextmanager
-def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
+def before(
+    name: str, folder: Path, addresses: Mapping[str, str], page: Path = PAGE
+) -> Iterator[Proxy]:
+    """The configuration of the page for this proxy, with other addresses of Brain."""
     program = PROGRAMS[name]
     if program is None:
         pytest.skip(f"{name} is not installed: apt install {name}")
     port = free_port()
     trust = certificate(folder)
     folder.chmod(0o755)
-    found = re.search(rf"^```{name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^```{name}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     origin = f"https://brain.example:{port}"
     said = f"\n{found[1]}".replace(" 443 ", f" 127.0.0.1:{port} ").replace(
         " :443 ", f" 127.0.0.1:{port} "
     )
-    said = said.replace("127.0.0.1:5221", f"127.0.0.1:{brain.port}").replace(
-        "/etc/ssl", str(folder)
-    )
+    for written, address in addresses.items():
+        assert written in said
+        said = said.replace(written, address)
+    said = said.replace("/etc/ssl", str(folder))
     said = said.replace("75s", f"{IDLE}s").replace("\nbrain.example {", f"\n{origin} {{")
     environment = dict(os.environ)
     file = folder / f"{name}.conf"
@@ -186,7 +194,7 @@ def before(brain: Brain, name: str, folder: Path) -> Iterator[Proxy]:
 async def test_behind_a_proxy_that_terminates_tls(
     brain: Brain, shared: str, name: str, tmp_path: Path
 ) -> None:
-    with before(brain, name, tmp_path) as proxy:
+    with before(name, tmp_path, at(brain)) as proxy:
         # The upgrade, and each client by its own address.
         async with proxy.connect(f"?run_id={name}") as client:
             execute(shared, f"INSERT INTO runs (id) VALUES ('{name}')")
@@ -243,7 +251,7 @@ def test_without_pings_a_proxy_closes_an_idle_connection(
         for name in found:
             folder = tmp_path / name
             folder.mkdir()
-            proxies.append(stack.enter_context(before(brain, name, folder)))
+            proxies.append(stack.enter_context(before(name, folder, at(brain))))
 
         async def all_last() -> list[float]:
             return await asyncio.gather(*map(_lasts, proxies))

@@ -62,20 +62,22 @@ class Connection(Client):
         in the kernel, `read` have arrived."""
         self.queued = self.sent = self.read = 0
         self.full = False
-        self.full_since = 0
-        """While it is full: how many flushes there had been."""
         self.broken = False
         self.code: int | None = None
         self.closed = False
         self.never_full = True
         self.snapshot_seq = 0
-        """It joined with `snapshot` when this seq had been flushed."""
+        """It joined with `snapshot` at this seq of the board."""
         self.live_since: int | None = None
         """It was live at once, and is owed everything after this seq."""
+        self.lane_seq = 0
+        """Where its group stood then. It may receive what came in between."""
+        self.fresh = False
+        """Its group was opened when it joined, so nothing from before is on its way."""
         self.reached = 0
         self.received: set[int] = set()
         self.joined = world.board.seq
-        self.asked_for = world.hub.flushed if world.board.begun else 0
+        self.asked_for = 0
         """`ready` comes behind everything up to this seq."""
         self.ready = self.sources = 0
         """Messages of these types."""
@@ -105,7 +107,6 @@ class Connection(Client):
         if not self.full and len(self.stream) - self.sent > self.high:
             self.full = True
             self.never_full = False
-            self.full_since = self.world.hub.counts.flushes
             self.world.hub.pause(self)
 
     def send(self) -> None:
@@ -206,15 +207,22 @@ class Consumer:
         self.snapshot = snapshot
         self.reading = True
         self.connection = connection = Connection(world, self)
-        if since is None and not snapshot and not (self.told and hub._pending):
-            connection.live_since = hub.flushed
+        if since is None and not snapshot:
+            connection.live_since = world.board.seq
+        elif world.board.begun:
+            connection.asked_for = world.board.seq
         if snapshot:
-            connection.snapshot_seq = hub.flushed
+            connection.snapshot_seq = world.board.seq
         world.connections.append(connection)
         world.asked = since
         filter_ = Filter(**vars(self.wanted))
         moment = None if since is None else parse_time(since)
         hub.join(connection, Subscription(filter_, snapshot, moment, self.include))
+        if connection.live_since is not None and connection.group is not None:
+            connection.lane_seq = connection.group.position
+            connection.fresh = connection.group.opened == hub._pending.end
+        elif self.told:
+            connection.live_since = None  # it waits for what is pending, and is not sent it
         world.asked = None
         lost = max(world.lost_time, world.dead_time if self.told else 0)
         if moment is not None and not connection.closed and moment <= lost:

@@ -6,11 +6,13 @@ client that never lagged must have received every change of status.
 """
 
 import json
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from brain.contract.close_codes import TRY_AGAIN_LATER
 from brain.contract.messages import ACTIVE, STATUS, TYPES, Run, body, parse_time
-from brain.delivery.hub import BUDGET
+from brain.delivery.catch_up import BUDGET
 
 if TYPE_CHECKING:
     from tests.unit.delivery.consumers import Connection, Consumer
@@ -72,9 +74,15 @@ def report(connection: "Connection", kind: str) -> None:
 
 
 def pace(world: "World", before: float) -> None:
-    """The hub holds the loop no longer than one and a half budgets and a stride of writes."""
+    """The hub holds the loop no longer than half a budget and the writes to a group."""
     # A client that has caught up is sent `ready` and `source` besides its piece.
-    most = 1.5 * BUDGET + (world.stride + 3) * world.cost
+    most = 0.5 * BUDGET + (world.max_group + 3) * world.cost
+    lanes = world.hub._lanes.all
+    if any(lane.group and len(lane.group.live) > world.max_group for lane in lanes):
+        world.wrong.append("a group has too many clients")
+    ready = world.hub._catch_up._ready
+    if len(ready) > len(set(ready)):
+        world.wrong.append("a client waits twice for its catch-up")
     if world.now - before > most + 1e-9:
         world.wrong.append(
             f"the loop was held for {world.now - before:.3f} s, more than {most:.3f}"
@@ -89,17 +97,19 @@ class Pacing:
         self.mean = 0.0
         self.began = float("-inf")
         self.flushes = self.taken = 0
-        self.sweeping = False
+        self.rotating = False
         self.ended: list[float] = []
-        """When the flushes began whose sweeps have ended in this turn."""
-        pending = world.hub._pending
-        take = pending.take
+        """When the flushes began whose rotations have ended in this turn."""
+        rotation, pending = world.hub._rotation, world.hub._pending
+        begin = rotation.begin
 
-        def taking() -> Any:
+        def beginning() -> None:
+            if rotation.under_way:
+                world.wrong.append("a rotation began before the last one had ended")
             self.taken = pending.bytes
-            return take()
+            begin()
 
-        pending.take = taking
+        rotation.begin = beginning
 
     @property
     def gap(self) -> float:
@@ -112,9 +122,9 @@ class Pacing:
             early = self.began + self.gap - began
             if early > 0.0005 + 1e-9 and self.taken < self.world.max_batch:
                 self.world.wrong.append(f"a flush went {early:.4f} s too early")
-            self.flushes, self.began, self.sweeping = hub.counts.flushes, began, True
-        if self.sweeping and not hub.sweeping:
-            self.sweeping = False
+            self.flushes, self.began, self.rotating = hub.counts.flushes, began, True
+        if self.rotating and not hub._rotation.under_way:
+            self.rotating = False
             self.ended.append(self.began)
 
     def turn(self) -> None:
@@ -127,20 +137,23 @@ class Pacing:
     def rests(self) -> None:
         """What is pending has a timer."""
         world = self.world
-        if not world.hub.pending_bytes or world.hub.sweeping:
+        if not world.hub.pending_bytes or world.hub._rotation.under_way:
             return
-        full = world.hub.pending_bytes >= world.max_batch
-        due = world.now if full else max(world.now, self.began + self.gap)
+        at_once = world.hub._pending.bytes >= world.max_batch or world.hub._lanes.shared.behind
+        due = world.now if at_once else max(world.now, self.began + self.gap)
         set_to = min((at for at, _, timer in world.timers if timer.callback), default=None)
         if set_to is None or set_to > due + 1e-9:
             world.wrong.append(f"changes are due at {due:.4f}, and the timer at {set_to}")
 
 
 def write(world: "World", connection: "Connection", data: bytes) -> None:
-    if connection.full and connection.full_since != world.hub.counts.flushes:
-        world.wrong.append("a full transport was sent more than the flush that was under way")
-    if connection.full and (b'"type":"ready"' in data or b'"type":"source"' in data):
-        world.wrong.append("a full transport was sent what could wait")
+    sent = seqs(data)
+    world.sent.update(sent)
+    live = connection.seq is None and connection.never_full
+    if live and connection.fresh and sent and sent[0] <= connection.joined:
+        world.wrong.append(f"seq {sent[0]} was sent to who joined at {connection.joined}")
+    if connection.full:
+        world.wrong.append("a full transport was sent something")
     most = max(world.max_batch, world.max_piece)
     size = (
         data[1] if data[1] < 126 else int.from_bytes(data[2 : 4 if data[1] == 126 else 10], "big")
@@ -149,7 +162,15 @@ def write(world: "World", connection: "Connection", data: bytes) -> None:
         world.wrong.append(f"{len(data)} bytes in one write")
 
 
+@lru_cache(1024)
+def seqs(data: bytes) -> tuple[int, ...]:
+    """Of the messages in these bytes."""
+    return tuple(map(int, re.findall(rb'{"seq":(\d+)', data)))
+
+
 def refusal(world: "World", connection: "Connection", code: int) -> None:
+    if world.resetting:
+        return
     if code == TRY_AGAIN_LATER.code:
         if world.board.begun:
             world.wrong.append("closed with 1013, but the database has been read")
@@ -177,6 +198,8 @@ def live(world: "World", connection: "Connection", *, complete: bool) -> None:
     lenient = set[str]()
     """Runs of which a change is pending that the board may send to more clients than necessary."""
     for run_id, seq, was, now, steady, loose in world.pushed:
+        if connection.lane_seq < seq <= connection.live_since:
+            lenient.add(run_id)  # its group may lack it; what replaces it was what it was
         if seq <= connection.live_since or (seq > connection.reached and not complete):
             continue
         if due.get(run_id) and not steady:
@@ -227,6 +250,9 @@ def view(world: "World", consumer: "Consumer") -> None:
 def rest(world: "World") -> None:
     """Everything has been delivered."""
     hub = world.hub
+    unsent = sum(push.seq not in world.sent for push in world.pushed)
+    if hub.counts.conflated > unsent:
+        raise Violation(f"{hub.counts.conflated} conflated, but {unsent} were sent to nobody")
     if hub.lagging or hub.clients != len(world.connections):
         raise Violation(
             f"{hub.lagging} of {hub.clients} lag, and there are {len(world.connections)}"

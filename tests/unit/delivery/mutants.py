@@ -14,12 +14,18 @@ from brain.delivery import (
     alarm,
     batches,
     board,
+    catch_up,
     cohorts,
     freshness,
+    groups,
     hub,
+    index,
+    lanes,
     log,
     pace,
     pending,
+    rotation,
+    shared,
     tombstones,
 )
 from tests.unit.delivery.world import Engine
@@ -44,148 +50,222 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
     return copy
 
 
-USES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
-    alarm: (hub, ("Alarm",)),
-    batches: (hub, ("plan",)),
-    cohorts: (hub, ("Cohorts",)),
-    freshness: (hub, ("Freshness",)),
-    log: (board, ("Log",)),
-    pace: (hub, ("Pace",)),
-    pending: (hub, ("Pending",)),
-    tombstones: (board, ("buried", "ended_early", "tombstone")),
+USES: dict[ModuleType, tuple[tuple[ModuleType, tuple[str, ...]], ...]] = {
+    board: ((log, ("Log",)), (tombstones, ("buried", "ended_early", "tombstone"))),
+    cohorts: ((index, ("Index",)),),
+    shared: ((batches, ("cut",)), (groups, ("Group",)), (index, ("concerned",))),
+    lanes: (
+        (batches, ("cut",)),
+        (groups, ("Group", "Lane")),
+        (index, ("concerned",)),
+        (shared, ("SharedLane",)),
+    ),
+    hub: (
+        (alarm, ("Alarm",)),
+        (catch_up, ("CatchUp",)),
+        (cohorts, ("Cohorts",)),
+        (freshness, ("Freshness",)),
+        (lanes, ("Lanes",)),
+        (pace, ("Pace",)),
+        (pending, ("Pending",)),
+        (rotation, ("Rotation",)),
+    ),
 }
-"""A module of which board or hub uses these names."""
+"""A module, and the names that it uses of others. Whom it uses stands before it."""
 
 
 @cache
 def engine(mutant: Mutant | None = None) -> Engine:
-    """The real classes, or those of a mutant."""
-    if mutant is None:
-        return Engine(board.Board, hub.Hub)
-    changed = variant(mutant.module, *mutant.changes)
-    user, names = USES.get(mutant.module, (mutant.module, ()))
-    if names:
-        using = variant(user)
-        for name in names:
-            setattr(using, name, getattr(changed, name))
-        changed = using
-    if user is board:
-        return Engine(changed.Board, hub.Hub)
-    return Engine(board.Board, changed.Hub)
+    """The real classes, or those of a mutant: its module, and copies of all that use it."""
+    changed = dict[ModuleType, Any]()
+    if mutant is not None:
+        changed[mutant.module] = variant(mutant.module, *mutant.changes)
+    for user, used in USES.items():
+        for module, names in used:
+            if module in changed:
+                copy = changed[user] = changed.get(user) or variant(user)
+                for name in names:
+                    setattr(copy, name, getattr(changed[module], name))
+    return Engine(changed.get(board, board).Board, changed.get(hub, hub).Hub)
 
 
 MUTANTS: dict[str, Mutant] = {
-    "R1 flushed is set before the first write": Mutant(
-        12,
-        hub,
+    "R1 the position moves before the first write": Mutant(
+        4,
+        rotation,
         (
+            ("group.seq, group.time = (batch.end, batch.time)\n", "pass\n"),
             (
-                "self.flushed = self.board.seq\n        self.flushed_time",
-                "self._next = self.board.seq\n        self.flushed_time",
-            ),
-            ("alive, self.flushed, ", "alive, self._next, "),
-            (
-                "for client in self._late:",
-                "self.flushed = self._next\n        for client in self._late:",
+                "self._counts.deliveries +=",
+                (
+                    "group.seq, group.time = (batch.end, batch.time)\n"
+                    "        self._counts.deliveries +="
+                ),
             ),
         ),
     ),
-    "R2 the batch just written counts as sent": Mutant(
-        0, hub, (("is None else self._serving\n", "is None else self._serving - 1\n"),)
+    "R2 a client that fills up leaves its group": Mutant(
+        0, hub, (("0, True)\n        group.live.discard(client)", "0, True)"),)
     ),
-    "R2 a later batch does not": Mutant(
-        0, hub, (("self.flushed if self._serving is None else self._serving", "self.flushed"),)
+    "R3 live again only where its group still is": Mutant(
+        0, hub, (("and (client.seq == group.position) and", "and"),)
     ),
-    "R3 live again only if nothing was flushed": Mutant(
-        0,
-        hub,
-        (("if client.intact and client.seq == self.flushed and (not over):", "if client.intact:"),),
+    "R3 live again only if it was sent nothing but batches": Mutant(
+        397, hub, (("if client.intact and group is not None", "if group is not None"),)
     ),
-    "R3 live again only if it was sent nothing but flushes": Mutant(
-        0,
-        hub,
-        (
-            (
-                "if client.intact and client.seq == self.flushed and (not over):",
-                "if client.seq == self.flushed:",
-            ),
-        ),
+    "R3 live again only if its group exists": Mutant(
+        27, hub, (("(group.lane is not None) and ", ""),)
     ),
+    "R3 ready once": Mutant(49, catch_up, (("if not client.waiting:", "if True:"),)),
     "R3 the tick continues the catch-up": Mutant(
-        2, hub, (("        return behind\n", "        return False\n"),)
+        0, catch_up, (("        return behind\n", "        return False\n"),)
     ),
-    "R4 a catch-up ends at what was flushed": Mutant(
-        12,
-        hub,
+    "R4 a catch-up ends at the seq of the lane": Mutant(
+        3,
+        catch_up,
         (
-            (
-                "board.log.piece(seq, self.flushed, ",
-                "board.log.piece(seq, self.board.seq, ",
-            ),
+            ("board.log.piece(seq, end, ", "board.log.piece(seq, self._board.seq, "),
             (
                 "client.intact = False\n            if data",
-                "client.seq = min(client.seq, self.flushed)\n            if data",
+                "client.seq = min(client.seq, end)\n            if data",
             ),
         ),
     ),
-    "R5 live only while nothing is pending": Mutant(
-        12,
-        hub,
-        (
-            (
-                "if client.seq == self.flushed and (not self._pending):",
-                "if client.seq == self.flushed:",
-            ),
-        ),
+    "R5 live only if it is whole": Mutant(
+        8,
+        catch_up,
+        (("client.seq == client.whole == home.position", "client.seq == home.position"),),
     ),
-    "R6 no flush starts before the last sweep has ended": Mutant(
-        2, hub, (("and self._sweep is None and", "and"),)
-    ),
-    "R6 a client that is cut off receives nothing more of the sweep": Mutant(
-        0, hub, (("cut_off.add(client)", "pass"),)
+    "R5 live only where its group is": Mutant(
+        221,
+        catch_up,
+        (("client.seq == client.whole == home.position", "client.seq == client.whole"),),
     ),
     "R6 a write that fails ends that client only": Mutant(
-        2,
-        hub,
+        20,
+        rotation,
         (
             (
-                "write(data)\n                        except Exception as",
-                "write(data)\n                        except OSError as",
+                "write(data)\n            except Exception as",
+                "write(data)\n            except OSError as",
             ),
         ),
     ),
-    "R6 a client filled while the sweep is suspended still receives the flush": Mutant(
-        636, hub, (("if self._sweep is not None and self._serving is None:", "if False:"),)
+    "W1 what a lane lacks is kept": Mutant(
+        0, lanes, (("min((lane.at for lane in self.all)", "max((lane.at for lane in self.all)"),)
     ),
-    "R6 a suspended sweep is inside no client's write": Mutant(
-        237, hub, (("self._serving = None\n                            yield", "yield"),)
+    "W2 conflated counts what nobody was sent": Mutant(
+        8, pending, (("conflated += place >= sent", "conflated += 1"),)
     ),
-    "R6 a client filled while the sweep is suspended is cut off after it": Mutant(
-        57,
-        hub,
+    "L1 a group that is full is followed by another": Mutant(
+        7, lanes, (("len(group.live) >= self._max_group", "False"),)
+    ),
+    "L1 nor do clients that drain fill it more": Mutant(
+        261, hub, (("and (not self._lanes.full(group)) and", "and"),)
+    ),
+    "L1 a new lane stands at the end of what is pending": Mutant(
+        6,
+        lanes,
         (
             (
-                "self._cut_off(client, client.cohort, self.flushed)\n        self._late",
-                "pass\n        self._late",
+                "lane = Lane(end, self._board.seq,",
+                "lane = Lane(self._pending.base, self._board.seq,",
             ),
         ),
     ),
-    "R6 unless it has drained": Mutant(
-        47,
-        hub,
-        (("            self._late.discard(client)\n            return", "            return"),),
+    "L1 a new filter is sent nothing from before": Mutant(
+        7,
+        shared,
+        (("place >= group.opened and ", ""),),
+    ),
+    "L1 nor what may have been anything": Mutant(
+        7, shared, (("if unsure[0] < group.opened:", "if False:"),)
+    ),
+    "L2 a plan covers all that its lane lacks": Mutant(
+        0,
+        lanes,
+        (
+            (
+                "self._batches(group.cohort, lane.at)",
+                "self._batches(group.cohort, lane.at)[:1]",
+            ),
+        ),
+    ),
+    "L3 a group with batches left has not reached the plan": Mutant(
+        3, groups, (("return self.seq if self.left else self.lane.seq", "return self.lane.seq"),)
+    ),
+    "L3 a group without has": Mutant(
+        1, groups, (("return self.seq if self.left else self.lane.seq", "return self.seq"),)
+    ),
+    "L4 a lane at the end has everything up to the seq of the board": Mutant(
+        0, lanes, (("if lane.at == self._pending.end:", "if False:"),)
+    ),
+    "L4 no other lane has": Mutant(104, lanes, (("if lane.at == self._pending.end:", "if True:"),)),
+    "L5 also what nobody in the group is live for is matched": Mutant(
+        7,
+        shared,
+        (("if group is not None and place", "if group is not None and group.live and place"),),
+    ),
+    "L5 the lane is planned when all changes are matched": Mutant(
+        7,
+        rotation,
+        (("if lane is self._lanes.shared and self._lanes.shared.behind:", "if False:"),),
+    ),
+    "L5 the next turns go on": Mutant(12, hub, ((" or self._lanes.shared.behind:", ":"),)),
+    "L6 lanes at one place share their batches": Mutant(
+        7,
+        lanes,
+        (
+            (
+                "key = (cohort.deleted if everything else cohort, at,",
+                "key = (cohort.deleted if everything else cohort, 0,",
+            ),
+        ),
+    ),
+    "L6 only those with one filter": Mutant(
+        224, lanes, (("cohort.deleted if everything else cohort", "cohort.deleted"),)
+    ),
+    "L7 all cohorts of a kind are sent what may have been anything": Mutant(
+        0, shared, (("for kind in unsure:\n", "for kind in ():\n"),)
+    ),
+    "L7 of those statuses": Mutant(
+        10,
+        index,
+        (("(not statuses or not statuses.isdisjoint(unsure))", "not statuses"),),
+    ),
+    "L7 those that lack more share no batches": Mutant(0, shared, (("elif not places:", "else:"),)),
+    "L8 a batch that is not made is left": Mutant(
+        78,
+        groups,
+        (("return bool(self.batches) or self.plan is not None", "return bool(self.batches)"),),
+    ),
+    "L8 it is made of the changes as they were planned": Mutant(
+        0,
+        shared,
+        (
+            ("Plan(self._pending.window(self.at), self.at,", "Plan(self._pending, self.at,"),
+            (
+                "(changes[place - at] for place in places)",
+                "(changes.window(place)[0] for place in places if place >= changes.base)",
+            ),
+        ),
     ),
     "R7 conflation appends the newer change": Mutant(
-        9,
+        1,
         pending,
         (
             (
-                "                steady_at[run_id] = len(pending)",
+                "items.append((entry, facets, parts))",
                 (
-                    "                    pending[place] = (entry, merged, steady)\n"
-                    "                    continue\n"
-                    "                steady_at[run_id] = len(pending)"
+                    "if steady and place >= base:\n"
+                    "                items[place - base] = (entry, facets, parts)\n"
+                    "            else:\n"
+                    "                items.append((entry, facets, parts))"
                 ),
+            ),
+            (
+                "steady_at[run_id] = base + len(items)",
+                "steady_at[run_id] = place if place >= base else base + len(items)",
             ),
         ),
     ),
@@ -193,35 +273,34 @@ MUTANTS: dict[str, Mutant] = {
         8, pending, (("if steady:\n                place", "if True:\n                place"),)
     ),
     "R8 a change of status ends the chain": Mutant(
-        5, pending, (("steady_at.pop(run_id, None)", "pass"),)
+        4, pending, (("steady_at.pop(run_id, None)", "pass"),)
     ),
     "R8 what is merged unites its facets": Mutant(
-        12, pending, (("merged = tuple(dict.fromkeys(older_facets + facets))", "pass"),)
+        4, pending, (("parts = (*kept, (place, older_facets))", "pass"),)
     ),
+    "R8 also those of what it has replaced before": Mutant(
+        70,
+        pending,
+        (("parts = (*kept, (place, older_facets))", "parts = ((place, older_facets),)"),),
+    ),
+    "R8 but only of what the lane lacks": Mutant(57, pending, (("if place >= at for", "for"),)),
     "R9 time never decreases": Mutant(
-        3,
-        board,
-        (
-            (
-                "self.time = self._allowed(max(self.time, at, self.floor_time + 1))",
-                "self.time = self._allowed(max(at, self.floor_time + 1))",
-            ),
-        ),
+        3, board, (("max(self.time, at, self.floor_time + 1)", "max(at, self.floor_time + 1)"),)
     ),
     "R9 a Snapshot has the time of its query": Mutant(
         2, board, (("self._advance(event.at)\n        if event.new", "if event.new"),)
     ),
     "R9 since includes its own time": Mutant(
-        5, log, (("bisect_left(self.times, time)", "bisect_right(self.times, time)"),)
+        8, log, (("bisect_left(self.times, time)", "bisect_right(self.times, time)"),)
     ),
     "R9 the time of an evicted change is a gap": Mutant(
         2, board, (("time <= floor", "time < floor"),)
     ),
     "R9 a time before the first Snapshot is a gap": Mutant(
-        11, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
+        4, board, (("self.floor_time = max(self.floor_time, event.at - 1)", "pass"),)
     ),
     "R9 the time of the first Snapshot is not": Mutant(
-        15,
+        12,
         board,
         (("self.floor_time = max(self.floor_time, event.at - 1)", "self.floor_time = event.at"),),
     ),
@@ -241,13 +320,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R10 a run with too many facets was anything": Mutant(
-        10, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
+        5, board, (("< self._max_facets else ANYTHING", "< self._max_facets else ever"),)
     ),
     "R10 an unknown run that is updated was anything finished": Mutant(
         2, board, (("() if op == 'insert' else self._unheld", "()"),)
     ),
     "R10 so was an unknown finished run of a Snapshot": Mutant(
-        2,
+        0,
         board,
         (("run[STATUS] in ACTIVE else self._unheld", "run[STATUS] in ACTIVE else ()"),),
     ),
@@ -255,7 +334,7 @@ MUTANTS: dict[str, Mutant] = {
         0, board, (("() if op == 'insert' else self._unheld", "self._unheld"),)
     ),
     "R11 unfinished runs are never evicted": Mutant(
-        11,
+        0,
         board,
         (
             (
@@ -265,48 +344,41 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R12 a gap is refused": Mutant(
-        0, hub, (("self.board.floor > max(client.seq, client.until) or", "False or"),)
+        0, catch_up, (("self._board.floor > max(client.seq, client.until) or", "False or"),)
     ),
     "R12 nothing else is refused": Mutant(
         0,
-        hub,
-        (("self.board.floor > max(client.seq, client.until)", "self.board.floor > client.seq"),),
+        catch_up,
+        (("self._board.floor > max(client.seq, client.until)", "self._board.floor > client.seq"),),
     ),
     "R12 an eviction makes a gap": Mutant(
         0, board, (("self.floor = max(self.floor, entry[SEQ])", "pass"),)
     ),
     "R12 a new beginning makes a gap": Mutant(
-        24, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
+        5, board, (("self.floor, self.floor_time = (self.seq, self.time)", "pass"),)
     ),
     "R13 a run that is gone is removed": Mutant(
-        28,
+        141,
         board,
         (("pushes += self._bury(run_id, 0, known)", "pass"),),
     ),
     "R13 the first Snapshot pushes nothing": Mutant(
         38, board, (("_time)\n        return []", "_time)\n        return pushes"),)
     ),
-    "R13 the first Snapshot counts as flushed": Mutant(
-        0,
-        hub,
-        (
-            (
-                "self.flushed, self.flushed_time = (self.board.seq, self.board.reached)\n",
-                "pass\n",
-            ),
-        ),
+    "R13 nobody is sent the runs that had finished before the first Snapshot": Mutant(
+        1, hub, (("self._catch_up.first = self.board.seq", "self._catch_up.first = 0"),)
     ),
     "R13 a comparison does not override a newer change": Mutant(
-        0, board, (("return news and _up_to(known, unless_after)", "return news"),)
+        1, board, (("return news and _up_to(known, unless_after)", "return news"),)
     ),
     "R13 nor a newer truncate": Mutant(
-        635, board, (("max(self.floor, self.dead_floor) <= unless_after", "True"),)
+        6, board, (("max(self.floor, self.dead_floor) <= unless_after", "True"),)
     ),
     "R13 nor what was evicted": Mutant(
-        2, board, (("max(self.floor, self.dead_floor) <=", "self.dead_floor <="),)
+        6, board, (("max(self.floor, self.dead_floor) <=", "self.dead_floor <="),)
     ),
     "R13 nor is a run gone that has changed since": Mutant(
-        49,
+        11,
         board,
         (
             (
@@ -316,63 +388,58 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "R14 a client without since and snapshot is live at once": Mutant(
-        7,
-        hub,
-        (
-            (
-                "elif cohort.deleted and self._pending:\n            client.seq = self.board.seq",
-                "else:\n            client.seq = self.flushed",
-            ),
-        ),
+        14, hub, (("if cohort.deleted and group.position < self.board.seq:", "if True:"),)
     ),
-    "R15 a piece is for one filter": Mutant(10, hub, (("key = (cohort, ", "key = (None, "),)),
-    "R15 a piece is for one snapshot": Mutant(
-        3, hub, (("client.until if seq < client.until else 0)", "0)"),)
+    "R14 but not one that includes deletes while changes are pending": Mutant(
+        3448, hub, (("if cohort.deleted and group.position < self.board.seq:", "if False:"),)
+    ),
+    "R18 a piece is for one filter": Mutant(0, catch_up, (("key = (cohort, ", "key = (None, "),)),
+    "R18 a piece is for one snapshot": Mutant(
+        3, catch_up, (("client.until if seq < client.until else 0)", "0)"),)
     ),
     "R15 a piece ends before the roundest seq": Mutant(
-        9, log, (("len(frames), common - 1,", "len(frames), common,"),)
+        0, log, (("len(frames), common - 1,", "len(frames), common,"),)
     ),
     "R15 a piece is bounded": Mutant(
         25, log, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
-    "R16 a sweep yields": Mutant(10, hub, (("if turns + len(some) > stride:", "if False:"),)),
-    "R16 a catch-up stops": Mutant(79, hub, (("if self._clock() > deadline:", "if False:"),)),
+    "R16 a turn writes to a group": Mutant(
+        0, rotation, (("if work and work + writes > self._max_writes:", "if False:"),)
+    ),
+    "R16 no rotation begins before the last has ended": Mutant(
+        2, hub, (("and (not self._rotation.under_way) and (self", "and (self"),)
+    ),
+    "R18 a catch-up stops": Mutant(69, catch_up, (("if self._clock() > deadline:", "if False:"),)),
     "R17 a batch is cut": Mutant(
         2, batches, (("if frames and size + len(frame) > limit:", "if False:"),)
     ),
     "I1 ready comes behind what was asked for": Mutant(
-        4, hub, (("client.seq >= client.goal", "client.seq >= 0"),)
+        1,
+        catch_up,
+        (("client.seq is not None and (client.seq >= client.goal)", "client.seq is not None"),),
     ),
     "I1 ready has a time from which nothing is lost": Mutant(
-        6, hub, (("if behind else None", "if False else None"),)
+        27, catch_up, (("self._board.reached if time is None else time", "self._board.reached"),)
     ),
-    "I1 ready is sent": Mutant(1, hub, (("if client.goal is not None and", "if False and"),)),
-    "I1 ready is sent once": Mutant(6, hub, (("client.goal = None\n", "pass\n"),)),
+    "I1 ready is sent": Mutant(
+        1,
+        catch_up,
+        (("if client.goal is not None and client.seq", "if False and client.seq"),),
+    ),
+    "I1 ready is sent once": Mutant(1, catch_up, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
-        32,
-        freshness,
-        (
-            (
-                "source_message(report, self._sender.flushed_time)",
-                "source_message(report, self._sender.board.time)",
-            ),
-        ),
+        17, hub, (("return client.group.position_time if", "return self.board.reached if"),)
     ),
-    "I2 source is not sent while a sweep is under way": Mutant(
-        57, freshness, (("elif self._sender.sweeping:", "elif False:"),)
+    "I2 source has the time of the last batch while others are left": Mutant(
+        78,
+        groups,
+        (("return self.time if self.left else self.lane.time", "return self.lane.time"),),
     ),
     "I2 source is sent to live clients only": Mutant(
-        56, freshness, (("(client.seq is None or waiting)", "True"),)
+        899, freshness, (("(client.seq is None or waiting)", "True"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
-        6,
-        hub,
-        (
-            (
-                "cohort.live.add(client)\n                if cohort.source:",
-                "cohort.live.add(client)\n                if False:",
-            ),
-        ),
+        1, hub, (("elif group.cohort.source:", "elif False:"),)
     ),
     "P1 a flush waits for the gap": Mutant(2, hub, (("self._wait() <= EARLY", "True"),)),
     "P1 unless 128 KiB are pending": Mutant(
@@ -384,16 +451,23 @@ MUTANTS: dict[str, Mutant] = {
         0, pace, (("max(LEAST, self._rest * self.cost)", "self._interval"),)
     ),
     "P1 it is at most the interval": Mutant(
-        2, pace, (("min(self._interval, max(LEAST", "max(0.0, max(LEAST"),)
+        4, pace, (("min(self._interval, max(LEAST", "max(0.0, max(LEAST"),)
     ),
     "P1 it is at least the resolution of a timer": Mutant(
         3, pace, (("max(LEAST, self._rest * self.cost))", "self._rest * self.cost)"),)
     ),
     "P1 a new gap sets the timer": Mutant(
-        6, hub, (("if self._pending and self._sweep is None:", "if False:"),)
+        4,
+        hub,
+        (
+            (
+                "(began)\n        if self._pending and (not self._rotation.under_way):",
+                "(began)\n        if False:",
+            ),
+        ),
     ),
     "P2 a flush costs what the turn of the loop takes": Mutant(
-        2,
+        4,
         hub,
         (
             (
@@ -425,26 +499,31 @@ MUTANTS: dict[str, Mutant] = {
         4, tombstones, (("return ((last,), ever)", "return (((DELETED, None, None),), ever)"),)
     ),
     "T2 a catch-up concerns filters for anything it was": Mutant(
-        23,
+        30,
         tombstones,
         (("(*(each for each in ever if each != last), last)", "(last,)"),),
     ),
     "T2 a run that is not held was anything finished": Mutant(
-        13,
+        48,
         board,
         (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
     ),
     "T3 a flush has no tombstones for the others": Mutant(
-        3, pending, (("if self._tombstones:", "if False:"),)
+        3, lanes, (("cohort.deleted or not is_tombstone(each)", "True"),)
     ),
     "T3 nor for the others with a filter": Mutant(
-        0, cohorts, (("(alive or cohort.deleted)", "True"),)
+        0,
+        shared,
+        (("and concerned(cohort, run, facets):", "and cohort.filter.matches(run[0], facets):"),),
+    ),
+    "T3 nor for the others of a kind": Mutant(
+        7, index, (("(alive or self.deleted) and", "True and"),)
     ),
     "T3 nor has a catch-up": Mutant(
         4, log, (("or (run[STATUS] == DELETED and (not deleted))", ""),)
     ),
     "T4 the push of a run that comes back has been what its tombstone was": Mutant(
-        23, board, (("is_or_was = ever\n            self.size", "pass\n            self.size"),)
+        30, board, (("is_or_was = ever\n            self.size", "pass\n            self.size"),)
     ),
     "T4 so has its entry": Mutant(
         3,
@@ -452,13 +531,13 @@ MUTANTS: dict[str, Mutant] = {
         (("self.tombstones -= 1\n", "self.tombstones -= 1\n                ever = (now,)\n"),),
     ),
     "T4 a run that left as running and comes back later was anything": Mutant(
-        243, board, (("self._unheld = ANYTHING", "pass"),)
+        131, board, (("self._unheld = ANYTHING", "pass"),)
     ),
     "T5 a run that is gone is buried": Mutant(
-        75, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
+        131, board, (("pushes += self._bury(run_id, 0, known)", "self._forget(known)"),)
     ),
     "T5 a row that is older than the tombstone is skipped": Mutant(
-        25,
+        11,
         board,
         (
             (
@@ -468,7 +547,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "T5 a row of another Snapshot is alive again": Mutant(
-        11,
+        42,
         board,
         (
             (
@@ -481,7 +560,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "T6 a truncate is a gap": Mutant(
-        4,
+        5,
         board,
         (
             (
@@ -494,53 +573,48 @@ MUTANTS: dict[str, Mutant] = {
         0, hub, (("if self.board.dead_floor != self._dead_floor:", "if False:"),)
     ),
     "T6 for a since": Mutant(
-        9,
+        3,
         board,
         (("max(self.floor_time, self.dead_floor_time) if deleted", "self.floor_time if deleted"),),
     ),
     "T6 for a client that drains before the next flush": Mutant(
-        176, hub, (("and (not over):", "and True:"),)
+        423, hub, (("and (not self._is_over(client, cohort)):", "and True:"),)
     ),
     "T6 for a client that lags": Mutant(
-        3,
-        hub,
+        0,
+        catch_up,
         (
             (
-                "cohort.deleted and self._dead_floor > max(client.seq, client.joined)):",
-                "cohort.deleted and client.intact and self._dead_floor > client.joined):",
+                "or self._is_over(client, cohort):",
+                "or (client.intact and self._is_over(client, cohort)):",
             ),
         ),
     ),
     "T6 not for one that has joined since": Mutant(
         0,
         hub,
-        (
-            (
-                "self._dead_floor > max(client.seq, client.joined)):",
-                "self._dead_floor > client.seq):",
-            ),
-        ),
+        (("max(client.seq or 0, client.joined)", "(client.seq or 0)"),),
     ),
     "T6 time goes on above it": Mutant(
-        3, board, (("self.time = self._allowed(self.time + 1)", "pass"),)
+        5, board, (("self.time = self._allowed(self.time + 1)", "pass"),)
     ),
     "T7 so are deletes that may be unknown": Mutant(
         0, board, (("if event.deletes_unknown:", "if False:"),)
     ),
     "T8 deletes before a restart are unknown": Mutant(
-        43, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
+        39, board, (("self.dead_floor_time = event.at\n", "pass\n"),)
     ),
     "T8 and time goes on above it": Mutant(
-        35, board, (("self._allowed(event.at + 1)", "event.at"),)
+        9, board, (("self._allowed(event.at + 1)", "event.at"),)
     ),
     "T9 a tombstone is conflated with nothing": Mutant(
-        1, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
+        4, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
     ),
     "T9 a run that is buried again is not told again": Mutant(
-        2, board, (("return [] if told else", "return"),)
+        3, board, (("return [] if told else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
-        1632,
+        2169,
         board,
         (
             (

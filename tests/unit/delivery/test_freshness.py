@@ -6,10 +6,12 @@ import pytest
 
 from brain.contract.close_codes import GAP
 from brain.contract.events import Snapshot
-from brain.contract.include import Included, SourceName, SourceReport
+from brain.contract.include import Included, SourceName, SourceReport, source_message
 from brain.contract.messages import PING, Micros, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
+from brain.delivery import freshness
 from brain.delivery.freshness import EVERY, STRIDE, TICK
+from brain.delivery.groups import GROUP
 from tests.unit.delivery.runs import PLENTY, T, run
 from tests.unit.delivery.test_hub import Reader, Room
 
@@ -27,6 +29,10 @@ class House(Room):
         super().__init__(
             *args, report=lambda: SourceReport(self.source, None, "", self.lag), **options
         )
+
+    def rest_of_rotation(self) -> None:
+        while not self.hub.idle:
+            self.hub.tick()
 
     def wait(self, seconds: float) -> None:
         """Let this time pass."""
@@ -90,7 +96,7 @@ def test_ready_comes_while_a_client_is_still_behind_what_changed_since() -> None
         house.rest()
     ids = [each.get("data", {}).get("id") for each in reader.all]
     assert {f"r{i:03}" for i in range(1, 150)} <= set(ids[: ids.index(None)])
-    assert house.hub.flushed > 150
+    assert house.board.seq > 150
     time = times(reader)[ids.index(None)]
     assert time <= min(times(reader)[ids.index(None) :])
     assert house.board.since(time) is not None
@@ -187,6 +193,29 @@ def test_a_client_that_is_not_told_is_not_pinged() -> None:
     assert list(house.hub._freshness._round) == [lags]
 
 
+def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A timer is always a little late, so a hundredth of the clients is always exceeded."""
+    monkeypatch.setattr(freshness, "STRIDE", 10)
+    made: list[bytes] = []
+
+    def counted(report: SourceReport, time: Micros) -> bytes:
+        made.append(source_message(report, time))
+        return made[-1]
+
+    house = House()
+    readers = [house.join(Subscription(include=SOURCE)) for _ in range(1000)]
+    monkeypatch.setattr(freshness, "source_message", counted)
+    late = 1.04
+    while len(made) < 100:
+        due = min(each.due for each in house.timers if not each.cancelled)
+        house.now = max(due, house.now) + (late - 1) * TICK
+        house.wait(0)
+    told = sum(len(reader.writes) for reader in readers) - len(readers)
+    assert told in range(990, 1041)
+
+
 @pytest.mark.parametrize("what", ["source", "silence"])
 def test_a_change_of_the_source_is_told_at_once(what: str) -> None:
     """That nothing is heard of the database any more is a change, and so is its end."""
@@ -207,22 +236,23 @@ def test_a_change_of_the_source_is_told_at_once(what: str) -> None:
     assert all(sources(reader)[-1]["lag_seconds"] == 0.1 for reader in readers)
 
 
-def test_source_waits_for_the_end_of_a_sweep() -> None:
-    """Its time is that of a flush which some clients have not received yet."""
+def test_source_has_the_time_of_what_its_client_was_sent() -> None:
     house = House(PLENTY, run("r"))
-    readers = [house.join(Subscription(include=SOURCE)) for _ in range(100)]
-    house.cost = 0.001
+    early, late = (
+        [house.join(Subscription(include=SOURCE)) for _ in range(GROUP)] for _ in range(2)
+    )
     house.change(run("r"), at=T + 5)
-    assert house.hub.sweeping
     house.source = "poll"
-    house.hub._freshness._tick()
-    assert house.hub.sweeping
-    assert {len(sources(reader)) for reader in readers} == {1}
-    house.cost = 0
-    house.wait(1)
-    for reader in readers:
-        assert kinds(reader)[:3] == ["source", "run_update", "source"]
-        assert times(reader)[:3] == [T, T + 5, T + 5]
+    house.hub._freshness._due = 2 * GROUP
+    while min(len(sources(reader)) for reader in (*early, *late)) < 2:
+        house.hub._freshness._tick()
+    for reader in early:
+        assert kinds(reader) == ["source", "run_update", "source"]
+        assert times(reader) == [T, T + 5, T + 5]
+    for reader in late:
+        assert times(reader) == [T, T]
+    house.rest_of_rotation()
+    assert all(times(reader) == [T, T, T + 5] for reader in late)
 
 
 def test_a_client_that_lags_is_told_when_it_has_caught_up() -> None:
@@ -243,11 +273,13 @@ def test_a_client_that_lags_is_told_when_it_has_caught_up() -> None:
 
 def test_the_time_of_source_is_not_beyond_what_is_pending() -> None:
     house = House(PLENTY, run("r"))
-    reader = house.join(Subscription(include=SOURCE))
+    reader = house.join(Subscription(include=BOTH))
     house.change(run("r"), at=T + 5)
     house.change(run("s"), at=T + 6)
     late = house.join(Subscription(include=BOTH))
     assert times(late) == [T + 5, T + 5]
+    other = house.join(Subscription(include=SOURCE))
+    assert times(other) == [T + 6], "nothing is pending for it"
     house.source = "poll"
     house.timers.sort(key=lambda timer: timer.due)
     next(timer for timer in house.timers if timer.due - house.now > 0.03).callback()

@@ -16,6 +16,7 @@ from brain.contract.subscription import ALL, ANY, Facet, Filter, Subscription
 from brain.delivery.batches import BATCH
 from brain.delivery.board import Board
 from brain.delivery.cohorts import Client
+from brain.delivery.groups import GROUP
 from brain.delivery.hub import Hub
 from brain.delivery.log import OVERHEAD, PIECE
 from tests.unit.delivery.runs import PLENTY, T, run
@@ -102,6 +103,7 @@ class Room:
         begun: bool = True,
         interval: float = INTERVAL,
         report: Callable[[], SourceReport] = lambda: NO_SOURCE,
+        **limits: int,
     ) -> None:
         self.now = 100.0
         self.cost = 0.0
@@ -118,6 +120,7 @@ class Room:
             call_soon=self.soon.append,
             observe=self.observed.append,
             report=report,
+            **limits,
         )
         for _ in range(40):
             self.hub._pace.ended(self.now - 1)
@@ -395,7 +398,7 @@ def test_a_cohort_without_members_is_removed() -> None:
         room.hub.leave(reader)
     assert room.hub.clients == 0
     assert len(room.hub._cohorts) == 0
-    assert not room.hub._cohorts.indexed
+    assert not room.hub._cohorts.index
     room.change(run("r", agent="a"))
     assert first.taken() == second.taken() == []
 
@@ -415,12 +418,16 @@ def test_removing_a_cohort_leaves_others_with_the_same_value() -> None:
 
 def test_a_client_without_since_and_snapshot_is_live_at_once() -> None:
     room = Room(PLENTY, run("old"))
+    room.join()
     room.change(run("first"))
     room.change(run("pending"))
     reader = room.join()
+    other = room.join(Subscription(agents("a")))
     assert reader.taken() == []
+    room.change(run("new", agent="a"))
     room.rest()
-    assert reader.ids() == ["pending"]
+    assert reader.ids() == ["pending", "new"], "what its group lacks"
+    assert other.ids() == ["new"]
 
 
 def test_snapshot_sends_unfinished_runs_and_goes_live() -> None:
@@ -530,7 +537,7 @@ def test_a_client_that_drains_later_is_caught_up_by_a_tick_and_live_again() -> N
     assert reader.ids() == ["b"]
 
 
-def test_catch_up_ends_at_flushed_and_a_client_goes_live_only_when_nothing_is_pending() -> None:
+def test_catch_up_ends_at_the_lane_and_a_client_goes_live_only_when_it_is_whole() -> None:
     room = Room(PLENTY, run("r", "running", agent="a"))
     reader = room.join(Subscription(agents("a")))
     reader.full = True
@@ -632,44 +639,62 @@ def test_a_piece_is_made_once_per_filter_and_seq() -> None:
     assert len(set(map(id, pieces))) == 3, "the same bytes object for all"
 
 
-# Sweeps
+# Turns
 
 
-def busy(room: Room, count: int, rows: int = 1) -> list[Reader]:
-    """`count` readers, and a flush of `rows` batches, whose sweep is suspended if that is
-    enough.
-    """
-    readers = [room.join() for _ in range(count)]
-    room.cost = 0.001
+def crowd(room: Room, rows: int = 1, groups: int = 2) -> list[list[Reader]]:
+    """Groups of readers, and `rows` batches, of which the first group has been written one."""
+    readers = [[room.join() for _ in range(GROUP)] for _ in range(groups)]
     room.change(*(run(f"r{i}", error="x" * (BATCH - 400)) for i in range(rows)))
     return readers
 
 
-def test_a_sweep_yields_when_its_budget_is_spent_and_no_flush_starts_before_it_ends() -> None:
+def test_a_turn_serves_a_group_and_the_loop_reads_changes_in_between() -> None:
     room = Room()
-    readers = busy(room, 100)
-    served = [reader for reader in readers if reader.got]
-    assert 25 < len(served) < 60
+    first, second, third = crowd(room, groups=3)
+    assert {len(reader.got) for reader in first} == {1}
+    assert not any(reader.got for reader in (*second, *third))
     assert room.armed() == 0
-    late = room.join()
     room.change(run("next"))
-    assert sum(map(len, (reader.got for reader in readers))) == len(served), (
-        "no flush starts during a sweep"
-    )
+    room.tick()
+    assert all(reader.ids() == ["r0", "next"] for reader in second), "all that is pending now"
+    assert not any(reader.got for reader in third)
     room.rest()
-    assert all(reader.ids() == ["r0", "next"] for reader in readers)
-    assert late.ids() == ["next"]
-    assert len(room.observed) == 2
+    assert all(reader.ids() == ["r0", "next"] for reader in (*first, *third))
+    assert room.observed == [T + 1] * 4, "the oldest of each plan"
 
 
-def test_a_sweep_over_many_small_cohorts_yields_too() -> None:
+def test_no_rotation_starts_before_every_lane_has_been_served() -> None:
+    room = Room(interval=0)
+    first, second = crowd(room)
+    room.change(run("next"))
+    assert {len(reader.got) for reader in first} == {1}
+    assert room.hub.counts.flushes == 1
+    room.rest()
+    assert all(reader.ids() == ["r0", "next"] for reader in (*first, *second))
+    assert room.hub.counts.flushes == 2
+
+
+def test_many_small_groups_are_served_250_clients_a_turn() -> None:
     room = Room()
-    readers = [room.join(Subscription(Filter(run_id=frozenset(("r", str(i)))))) for i in range(100)]
-    room.cost = 0.001
+    readers = [room.join(Subscription(Filter(run_id=frozenset(("r", str(i)))))) for i in range(600)]
     room.change(run("r"))
-    assert 25 < sum(bool(reader.got) for reader in readers) < 60
+    assert sum(bool(reader.got) for reader in readers) == GROUP
     room.rest()
     assert all(reader.ids() == ["r"] for reader in readers)
+
+
+def test_a_light_load_is_served_at_once_in_all_lanes() -> None:
+    room = Room()
+    wishes = (
+        Subscription(),
+        Subscription(agents("a")),
+        Subscription(include=frozenset(("ready",))),
+    )
+    readers = [room.join(wish) for wish in wishes for _ in range(80)]
+    room.change(run("r", agent="a"))
+    assert all(reader.ids() == ["r"] for reader in readers)
+    assert room.armed() is None
 
 
 def test_catch_up_yields_after_half_a_budget() -> None:
@@ -683,70 +708,87 @@ def test_catch_up_yields_after_half_a_budget() -> None:
     assert all(reader.ids() == ["a"] for reader in readers)
 
 
-def test_a_client_that_catches_up_during_a_sweep_receives_nothing_twice() -> None:
-    room = Room()
-    readers = [room.join() for _ in range(100)]
-    for reader in readers:
-        reader.full = True
-    busy(room, 0, rows=3)
-    first = next(reader for reader in readers if reader.got)
-    assert first.ids() == ["r0"]
-    first.drain()
-    room.tick()
-    room.tick()
-    assert first.seq is None, "live again during the sweep"
-    room.rest()
-    assert first.ids() == ["r1", "r2"]
-
-
 def test_a_client_that_fills_up_in_a_batch_was_sent_that_batch() -> None:
     room = Room()
-    reader = room.join()
-    reader.full = True
-    busy(room, 0, rows=3)
-    assert reader.ids() == ["r0"]
-    assert reader.seq == 1
-    reader.drain()
+    (first, *_), *_ = crowd(room)
+    first.full = True
     room.rest()
-    assert reader.ids() == ["r1", "r2"]
-
-
-def test_a_client_that_fills_up_and_drains_during_a_sweep_is_live_again() -> None:
-    room = Room()
-    readers = [room.join() for _ in range(100)]
-    for reader in readers:
-        reader.full = True
-    busy(room, 0)
-    first = next(reader for reader in readers if reader.got)
-    assert room.armed() == 0, "the sweep is suspended"
-    reached = first.seq
-    assert reached == room.hub.flushed == room.board.seq
+    room.now += 1
+    room.change(*(run(f"s{i}", error="x" * (BATCH - 400)) for i in range(3)))
+    assert (first.ids(), first.seq) == (["r0", "s0"], 2)
     first.drain()
-    assert first.seq is None
+    assert first.seq is None, "its group has not moved on"
+    room.rest()
+    assert first.ids() == ["s1", "s2"]
     assert room.hub.counts.lags == 0
 
 
-def test_a_client_filled_by_a_pong_while_a_sweep_is_suspended_still_receives_it() -> None:
+def test_a_client_that_fills_up_receives_nothing_more() -> None:
     room = Room()
-    readers = busy(room, 100)
-    unserved = [reader for reader in readers if not reader.got]
-    drained, stalled, gone = unserved[-3:]
-    for reader in (drained, stalled, gone):
+    reader, other = room.join(), room.join()
+    reader.full = True
+    room.change(*(run(f"r{i}", error="x" * (BATCH - 400)) for i in range(3)))
+    room.rest()
+    assert (reader.ids(), other.ids()) == (["r0"], ["r0", "r1", "r2"])
+    reader.drain()
+    room.rest()
+    assert reader.ids() == ["r1", "r2"]
+    assert (reader.seq, room.hub.counts.lags) == (None, 1)
+
+
+def test_a_client_filled_by_a_pong_between_two_batches_was_sent_the_first() -> None:
+    room = Room()
+    first, second = crowd(room, rows=3)
+    drained, stalled, gone = first[:3]
+    unserved = second[0]
+    for reader in (drained, stalled, gone, unserved):
         room.hub.pause(reader)
-    room.hub.resume(drained)
+    assert (drained.seq, unserved.seq) == (1, 0)
+    drained.drain()
+    assert drained.seq is None
     room.hub.leave(gone)
-    assert room.hub.lagging == 0
     room.rest()
-    assert drained.ids() == stalled.ids() == ["r0"]
-    assert gone.taken() == []
-    assert room.hub.lagging == 1
-    room.now += 1
-    room.cost = 0
-    room.change(run("next"))
-    assert (drained.ids(), stalled.ids()) == (["next"], [])
+    assert drained.ids() == ["r0", "r1", "r2"]
+    assert (stalled.ids(), gone.ids(), unserved.ids()) == (["r0"], ["r0"], [])
+    assert room.hub.lagging == 2
     stalled.drain()
+    unserved.drain()
     room.rest()
-    assert stalled.ids() == ["next"]
+    assert (stalled.ids(), unserved.ids()) == (["r1", "r2"], ["r0", "r1", "r2"])
+
+
+def test_a_client_that_drains_twice_is_ready_once() -> None:
+    room = Room()
+    reader = room.join()
+    reader.full = True
+    room.change(run("a"))
+    room.now += 1
+    room.change(run("b"))
+    for _ in range(3):
+        reader.drain()
+        room.hub.pause(reader)
+    reader.drain()
+    assert len(room.hub._catch_up._ready) == 1
+    room.rest()
+    assert reader.ids() == ["a", "b"]
+
+
+def test_a_whole_client_goes_live_when_its_group_has_been_written_its_last_batch() -> None:
+    room = Room()
+    for _ in range(GROUP - 1):
+        room.join()
+    room.change(*(run(f"r{i}", "completed", error="x" * (BATCH - 400)) for i in range(4)))
+    late = room.join(Subscription(snapshot=True))
+    room.tick()
+    assert (late.seq, late.ids()) == (4, []), "whole, and its group has two batches left"
+    for i in range(2):
+        assert late.seq is not None
+        room.change(run(f"more{i}"))
+        room.tick()
+    assert late.seq is None
+    assert not room.hub.idle, "there has always been something pending"
+    room.rest()
+    assert late.ids() == ["more0", "more1"]
 
 
 def test_a_client_whose_write_raises_is_dropped_alone() -> None:
@@ -778,14 +820,10 @@ def test_a_client_whose_write_raises_during_catch_up_is_dropped_alone() -> None:
 
 def test_the_write_of_a_client_is_looked_up_each_time() -> None:
     room = Room()
-    readers = busy(room, 100)
-    last = (
-        readers[-1] if not readers[-1].got else next(reader for reader in readers if not reader.got)
-    )
-    last.write = lambda _: None  # as a closing connection does
+    _, second = crowd(room)
+    second[-1].write = lambda _: None  # as a closing connection does
     room.rest()
-    assert last.taken() == []
-    assert sum(bool(reader.got) for reader in readers) == 99
+    assert [bool(reader.got) for reader in second] == [True] * (GROUP - 1) + [False]
 
 
 def test_a_client_that_leaves_while_ready_or_paused_is_removed() -> None:
@@ -807,7 +845,7 @@ def test_a_delete_is_not_pushed_and_leaves_no_client_behind() -> None:
     room = Room(PLENTY, run("r"))
     reader = room.join()
     room.change(run("r"), op="delete")
-    assert room.hub.flushed == room.board.seq
+    assert room.hub.idle
     assert room.armed() is None
     late = room.join(Subscription(snapshot=True))
     room.rest()

@@ -11,7 +11,21 @@ import re
 
 import pytest
 
-from brain.delivery import board, freshness, hub, log, pace, pending, tombstones
+from brain.delivery import (
+    batches,
+    board,
+    catch_up,
+    freshness,
+    groups,
+    hub,
+    lanes,
+    log,
+    pace,
+    pending,
+    rotation,
+    shared,
+    tombstones,
+)
 from tests.support import ROOT
 from tests.unit.delivery.judge import Violation
 from tests.unit.delivery.mutants import MUTANTS, engine
@@ -20,7 +34,22 @@ from tests.unit.delivery.world import histories
 pytestmark = pytest.mark.usefixtures("unmeasured")
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
-RULES = (("I", 2), ("P", 3), ("R", 17), ("T", 9))
+RULES = (("I", 2), ("L", 8), ("P", 3), ("R", 18), ("T", 9), ("W", 2))
+MODULES = (
+    batches,
+    board,
+    catch_up,
+    freshness,
+    groups,
+    hub,
+    lanes,
+    log,
+    pace,
+    pending,
+    rotation,
+    shared,
+    tombstones,
+)
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))
 PARTS = 6
 """So that several processes share the work."""
@@ -45,8 +74,8 @@ def test_a_history_goes_wrong_without(rule: str) -> None:
 def test_each_rule_is_stated_once_and_has_a_test_and_a_mutant() -> None:
     stated: list[str] = []
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    for module in (board, freshness, hub, log, pace, pending, tombstones):
-        rules = re.split(r"^([IPRT]\d+) ", module.__doc__ or "", flags=re.MULTILINE)[1:]
+    for module in MODULES:
+        rules = re.split(r"^([ILPRTW]\d+) ", module.__doc__ or "", flags=re.MULTILINE)[1:]
         for number, text in zip(rules[::2], rules[1::2], strict=True):
             stated.append(number)
             names = re.findall(r"\btest_\w+", text)

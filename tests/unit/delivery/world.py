@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from brain.contract.close_codes import GAP
 from brain.contract.events import Changes, Op, Resumed, Snapshot, only_id
 from brain.contract.include import INCLUDE, Include, SourceReport
 from brain.contract.messages import (
@@ -101,7 +102,8 @@ class World:
         real = rng.random() < 0.03
         self.max_piece = 65536 if real else rng.choice((300, 1200, 5000))
         self.max_batch = 131072 if real else rng.choice((300, 1200, 5000))
-        self.stride = rng.choice((1, 2, 3))
+        self.max_group = rng.choice((1, 2, 3, 8))
+        self.max_compared = rng.choice((10, 40, 10_000))
         self.max_facets = rng.choice((2, 4, 32))
         self.texts = (
             0,
@@ -152,6 +154,8 @@ class World:
         self.connections: list[Connection] = []
         self.asked: str | None = None
         """The `since` of the client that is joining."""
+        self.resetting = False
+        """The table has been replaced, and every connection is being closed."""
         self.wrong: list[str] = []
 
     def draw_filter(self) -> Criteria:
@@ -203,18 +207,26 @@ class World:
             call_soon=self.call_soon,
             report=self.report,
             max_batch=self.max_batch,
-            stride=self.stride,
+            max_group=self.max_group,
+            max_compared=self.max_compared,
         )
         # Patched, because the index holds sets of cohorts, whose order depends on their addresses:
         # a history has to be the same each time it is replayed.
         cohorts = self.hub._cohorts
-        candidates = cohorts._candidates
-        cohorts._candidates = lambda *change: sorted(candidates(*change), key=list(cohorts).index)
+        lookup = cohorts.index.lookup
+
+        def ordered(*change: Any) -> Any:
+            kinds, found = lookup(*change)
+            return kinds, sorted(found, key=list(cohorts).index)
+
+        cohorts.index.lookup = ordered
         self.pacing = judge.Pacing(self)
         self.soon: list[Callable[[], None]] = []
         self.writes = 0
         """Since the turn of the loop began."""
         self.pushed: list[Pushed] = []
+        self.sent: set[int] = set()
+        """The seqs of the changes that any client was sent."""
         self.pushed_at: dict[str, int] = {}
         """Run id → the seq of its last push."""
         self.born: dict[str, int] = {}
@@ -389,8 +401,10 @@ class World:
                 self.untold.discard(run_id)
                 self.reported.pop(run_id, None)
                 self.held.pop(run_id, None)
+        if not begun and pushes:
+            self.wrong.append("the first Snapshot was pushed")
         if not begun:
-            self.note_first_snapshot(event)
+            self.note_first_snapshot(event, seq)
         elif event.deletes_unknown:
             self.note_dead(self.board.seq)
 
@@ -403,21 +417,25 @@ class World:
         self.lost_time, self.dead_time = event.floor_time, event.at
         self.newest = max(self.newest, event.at + 1)
         self.untold.clear()
+        self.begin()
+
+    def begin(self) -> None:
+        """What the clients asked for that have joined with `snapshot` already."""
         for consumer in self.consumers:
             if consumer.connection is not None and consumer.snapshot:
                 consumer.owed = self.active_runs()
+                consumer.connection.snapshot_seq = self.board.seq
+                consumer.connection.asked_for = self.board.seq
 
-    def note_first_snapshot(self, event: Snapshot) -> None:
-        for run in event.rows:
-            entry = self.board.get(run[ID])
+    def note_first_snapshot(self, event: Snapshot, seq: int) -> None:
+        for place, run in enumerate(event.rows, seq + 1):
             self.reported[run[ID]] = run
-            self.held[run[ID]] = (entry[SEQ], entry[TIME])
+            self.held[run[ID]] = (place, self.newest)
         if event.complete:
-            self.lost_time = self.dead_time = event.at - 1
+            self.dead_time = event.at - 1
+            self.lost_time = max(self.lost_time, self.dead_time)
             self.untold.clear()
-            for consumer in self.consumers:
-                if consumer.connection is not None and consumer.snapshot:
-                    consumer.owed = self.active_runs()
+            self.begin()
 
     def note(self, push: Push, *, created: bool) -> None:
         entry = push[ENTRY]
@@ -439,7 +457,8 @@ class World:
         self.held[run_id] = (entry[SEQ], entry[TIME])
         self.graves.pop(run_id, None)
         self.buried.discard(run_id)
-        self.untold.discard(run_id)
+        if run_id in self.table:  # otherwise the answer of a comparison is older than its delete
+            self.untold.discard(run_id)
         self.pushed_at[run_id] = entry[SEQ]
 
     def note_burial(self, push: Push) -> None:
@@ -453,7 +472,8 @@ class World:
         self.pushed.append(Pushed(run_id, entry[SEQ], was, None, steady=False, loose=loose))
         self.held.pop(run_id, None)
         self.graves[run_id] = (entry[SEQ], entry[TIME])
-        self.buried.add(run_id)
+        if was is not None:  # or it counts as another when it comes back
+            self.buried.add(run_id)
         self.untold.discard(run_id)
 
     # The table
@@ -592,13 +612,17 @@ class World:
             self.unreported.clear()
             return
         if not self.board.begun:
-            rows = [run for run in self.table.values() if run[STATUS] in ACTIVE]
+            rows = [
+                run for run in self.table.values() if run[STATUS] in ACTIVE or rng.random() < 0.3
+            ]
             whole = Snapshot(rows, self.clock())
             self.reported = {
                 run_id: run for run_id, run in self.table.items() if run[STATUS] in FINISHED
             }
         else:
             whole = self.query(new=rng.random() < 0.2, deletes_unknown=True)
+            if whole.new:
+                self.reset()
         cut = rng.randint(0, len(whole.rows))
         if rng.random() < 0.5:
             self.apply(Snapshot(whole.rows[:cut], whole.at, complete=False, new=whole.new))
@@ -607,6 +631,14 @@ class World:
             self.apply(whole)
         self.following = True
         self.unreported.clear()
+
+    def reset(self) -> None:
+        """Close every connection, as the app does when another table is followed."""
+        self.resetting = True
+        for connection in self.connections:
+            if not connection.closed:
+                connection.end(GAP.code, GAP.reason)
+        self.resetting = False
 
     def compare(self) -> None:
         """Query the table. Give the board the answer the next time, when it has moved on."""
@@ -638,7 +670,7 @@ class World:
             self.fire()
         elif self.beats and rng.random() < 0.05:
             self.beat()
-        elif self.hub._sweep is not None and rng.random() < 0.5:
+        elif self.hub._rotation.under_way and rng.random() < 0.5:
             self.ping(rng.choice(self.consumers))
         elif rng.random() < self.churn:
             self.transaction()

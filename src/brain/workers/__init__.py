@@ -1,0 +1,1 @@
+"""`brain serve --workers N`: a supervisor, and the workers that share its port."""

@@ -1,0 +1,117 @@
+"""Composes the supervisor: a port, a database, a nats-server, and the workers."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from brain.config import DATABASE_VARIABLES, Settings, unknown
+from brain.database import check_configured, database
+from brain.postgres.connection import redact
+from brain.postgres.example import Example
+from brain.server.sockets import hold
+from brain.started import Started
+from brain.workers.channel import Message
+from brain.workers.nats_server import nats_server
+from brain.workers.restarts import Restarts
+from brain.workers.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+TERMINAL: Final = Path("/dev/tty")
+"""The terminal of this process. It cannot be opened if there is none."""
+
+
+async def serve_workers(settings: Settings, count: int, announce: Callable[[Started], None]) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit status.
+
+    `announce` is called once the first worker has started. Raises EmbeddedError, ListenError,
+    NatsServerError, SettingsError.
+    """
+    check_configured(settings)
+    gc.enable()  # `__main__` has disabled it for the imports
+    task = asyncio.current_task()
+    assert task is not None
+    # As in `app`: until there are workers, a signal stops the embedded PostgreSQL that starts.
+    _on_signals(task.cancel, lambda: None)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with contextlib.AsyncExitStack() as closing:
+            held = hold(settings.host, settings.port)
+            for each in held:
+                closing.enter_context(each)
+            port = held[0].getsockname()[1]
+            url, embedded_port = await closing.enter_async_context(database(settings))
+            environ = worker_environ(os.environ, port, url)
+            nats = None
+            if not environ.get("BRAIN_NATS_URL"):
+                nats = Restarts()
+                environ["BRAIN_NATS_URL"] = await closing.enter_async_context(
+                    nats_server(settings.data_dir, nats)
+                )
+                environ["BRAIN_NATS_STORAGE"] = "memory"
+            supervisor = Supervisor(count, held, environ, nats)
+            _on_signals(supervisor.stop, supervisor.replace)
+            try:
+                begun = await supervisor.begin()
+                if isinstance(begun, int):
+                    return begun
+                announce(_started(Started(port, redact(url), embedded_port), begun))
+                await supervisor.run()
+            finally:
+                await supervisor.end()
+                _on_signals(task.cancel, lambda: None)
+    log.info("stopped")
+    return 0
+
+
+def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str, str]:
+    """Of each worker: the settings of the supervisor, as its command line changed them."""
+    # It has said which variables are no settings.
+    ignored = unknown(environ)
+    result = {name: value for name, value in environ.items() if name not in ignored}
+    result |= {"BRAIN_PORT": str(port), "BRAIN_WORKERS": "1"}
+    if url != next((result[name] for name in DATABASE_VARIABLES if result.get(name)), None):
+        result["BRAIN_DATABASE_URL"] = url
+    return result
+
+
+def _started(started: Started, message: Message) -> Started:
+    example = message["example"]
+    return replace(
+        started, detail=message["detail"], example=None if example is None else Example(**example)
+    )
+
+
+def _on_signals(stop: Callable[[], object], replace: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    had_terminal = _has_terminal()
+    closed = False
+
+    def hang_up() -> None:
+        # SIGHUP has two meanings. Who closes the terminal in which Brain runs wants it to end: it
+        # comes once or more, from the kernel and from the shell.
+        nonlocal closed
+        if not had_terminal or _has_terminal():
+            replace()
+        elif not closed:
+            closed = True
+            stop()
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open(TERMINAL, os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
