@@ -114,8 +114,6 @@ class Leadership:
             return
         if base == "log" and position != self._relay.track.position:
             return
-        if self._retired:
-            return
         claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
         seq = await self._log.append("log", claim, facts.last)
         if base != "log":
