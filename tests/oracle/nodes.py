@@ -55,8 +55,13 @@ class Wanderer(ServedConsumer):
         super().__init__(world, number)
         self.listed: set[str] = set()
         """Runs of a list. GET shows what was committed, and Brain may not have read it yet."""
+        self.since_list = False
+        """No message has come since the list, whose timestamp may be later than the last change."""
 
     def take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "ready" and self.since_list:
+            self.since = None  # nothing is lost from the earlier one on
+        self.since_list = False
         if message["type"] != "ready":
             run = message["data"]
             held = self.view.get(run["id"])
@@ -72,6 +77,7 @@ class Wanderer(ServedConsumer):
     async def _list(self, world: ServedWorld) -> None:
         await super()._list(world)
         self.listed = set(self.view)
+        self.since_list = True
 
 
 class NodesWorld(ServedWorld):

@@ -61,12 +61,12 @@ class Appender:
                 await self._append("log", "events", part, **head_, **more)
             self.bytes += len(body)
 
-    async def resign(self) -> None:
+    async def resign(self, *, away: bool = False) -> None:
         """(N10) Behind what is in flight: cancelled in the middle, the resignation would be
         refused. Raises NATSError.
         """
         async with self._turn:
-            await self._append("log", "resign", b"")
+            await self._append("log", "resign", b"", away=away)
             self._over = "this node has resigned"
 
     async def piece(self, body: bytes, as_of: int) -> list[int]:

@@ -25,6 +25,7 @@ from brain.contract.events import Event, Known, Outcome, Snapshot
 from brain.contract.messages import Micros, Run
 from brain.delivery.board import Board
 from brain.nodes.appender import Appender
+from brain.nodes.connection import NATSError
 from brain.nodes.log import Log
 from brain.nodes.messages import (
     encode_checkpoint,
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from brain.postgres.table import Column
 
 log = structlog.get_logger()
+
+MAX_GIVEN_UP = 3
+"""So many leaders in a row may give up because they cannot reach the database. Then nobody can, and
+the next one waits for it."""
 
 ROWS = 200
 """Entries of a board that are encoded at a time: about a millisecond."""
@@ -100,6 +105,10 @@ class Times:
         return run_id in self._board
 
 
+class GivesUp(NATSError):  # noqa: N818 - a state of the leader, not an error of Brain
+    """The leader has resigned: another node may be able to reach the database."""
+
+
 class Leader:
     """Leads from its claim on until `lead` raises NATSError or is cancelled."""
 
@@ -132,6 +141,7 @@ class Leader:
             track.checkpoint,
             track.columns,
         )
+        self._away_since = asyncio.get_running_loop().time()
         self._status_at = float("-inf")
         self._status: tuple[object, ...] = ()
         self._looked = False
@@ -213,7 +223,19 @@ class Leader:
             due = loop.time() - self._status_at >= timing.heartbeat
             if due or looked or self._status != self._described():
                 await self._appender.events(b"")
+            await self._give_up_if_away(loop.time())
             await asyncio.sleep(timing.heartbeat / 5)
+
+    async def _give_up_if_away(self, now: float) -> None:
+        """Raises GivesUp."""
+        if self.source.source != "none" or self.source.code != "away":
+            self._away_since = now
+        elif (
+            now - self._away_since > self._timing.leaderless
+            and self._relay.track.given_up < MAX_GIVEN_UP
+        ):
+            await self._appender.resign(away=True)
+            raise GivesUp(f"the database cannot be reached: {self.source.detail}")
 
     def _has_looked(self) -> bool:
         """Whether what the table contained when this leader had a first look stands in the log:

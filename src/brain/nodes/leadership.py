@@ -21,7 +21,7 @@ from typing import TypeAlias
 import structlog
 
 from brain.nodes.connection import NATSError
-from brain.nodes.leader import Leader
+from brain.nodes.leader import GivesUp, Leader
 from brain.nodes.log import Log, Superseded
 from brain.nodes.messages import READABLE_FROM, VERSION, Base, MessageError, encode
 from brain.nodes.relay import Relay
@@ -83,6 +83,8 @@ class Leadership:
             self._patience = self._timing.patience()
 
     def _is_due(self, base: Base) -> bool:
+        if self._retired:
+            return False
         now = asyncio.get_running_loop().time()
         if self._relay.track.resigned and base == "log":
             wait = random.uniform(0, self._timing.heartbeat / 5)
@@ -142,6 +144,9 @@ class Leadership:
             await leader.lead()
         except NATSError as error:
             detail = str(error)
+            if isinstance(error, GivesUp):
+                # The others come first.
+                self._tried = asyncio.get_running_loop().time() + 2 * self._timing.silence
         except Exception as error:
             log.exception("leading failed")
             detail = repr(error)

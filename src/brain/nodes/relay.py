@@ -257,19 +257,11 @@ class Relay:
         if track.claim is claim or track.claim is None:
             return events
         claim = track.claim
-        if not claim.is_readable:
+        if claim.version > VERSION:
             log.warning(
-                "the leader cannot be understood",
+                "this node does not lead" if claim.is_readable else "the log cannot be understood",
                 leader=claim.name,
-                detail=f"it writes version {claim.version} of the log; this Brain reads {VERSION}",
-                hint="upgrade this Brain",
-            )
-        elif claim.version > VERSION:
-            log.warning(
-                "this node does not lead",
-                leader=claim.name,
-                detail=f"the leader writes version {claim.version} of the log, this Brain "
-                f"{VERSION}",
+                detail=f"version {claim.version} of the log; this Brain writes version {VERSION}",
                 hint="upgrade this Brain",
             )
         if claim.node == self._node:

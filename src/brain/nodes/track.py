@@ -58,6 +58,8 @@ class Track:
     claim: Claim | None = None
     resigned: bool = False
     """The leader has, and nobody has claimed the log since."""
+    given_up: int = 0
+    """How many leaders in a row have resigned because they could not reach the database."""
     looked: bool = False
     """The leader has read the table, and what it has found stands in the log."""
     at: Micros = 0
@@ -94,6 +96,7 @@ class Track:
         self.n, self.position = message.n, seq
         if message.kind == "resign":
             self.resigned = True
+            self.given_up += bool(message.head.get("away"))
             return []
         if message.kind != "events":
             raise MessageError(f"message {seq} of the log is of the kind {message.kind}")
@@ -121,7 +124,8 @@ class Track:
             raise LoadAgain("what the leader before has written could not be read")
 
     def _head(self, head: dict[str, Any]) -> None:
-        self.looked = self.looked or bool(head.get("looked"))
+        if head.get("looked"):
+            self.looked, self.given_up = True, 0
         if (status := head.get("status")) is not None:
             self.status = status
         if (columns := head.get("columns")) is not None:

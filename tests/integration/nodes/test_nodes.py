@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from brain.contract.events import Image, Snapshot
 from brain.delivery.log import FRAME, RUN
 from brain.nodes.difference import image
+from brain.nodes.leader import MAX_GIVEN_UP
 from brain.nodes.log import Facts, Log, Reader
 from brain.nodes.messages import VERSION, decode, encode
 from brain.nodes.track import Claim
@@ -22,6 +23,7 @@ from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import QUICK_NODES, Following, leader_of, opened
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import execute
+from tests.support.proxy import Proxy
 
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
@@ -198,6 +200,9 @@ async def test_a_node_that_is_stopped_resigns(database: str, nats: NatsServer) -
         leader = await leader_of(*two)
         (other,) = (each for each in two if each is not leader)
         leader.node.retire()
+        await leader.until(lambda: leader.node._relay.track.resigned)
+        await asyncio.sleep(QUICK_NODES.heartbeat / 4)  # when a claim is due for anybody else
+        assert not leader.node._leadership._is_due("log")
         await other.until(lambda: other.role == "leader")
         kinds = [kind for _, kind in await written(log)]
         at = kinds.index("resign")
@@ -420,6 +425,43 @@ async def test_all_nodes_restart_and_the_log_remembers(database: str, nats: Nats
         assert "a" in node.board
         assert node.board.since(since) is not None
         assert node.board.time > since
+
+
+async def test_a_leader_that_cannot_reach_the_database_lets_another_one_lead(
+    database: str, nats: NatsServer
+) -> None:
+    with Proxy(database) as proxy:
+        async with Following(proxy.url, nats.url) as first:
+            await first.ready()
+            async with Following(database, nats.url) as second:
+                await second.ready()
+                assert first.role == "leader"
+                proxy.refuse()
+                await second.until(lambda: second.role == "leader")
+                execute(database, ROW.format("a"))
+                for each in (first, second):
+                    await each.knows("a", "running")
+                await first.until(lambda: first.node.state.source == "replication")
+                assert first.resets == second.resets == 0
+
+
+async def test_when_nobody_can_reach_the_database_the_leader_waits_for_it(
+    database: str, nats: NatsServer
+) -> None:
+    with Proxy(database) as proxy:
+        timing = replace(QUICK_NODES, leaderless=0.4)
+        async with Following(proxy.url, nats.url, timing=timing) as node:
+            await node.ready()
+            proxy.refuse()
+            await node.until(lambda: node.node._relay.track.given_up == MAX_GIVEN_UP)
+            await leader_of(node)
+            epoch = node.node.report().epoch
+            await node.until(lambda: node.node.state.code == "away")
+            proxy.refuse(refusing=False)
+            execute(database, ROW.format("a"))
+            await node.knows("a", "running")
+            await node.until(lambda: node.node._relay.track.given_up == 0)
+            assert node.node.report().epoch == epoch
 
 
 async def test_a_polling_leader_tells_all_nodes_that_it_polls(
