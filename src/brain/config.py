@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         unit="true or false",
         rule="it is true or false",
     )
-    data_dir: Annotated[Path, from_text(lambda text: Path(text).expanduser())] = _setting(
+    data_dir: Annotated[Path, from_text(validators.path)] = _setting(
         Path(".brain"),
         "Where the embedded PostgreSQL keeps its data, and Brain the records that let clients "
         "resume over a restart.",
@@ -270,12 +270,10 @@ class Settings(BaseSettings):
         "Unset: this Brain follows the database itself.",
         unit="list of URLs",
     )
-    nats_credentials: Annotated[Path | None, from_text(lambda text: Path(text).expanduser())] = (
-        _setting(
-            None, "File with the JWT and the key of a NATS user, as `nsc` writes it.", unit="file"
-        )
+    nats_credentials: Annotated[Path | None, from_text(validators.path)] = _setting(
+        None, "File with the JWT and the key of a NATS user, as `nsc` writes it.", unit="file"
     )
-    nats_ca: Annotated[Path | None, from_text(lambda text: Path(text).expanduser())] = _setting(
+    nats_ca: Annotated[Path | None, from_text(validators.path)] = _setting(
         None,
         "File with the certificates that sign NATS's own, if the system does not know them.",
         unit="file",

@@ -5,6 +5,7 @@ Each function raises ValueError with the rule that the text breaks. pydantic add
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +35,14 @@ def from_list(parse: Callable[[str], T]) -> BeforeValidator:
     return from_text(
         lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
     )
+
+
+def path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = text.partition("/")[0]
+        raise ValueError(f"{user} is the home of no user of this machine") from None
 
 
 def workers(text: str) -> int | Literal["auto"]:

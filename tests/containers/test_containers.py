@@ -168,8 +168,12 @@ def test_the_nodes_of_compose_are_as_the_single_brain_but_for_their_settings() -
     assert nats == "nats://brain:${NATS_PASSWORD:-brain}@nats:4222"
 
 
+def configuration(name: str) -> Path:
+    return ROOT / str(yaml.safe_load(NODES.read_text())["configs"][name]["file"])
+
+
 def test_haproxy_in_compose_is_that_of_the_page_without_tls(tmp_path: Path) -> None:
-    text = yaml.safe_load(NODES.read_text())["configs"]["haproxy"]["content"]
+    text = configuration("haproxy").read_text()
     page = (ROOT / "docs" / "how-to" / "two-machines.md").read_text()
     found = re.search(r"^```haproxy\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert found
@@ -186,11 +190,12 @@ def test_haproxy_in_compose_is_that_of_the_page_without_tls(tmp_path: Path) -> N
     check(haproxy, "-c", "-f", file)
 
 
-def test_nats_in_compose_accepts_who_knows_the_password(tmp_path: Path) -> None:
-    text = yaml.safe_load(NODES.read_text())["configs"]["nats"]["content"]
-    file = tmp_path / "nats.conf"
-    file.write_text(text.replace("${NATS_PASSWORD:-brain}", "brain"))
-    check(program("nats-server"), "-t", "--jetstream", "-c", file)
+def test_nats_in_compose_accepts_who_knows_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_PASSWORD", "brain")
+    check(program("nats-server"), "-t", "--jetstream", "-c", configuration("nats"))
+    monkeypatch.delenv("NATS_PASSWORD")
+    with pytest.raises(AssertionError):
+        check(program("nats-server"), "-t", "--jetstream", "-c", configuration("nats"))
 
 
 # Kubernetes

@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 
-_dice = random.SystemRandom()  # workers of a test session must not all throw the same
+_dice = random.SystemRandom()
+_SHARE = 2_000
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 11
+_taken: set[int] = set()
+"""Given out. Whoever has one may listen only in some seconds."""
 
 
 def free_port() -> int:
@@ -15,7 +20,10 @@ def free_port() -> int:
     is then connected to itself, or holds the port when the server comes back.
     """
     while True:
-        port = _dice.randrange(10_000, 32_000)
+        # Each worker of a test session has ports of its own.
+        port = 10_000 + _worker * _SHARE + _dice.randrange(_SHARE)
+        if port in _taken:
+            continue
         with (
             contextlib.suppress(OSError),
             socket.socket() as four,
@@ -24,6 +32,9 @@ def free_port() -> int:
             four.bind(("0.0.0.0", port))
             six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             six.bind(("::", port))
+            _taken.add(port)
+            if len(_taken) > _SHARE // 2:
+                _taken.clear()
             return port
 
 

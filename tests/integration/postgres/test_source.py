@@ -613,7 +613,7 @@ async def test_polls_a_table_without_a_replica_identity(database: str, definitio
     """A publication would make the application's UPDATEs fail, so Brain creates none. The hint
     works.
     """
-    async with following(database, "auto", source="poll") as f:
+    async with following(database, "auto", source="replication") as f:
         await f.sql("BEGIN", "DROP TABLE runs", "DROP PUBLICATION brain_public_runs")
         for statement in f"CREATE TABLE runs ({definition})".replace("; --)", "").split("; "):
             await f.sql(statement)

@@ -31,6 +31,10 @@ DETAILS = {
     "rejected",
     "warnings",
     "runs",
+    "role",
+    "epoch",
+    "position",
+    "log_lag_seconds",
 }
 NAMELESS = {
     "no Host": b"%s HTTP/1.0\r\n\r\n",
