@@ -1,32 +1,21 @@
 """The commands: brain serve | watch | wait | token | nodes | demo | doctor | init-db | psql …"""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import Annotated, cast, get_args
 
-import psycopg
 import typer
 
 from brain import __version__
 from brain.access.grants import Scope
-from brain.cli import console, demo, nodes, token
+from brain.cli import console, demo, doctor, init_db, nodes, token
 from brain.cli.lines import STDOUT
 from brain.cli.target import Target
 from brain.config import Settings
 from brain.contract.messages import STATUSES, Status
-from brain.doctor import checks as doctor
-from brain.doctor.report import Report
 from brain.embedded.server import EmbeddedError, program
-from brain.postgres.connection import APPLICATION, connect, error_line, redact
-from brain.postgres.decoder import Decoder
-from brain.postgres.publication import initialize, polled, publication_sql, removal
-from brain.postgres.table import TableError, init_sql
 from brain.workers.channel import ChannelError
 from brain.workers.cores import cores
-
-if TYPE_CHECKING:
-    from brain.doctor.nats import Nodes
 
 app = typer.Typer(
     help="Push every change of the PostgreSQL table `runs` to every WebSocket client. "
@@ -290,7 +279,7 @@ def token_command(
 
 
 @app.command("init-db")
-def init_db(
+def init_db_command(
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the SQL instead of running it.")
     ] = False,
@@ -314,106 +303,9 @@ def init_db(
     if drop_table and not remove:
         console.fail("--drop-table drops the table and all its runs: give --remove with it")
     if remove:
-        console.run(_remove(settings, drop_table=drop_table, only_print=sql))
+        console.run(init_db.remove(settings, drop_table=drop_table, only_print=sql))
     else:
-        console.run(_print_init_sql(settings) if sql else _init_db(settings))
-
-
-async def _remove(settings: Settings, *, drop_table: bool, only_print: bool) -> None:
-    url, table = console.database_url(settings), settings.table
-    async with await connect(url, APPLICATION, lock_timeout="10s") as conn:
-        statements = await removal(conn, table, drop_table=drop_table)
-        texts = [statement.as_string(conn) for statement in statements]
-        if only_print:
-            print("".join(f"{text};\n" for text in texts), end="")
-            return
-        try:
-            async with conn.transaction():
-                for statement in statements:
-                    await conn.execute(statement)
-        except psycopg.errors.InsufficientPrivilege as error:
-            console.fail(f"{error_line(error)}: name a role that owns it in --database-url")
-        except psycopg.errors.DependentObjectsStillExist as error:
-            console.fail(f"{error_line(error)}: {error.diag.message_detail}")
-    for text in texts:
-        print(f"done: {text}")
-    if not any("PUBLICATION" in text for text in texts):
-        print(f"{redact(url)} has no publication that Brain created for {table}")
-    if drop_table and not any("IF EXISTS" in text for text in texts):
-        print(f"{redact(url)} has no table {table}")
-    print(
-        "A running Brain creates its publication again: stop it first. "
-        + ("" if drop_table else f"The table {table} stays. ")
-        + f"Not touched: the role, its rights, and the folder {settings.data_dir}."
-    )
-
-
-async def _print_init_sql(settings: Settings) -> None:
-    """The SQL for a new table, then what the table as it is in BRAIN_DATABASE_URL still needs."""
-    print(init_sql(settings.table))
-    if settings.database_url is None:
-        return
-    url = console.database_url(settings)
-    try:
-        async with await connect(url, APPLICATION) as conn:
-            if text := await publication_sql(conn, settings.table, APPLICATION):
-                print(text)
-    except psycopg.Error as error:
-        print(f"-- {redact(url)} does not answer: {error_line(error)}")
-        print("-- If the table exists there, run `brain init-db` for its publication.")
-
-
-async def _init_db(settings: Settings) -> None:
-    url = console.database_url(settings)
-    # The name that a stream has: synchronous_standby_names may contain it.
-    async with await connect(url, APPLICATION) as conn:
-        conn.add_notice_handler(
-            lambda notice: print(f"{notice.severity}: {notice.message_primary}", file=sys.stderr)
-        )
-        unavailable = unfit = None
-        try:
-            unavailable = await initialize(conn, settings.table, APPLICATION)
-        except TableError as error:
-            unfit = error
-    if unavailable is not None:
-        print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
-    report = await _examine(settings, console.serving_url(settings))
-    print(report.text())
-    if report.status == 2:
-        raise SystemExit(2)
-    if unfit is not None:  # it has been changed since
-        raise unfit
-    print(f"{settings.table} of {redact(url)} is ready: brain serve")
-
-
-async def _examine(settings: Settings, url: str) -> Report:
-    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
-    return await doctor.examine(
-        url,
-        settings.table,
-        decoder,
-        stream=settings.source != "poll",
-        records=settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
-        nodes=_nodes(settings, url) if settings.nats_url else None,
-    )
-
-
-def _nodes(settings: Settings, url: str) -> "Nodes":
-    # The client of NATS is an extra.
-    from brain.doctor.nats import Nodes  # noqa: PLC0415
-    from brain.nodes.connection import Access  # noqa: PLC0415
-    from brain.nodes.log import stream_of  # noqa: PLC0415
-
-    return Nodes(
-        Access(
-            [each.get_secret_value() for each in settings.nats_url],
-            settings.nats_credentials,
-            settings.nats_ca,
-        ),
-        settings.nats_stream or stream_of(url, settings.table),
-        settings.nats_replicas,
-        settings.nats_storage,
-    )
+        console.run(init_db.print_sql(settings) if sql else init_db.create(settings))
 
 
 @app.command("doctor")
@@ -431,7 +323,7 @@ def doctor_command(
     async def examine() -> None:
         nonlocal status
         url = console.database_url(settings)
-        report = await _examine(settings, url)
+        report = await doctor.examine(settings, url)
         print(report.json() if as_json else report.text())
         status = report.status
 

@@ -1,0 +1,41 @@
+"""brain doctor: examine the database, and the log of the nodes, as these settings name them."""
+
+from typing import TYPE_CHECKING
+
+from brain.config import Settings
+from brain.doctor import checks
+from brain.doctor.report import Report
+from brain.postgres.decoder import Decoder
+
+if TYPE_CHECKING:
+    from brain.doctor.nats import Nodes
+
+
+async def examine(settings: Settings, url: str) -> Report:
+    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
+    return await checks.examine(
+        url,
+        settings.table,
+        decoder,
+        stream=settings.source != "poll",
+        records=settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
+        nodes=_nodes(settings, url) if settings.nats_url else None,
+    )
+
+
+def _nodes(settings: Settings, url: str) -> "Nodes":
+    # The client of NATS is an extra.
+    from brain.doctor.nats import Nodes  # noqa: PLC0415
+    from brain.nodes.connection import Access  # noqa: PLC0415
+    from brain.nodes.log import stream_of  # noqa: PLC0415
+
+    return Nodes(
+        Access(
+            [each.get_secret_value() for each in settings.nats_url],
+            settings.nats_credentials,
+            settings.nats_ca,
+        ),
+        settings.nats_stream or stream_of(url, settings.table),
+        settings.nats_replicas,
+        settings.nats_storage,
+    )
