@@ -4,10 +4,9 @@
 or the service manager sets the environment, and a file in the working directory changes nothing.
 """
 
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,27 +24,24 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brain import validators
+from brain import environment, validators
 from brain.access.addresses import NETWORKS, Network, parse_network
 from brain.contract.errors import BrainError
 from brain.contract.messages import Status
+from brain.environment import PREFIX
 from brain.postgres.column_map import ColumnMap
 from brain.postgres.database_url import schema_of
 from brain.postgres.table import Table
 from brain.postgres.time_zone import DEFAULT, TimeZone
-from brain.validators import from_list, from_text, without_password
+from brain.validators import from_list, from_text
 
 log = structlog.get_logger()
 
-PREFIX = "BRAIN_"
 DATABASE_VARIABLES = ("BRAIN_DATABASE_URL", "DATABASE_URL")
 """The first that is set counts."""
 DEFAULT_TABLE = Table("public", "runs")
-SECRETS = ("BRAIN_DATABASE_URL", "BRAIN_JWT_SECRET", "BRAIN_TOKEN", "BRAIN_NATS_URL")
-"""Errors never contain their values."""
 
 
 class SettingsError(BrainError):
@@ -421,14 +417,14 @@ class Settings(BaseSettings):
 
         Raises SettingsError.
         """
-        for variable, nearest in unknown(os.environ).items():
+        for variable, nearest in environment.unknown(os.environ, variables()).items():
             log.warning("unknown setting ignored", variable=variable, nearest=nearest)
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             errors = error.errors()
         # Outside of `except`, so that no traceback contains the rejected values.
-        raise SettingsError("\n".join(map(_describe, errors)))
+        raise SettingsError("\n".join(environment.describe(each, variables()) for each in errors))
 
 
 def variables() -> dict[str, FieldInfo]:
@@ -436,59 +432,5 @@ def variables() -> dict[str, FieldInfo]:
     return {PREFIX + name.upper(): field for name, field in Settings.model_fields.items()}
 
 
-def unknown(environ: Iterable[str]) -> dict[str, str | None]:
-    """The names that begin with BRAIN_ but are no settings, each with the most similar setting."""
-    known = {variable.removeprefix(PREFIX): variable for variable in variables()}
-    found: dict[str, str | None] = {}
-    for name in sorted(environ):
-        if (
-            name.upper().startswith(PREFIX)
-            and (rest := name.upper().removeprefix(PREFIX)) not in known
-        ):
-            nearest = difflib.get_close_matches(rest, known, 1)
-            found[name] = known[nearest[0]] if nearest else None
-    return found
-
-
-def _describe(error: ErrorDetails) -> str:
-    variable = PREFIX + str(error["loc"][0]).upper().removeprefix(PREFIX)
-    extra = variables()[variable].json_schema_extra
-    assert isinstance(extra, dict)
-    rule = error["ctx"]["error"] if error["type"] == "value_error" else extra["rule"]
-    if variable == "BRAIN_DATABASE_URL" and not os.environ.get(variable):
-        alias = "DATABASE_URL"
-        return f"{alias if os.environ.get(alias) else variable}: {rule}"
-    if variable in SECRETS:
-        return f"{variable}: {rule}"
-    given = error["input"]
-    value = repr(without_password(given) if variable == "BRAIN_URL" else given)
-    return f"{variable}={value if len(value) <= 200 else value[:200] + '…'}: {rule}"
-
-
-def table() -> str:
-    """The table of docs/reference/settings.md."""
-    lines = ["| variable | default | unit | what |", "|---|---|---|---|"]
-    for variable, field in variables().items():
-        extra = field.json_schema_extra
-        assert isinstance(extra, dict)
-        default = _environment_text(field.default)
-        shown = f"`{default}`" if default else ""
-        lines.append(f"| `{variable}` | {shown} | {extra['unit']} | {field.description} |")
-    return "\n".join(lines) + "\n"
-
-
-def _environment_text(value: object) -> str:
-    """The value as written in the environment; empty if unset."""
-    match value:
-        case None | () | {}:
-            return ""
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return ",".join(map(str, value))
-        case _:
-            return str(value)
-
-
 if __name__ == "__main__":
-    sys.stdout.write(table())
+    sys.stdout.write(environment.table(variables()))

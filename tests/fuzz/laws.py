@@ -21,8 +21,9 @@ from structlog.testing import capture_logs
 from websockets.frames import EXTERNAL_CLOSE_CODES
 
 from brain.access.policy import Policy
-from brain.config import SECRETS, Settings, SettingsError
+from brain.config import Settings, SettingsError
 from brain.contract.messages import STATUSES
+from brain.environment import SECRETS
 from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import PgoutputError, shortened
 from brain.postgres.table import init_sql

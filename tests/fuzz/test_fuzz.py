@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from brain.config import SECRETS, variables
+from brain.config import variables
+from brain.environment import SECRETS
 from tests.fuzz import laws
 from tests.support.wire import CLOSE, KEY, PING, PONG, TEXT, frame
 from tests.unit.postgres.test_pgoutput import GOLDEN

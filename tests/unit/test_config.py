@@ -16,6 +16,7 @@ from brain.access.addresses import NETWORKS
 from brain.access.policy import Policy
 from brain.config import Settings, SettingsError
 from brain.contract.messages import STATUSES
+from brain.environment import unknown
 from brain.postgres.column_map import ColumnMap
 from brain.postgres.names import Name
 from brain.postgres.table import Table
@@ -441,7 +442,7 @@ def test_an_unknown_variable_is_named_with_the_most_similar_setting() -> None:
         "BRAINS",
         "PATH",
     ]
-    assert config.unknown(environ) == {
+    assert unknown(environ, config.variables()) == {
         "BRAIN_PROT": "BRAIN_PORT",
         "BRAIN_ZZZ": None,
         "brain_allowed_origin": "BRAIN_ALLOWED_ORIGINS",

@@ -12,8 +12,9 @@ from typing import Final
 
 import structlog
 
-from brain.config import DATABASE_VARIABLES, Settings, unknown
+from brain.config import DATABASE_VARIABLES, Settings, variables
 from brain.database import check_configured, database
+from brain.environment import unknown
 from brain.postgres.connection import redact
 from brain.postgres.example import Example
 from brain.server.sockets import hold
@@ -74,7 +75,7 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
 def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str, str]:
     """Of each worker: the settings of the supervisor, as its command line changed them."""
     # It has said which variables are no settings.
-    ignored = unknown(environ)
+    ignored = unknown(environ, variables())
     result = {name: value for name, value in environ.items() if name not in ignored}
     result |= {"BRAIN_PORT": str(port), "BRAIN_WORKERS": "1"}
     if url != next((result[name] for name in DATABASE_VARIABLES if result.get(name)), None):
