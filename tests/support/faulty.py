@@ -29,6 +29,8 @@ class Proxy:
         """Sent to the next requests of the API instead of the server's answer."""
         self.came: list[float] = []
         """When each connection was accepted."""
+        self.passed = 0
+        """Answers 200 that were passed on."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._opened: list[asyncio.StreamWriter] = []
         self._serving: set[asyncio.Task[None]] = set()
@@ -91,6 +93,7 @@ class Proxy:
                 while self.stalled and writer in self._writers:
                     await asyncio.sleep(0.01)
                 writer.write(data)
+                self.passed += data.startswith(b"HTTP/1.1 200 ")
         writer.close()
 
     def cut(self, *, reset: bool = False) -> None:

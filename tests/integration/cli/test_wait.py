@@ -76,6 +76,12 @@ async def subscribed(proxy: Proxy) -> None:
     await eventually(lambda: len(proxy.came) >= 2)
 
 
+async def seen(proxy: Proxy) -> None:
+    """It has read what the API answered."""
+    await eventually(lambda: proxy.passed)
+    await asyncio.sleep(0.3)
+
+
 async def test_runs_that_ended_before_make_the_status_of_the_worst(
     brain: Brain, shared: str
 ) -> None:
@@ -150,7 +156,7 @@ async def test_a_run_that_was_deleted_is_gone(brain: Brain, shared: str) -> None
     insert(shared, "deleted")
     async with Proxy(brain.port) as proxy, wait(proxy.url, "deleted", "--must-exist") as it:
         await subscribed(proxy)
-        await asyncio.sleep(0.3)
+        await seen(proxy)
         execute(shared, "DELETE FROM runs WHERE id = 'deleted'")
         assert await it.ends() == (3, [], ["brain: run 'deleted' was deleted"])
 
@@ -199,7 +205,7 @@ async def test_a_run_that_leaves_the_contract_is_not_called_deleted(
     insert(shared, "leaves")
     async with Proxy(brain.port) as proxy, wait(proxy.url, "leaves", "--must-exist") as it:
         await subscribed(proxy)
-        await brain.knows("leaves", "running")
+        await seen(proxy)
         update(shared, "leaves", "paused")
         status, _, error = await it.ends()
         assert status == 3

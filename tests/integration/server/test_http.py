@@ -568,10 +568,9 @@ async def test_slow_and_silent_requests_end_at_the_deadline(brain: Brain, before
         assert rest.count(b"HTTP/1.1") == 1, (name, rest)
         assert seconds > 4, name
     for name, (seconds, rest) in zip(silent, others, strict=True):
-        assert rest == b"" or (name.endswith("again") and rest.startswith(b"HTTP/1.1 408 ")), (
-            name,
-            rest,
-        )
+        # Half a request is told 408, unless the timer of idle connections comes first.
+        told = name.endswith(("again", "second")) and rest.startswith(b"HTTP/1.1 408 ")
+        assert rest == b"" or told, (name, rest)
         assert seconds > 4, name
     for peer in crowd:
         await peer.close()
