@@ -18,6 +18,7 @@ pytestmark = [
 SEED = int(os.environ.get("BRAIN_NODES_SEED", str(random.randrange(1_000_000))))
 
 
+@pytest.mark.faults
 async def test_nodes_lose_nothing(postgres: Postgres) -> None:
     """A few faults; `make torture-nodes` plays them for 20 minutes."""
     plan = PLAN._replace(restarts=6, check_every=3)

@@ -1,5 +1,6 @@
 """The `brain` on the PATH of a test's shell is the script: what it prints, and how it ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -54,11 +55,12 @@ def test_it_prints_what_the_script_prints_and_ends_as_it_does(line: str) -> None
 
 def commands() -> list[psutil.Process]:
     """Those that wait, without the scripts."""
-    return [
-        each
-        for each in psutil.Process().children(recursive=True)
-        if "tests.support.prefork" in each.cmdline() and each.parent() == psutil.Process()
-    ]
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie: it ends just now
+            if "tests.support.prefork" in each.cmdline() and each.parent() == psutil.Process():
+                found.append(each)
+    return found
 
 
 def started(process: subprocess.Popen[str]) -> list[psutil.Process]:

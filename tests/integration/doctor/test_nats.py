@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,8 @@ def test_nats_that_does_not_answer_or_refuses_is_reported() -> None:
     with nats_running('authorization { token: "secret" }') as server:
         (finding,) = found(server.url)
     assert checks([finding]) == [("nats", "broken")]
-    assert "authorization" in finding.what.lower()
+    # The server resets the connection behind its error: the reset may come first.
+    assert re.search("authorization|reset", finding.what.lower())
     assert "secret" not in str(finding)
 
 
