@@ -42,6 +42,7 @@ from brain.server.operations import Operations
 from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
+from brain.shared_log import shared_log
 from brain.started import Started
 
 if TYPE_CHECKING:
@@ -244,8 +245,7 @@ async def _serve(
 
 def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub) -> "Node":
     # The client of NATS is an extra, and a Brain alone does not need it.
-    from brain.nodes.connection import Access, CredentialsError  # noqa: PLC0415
-    from brain.nodes.log import stream_of  # noqa: PLC0415
+    from brain.nodes.connection import CredentialsError  # noqa: PLC0415
     from brain.nodes.node import Node  # noqa: PLC0415
     from brain.nodes.timing import NodeTiming  # noqa: PLC0415
 
@@ -261,18 +261,14 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
             progress=progress,
         )
 
-    access = Access(
-        [each.get_secret_value() for each in settings.nats_url],
-        settings.nats_credentials,
-        settings.nats_ca,
-    )
+    access, stream = shared_log(settings, url)
     try:
         access.options()
     except CredentialsError as error:
         raise SettingsError(str(error)) from None
     return Node(
         access,
-        settings.nats_stream or stream_of(url, settings.table),
+        stream,
         board,
         source=source,
         empty=lambda: Board(settings.board_memory, push_unchanged=settings.push_unchanged),

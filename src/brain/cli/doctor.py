@@ -6,6 +6,7 @@ from brain.config import Settings
 from brain.doctor import checks
 from brain.doctor.report import Report
 from brain.postgres.decoder import Decoder
+from brain.shared_log import shared_log
 
 if TYPE_CHECKING:
     from brain.doctor.nats import Nodes
@@ -26,16 +27,6 @@ async def examine(settings: Settings, url: str) -> Report:
 def _nodes(settings: Settings, url: str) -> "Nodes":
     # The client of NATS is an extra.
     from brain.doctor.nats import Nodes  # noqa: PLC0415
-    from brain.nodes.connection import Access  # noqa: PLC0415
-    from brain.nodes.log import stream_of  # noqa: PLC0415
 
-    return Nodes(
-        Access(
-            [each.get_secret_value() for each in settings.nats_url],
-            settings.nats_credentials,
-            settings.nats_ca,
-        ),
-        settings.nats_stream or stream_of(url, settings.table),
-        settings.nats_replicas,
-        settings.nats_storage,
-    )
+    access, stream = shared_log(settings, url)
+    return Nodes(access, stream, settings.nats_replicas, settings.nats_storage)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from brain.cli.console import database_url, fail
 from brain.config import Settings
+from brain.shared_log import shared_log
 
 SECONDS: Final = 1.0
 """How long nodes have to answer."""
@@ -32,17 +33,11 @@ async def print_nodes(settings: Settings, *, as_json: bool) -> None:
             "Set it as for `brain serve`"
         )
     # The client of NATS is an extra.
-    from brain.nodes.connection import Access, Connection, NATSError  # noqa: PLC0415
-    from brain.nodes.log import stream_of  # noqa: PLC0415
+    from brain.nodes.connection import Connection, NATSError  # noqa: PLC0415
     from brain.nodes.roster import ask  # noqa: PLC0415
     from brain.nodes.timing import NODE_TIMING  # noqa: PLC0415
 
-    access = Access(
-        [each.get_secret_value() for each in settings.nats_url],
-        settings.nats_credentials,
-        settings.nats_ca,
-    )
-    stream = settings.nats_stream or stream_of(database_url(settings), settings.table)
+    access, stream = shared_log(settings, database_url(settings))
     try:
         async with Connection(access, "brain nodes", NODE_TIMING) as connection:
             for _ in range(50):
