@@ -256,34 +256,33 @@ class _Reader:
             "Values omitted or clamped because they do not fit the message contract.",
             parts.decoder.corrected,
         )
-        source = GaugeMetricFamily(
-            "brain_source", "1 for the source in use, 0 for the others.", labels=["source"]
+        yield _one_of(
+            "brain_source",
+            "1 for the source in use, 0 for the others.",
+            "source",
+            SOURCES,
+            state.source,
         )
-        for name in SOURCES:
-            source.add_metric([name], float(state.source == name))
-        yield source
-        codes = GaugeMetricFamily(
+        yield _one_of(
             "brain_source_code",
             "1 for the reason why a better source is not in use, 0 for the others.",
-            labels=["code"],
+            "code",
+            UNAVAILABLE_CODES,
+            state.code,
         )
-        for word in UNAVAILABLE_CODES:
-            codes.add_metric([word], float(state.code == word))
-        yield codes
         yield _gauge(
             "brain_lag_seconds",
             "How late the newest state is: 0 while Brain holds the newest that there is.",
             parts.lag(),
         )
         node = parts.node()
-        roles = GaugeMetricFamily(
+        yield _one_of(
             "brain_node_role",
             "1 for what this node is, 0 for the others: `alone` without a log of nodes.",
-            labels=["role"],
+            "role",
+            ROLES,
+            node.role,
         )
-        for role in ROLES:
-            roles.add_metric([role], float(node.role == role))
-        yield roles
         yield _gauge(
             "brain_node_epoch",
             "The place in the log of the claim of the node that leads; 0 without a log.",
@@ -329,6 +328,16 @@ class _Reader:
         for code in REJECTION_CODES:
             rejections.add_metric([code], parts.rejections.get(code, 0))
         yield rejections
+
+
+def _one_of(
+    name: str, text: str, label: str, words: Iterable[str], chosen: str | None
+) -> GaugeMetricFamily:
+    """1 for the word that is chosen, 0 for the others."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for word in words:
+        family.add_metric([word], float(word == chosen))
+    return family
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
