@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.commands import completed
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import Stream
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
-from tests.support.served import BRAIN, Brain, message, served, until
+from tests.support.served import Brain, message, served, until
 
 PAIR = "BRAIN_TEST_pair"
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
@@ -40,16 +40,7 @@ def roles(*nodes: Brain) -> list[str]:
 
 
 def command(*arguments: str, **settings: object) -> tuple[int, str, str]:
-    environment = {name: text for name, text in os.environ.items() if "BRAIN_" not in name}
-    environment |= {f"BRAIN_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [*BRAIN, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = completed(*arguments, **settings)
     return done.returncode, done.stdout, done.stderr
 
 

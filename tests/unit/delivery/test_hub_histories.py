@@ -7,25 +7,13 @@ BRAIN_HISTORIES=1 BRAIN_FIRST_HISTORY=4711 pytest tests/unit/delivery/test_hub_h
 """
 
 import os
+import pkgutil
 import re
+from importlib import import_module
 
 import pytest
 
-from brain.delivery import (
-    batches,
-    board,
-    catch_up,
-    freshness,
-    groups,
-    hub,
-    lanes,
-    log,
-    pace,
-    pending,
-    rotation,
-    shared,
-    tombstones,
-)
+from brain import delivery
 from tests.support import ROOT
 from tests.unit.delivery.judge import Violation
 from tests.unit.delivery.mutants import MUTANTS, engine
@@ -35,21 +23,10 @@ pytestmark = pytest.mark.usefixtures("unmeasured")
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
 RULES = (("I", 2), ("L", 8), ("P", 3), ("R", 18), ("T", 9), ("W", 2))
-MODULES = (
-    batches,
-    board,
-    catch_up,
-    freshness,
-    groups,
-    hub,
-    lanes,
-    log,
-    pace,
-    pending,
-    rotation,
-    shared,
-    tombstones,
-)
+MODULES = [
+    import_module(f"brain.delivery.{module.name}")
+    for module in pkgutil.iter_modules(delivery.__path__)
+]
 HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))
 PARTS = 6
 """So that several processes share the work."""
