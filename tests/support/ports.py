@@ -10,7 +10,7 @@ _dice = random.SystemRandom()
 _SHARE = 2_000
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 11
 _taken: set[int] = set()
-"""Given out. Whoever has one may listen only in some seconds."""
+"""Ports that were returned. Their servers may listen only seconds later."""
 
 
 def free_port() -> int:

@@ -92,7 +92,7 @@ class Appender:
         try:
             seq = await asyncio.shield(sending)
         except asyncio.CancelledError:
-            # Whoever cancels writes behind it, or nobody knows whether it has arrived.
+            # The caller that cancels writes behind it, or does not know whether it has arrived.
             await asyncio.wait([sending])
             if sending.cancelled() or sending.exception() is not None:
                 self._over = "a message was not confirmed"

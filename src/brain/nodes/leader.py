@@ -171,8 +171,8 @@ class Leader:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            # In a task of its own. Whoever cancels this one again must not cut short the end of the
-            # source: a second cancellation makes psycopg abandon a connection that is closing.
+            # In a task of its own. A second cancellation of this one must not cut short the end of
+            # the source: it makes psycopg abandon a connection that is closing.
             if self._following is not None:
                 self._ending = asyncio.create_task(cancel(self._following), name="leader's end")
 

@@ -47,7 +47,7 @@ class Superseded(NATSError):  # noqa: N818 - no fault of anybody
 
 
 class Interrupted(NATSError):  # noqa: N818 - the same
-    """A reader may have missed something: subscribe anew."""
+    """A reader may have missed something: subscribe again."""
 
 
 class Facts(NamedTuple):

@@ -8,8 +8,8 @@ at its start.
 test_a_node_that_starts_takes_over_the_board
 
 (N8) After an error of NATS, position and board stay. A node loads again only if the log provably
-does not go on where it is: what comes next was discarded, the log ends before, it was made anew, or
-a message does not follow (N3). Then it pushes what differs.
+does not go on where it is: what comes next was discarded, the log ends before, it was created
+again, or a message does not follow (N3). Then it pushes what differs.
 test_a_node_goes_on_where_it_was, test_a_node_that_lacks_what_was_discarded_loads_again
 """
 

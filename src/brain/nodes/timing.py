@@ -11,7 +11,7 @@ from typing import Final
 @dataclass(frozen=True, slots=True)
 class NodeTiming:
     silence: float = 3.0
-    """(N2) Who has heard nothing from the log for this time claims it (BRAIN_NATS_TAKEOVER)."""
+    """(N2) A node that hears nothing from the log for this time claims it (BRAIN_NATS_TAKEOVER)."""
     jitter: tuple[float, float] = (0.1, 0.5)
     """Added to it, at random, so that several nodes do not claim at once."""
     first: float = 0.5

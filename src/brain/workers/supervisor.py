@@ -203,8 +203,8 @@ class Supervisor:
     async def _roll(self) -> None:
         while True:
             await self._replace.wait()
-            # Whoever asks during the round has changed something that its first workers do not
-            # have: another round follows.
+            # A request during the round may come with a change that its first workers do not have:
+            # another round follows.
             self._replace.clear()
             log.info("rolling restart", workers=self._count)
             if all([await self._replaced(slot) for slot in await self._order()]):

@@ -165,7 +165,7 @@ async def test_a_rolling_restart_replaces_each_worker_and_nobody_misses_an_end(
     settle(brain, *before)
     assert brain.metric("brain_changes_total") >= changed + number
     wait_until(lambda: 'event="rolling restart done"' in brain.log())
-    # Who has resigned does not claim the log again while it ends: nobody would write it.
+    # A node that has resigned does not claim the log again while it ends: it would not write it.
     led, _, leads = brain.log().partition("event=resigned")
     leaders = [re.findall(r"event=leader node=(\S+)", each) for each in (led, leads)]
     assert leaders[0][-1] != leaders[1][0]
