@@ -326,7 +326,7 @@ async def _deliver(follow: Source, board: Board, hub: Hub, connections: Connecti
 async def _reset_clients(connections: Connections) -> None:
     """Close every connection with 4410.
 
-    No Snapshot contains the runs that ended since the last read, so no client can be told of them.
+    No Snapshot contains the runs that ended since the last read, so no message can report them.
     """
     everyone = connections.everyone()
     log.warning("table replaced: closing all clients", clients=len(everyone))

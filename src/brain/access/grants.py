@@ -48,7 +48,7 @@ class Grant:
     """Field of a run (agent, task_id) → the values that it permits. Other fields are not
     limited."""
     subject: str = ""
-    """Who it is, as the token says (RFC 7519, 4.1.2); "" if it does not. For the log."""
+    """The token's subject (RFC 7519, 4.1.2), or "". For the log."""
 
     def require(self, scope: Scope) -> None:
         """Raises TokenError."""

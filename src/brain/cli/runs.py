@@ -97,8 +97,9 @@ class Overview:
         return Counter(run.status for run in self._store)
 
     def ordered(self, now: float, quiet: float) -> tuple[list[Row], list[Row]]:
-        """Who needs somebody: failed, the latest first, then quiet, for longest first. The others:
-        running, queued, completed. Only a new run, or a run's own change of status, moves rows.
+        """The runs that need attention, and the others. First: failed, the latest failure on top;
+        then quiet, the longest on top. Second: running, queued, completed. Only a new run, or a
+        run's own change of status, moves rows.
         """
         failed: list[Row] = []
         silent: list[Row] = []
@@ -133,8 +134,8 @@ def fitting(urgent: list[Row], others: list[Row], lines: int) -> list[Row]:
 
 
 def gist(error: str) -> str:
-    """Of a traceback of Python's, the line that says what went wrong: the last. The page does it
-    alike, in page/row.js.
+    """The last line of a Python traceback, which says what went wrong. The page does the same, in
+    page/row.js.
     """
     if error.startswith("Traceback (most recent call last)") and not error.endswith(CUT):
         return error.rstrip().rpartition("\n")[2]

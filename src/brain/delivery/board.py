@@ -31,7 +31,7 @@ R13  A Snapshot removes the unfinished runs that it reports as gone. The first o
 After a restart (postgres/records.py has the rules) the first event is Resumed instead of a
 Snapshot. Resumed runs keep the times at which they were sent, at the earliest; those that changed
 since the floor may have been ANYTHING, because nobody knows what they were. No byte leaves with a
-time that `remember` has not been told, so that time goes on there.
+time that `remember` has not stored, so that time goes on there.
 test_resumed_runs_have_the_times_of_before, test_resumed_runs_may_have_been_anything,
 test_every_time_is_remembered_before_it_is_sent
 """

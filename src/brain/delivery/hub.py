@@ -116,7 +116,7 @@ class Hub:
         )
         self._freshness = Freshness(self, report, clock=clock, call_later=call_later)
         self._dead_floor = 0
-        """The board's, when clients that include `deleted` were last told to start over."""
+        """The board's, when clients that include `deleted` were last ended to start over."""
 
     # Clients
 
@@ -258,7 +258,7 @@ class Hub:
             self._failed(client, error)
 
     def _start_over(self) -> None:
-        """End who includes `deleted` (T6, T7): the catch-up does it, within its budget."""
+        """End the clients that include `deleted` (T6, T7): the catch-up does it, in its budget."""
         self._dead_floor = self.board.dead_floor
         for cohort in self._cohorts.told:
             for group in cohort.groups:

@@ -1,4 +1,4 @@
-"""Whether Brain can stream the table, and what hinders it."""
+"""Whether Brain can stream the table, and what prevents it."""
 
 import psycopg
 

@@ -5,7 +5,7 @@ the first frame that is not the pong to Brain's ping, because most clients never
 out is framed once for all clients, and the hub hands it to the transport.
 
 `write` is the only way out of a connection. A no-op replaces it before a close frame goes out, at
-EOF and on loss, so a close frame is the last frame, and a sweep that still holds the connection
+EOF and on loss, so a close frame is the last frame, and a rotation that still holds the connection
 does no harm. Each of these starts the timeout after which the connection is aborted:
 `transport.close()` alone waits for a flush that may never complete (seen: 150 s).
 """
@@ -159,7 +159,7 @@ class Connection(Client, asyncio.Protocol):
         self.taken: int | None = None
         self.peer = peer
         self.paused = False
-        self.pinged = False  # also before it joins: who still owes a token is pinged too
+        self.pinged = False  # also before it joins: a client that still owes a token is pinged
         self.cohort = None
         self.write = transport.write
 
@@ -252,7 +252,7 @@ class Connection(Client, asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def visit(self, now: float, last: float) -> None:
-        """The round of pings has come here; `last` is when it came before."""
+        """Ping this client, or end it if it is dead. `last` is when its share was pinged before."""
         timeout = self._all.timeout
         if self.heard > last:
             self.taken = None  # it answered the last ping, so its socket need not tell
