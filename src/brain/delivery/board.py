@@ -390,7 +390,7 @@ class Board(Copied):
         self.seq = seq = self.seq + 1
         time = self.time
         frame = self._encode_deleted(run_id, time)
-        again = told = known is not None and is_tombstone(known)
+        again = pushed = known is not None and is_tombstone(known)
         if known is None:
             ever = is_or_was = self._unheld  # (T2)
             self.size += OVERHEAD + 2 * len(frame)
@@ -400,7 +400,7 @@ class Board(Copied):
         if self._shown and (shown := self._shown.pop(run_id, None)):
             ever = self._union(shown[1], ever)
             is_or_was = self._union(is_or_was, shown[1])
-            told = False
+            pushed = False
         entry: Entry = (seq, time, tombstone(run_id, known), frame, ever, xid)
         self._runs[run_id] = entry
         self.log.append(entry)
@@ -408,7 +408,7 @@ class Board(Copied):
         self._unfinished.discard(run_id)
         self._done[run_id] = None
         self._done.move_to_end(run_id)
-        return [] if told else [(entry, is_or_was, False)]
+        return [] if pushed else [(entry, is_or_was, False)]
 
     def _union(self, facets: tuple[Facet, ...], more: tuple[Facet, ...]) -> tuple[Facet, ...]:
         found = tuple(dict.fromkeys(facets + more))

@@ -139,7 +139,7 @@ class Records:
         self._free: list[int] = []
         self._counts_for: tuple[object, ...] = ()
         """Identity, tree and epoch of the records."""
-        self._told = ""
+        self._logged = ""
         self._name: object = None
         self._look_at = 0.0
 
@@ -273,8 +273,8 @@ class Records:
 
     def _fail(self, detail: str, hint: str) -> None:
         self.detail = detail
-        if detail != self._told:
-            self._told = detail
+        if detail != self._logged:
+            self._logged = detail
             log.warning(
                 "no resume over restarts", detail=detail, **({"hint": hint} if hint else {})
             )
@@ -289,7 +289,7 @@ class Records:
         while self._list and checkpoint.visible.xmax - self.oldest.xmin >= 2**31:
             self._drop(0)
             void = void or ("" if self._list else "2^31 transactions have passed")
-        self.detail = self._told = file.ignored = ""
+        self.detail = self._logged = file.ignored = ""
         if void:
             self.void(void)
         elif not self._list:
@@ -327,7 +327,7 @@ class Records:
         self._file.parts = parts(checkpoint.identity)
         if self._sent.refused:
             self._file.spans = self._sent.numbers()
-        self.detail = self._told = ""
+        self.detail = self._logged = ""
 
     @guarded
     def add(self, time: Micros, checkpoint: Checkpoint, now: Micros) -> None:
