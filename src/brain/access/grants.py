@@ -14,9 +14,6 @@ from brain.contract.errors import BrainError
 
 Scope = Literal["read", "write"]
 
-BOUNDS = ("agent", "task_id")
-"""Claims that limit a token to some runs; each is named like the field of a run that it limits."""
-
 
 class TokenError(BrainError):
     """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified

@@ -14,16 +14,13 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from brain.contract.messages import AGENT, ID, STATUS, TASK_ID, Run
-from brain.contract.subscription import ANY, FIELDS, Facet, Filter
+from brain.contract.subscription import ANY, BOUNDS, FIELDS, Facet, Filter
 from brain.delivery.log import DELETED
 
 if TYPE_CHECKING:
     from brain.delivery.cohorts import Cohort
 
 ByValue: TypeAlias = "dict[str, set[Cohort]]"
-
-BOUNDS = ("agent", "task_id")
-"""The fields of bounds."""
 
 
 class Kind:

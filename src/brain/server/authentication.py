@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from brain.access.grants import Grant, TokenError
 from brain.access.rejections import REJECTIONS, Rejection
-from brain.contract.subscription import Subscription
+from brain.contract.subscription import BOUNDS, Subscription
 from brain.server.websocket import ANSWER, HELLO, Connection, Connections, IncomingMessage
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def permitted(subscription: Subscription, grant: Grant) -> Subscription:
     if not grant.within:
         return subscription
     filter_ = subscription.filter
-    agent, task_id = (grant.narrowed(name, getattr(filter_, name)) for name in ("agent", "task_id"))
+    agent, task_id = (grant.narrowed(name, getattr(filter_, name)) for name in BOUNDS)
     bounds = frozenset((name, values) for name, values in grant.within.items())
     return replace(
         subscription, filter=replace(filter_, agent=agent, task_id=task_id, bounds=bounds)
