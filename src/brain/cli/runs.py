@@ -7,13 +7,10 @@ from typing import Final
 
 from brain.client.events import Message
 from brain.client.store import Change, Store
-from brain.contract.messages import ACTIVE, RunData
+from brain.contract.messages import ACTIVE, CUT, RunData
 
 MAX_FINISHED: Final = 1000
 """Finished runs that are kept; the one that changed first goes first."""
-
-CUT: Final = "[cut]"
-"""The end of a text that was longer than BRAIN_MAX_TEXT."""
 
 MAX_FAILURES: Final = 10
 """Failures that the summary names."""
