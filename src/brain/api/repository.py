@@ -127,7 +127,7 @@ class RunRepository:
         except RowNotInContract as error:
             raise RunNotFound(run_id, str(error)) from error
 
-    def seen(self, run_id: str, form: Form) -> str:
+    def last_status(self, run_id: str, form: Form) -> str:
         """The status of the run that clients have seen last; "" if Brain does not hold it."""
         found = [self._board.get(each) for each in form("run_id", [run_id]) or ()]
         return next((entry[RUN][STATUS] for entry in found if entry is not None), "")
@@ -273,7 +273,7 @@ class RunRepository:
         try:
             rows = await fetch(conn, statement)
         except psycopg.DataError:
-            if values:  # one of them may be to blame
+            if values:  # one of them may have caused it
                 await self._select(conn, description, target)
                 raise
             # The id is not a value of the column's type, so no row has it.
@@ -289,10 +289,10 @@ class RunRepository:
             raise RunNotFound(run_id)
         return Target(canonical_id, _as_printed(description, within), self._salt)
 
-    async def _incomparable(
+    async def _explain_incomparable(
         self, conn: Conn, description: Description, error: psycopg.Error
     ) -> Exception:
-        """IdNotComparable if the type of the id is to blame, or else `error` itself."""
+        """IdNotComparable if the type of the id caused the error, or else `error` itself."""
         run_id = description.column("r", "id")
         probe = sql.SQL("SELECT FROM {} r WHERE {} = '' ORDER BY {} LIMIT 0")
         try:
@@ -303,7 +303,7 @@ class RunRepository:
             pass  # '' is no value of the type, which can be compared
         return error
 
-    async def _forbidden(
+    async def _explain_forbidden(
         self, conn: Conn, description: Description, error: psycopg.Error
     ) -> Exception:
         """The policy or the privilege that Brain's role lacks, or else `error` itself."""
@@ -334,9 +334,9 @@ class RunRepository:
                 field = self._description.field(error.diag.column_name or "")
                 raise InvalidRequest(detail, (field, detail)) from error
             except errors.InsufficientPrivilege as error:
-                raise await self._forbidden(conn, self._description, error) from error
+                raise await self._explain_forbidden(conn, self._description, error) from error
             except (errors.UndefinedFunction, errors.FeatureNotSupported) as error:
-                raise await self._incomparable(conn, self._description, error) from error
+                raise await self._explain_incomparable(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described
                 self._description = None
                 raise
