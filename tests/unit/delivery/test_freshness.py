@@ -255,7 +255,7 @@ def test_source_has_the_time_of_what_its_client_was_sent() -> None:
     assert all(times(reader) == [T, T, T + 5] for reader in late)
 
 
-def test_a_client_that_lags_is_told_when_it_has_caught_up() -> None:
+def test_a_client_that_lags_hears_of_the_source_when_it_has_caught_up() -> None:
     room = TimedRoom(PLENTY, run("r"))
     reader = room.join(Subscription(include=SOURCE))
     reader.full = True
