@@ -283,6 +283,31 @@ def leave_out(f: Following, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(f.board, "apply", forgetful)
 
 
+async def test_rows_of_a_truncated_partition_are_gone_and_nobody_can_name_the_others(
+    any_database: str,
+) -> None:
+    """PostgreSQL streams the TRUNCATE of a whole table only. Clients that include deletes start
+    over (T7 in delivery/tombstones.py).
+    """
+    timing = replace(QUICK, compare_every=3600)
+    async with Following(any_database, "auto", timing=timing) as f:
+        await f.sql(
+            "DROP TABLE runs",
+            "CREATE TABLE runs (id text PRIMARY KEY, status text) PARTITION BY LIST (id)",
+            "CREATE TABLE old PARTITION OF runs FOR VALUES IN ('a', 'b')",
+            "CREATE TABLE new PARTITION OF runs DEFAULT",
+        )
+        await f.source("replication")
+        await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'failed'), ('c', 'running')")
+        await f.until(lambda: len(f.board) == 3)
+        streams, seq = f.follow.state.streams, f.board.seq
+        await f.sql("TRUNCATE old")
+        await f.until(lambda: "a" not in f.board)
+        assert [run[ID] for run in f.buried] == ["a"]
+        await f.until(lambda: f.board.dead_floor > seq and f.follow.state.streams > streams)
+        assert "c" in f.board
+
+
 async def test_the_next_comparison_returns_what_the_board_has_skipped(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
