@@ -354,6 +354,53 @@ async def test_follows_tables_of_other_types(
         await f.until(lambda: not len(f.board))
 
 
+@pytest.mark.parametrize(
+    ("type_", "value", "printed"),
+    [
+        ("boolean", "true", "t"),
+        ("inet", "10.0.0.1", "10.0.0.1"),
+        ("cidr", "10.0.0.0/8", "10.0.0.0/8"),
+        ("jsonb", '{"b":1,"a":2}', '{"a": 2, "b": 1}'),
+        ("pair", "(1,)", "(1,)"),
+        ("low", "yes", "t"),
+    ],
+)
+async def test_both_sources_have_the_text_that_the_type_prints(
+    database: str, mode: Mode, type_: str, value: str, printed: str
+) -> None:
+    """A cast may print another one, and each comparison would then correct the board."""
+    async with Following(database, mode, timing=replace(QUICK, compare_every=0.1)) as f:
+        await f.sql(
+            "CREATE TYPE pair AS (a int, b text)",
+            "CREATE DOMAIN low AS boolean",
+            f"ALTER TABLE runs DROP error, ADD error {type_}",
+        )
+        await f.source()
+        await f.sql(f"INSERT INTO runs (id, error) VALUES ('a', '{value}'), ('b', NULL)")
+        await f.until(lambda: len(f.board) == 2)
+        assert (f.run("a")[7], f.run("b")[7]) == (printed, None)
+        pushed = len(f.pushes)
+        for i in range(3):
+            await f.sql(f"INSERT INTO runs (id) VALUES ('c{i}')")
+            await asyncio.sleep(0.11)
+        await f.until(lambda: len(f.pushes) == pushed + 3)
+        assert f.board.corrections == 0
+
+
+@pytest.mark.parametrize("type_", ["json", "point"])
+async def test_follows_a_table_whose_ids_do_not_compare(database: str, type_: str) -> None:
+    """They have no `=`, by which a query could look for the runs that are gone."""
+    first, second = {"json": ('{"a": 1}', "2"), "point": ("(1,2)", "(3,4)")}[type_]
+    async with Following(database, "auto") as f:
+        await f.sql("DROP TABLE runs", f"CREATE TABLE runs (id {type_}, status text)")
+        await f.source("poll")
+        await f.sql(f"INSERT INTO runs VALUES ('{first}', 'running'), ('{second}', 'queued')")
+        await f.until(lambda: len(f.board) == 2)
+        await f.sql(f"DELETE FROM runs WHERE id::text = '{first}'")
+        await f.until(lambda: first not in f.board)
+        assert second in f.board
+
+
 async def test_follows_a_partitioned_table(any_database: str, mode: Mode) -> None:
     async with Following(any_database, mode) as f:
         await f.sql(
