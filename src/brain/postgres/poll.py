@@ -109,13 +109,19 @@ class Poll:
         self.progress.notice(self._epoch)
 
     async def _look_whether_ids_compare(self) -> bool:
-        """Not those of type json, or of an extension whose operators our search_path lacks."""
+        """Not those of type json, of an array, or of an extension whose operators our search_path
+        lacks.
+        """
         if self.description.columns["id"].base in _COMPARED:
             return True
         query = sql.SQL("SELECT FROM {} r WHERE {} LIMIT 0")
         try:
             await self.conn.execute(query.format(self._table.in_query, self._by_value()), [[]])
-        except (psycopg.errors.UndefinedFunction, psycopg.errors.FeatureNotSupported):
+        except (
+            psycopg.errors.UndefinedFunction,
+            psycopg.errors.UndefinedObject,
+            psycopg.errors.FeatureNotSupported,
+        ):
             return False
         return True
 

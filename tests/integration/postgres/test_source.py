@@ -387,10 +387,11 @@ async def test_both_sources_have_the_text_that_the_type_prints(
         assert f.board.corrections == 0
 
 
-@pytest.mark.parametrize("type_", ["json", "point"])
+@pytest.mark.parametrize("type_", ["json", "point", "text[]"])
 async def test_follows_a_table_whose_ids_do_not_compare(database: str, type_: str) -> None:
     """They have no `=`, by which a query could look for the runs that are gone."""
-    first, second = {"json": ('{"a": 1}', "2"), "point": ("(1,2)", "(3,4)")}[type_]
+    ids = {"json": ('{"a": 1}', "2"), "point": ("(1,2)", "(3,4)"), "text[]": ("{a}", "{b}")}
+    first, second = ids[type_]
     async with Following(database, "auto") as f:
         await f.sql("DROP TABLE runs", f"CREATE TABLE runs (id {type_}, status text)")
         await f.source("poll")
