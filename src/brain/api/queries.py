@@ -120,8 +120,8 @@ def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[objec
     """
     names = [described.column("r", field) for field in FIELDS if field in described.columns]
     row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(names))
-    tag = "to_hex(hashtextextended({}, %s)) || '-' || to_hex(hashtextextended({}, %s))"
-    return sql.SQL(tag).format(row, row), [salt, salt + 1]
+    half = "pg_catalog.to_hex(pg_catalog.hashtextextended({}, %s))"
+    return sql.SQL(f"{half} || '-' || {half}").format(row, row), [salt, salt + 1]
 
 
 def _printed(described: Description, field: str) -> sql.Composable:
@@ -132,7 +132,7 @@ def _printed(described: Description, field: str) -> sql.Composable:
     column = described.column("r", field)
     if described.columns[field].plain:
         return sql.SQL("{}::text").format(column)
-    return sql.SQL('concat({}) COLLATE "C"').format(described.unpadded("r", field))
+    return sql.SQL('pg_catalog.concat({}) COLLATE "C"').format(described.unpadded("r", field))
 
 
 def _one_of(
@@ -174,7 +174,7 @@ def select_page(
     values: list[object] = []
     if described.columns["id"].base not in COMPARABLE - {"bpchar"}:
         conditions.append(
-            sql.SQL("octet_length({}) <= %s").format(_printed(described, "id")),
+            sql.SQL("pg_catalog.octet_length({}) <= %s").format(_printed(described, "id")),
         )
         values.append(MAX_ID_BYTES)
     matching, compared = _within(described, _given(wanted))

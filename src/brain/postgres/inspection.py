@@ -49,6 +49,8 @@ class Inspection:
     """A partition whose changes are in no log, and its relkind: r unlogged, f foreign."""
     virtual: str | None
     """A column of the contract that PostgreSQL computes when it is read: it is in no log."""
+    readable: bool
+    """Our role may read the table. The stream shows it to every role that may replicate."""
     row_security: RowSecurity | None
     """Policies that restrict what our role sees: the stream has every row."""
 
@@ -90,7 +92,7 @@ SELECT (SELECT to_jsonb(p) || jsonb_build_object('owned', pg_has_role(p.pubowner
                   AND CASE leaf.relreplident WHEN 'd' THEN i.indisprimary
                       WHEN 'i' THEN i.indisreplident END))
          ORDER BY a.attgenerated = 's', leaf.oid, a.attnum LIMIT 1)::text,
-       (SELECT string_agg(concat(leaf.oid, '/', leaf.relfilenode), ' ' ORDER BY leaf.oid)
+       (SELECT string_agg(pg_catalog.concat(leaf.oid, '/', leaf.relfilenode), ' ' ORDER BY leaf.oid)
           FROM pg_class leaf
          WHERE leaf.relispartition AND leaf.oid <> %(oid)s AND leaf.oid = ANY (%(tree)s::oid[])),
        (SELECT json_build_array(leaf.oid::regclass, leaf.relkind) FROM pg_class leaf
@@ -99,7 +101,9 @@ SELECT (SELECT to_jsonb(p) || jsonb_build_object('owned', pg_has_role(p.pubowner
          ORDER BY leaf.oid LIMIT 1)::text,
        (SELECT a.attname FROM pg_attribute a
          WHERE a.attrelid = %(oid)s AND a.attgenerated = 'v' AND a.attname = ANY (%(fields)s)
-         ORDER BY a.attnum LIMIT 1)
+         ORDER BY a.attnum LIMIT 1),
+       has_table_privilege(%(oid)s::oid, 'SELECT')
+         AND has_schema_privilege(%(schema)s, 'USAGE')
 """
 
 
@@ -110,7 +114,7 @@ SELECT CASE WHEN EXISTS (SELECT FROM pg_publication WHERE pubname = %(other)s) O
             SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace s ON s.oid = c.relnamespace
              WHERE p.pubname = %(usual)s AND c.oid <> ALL (%(tree)s::oid[])
-               AND concat('brain_', s.nspname, '_', c.relname)::name = p.pubname)
+               AND pg_catalog.concat('brain_', s.nspname, '_', c.relname)::name = p.pubname)
        THEN NOT EXISTS (
             SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
              WHERE p.pubname = %(usual)s AND r.prrelid = ANY (%(tree)s::oid[]))
@@ -145,7 +149,7 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         row = await (await conn.execute(_INSPECT, values)).fetchone()
     assert row is not None
     publication, member, listed, standby, names, version, *rest = row
-    unidentified, unpublished, files, unlogged, virtual = rest
+    unidentified, unpublished, files, unlogged, virtual, readable = rest
     return Inspection(
         description=description,
         table=table,
@@ -160,5 +164,6 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         files=files or "",
         unlogged=tuple(json.loads(unlogged)) if unlogged else None,
         virtual=virtual,
+        readable=readable == "t",
         row_security=await row_security(conn, description.oid),
     )

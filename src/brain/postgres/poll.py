@@ -50,7 +50,7 @@ SELECT current_user, (SELECT to_jsonb(b) ->> 'stats_reset' FROM pg_stat_bgwriter
 _IDENTITY = """
 SELECT (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint())
-            ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+            ELSE pg_catalog.left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
        (SELECT oid FROM pg_database WHERE datname = current_database()), %s::oid
 """
 
@@ -398,7 +398,9 @@ class Poll:
         if not self._has_xmin:
             return self._first(self._by_id())
         # The age of a row that was frozen more than 2^31 transactions ago is negative.
-        condition = sql.SQL("age(r.xmin) BETWEEN 0 AND (SELECT age(%s::text::xid))").format()
+        condition = sql.SQL(
+            "pg_catalog.age(r.xmin) BETWEEN 0 AND (SELECT pg_catalog.age(%s::text::xid))"
+        ).format()
         # A policy may ask other tables, so a row may become visible that nobody wrote.
         if checkpoint.tree != self.description.tree or self._row_security is not None:
             condition = sql.SQL("({} OR {})").format(condition, self._active())
@@ -432,6 +434,6 @@ class Poll:
         """For ids of another table, whose type may have been another, and for those that do not
         compare. It uses no index.
         """
-        return sql.SQL("format('%%s', {}) = ANY (%s::text[])").format(
+        return sql.SQL("pg_catalog.format('%%s', {}) = ANY (%s::text[])").format(
             self.description.unpadded("r", "id")
         )

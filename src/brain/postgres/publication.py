@@ -41,6 +41,23 @@ def _raise_first(unavailable: Iterator[StreamUnavailable]) -> None:
         raise first
 
 
+async def keep_harmless(conn: Conn, table: Table, application: str) -> bool:
+    """Take the table out of Brain's publication if that makes the application's UPDATEs fail: for a
+    Brain that only polls. False if a lock is in the way, such as that of VACUUM. Raises TableError,
+    psycopg.Error.
+    """
+    found = await inspect(conn, table)
+    if not (found.listed and any(each.code in HARMFUL for each in blockers(found, application))):
+        return True
+    try:
+        async with conn.transaction():
+            await conn.execute("SET LOCAL lock_timeout = '200ms'")
+            await _withdraw(conn, found.table, found)
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
+
+
 async def _publish(
     conn: Conn,
     table: Table,

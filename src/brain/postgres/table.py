@@ -177,7 +177,7 @@ class Description:
         column, base = self.column(alias, field), self.columns[field].base
         if base in _SHORT:
             return column
-        return sql.SQL("left({}::text, {})").format(column, max_text + 1)
+        return sql.SQL("pg_catalog.left({}::text, {})").format(column, max_text + 1)
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -287,7 +287,8 @@ def _base(name: str = "", modifier: int = -1) -> tuple[str, int | None]:
 _TABLES = """
 SELECT s.nspname, c.relname FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND s.nspname !~ '^pg_'
-      AND s.nspname <> 'information_schema' AND (s.nspname = %s OR lower(c.relname) = lower(%s))
+      AND s.nspname <> 'information_schema' AND (s.nspname = %s
+           OR pg_catalog.lower(c.relname) = pg_catalog.lower(%s))
 ORDER BY 1, 2 LIMIT 1000
 """
 

@@ -283,6 +283,25 @@ def leave_out(f: Following, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(f.board, "apply", forgetful)
 
 
+@pytest.mark.parametrize("right", ["SELECT ON runs", "USAGE ON SCHEMA public"])
+async def test_a_role_that_loses_its_right_to_read_the_table_streams_no_more(
+    database: str, superuser_url: str, right: str
+) -> None:
+    """A walsender asks for REPLICATION only."""
+    execute(superuser_url, "ALTER TABLE runs OWNER TO postgres; GRANT SELECT ON runs TO cecelia")
+    execute(superuser_url, "ALTER SCHEMA public OWNER TO postgres")
+    execute(superuser_url, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    execute(superuser_url, "GRANT USAGE ON SCHEMA public TO cecelia")
+    timing = replace(QUICK, compare_every=3600)
+    async with Following(database, "auto", writer=superuser_url, timing=timing) as f:
+        await f.source("replication")
+        await f.sql(f"REVOKE {right} FROM cecelia")
+        await f.source("none")
+        await f.sql("INSERT INTO runs (id) VALUES ('hidden')", f"GRANT {right} TO cecelia")
+        await f.source("replication")
+        await f.pushed("hidden", "queued")
+
+
 async def test_rows_of_a_truncated_partition_are_gone_and_nobody_can_name_the_others(
     any_database: str,
 ) -> None:

@@ -486,6 +486,24 @@ async def test_updates_work_again_soon_after_the_key_is_dropped(
             execute(any_postgres.url(), f"ALTER ROLE {ROLE} REPLICATION")
 
 
+async def test_a_brain_that_only_polls_takes_the_table_out_too(any_database: str) -> None:
+    """And a lock that others hold does not stop its polls."""
+    execute(any_database, "INSERT INTO runs (id) VALUES ('a')")
+    async with (
+        connected(any_database) as vacuum,
+        Following(any_database, "poll", timing=SELDOM) as f,
+    ):
+        await f.source()
+        await f.sql("ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+        await vacuum.execute("LOCK runs IN SHARE UPDATE EXCLUSIVE MODE")
+        await f.sql("INSERT INTO runs (id) VALUES ('b')")
+        await f.pushed("b", "queued")
+        await vacuum.rollback()
+        await updates_work_again(f)
+        assert publications(any_database) == [(NAME, None)]
+        assert f.follow.state.connects == 1
+
+
 def test_a_dropped_key_is_noticed_within_two_seconds() -> None:
     assert TIMING.check_every + TIMING.rejoin_within < 2
 

@@ -17,6 +17,7 @@ from brain.contract.events import Changes, Snapshot
 from brain.contract.messages import ID, STATUS
 from brain.postgres.decoder import CUT
 from brain.postgres.polling import Mode
+from tests.support.api import serving
 from tests.support.following import QUICK, Following, connected, held
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
@@ -457,6 +458,45 @@ async def test_settings_of_the_role_do_not_change_what_is_read(
         assert f.pushes == [
             ("€", "running", 33.333333, "日本", "😀", "2026-11-21T06:32:03.000001Z", None, "…")
         ]
+
+
+async def test_functions_of_the_application_are_none_of_brains(
+    database: str, superuser_url: str, mode: Mode
+) -> None:
+    """A search_path may name a schema before pg_catalog: orafce recommends it."""
+    functions = {
+        "concat(VARIADIC text[])": "text",
+        "lower(text)": "text",
+        "btrim(text)": "text",
+        "left(text, int)": "text",
+        "format(text, VARIADIC text[])": "text",
+        "octet_length(text)": "int",
+        "age(xid)": "int",
+        "to_hex(bigint)": "text",
+        "hashtextextended(text, bigint)": "bigint",
+    }
+    body = "RETURNS {} LANGUAGE plpgsql AS 'BEGIN RAISE ''not ours''; END'"
+    execute(
+        superuser_url,
+        "CREATE SCHEMA first; GRANT USAGE ON SCHEMA first TO PUBLIC;"
+        + "".join(
+            f"CREATE FUNCTION first.{name} {body.format(type_)};"
+            for name, type_ in functions.items()
+        )
+        + f"ALTER ROLE cecelia IN DATABASE {name_of(database)}"
+        " SET search_path = first, pg_catalog, public;"
+        "ALTER TABLE runs DROP CONSTRAINT runs_status_check",
+    )
+    async with following(database, mode, writer=superuser_url) as f:
+        await f.sql("INSERT INTO runs (id, status, error, agent) VALUES ('a', 'done', 'e', 'x')")
+        await f.sql("INSERT INTO runs (id, status) VALUES ('b', 'running')")
+        await f.pushed("b", "running")
+        async with serving(database, board=f.board) as api:
+            made = await api.post("/api/runs", json={"id": "c"})
+            assert made.status_code == 201, made.text
+            assert (await api.patch("/api/runs/b", json={"status": "failed"})).is_success
+            listed = await api.get("/api/runs?status=completed&agent=x")
+            assert [run["id"] for run in listed.json()["runs"]] == ["a"]
 
 
 async def test_maps_the_words_of_status(database: str, mode: Mode) -> None:
