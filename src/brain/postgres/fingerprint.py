@@ -12,10 +12,10 @@ _FINGERPRINT = """
 SELECT pg_catalog.hashtextextended(pg_catalog.concat_ws(' ',
     (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_class
       WHERE oid = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(pg_catalog.concat(indexrelid, '/', xmin), ',' ORDER BY indexrelid) FROM pg_index
-      WHERE indrelid = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(pg_catalog.concat(inhrelid, '/', xmin), ',' ORDER BY inhrelid) FROM pg_inherits
-      WHERE inhparent = ANY (%(tree)s::oid[])),
+    (SELECT string_agg(pg_catalog.concat(indexrelid, '/', xmin), ',' ORDER BY indexrelid)
+       FROM pg_index WHERE indrelid = ANY (%(tree)s::oid[])),
+    (SELECT string_agg(pg_catalog.concat(inhrelid, '/', xmin), ',' ORDER BY inhrelid)
+       FROM pg_inherits WHERE inhparent = ANY (%(tree)s::oid[])),
     (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication
       WHERE pubname = ANY (%(publications)s)),
     (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication_rel
