@@ -87,6 +87,9 @@ class Resumed:
     """A `since` at or before this time is a gap."""
     refused: Sequence[tuple[Micros, Micros]] = ()
     """As a Snapshot has them."""
+    left: Sequence[str] = ()
+    """The ids of rows that have changed since `floor_time` too, and that the contract cannot
+    express: clients may show what they were."""
 
 
 @dataclass(slots=True)

@@ -280,6 +280,9 @@ class Board(Copied):
         for run in event.unchanged:
             self._forget(self._runs.get(run[ID]))
             self._put(run, 0, None, ())
+        for run_id in event.left:
+            self._forget(self._runs.get(run_id))
+            self._bury(run_id, 0, None, ANYTHING)  # (T4)
         for time, run in event.changed:
             self.time = time
             self._forget(self._runs.get(run[ID]))
@@ -383,16 +386,18 @@ class Board(Copied):
             self._done.pop(run_id, None)
         return entry, is_or_was, steady
 
-    def _bury(self, run_id: str, xid: int, known: Entry | None) -> list[Push]:
+    def _bury(
+        self, run_id: str, xid: int, known: Entry | None, was: tuple[Facet, ...] = ()
+    ) -> list[Push]:
         """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
-        and the API has not shown it since.
+        and the API has not shown it since. `was`: as in `_put`.
         """
         self.seq = seq = self.seq + 1
         time = self.time
         frame = self._encode_deleted(run_id, time)
         again = pushed = known is not None and is_tombstone(known)
         if known is None:
-            ever = is_or_was = self._unheld  # (T2)
+            ever = is_or_was = was or self._unheld  # (T2)
             self.size += OVERHEAD + 2 * len(frame)
         else:
             is_or_was, ever = buried(known)

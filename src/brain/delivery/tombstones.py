@@ -17,9 +17,11 @@ T3   Only cohorts that include `deleted` are sent tombstones.
 T4   A run that comes back under the id of a tombstone has been all that the tombstone has, in its
      push as well: clients that did not receive the delete drop what they show. That covers a run
      that leaves the contract as running and comes back finished. Once a tombstone of an unfinished
-     run has been evicted, an updated run that is not held may have been anything.
+     run has been evicted, an updated run that is not held may have been anything. Over a restart,
+     so may a run whose row is outside of the contract, and has changed since the floor.
      test_a_run_that_comes_back_was_all_that_its_tombstone_was,
-     test_a_run_that_left_as_running_and_comes_back_later_than_memory_was_anything
+     test_a_run_that_left_as_running_and_comes_back_later_than_memory_was_anything,
+     test_a_run_that_was_outside_of_the_contract_at_a_restart_was_anything
 T5   A run that a Snapshot reports as gone is buried like a deleted one. A row of a Snapshot that is
      older than the tombstone is skipped; one without `unless_after` is alive again.
      test_a_run_that_is_gone_is_buried, test_a_comparison_does_not_bring_back_a_run_deleted_since

@@ -20,7 +20,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-DIALECT = 1
+DIALECT = 2
 """Raise it when a row becomes another run than before: clients cannot resume over such an update of
 Brain."""
 
@@ -246,8 +246,11 @@ def _utc(zone: TimeZone, text: str) -> str | None:
     """ISO 8601 in UTC, with Z. A time without a zone is one of `zone`.
 
     None if it is not a time, or not one that ISO 8601 and Python can express: the column may have
-    any type.
+    any type. A number is none: 1801010112345 is a moment in milliseconds, and Python would read it
+    as one of the year 1801.
     """
+    if text.isdecimal():
+        return None
     try:
         moment = datetime.fromisoformat(text)
         if _printed(text):

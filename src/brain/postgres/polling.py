@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from brain.contract.events import Resumed, Snapshot
+from brain.postgres.connection import APPLICATION
 from brain.postgres.fingerprint import fingerprint
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
+from brain.postgres.publication import keep_harmless
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Table
 from brain.postgres.table_warnings import TableWarnings
@@ -134,6 +136,11 @@ class Polling:
         if seen == self._fingerprint:
             return
         await self._reread_catalog()
+        # Without a promotion, nothing else withdraws what init-db or a start before has published.
+        if self._mode == "poll" and not await keep_harmless(
+            self._poll.conn, self._table, APPLICATION
+        ):
+            return  # the next look tries again
         if self._fingerprint is not None:
             self._promotion.retry_in(0)
         self._fingerprint = seen

@@ -6,12 +6,15 @@ from typing import TypeAlias
 from brain.contract.events import Known
 from brain.contract.messages import ID, Run
 from brain.postgres.connection import Text
-from brain.postgres.decoder import Decoder
+from brain.postgres.decoder import Decoder, is_expressible
 from brain.postgres.snapshots import PgSnapshot, widen
 
 Keep: TypeAlias = Callable[[Run, int], bool]
 """Whether to report a row, of which this is the id of the transaction that wrote it: 0 if that was
 so long ago that nobody can tell."""
+
+Leave: TypeAlias = Callable[[str, int], object]
+"""Receives the id of a row that is no run, and that of its transaction, as for Keep."""
 
 
 class ScannedRows:
@@ -26,6 +29,7 @@ class ScannedRows:
         known: Known,
         seen: Collection[tuple[str, str | None]],
         keep: Keep | None,
+        leave: Leave | None,
     ) -> None:
         self.changed: list[Run] = []
         """What no piece of a Snapshot has yet."""
@@ -39,6 +43,7 @@ class ScannedRows:
         self._known = known
         self._seen = seen
         self._keep = keep
+        self._leave = leave
 
     def take(self, row: Text, visible: PgSnapshot) -> None:
         """A row of the scan, whose statement sees `visible`."""
@@ -55,10 +60,13 @@ class ScannedRows:
         if (run_id, xmin) in self._seen:
             return
         run = self._decoder(values)
+        xid = xid if xid < visible.xmax else 0
         if run is None:
             if run_id in self._known:
                 self.rejected.append(run_id)
-        elif self._keep is None or self._keep(run, xid if xid < visible.xmax else 0):
+            if self._leave is not None and is_expressible(run_id):
+                self._leave(run_id, xid)
+        elif self._keep is None or self._keep(run, xid):
             self.changed.append(run)
 
     def take_changed(self) -> list[Run]:

@@ -506,7 +506,12 @@ MUTANTS: dict[str, Mutant] = {
     "T2 a run that is not held was anything finished": Mutant(
         48,
         board,
-        (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
+        (
+            (
+                "ever = is_or_was = was or self._unheld",
+                "ever = is_or_was = (('deleted', None, None),)",
+            ),
+        ),
     ),
     "T3 a flush has no tombstones for the others": Mutant(
         3, lanes, (("cohort.deleted or not is_tombstone(each)", "True"),)

@@ -200,6 +200,14 @@ def test_every_row_is_a_run_of_the_contract_or_rejected(
         assert data.model_dump(exclude_none=True).keys() == json.loads(body(run)).keys()
 
 
+@pytest.mark.parametrize("number", ["1801010112345", "1801010112", "20260101", "0"])
+def test_a_number_is_no_time(number: str) -> None:
+    """Such as a moment in milliseconds, which Python would read as one of the year 1801."""
+    decoder = Decoder({}, 100)
+    assert decoded(decoder, started_at=number)[5] is None
+    assert decoder.corrected == 1
+
+
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_every_time_of_python_keeps_its_value(moment: datetime) -> None:
     seen = decoded(Decoder({}, 100), started_at=moment.isoformat(" ").removesuffix(":00"))[5]
