@@ -325,7 +325,7 @@ def _check_bounds(
 
 
 def _escaped(run_id: str) -> str:
-    """As a segment of a path. Many a client takes `.` and `..` for steps in it."""
+    """The id as a segment of a path. Many clients take `.` and `..` for steps in it."""
     return quote(run_id, safe="") if run_id.strip(".") else run_id.replace(".", "%2E")
 
 

@@ -127,7 +127,7 @@ class Board(Copied):
         self._max_facets = max_facets
         self._remember = remember
         self._runs: dict[str, Entry] = {}
-        """With the tombstones."""
+        """Run id → its newest entry, tombstones included."""
         self.log = Log(self._runs, max_piece)
         self._done: OrderedDict[str, None] = OrderedDict()
         """The ids of finished and deleted runs, in the order of their last change."""

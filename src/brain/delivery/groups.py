@@ -56,9 +56,10 @@ class Group:
         self.batches: deque[Batch] = deque()
         """Those of the last plan that are not written yet."""
         self.plan: Plan | None = None
-        """Of the shared lane, until it has made the batches of this group (L8 in shared.py)."""
+        """The plan of the shared lane, until it has made the batches of this group (L8 in
+        shared.py)."""
         self.places: list[int] = []
-        """Of the changes that the plan has for this group alone."""
+        """The places of the changes that the plan has for this group alone."""
         self.seq = 0
         self.time: Micros = 0
 
