@@ -247,7 +247,7 @@ class RunRepository:
                 if not preconditions.allow_change(version.etag):
                     raise PreconditionFailed(run_id, version.etag)
                 if version.run[STATUS] not in ACTIVE:
-                    return version  # the request repeats what is true
+                    return version  # the request asks for what the run already is
                 # It is allowed, so the run changed between the two statements.
         raise ConcurrentChange(run_id)
 

@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from brain import __version__
-from brain.access.grants import BOUNDS, Grant
+from brain.access.grants import Grant
 from brain.access.rejections import RejectionCounter, RequestLine
 from brain.api.asyncapi import add_asyncapi
 from brain.api.body import read
@@ -50,7 +50,14 @@ from brain.api.repository import RunRepository, Version
 from brain.api.sentences import field_name
 from brain.api.write_log import WriteLog, write
 from brain.contract.messages import ID, STATUS, RunData, body, shown
-from brain.contract.subscription import Filter, FilterError, Form, as_given, parse_filter
+from brain.contract.subscription import (
+    BOUNDS,
+    Filter,
+    FilterError,
+    Form,
+    as_given,
+    parse_filter,
+)
 
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens

@@ -134,8 +134,8 @@ class Image:
     ended_early: bool
     """A run that is not held may have been anything, not only finished (T4)."""
     new: bool = False
-    """Another history: nothing of what the board holds counts, and no client can be told of it. So
-    nothing is pushed, and all of them start over."""
+    """Another history: nothing of what the board holds counts, and no message can say what changed.
+    So nothing is pushed, and all clients start over."""
 
 
 Event: TypeAlias = Snapshot | Changes | Resumed | Image

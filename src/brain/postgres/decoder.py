@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from brain.contract.messages import ACTIVE, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
+from brain.contract.messages import ACTIVE, CUT, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
 from brain.postgres.statuses import Words, fold
 from brain.postgres.text import Unreadable
 from brain.postgres.time_zone import DEFAULT, TimeZone
@@ -18,10 +18,6 @@ from brain.postgres.time_zone import DEFAULT, TimeZone
 T = TypeVar("T")
 
 log = structlog.get_logger()
-
-
-CUT = "… [cut]"
-"""The end of a text that was cut at the bound."""
 
 
 DIALECT = 2

@@ -1,5 +1,5 @@
-"""The first look after a restart: rows and the times at which they were sent, as the records tell
-(records.py, rules 4 and 5).
+"""The first look at the table after a restart: its rows, and the times at which they were sent, by
+the records (records.py, rules 4 and 5).
 """
 
 from operator import itemgetter
@@ -27,7 +27,7 @@ class FirstLook:
         return self._base >= len(self._records)
 
     def take(self, run: Run, xid: int) -> bool:
-        """Of a row version that this transaction wrote. False: it need not be kept."""
+        """Take a row that this transaction wrote. Always False: `Poll.scan` need not keep it."""
         place = self._records.first(xid)
         if place > self._base:
             self._changed.append((place, run))

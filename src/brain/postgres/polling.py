@@ -107,12 +107,12 @@ class Polling:
                 await self._look_for_commits()
 
     def _has_everything(self, asked: float) -> None:
-        """As of a query that began at this time: a scan does not see what is committed behind."""
+        """As of a query that began at this time: a scan does not see what is committed later."""
         self._asked = self._state.heard = asked
         self._state.lateness.answered()
 
     async def _look_for_commits(self) -> None:
-        """In a long pause, whether it makes Brain late. The next poll reads what there is."""
+        """Look whether Brain is late because of a long pause. The next poll reads what there is."""
         asked = asyncio.get_running_loop().time()
         if await self._poll.is_current():
             self._has_everything(asked)
@@ -120,10 +120,10 @@ class Polling:
             self._state.lateness.ask(self._asked)
 
     async def _look_at_catalog(self) -> None:
-        """Now and then read it again, and at once if its fingerprint has changed.
+        """Read it again at intervals, and at once if its fingerprint has changed.
 
-        A key that is dropped makes the application's UPDATEs fail until the next try to open a
-        stream withdraws the publication. And what ruled out a stream may be gone.
+        After a key is dropped, the application's UPDATEs fail until the next try to open a stream
+        withdraws the publication. Also, what ruled out a stream may have been removed.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._reread_at:

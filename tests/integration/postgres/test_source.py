@@ -14,8 +14,7 @@ from psycopg import conninfo
 from structlog.testing import capture_logs
 
 from brain.contract.events import Changes, Snapshot
-from brain.contract.messages import ID, STATUS
-from brain.postgres.decoder import CUT
+from brain.contract.messages import CUT, ID, STATUS
 from brain.postgres.polling import Mode
 from tests.support.api import serving
 from tests.support.following import QUICK, Following, connected, held

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from brain.contract.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
-from brain.postgres.decoder import CUT, MAX_KNOWN, MAX_KNOWN_TEXT, Decoder
+from brain.contract.messages import CUT, FIELDS, STATUSES, UNCHANGED, RunData, Status, body
+from brain.postgres.decoder import MAX_KNOWN, MAX_KNOWN_TEXT, Decoder
 
 
 def decoded(decoder: Decoder, **fields: str | None) -> Any:
