@@ -204,6 +204,8 @@ class RunRepository:
                 if generated:
                     raise IdRequired(postgres_message(error)) from error
                 raise await blamed(conn, self._table, description, row, error) from error
+            except errors.CheckViolation as error:
+                raise await blamed(conn, self._table, description, row, error) from error
         if not rows:
             raise RowRejected
         return self._version(rows[0])
@@ -228,12 +230,15 @@ class RunRepository:
                 values=values,
                 preconditions=preconditions,
             )
+            sent = dict(values)
+            if status is not None:
+                sent["status"] = self._decoder.word(status, description.statuses.allowed)
             for _ in range(MAX_TRIES):
                 try:
                     rows = await fetch(conn, statement)
-                except psycopg.DataError as error:
+                except (psycopg.DataError, errors.CheckViolation) as error:
                     await self._read(conn, description, target)  # RunNotFound goes first
-                    raise await blamed(conn, self._table, description, values, error) from error
+                    raise await blamed(conn, self._table, description, sent, error) from error
                 if rows:
                     return self._version(rows[0])
                 present, changed = await self._read(conn, description, target, values)

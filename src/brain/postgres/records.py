@@ -20,7 +20,8 @@ Their rules. Each stands with the test that fails without it.
     oldest sees has that time + 1, for clients that were cut off inside a snapshot. Nothing is
     pushed. Without records, the first look makes one.
     test_a_row_has_the_time_of_the_first_record_that_sees_it
-5   What the oldest record does not see may have been anything before (delivery/board.py).
+5   What the oldest record does not see may have been anything before (delivery/board.py), also
+    a row that is no run now.
     test_resumed_runs_may_have_been_anything
 6   A record is made after each complete poll and each mark of the stream. Of two with one time the
     newer counts, of two with one xmin the older.
