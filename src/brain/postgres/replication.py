@@ -226,20 +226,20 @@ class Stream:
         if self._end:
             raise StreamLost(self._end)
         transactions, get = self._transactions, self._pg.get_copy_data
+        feed, longest = transactions.feed, transactions.longest
         heard = fresh = self._more = False
         while True:
             size, copied = get(1)
             if size > 0:
                 heard, fresh = True, False
                 # Bytes are cheaper to read than a view of libpq's.
-                small = size <= transactions.longest
-                data = bytes(copied) if small else transactions.shortened(copied, _ENVELOPE)
-                kind = data[0]
-                if kind == _XLOG_DATA:
-                    if transactions.feed(data, _ENVELOPE):
+                small = size <= longest
+                data = copied.tobytes() if small else transactions.shortened(copied, _ENVELOPE)
+                if data[0] == _XLOG_DATA:
+                    if feed(data, _ENVELOPE):
                         self._more = True
                         break
-                elif kind == _KEEPALIVE:
+                elif data[0] == _KEEPALIVE:
                     transactions.pass_by(LSN(_lsn(data, 1)[0]))
                     if data[17]:
                         self._send_status(ask=False)
