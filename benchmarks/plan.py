@@ -22,7 +22,7 @@ PLAN = (
     Step("ingest", 1.1),
     Step("connections", 2.6),
     Step("churn", 0.9),
-    Step("restart", 1.2),
+    Step("restart", 1.3),
     Step("first_look", 0.4),
     Step("growth", 0.6),
     Step("polling", 0.9),
