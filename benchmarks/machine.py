@@ -283,7 +283,7 @@ def again(measure: Callable[[], T], what: str) -> T:
     try:
         return measure()
     except Exception as error:  # noqa: BLE001 - a measurement may fail in any way
-        print(f"{what}: failed: {error!r}; once more", file=sys.stderr, flush=True)
+        print(f"{what}: failed: {reason(error)}; once more", file=sys.stderr, flush=True)
         return measure()
 
 

@@ -26,7 +26,7 @@ PLAN = (
     Step("first_look", 0.4),
     Step("growth", 0.6),
     Step("polling", 0.9),
-    Step("stalled", 0.5),
+    Step("stalled", 0.6),
     Step("silent", 0.8),
     Step("huge", 0.4),
     Step("pauses", 0.5),
