@@ -52,12 +52,12 @@ class Relation:
     columns: tuple[str, ...]
 
 
-NOWHERE: Final = -1
+UNWANTED: Final = -1
 """The place of a column that nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RowFormat:
     """How the rows of one relation are read."""
 
     places: tuple[int, ...]
@@ -74,7 +74,7 @@ class Form:
         object.__setattr__(self, "decode", decode)
 
 
-Forms: TypeAlias = Mapping[int, Form]
+RowFormats: TypeAlias = Mapping[int, RowFormat]
 """By OID. A row of any other relation is not read: its function returns None."""
 
 _begin = struct.Struct(">xQqI").unpack_from
@@ -156,38 +156,40 @@ def oid(data: bytes, at: int) -> int:
 
 
 @_strict
-def insert(data: bytes, at: int, forms: Forms) -> tuple[Values, bool] | None:
+def insert(data: bytes, at: int, formats: RowFormats) -> tuple[Values, bool] | None:
     """The row, and whether some value is UNCHANGED."""
     oid, mark = _row(data, at)
     if mark != _NEW:
         raise ValueError
-    form = forms.get(oid)
-    if form is None:
+    row_format = formats.get(oid)
+    if row_format is None:
         return None
-    new, lacking, at = _tuple(data, at + 6, form)
+    new, lacking, at = _tuple(data, at + 6, row_format)
     _whole(data, at)
     return new, lacking
 
 
-def update(data: bytes, at: int, forms: Forms) -> tuple[Values, bool, Values | None, bool] | None:
+def update(
+    data: bytes, at: int, formats: RowFormats
+) -> tuple[Values, bool, Values | None, bool] | None:
     """The new row; whether some value of it is UNCHANGED; the old row, and whether it is whole.
 
     The old row is the key alone if that changed, the row if REPLICA IDENTITY is FULL, else None.
     """
     try:  # not by `_strict`: most messages with a row are updates, and that would be another call
         oid, mark = _row(data, at)
-        form = forms.get(oid)
-        if form is None:
+        row_format = formats.get(oid)
+        if row_format is None:
             return None
         old, place = None, at + 6
         if mark != _NEW:
             if mark not in (_KEY, _OLD):
                 raise ValueError
-            old, _, place = _tuple(data, place, form)
+            old, _, place = _tuple(data, place, row_format)
             if data[place] != _NEW:
                 raise ValueError
             place += 1
-        new, lacking, place = _tuple(data, place, form)
+        new, lacking, place = _tuple(data, place, row_format)
         _whole(data, place)
     except WRONG as error:
         raise malformed(data, at) from error
@@ -195,15 +197,15 @@ def update(data: bytes, at: int, forms: Forms) -> tuple[Values, bool, Values | N
 
 
 @_strict
-def delete(data: bytes, at: int, forms: Forms) -> Values | None:
+def delete(data: bytes, at: int, formats: RowFormats) -> Values | None:
     """The old row: at least the columns of the replica identity."""
     oid, mark = _row(data, at)
     if mark not in (_KEY, _OLD):
         raise ValueError
-    form = forms.get(oid)
-    if form is None:
+    row_format = formats.get(oid)
+    if row_format is None:
         return None
-    old, _, at = _tuple(data, at + 6, form)
+    old, _, at = _tuple(data, at + 6, row_format)
     _whole(data, at)
     return old
 
@@ -216,13 +218,13 @@ def truncate(data: bytes, at: int, _: None) -> tuple[int, ...]:
     return tuple(_u32(data, at + 6 + 4 * i)[0] for i in range(count))
 
 
-def _tuple(data: bytes, at: int, form: Form) -> tuple[Values, bool, int]:
+def _tuple(data: bytes, at: int, row_format: RowFormat) -> tuple[Values, bool, int]:
     """The values, whether one is UNCHANGED, and the place behind the tuple."""
-    places, decode = form.places, form.decode
+    places, decode = row_format.places, row_format.decode
     if _u16(data, at)[0] != len(places):
         raise ValueError
     at += 2
-    values: Values = [None] * form.width
+    values: Values = [None] * row_format.width
     lacking = False
     for place in places:
         kind = data[at]
@@ -233,7 +235,7 @@ def _tuple(data: bytes, at: int, form: Form) -> tuple[Values, bool, int]:
                 try:
                     values[place] = decode(data[start:at])
                 except UnicodeDecodeError:
-                    values[place] = unreadable(data[start:at], form.codec)
+                    values[place] = unreadable(data[start:at], row_format.codec)
         elif kind == _NULL:
             at += 1
         elif kind == _UNCHANGED:
