@@ -20,7 +20,7 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
-from brain.contract.events import Event, Image, Snapshot
+from brain.contract.events import Changes, Event, Image, Snapshot
 from brain.contract.subscription import Form
 from brain.database import check_configured, database
 from brain.delivery.board import Board
@@ -308,10 +308,11 @@ async def _deliver(follow: Source, board: Board, hub: Hub, connections: Connecti
     async with contextlib.aclosing(follow.events()) as events:
         async for several in events:
             begun = board.begun
-            if begun and any(isinstance(event, Snapshot) and event.new for event in several):
+            others = [event for event in several if not isinstance(event, Changes)]
+            if begun and any(isinstance(event, Snapshot) and event.new for event in others):
                 await _reset_clients(connections)
             hub.push(board.apply(*several))
-            if begun and any(isinstance(event, Image) and event.new for event in several):
+            if begun and any(isinstance(event, Image) and event.new for event in others):
                 await _reset_clients(connections)  # nothing of it was pushed
             if board.begun and not begun:
                 gc.collect()

@@ -31,7 +31,7 @@ from brain.postgres.pgoutput import LSN
 from brain.postgres.progress import Progress
 from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.scanned_rows import Keep, Leave, ScannedRows
-from brain.postgres.snapshots import PgSnapshot, Xid
+from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe, escaped
 from brain.postgres.timing import TIMING, PollTiming
 
@@ -159,7 +159,7 @@ class Poll:
         given_up_at = self._clock() + self._timing.unseen
         while True:
             visible = await self.visible()
-            xids = [xid for xid in xids if not visible.sees(Xid(xid))]
+            xids = visible.unseen(xids)
             if not xids or self._clock() > given_up_at:
                 return
             await asyncio.sleep(0.01)
