@@ -134,7 +134,7 @@ def _settings(nodes: Nodes, info: Mapping[str, Any] | None) -> list[Finding]:
     }
     findings = []
     levels: tuple[tuple[Level, str, dict[str, tuple[Any, Any]]], ...] = (
-        ("better", "the log loses what nodes still need, and they load their boards anew", wrong),
+        ("better", "the log loses what nodes still need, and they load their boards again", wrong),
         ("note", "what the stream has counts; the setting does not", other),
     )
     for level, effect, rules in levels:
