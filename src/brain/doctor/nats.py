@@ -1,7 +1,7 @@
 """Whether NATS can be the log of several nodes: version, JetStream, rights, room, settings.
 
-It does what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
-goes at once, and appends behind a message that cannot be the last.
+It tries what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
+it deletes at once, and appends behind a message that cannot be the last.
 """
 
 import asyncio
