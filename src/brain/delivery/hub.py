@@ -140,7 +140,7 @@ class Hub:
         client.group = None
         client.cohort = cohort = self._cohorts.add(subscription.filter, subscription.include)
         client.joined = self.board.seq
-        client.since = min(wish.since or 0, self.board.time)
+        client.since = min(subscription.since or 0, self.board.time)
         client.goal = self.board.seq if cohort.ready else None
         self.clients += 1
         if cohort.source:

@@ -341,7 +341,7 @@ class Leader:
                 "the board fills the log",
                 bytes=size,
                 detail="a node can start only from a whole board, and the log discards the last one"
-                " while the next one is written: fewer runs, or less BRAIN_BOARD_MEMORY",
+                " while the next one is written",
             )
 
 
