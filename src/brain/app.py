@@ -16,6 +16,7 @@ import structlog
 
 from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
+from brain.api.logged import Logged
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
@@ -188,13 +189,15 @@ async def _serve(
         state.rejections.counts,
         loop.time,
     )
+    overlay = None
     if node is not None:
+        overlay = Logged(board, node.reached)
         state.is_ahead, state.reached = node.is_behind, node.reached
         parts = replace(parts, node=node.report)
     metrics.read(parts)
     if state.tokens is not None:
         await state.tokens.keys.begin()
-    async with open_repository(url, settings.table, decoder, board) as runs:
+    async with open_repository(url, settings.table, decoder, board, overlay) as runs:
         api = create_api(runs, state.tokens, state.rejections, form)
         operations = Operations(parts, state, metrics, worker.collect if worker else None)
         operations.add_to(api)

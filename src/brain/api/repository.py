@@ -39,7 +39,7 @@ from brain.api.errors import (
 )
 from brain.api.latest import Latest, Position, read_latest
 from brain.api.overlay import Overlay
-from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
+from brain.api.pages import Cursor, Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
 from brain.api.preconditions import NONE, Preconditions
 from brain.api.queries import (
@@ -99,12 +99,19 @@ class RunRepository:
     token, any other run does not exist.
     """
 
-    def __init__(self, pool: Pool, table: Table, decoder: Decoder, board: Board) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        table: Table,
+        decoder: Decoder,
+        board: Board,
+        overlay: Overlay | None = None,
+    ) -> None:
         self._pool = pool
         self._table = table
         self._decoder = decoder
         self._board = board
-        self._overlay = Overlay(board)
+        self._overlay = overlay or Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
         words = [decoder.words(status) for status in STATUSES]
@@ -133,8 +140,10 @@ class RunRepository:
         found = [self._board.get(each) for each in form("run_id", [run_id]) or ()]
         return next((entry[RUN][STATUS] for entry in found if entry is not None), "")
 
-    async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
-        """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
+    async def page(self, wanted: ByFields, after: Cursor | None, limit: int) -> Page:
+        """The first `limit` runs behind `after` whose fields have a `wanted` text."""
+        if after is not None and after.seen is not None:
+            await self._overlay.reach(after.seen)
         async with self._connection() as (conn, description):
             as_printed = _as_printed(description, wanted)
             in_table = {**as_printed, "status": self._decoder.words(*wanted["status"])}
@@ -168,6 +177,8 @@ class RunRepository:
         """The runs that changed last, from the board. `wanted` are texts as columns print them."""
         if not self._board.begun:
             raise TableNotRead
+        if after is not None:
+            await self._overlay.reach(after.seen)
         return await read_latest(self._board, wanted, limit, after)
 
     async def total(self, wanted: ByFields) -> Total | None:
@@ -394,8 +405,8 @@ def _as_printed(description: Description, wanted: ByFields) -> ByFields:
 
 @asynccontextmanager
 async def open_repository(
-    url: str, table: Table, decoder: Decoder, board: Board
+    url: str, table: Table, decoder: Decoder, board: Board, overlay: Overlay | None = None
 ) -> AsyncIterator[RunRepository]:
-    """`url` is one that postgres.database_url.parse_url returned."""
+    """`url` is one that postgres.database_url.parse_url returned. `overlay`: that of a node."""
     async with open_pool(url) as pool:
-        yield RunRepository(pool, table, decoder, board)
+        yield RunRepository(pool, table, decoder, board, overlay)

@@ -156,6 +156,10 @@ class Board(Copied):
         entry = self._runs.get(run_id)
         return None if entry is None or is_tombstone(entry) else entry
 
+    def entry(self, run_id: str) -> Entry | None:
+        """The run's newest entry, if it was deleted its tombstone."""
+        return self._runs.get(run_id)
+
     def unfinished(self) -> Collection[str]:
         return self._unfinished
 
@@ -294,7 +298,7 @@ class Board(Copied):
         return []
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
-        self._refused = self._refused or event.refused
+        self._refuse(event.refused)
         self._advance(event.at)
         if event.new:
             for run_id in list(self._done):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from brain.contract.include import Included
-from brain.contract.messages import ACTIVE, ID, STATUS
+from brain.contract.messages import ACTIVE, ID, STATUS, Micros
 from brain.contract.subscription import ALL, Filter
 from brain.delivery.index import Index, Kind
 from brain.delivery.log import FACETS, RUN, SEQ, Entry
@@ -25,6 +25,7 @@ class Client:
         "paused",
         "pinged",
         "seq",
+        "since",
         "until",
         "waiting",
         "whole",
@@ -48,6 +49,8 @@ class Client:
     """It is sent `ready` when its seq is this or more. None: it has been, or did not ask for it."""
     joined: int
     """The board's seq when it joined."""
+    since: Micros
+    """Its `since`, or the board's time if that was earlier. 0: it came without."""
     paused: bool
     waiting: bool
     """It stands in the queue of the catch-up."""

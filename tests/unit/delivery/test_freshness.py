@@ -81,6 +81,23 @@ def test_ready_is_sent_once_behind_what_was_asked_for() -> None:
     assert [max(times(reader)[:-1]) for reader in (snapshot, since)] == [T + 5, T + 5]
 
 
+def test_ready_is_not_earlier_than_since() -> None:
+    """A list has the board's time, to which events without any news have moved it. So has a client
+    that was served by a node whose newest entry was another one. Its own time may be later still.
+    """
+    house = House(PLENTY, run("a"))
+    house.hub.push(house.board.apply(Snapshot([], T + 50)))
+    since = [T + 20, T + 50, T + 10**9]
+    readers = [house.join(Subscription(since=each, include=BOTH)) for each in since]
+    house.wait(0.1)
+    assert [times(each) for each in readers] == [[T + 20] * 2, [T + 50] * 2, [T + 50] * 2]
+    house.change(run("a"), at=T + 60)
+    house.wait(0.1)
+    assert [kinds(each)[-1] for each in readers] == ["run_update"] * 3
+    house.wait(EVERY + 2 * TICK)
+    assert {times(each)[-1] for each in readers} == {T + 60}
+
+
 def test_ready_comes_while_a_client_is_still_behind_what_changed_since() -> None:
     room = TimedRoom(PLENTY, *(run(f"r{i:03}", error="x" * 1000) for i in range(150)))
     reader = room.join(Subscription(snapshot=True, include=READY))
