@@ -256,9 +256,13 @@ def interleaved(
         for name, measure in measures.items():
             figures = measure()
             found[name].append(figures)
-            text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name}, run {run + 1}: {text}", file=sys.stderr, flush=True)
+            say(f"{name}, run {run + 1}", figures)
     return found
+
+
+def say(what: str, figures: Mapping[str, float]) -> None:
+    text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    print(f"{what}: {text}", file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
