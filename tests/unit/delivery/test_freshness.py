@@ -85,16 +85,16 @@ def test_ready_is_not_earlier_than_since() -> None:
     """A list has the board's time, to which events without any news have moved it. So has a client
     that was served by a node whose newest entry was another one. Its own time may be later still.
     """
-    house = House(PLENTY, run("a"))
-    house.hub.push(house.board.apply(Snapshot([], T + 50)))
+    room = TimedRoom(PLENTY, run("a"))
+    room.hub.push(room.board.apply(Snapshot([], T + 50)))
     since = [T + 20, T + 50, T + 10**9]
-    readers = [house.join(Subscription(since=each, include=BOTH)) for each in since]
-    house.wait(0.1)
+    readers = [room.join(Subscription(since=each, include=BOTH)) for each in since]
+    room.wait(0.1)
     assert [times(each) for each in readers] == [[T + 20] * 2, [T + 50] * 2, [T + 50] * 2]
-    house.change(run("a"), at=T + 60)
-    house.wait(0.1)
+    room.change(run("a"), at=T + 60)
+    room.wait(0.1)
     assert [kinds(each)[-1] for each in readers] == ["run_update"] * 3
-    house.wait(EVERY + 2 * TICK)
+    room.wait(EVERY + 2 * TICK)
     assert {times(each)[-1] for each in readers} == {T + 60}
 
 
