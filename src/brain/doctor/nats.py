@@ -1,7 +1,7 @@
 """Whether NATS can be the log of several nodes: version, JetStream, rights, room, settings.
 
-It does what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
-goes at once, and appends behind a message that cannot be the last.
+It tries what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
+it deletes at once, and appends behind a message that cannot be the last.
 """
 
 import asyncio
@@ -134,7 +134,7 @@ def _settings(nodes: Nodes, info: Mapping[str, Any] | None) -> list[Finding]:
     }
     findings = []
     levels: tuple[tuple[Level, str, dict[str, tuple[Any, Any]]], ...] = (
-        ("better", "the log loses what nodes still need, and they load their boards anew", wrong),
+        ("better", "the log loses what nodes still need, and they load their boards again", wrong),
         ("note", "what the stream has counts; the setting does not", other),
     )
     for level, effect, rules in levels:
