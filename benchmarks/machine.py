@@ -273,8 +273,7 @@ def interleaved(
                 del found[name]
                 continue
             found[name].append(figures)
-            text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name}, run {run + 1}: {text}", file=sys.stderr, flush=True)
+            say(f"{name}, run {run + 1}", figures)
     return found
 
 
@@ -290,6 +289,11 @@ def again(measure: Callable[[], T], what: str) -> T:
 def reason(error: BaseException) -> str:
     """In one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0].strip().rstrip(":")
+
+
+def say(what: str, figures: Mapping[str, float]) -> None:
+    text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    print(f"{what}: {text}", file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

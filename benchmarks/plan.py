@@ -34,3 +34,6 @@ PLAN = (
     Step("page", 0.7),
     Step("handshake", 0.3),
 )
+
+ALONE = ("nodes",)
+"""Programs with results in the report for which those minutes have no room."""

@@ -22,13 +22,13 @@ from typing import Any, TypeAlias
 from benchmarks import readmes
 from benchmarks.machine import FAILED_RUN, QUICK_RESULTS, RESULTS
 from benchmarks.peers import PEERS
-from benchmarks.plan import PLAN
+from benchmarks.plan import ALONE, PLAN
 from benchmarks.suite import number
 from tests.support import ROOT
 
 PAGE = "benchmarks.md"
 MARK = "<!-- From here on written by `python -m benchmarks.report` -->"
-ORDER = tuple(step.name for step in PLAN)
+ORDER = (*(step.name for step in PLAN), *ALONE)
 
 Node: TypeAlias = dict[str, Any]
 

@@ -127,7 +127,7 @@ class Board(Copied):
         self._max_facets = max_facets
         self._remember = remember
         self._runs: dict[str, Entry] = {}
-        """With the tombstones."""
+        """Run id → its newest entry, tombstones included."""
         self.log = Log(self._runs, max_piece)
         self._done: OrderedDict[str, None] = OrderedDict()
         """The ids of finished and deleted runs, in the order of their last change."""
@@ -155,6 +155,10 @@ class Board(Copied):
     def get(self, run_id: str) -> Entry | None:
         entry = self._runs.get(run_id)
         return None if entry is None or is_tombstone(entry) else entry
+
+    def entry(self, run_id: str) -> Entry | None:
+        """The run's newest entry, if it was deleted its tombstone."""
+        return self._runs.get(run_id)
 
     def unfinished(self) -> Collection[str]:
         return self._unfinished
@@ -294,7 +298,7 @@ class Board(Copied):
         return []
 
     def _snapshot(self, event: Snapshot) -> list[Push]:
-        self._refused = self._refused or event.refused
+        self._refuse(event.refused)
         self._advance(event.at)
         if event.new:
             for run_id in list(self._done):
