@@ -31,7 +31,7 @@ test: $(VENV)/dev.done $(VENV)/node.done
 
 unit:         ## run the tests that need no PostgreSQL, in seconds
 unit: $(VENV)/dev.done
-	$(BIN)/pytest tests/unit -n 2 --dist worksteal
+	$(BIN)/pytest tests/unit -m "not faults" -n 2 --dist worksteal
 
 check:        ## lint, types (Linux and macOS), import order
 check: $(VENV)/dev.done

@@ -1,6 +1,6 @@
 """Restart: how long 5 000 clients are away when Brain restarts under load.
 
-`python -m benchmarks.restart [--quick] [--runs 3]`.
+`python -m benchmarks.restart [--quick] [--runs 2]`.
 
 While a writer makes 500 changes a second, Brain is stopped (SIGTERM) or killed (SIGKILL), and
 started again at once. Measured is the time from the signal until each of 5 000 clients has
@@ -145,7 +145,7 @@ def restart(number: signal.Signals, clients: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = machine.options(__doc__)
+    options = machine.options(__doc__, runs=2)
     machine.pin(os.getpid(), OTHER_CORES)
     clients = 200 if options.quick else 5_000
     found = machine.interleaved(
