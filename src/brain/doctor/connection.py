@@ -6,7 +6,7 @@ import psycopg
 from psycopg import conninfo, sql
 
 from brain.doctor.context import Context
-from brain.doctor.report import NOTHING, Finding
+from brain.doctor.report import NO_CHANGES, Finding
 from brain.postgres.connection import error_line
 from brain.postgres.unavailable import from_sqlstate
 
@@ -51,7 +51,7 @@ def unreachable(error: psycopg.Error, url: str) -> Finding:
         "pooler" if "startup parameter" in text else "away",
         "broken",
         error_line(error),
-        NOTHING,
+        NO_CHANGES,
         _hint(text, str(conninfo.conninfo_to_dict(url).get("user") or "")),
     )
 
@@ -70,13 +70,13 @@ def _hint(text: str, user: str) -> str:
 
 def interrupted(error: psycopg.Error) -> Finding:
     what = f"the examination was interrupted: {error_line(error)}"
-    return Finding("away", "broken", what, NOTHING, "run this again")
+    return Finding("away", "broken", what, NO_CHANGES, "run this again")
 
 
 def version(name: str, number: int) -> list[Finding]:
     if number < SUPPORTED:
         what = f"PostgreSQL {name} has no pg_current_snapshot()"
-        return [Finding("version", "broken", what, NOTHING, "upgrade it to 15 or newer")]
+        return [Finding("version", "broken", what, NO_CHANGES, "upgrade it to 15 or newer")]
     if number < TESTED:
         what = f"PostgreSQL {name} is older than the versions that Brain is tested with"
         return [Finding("version", "note", what, "it should work")]

@@ -20,12 +20,13 @@ from brain.contract.events import Event
 from brain.contract.messages import Micros
 from brain.contract.nodes import NodeReport
 from brain.delivery.board import Board
+from brain.nodes.barrier import Barrier
 from brain.nodes.connection import Access, Connection
 from brain.nodes.leader import Leader, MakeSource
 from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
 from brain.nodes.relay import Relay
-from brain.nodes.roster import Roster
+from brain.nodes.roster import Roster, ask
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
@@ -60,17 +61,20 @@ class Node:
         self._board = board
         self._timing = timing
         self._made = source
+        self._stream = stream
         self._node_state = NodeState(self.state, timing)
         self._connection = Connection(access, f"brain {self.name}", timing)
         self._log = Log(self._connection, stream, replicas=replicas, storage=storage, timing=timing)
         self._relay = Relay(
             self._log, board, self._node_state, node=self.id, empty=empty, timing=timing
         )
+        self._barrier = Barrier(self._log, board, self._relay, timing)
         self._leadership = Leadership(
             self._log,
             self._relay,
             self._node_state,
             self._lead,
+            self._others_have_more,
             node=self.id,
             name=self.name,
             timing=timing,
@@ -83,6 +87,7 @@ class Node:
                 "name": self.name,
                 "port": port,
                 "clients": clients(),
+                "time": board.time,
                 "ready": self.state.source != "none" and board.begun,
                 **self.report()._asdict(),
             },
@@ -100,11 +105,18 @@ class Node:
 
     def is_behind(self, since: Micros | None) -> bool:
         """Whether a client may have seen something that this node has not read yet."""
-        return since is not None and since > self._board.time
+        return since is not None and self._barrier.is_behind(since)
 
     async def reached(self, since: Micros) -> bool:
         """Wait until it has. False: it cannot be told in time."""
-        return await self._relay.reached(since)
+        return await self._barrier.reached(since)
+
+    async def _others_have_more(self) -> bool:
+        """Whether a node that answers has read more. Raises NATSError."""
+        mine, others = self._board.time, self._timing.others
+        return any(
+            each.get("time", 0) > mine for each in await ask(self._connection, self._stream, others)
+        )
 
     def _lead(self, claim: Claim) -> Leader:
         return Leader(
@@ -150,10 +162,13 @@ class Node:
             await asyncio.sleep(timing.pause)
             self._count()
             silent = loop.time() - max(began, self._node_state.heard)
+            loading, why = self._relay.loading(loop.time())
             if silent > timing.away and not connection.is_open:
                 self._node_state.away(f"no connection to NATS: {connection.detail}")
             elif silent > timing.leaderless:
                 self._node_state.away("nobody writes the log")
+            elif loading > timing.leaderless:
+                self._node_state.away(why)
 
     def _count(self) -> None:
         """What this node has done while it led: for its own metrics."""
