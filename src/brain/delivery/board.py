@@ -287,7 +287,7 @@ class Board(Copied):
             self._put(run, 0, None, ())
         for run_id in event.left:
             self._forget(self._runs.get(run_id))
-            self._bury(run_id, 0, None, ANYTHING)  # (T4)
+            self._bury(run_id, 0, None, *ANYTHING)  # (T4)
         for time, run in event.changed:
             self.time = time
             self._forget(self._runs.get(run[ID]))
@@ -396,9 +396,7 @@ class Board(Copied):
             self._done.pop(run_id, None)
         return entry, is_or_was, steady
 
-    def _bury(
-        self, run_id: str, xid: int, known: Entry | None, was: tuple[Facet, ...] = ()
-    ) -> list[Push]:
+    def _bury(self, run_id: str, xid: int, known: Entry | None, *was: Facet) -> list[Push]:
         """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
         and the API has not shown it since. `was`: as in `_put`.
         """
