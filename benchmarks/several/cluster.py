@@ -148,7 +148,7 @@ class Cluster:
         """Wait until this node is. Returns the time, by the monotonic clock."""
         node = self.nodes[number]
         assert node is not None
-        wait_until(lambda: _readiness(node).get("ready"), node.log, pause=0.005)
+        wait_until(lambda: _readiness(node).get("ready"), node.log, pause=0.02)
         return time.monotonic()
 
     # NATS

@@ -40,10 +40,12 @@ def fresh(runs: int, rows: int) -> list[dict[str, float]]:
                 began = time.monotonic()
                 node = cluster.start(FRESH)
                 ready = cluster.ready(FRESH) - began
+                cpu = machine.cpu_seconds(node.process.pid)
                 answered = [MISSED <= _missed(node, stamp) <= MISSED | {SEEN} for stamp in since]
                 found.append(
                     {
                         "ready_seconds": ready,
+                        "cpu_seconds": cpu,
                         "since_asked": float(len(answered)),
                         "since_answered": float(sum(answered)),
                     }
