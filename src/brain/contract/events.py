@@ -17,8 +17,6 @@ Op: TypeAlias = Literal["insert", "update", "delete", "truncate"]
 
 def first_allowed(time: Micros, refused: Sequence[tuple[Micros, Micros]]) -> Micros:
     """The first time from this one on that is in none of the spans, which are in order."""
-    if not refused or time > refused[-1][1]:
-        return time
     for first, last in refused:
         if first <= time <= last:
             time = last + 1

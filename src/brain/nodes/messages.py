@@ -82,8 +82,12 @@ def decode(data: bytes) -> Message:
     return Message(kind, epoch, n, head, body)
 
 
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""json.dumps makes an encoder for each call, which takes longer than to encode a change."""
+
+
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encoded(value).encode()
 
 
 def parts(body: bytes, limit: int) -> list[bytes]:

@@ -44,7 +44,7 @@ def command(*arguments: str, **settings: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_each_says_who_leads_and_how_far_it_has_read(pair: tuple[Brain, Brain]) -> None:
+def test_each_node_says_which_one_leads_and_how_far_it_has_read(pair: tuple[Brain, Brain]) -> None:
     assert roles(*pair) == ["follower", "leader"]
     documents = [node.get("/readyz")[1] for node in pair]
     assert len({document["epoch"] for document in documents}) == 1
