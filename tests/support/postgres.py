@@ -318,7 +318,7 @@ def clusters() -> Iterator[None]:
 
 @cache
 def _new_cluster(version: int) -> Path:
-    """What initdb makes, in a second of a core. No server is ever started there."""
+    """What initdb makes, in half a second of a core. No server is ever started there."""
     maker = Postgres(version)
     atexit.register(shutil.rmtree, maker.folder, ignore_errors=True)
     shared = Path(os.environ.get(CLUSTERS, maker.folder))
