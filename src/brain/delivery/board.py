@@ -287,7 +287,7 @@ class Board(Copied):
             self._put(run, 0, None, ())
         for run_id in event.left:
             self._forget(self._runs.get(run_id))
-            self._bury(run_id, 0, None, ANYTHING)  # (T4)
+            self._bury(run_id, 0, None, *ANYTHING)  # (T4)
         for time, run in event.changed:
             self.time = time
             self._forget(self._runs.get(run[ID]))
@@ -396,15 +396,12 @@ class Board(Copied):
             self._done.pop(run_id, None)
         return entry, is_or_was, steady
 
-    def _bury(
-        self, run_id: str, xid: int, known: Entry | None, was: tuple[Facet, ...] = ()
-    ) -> list[Push]:
-        """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
-        and the API has not shown it since. `was`: as in `_put`.
+    def _bury(self, run_id: str, xid: int, known: Entry | None, *was: Facet) -> list[Push]:
+        """Make the tombstone (T1) of a run, which may have been `was`. Returns what to push:
+        nothing if it was buried already and the API has not shown it since.
         """
         self.seq = seq = self.seq + 1
-        time = self.time
-        frame = self._encode_deleted(run_id, time)
+        frame = self._encode_deleted(run_id, time := self.time)
         again = pushed = known is not None and is_tombstone(known)
         if known is None:
             ever = is_or_was = was or self._unheld  # (T2)
