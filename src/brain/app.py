@@ -234,7 +234,7 @@ def _node(
     # The client of NATS is an extra, and a Brain alone does not need it.
     from brain.nodes.connection import CredentialsError  # noqa: PLC0415
     from brain.nodes.node import Node  # noqa: PLC0415
-    from brain.nodes.timing import NodeTiming  # noqa: PLC0415
+    from brain.nodes.timing import READING, NodeTiming  # noqa: PLC0415
 
     access, stream = shared_log(settings, url)
     try:
@@ -245,7 +245,7 @@ def _node(
         access,
         stream,
         board,
-        source=lambda known, progress: make_follow(known, progress=progress),
+        source=lambda known, progress: make_follow(known, progress=progress, timing=READING),
         empty=lambda: Board(settings.board_memory, push_unchanged=settings.push_unchanged),
         replicas=settings.nats_replicas,
         storage=settings.nats_storage,

@@ -4,8 +4,10 @@ They are one value that is handed in, so that a test can hand in shorter ones.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+from brain.postgres.timing import TIMING, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +65,9 @@ class NodeTiming:
 
 NODE_TIMING: Final = NodeTiming()
 """What `brain serve` uses."""
+
+READING: Final[Timing] = replace(TIMING, stream=replace(TIMING.stream, gulp=0.008))
+"""How a leader reads the database. What one read brings is one message, which costs each node 0.4
+ms, and a change in it 0.02. At 2 000 changes a second a node used 61 µs for each with 5 ms between
+two reads, and 35 with 12. 100 changes a second do not wait.
+"""

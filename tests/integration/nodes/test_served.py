@@ -6,11 +6,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from brain import app
+from brain.config import Settings
+from brain.delivery.board import Board
+from brain.postgres.decoder import Decoder
+from brain.postgres.follow import Follow
+from brain.postgres.progress import Progress
+from brain.postgres.timing import TIMING
 from tests.support.commands import completed
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import Stream
@@ -245,3 +253,20 @@ def test_a_file_of_credentials_that_is_missing_is_said_at_once(database: str) ->
     )
     assert node.process.wait(PATIENCE) == 2
     assert "BRAIN_NATS_CREDENTIALS='/nowhere/user.creds': No such file" in node.log()
+
+
+async def test_a_leader_reads_less_often_than_a_single_brain(
+    shared: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one read brings is one message, and each node pays for it."""
+    monkeypatch.setenv("BRAIN_NATS_URL", nats.url)
+    monkeypatch.setenv("BRAIN_DATABASE_URL", shared)
+    settings = Settings()
+    board = Board(1 << 20)
+    follow = partial(
+        Follow, shared, settings.table, Decoder({}, 1), mode="auto", interval=1, application="brain"
+    )
+    node = app._node(settings, shared, follow, board, cast("Any", None))
+    source = node._made(board, Progress())
+    assert isinstance(source, Follow)
+    assert source._timing.stream.gulp > TIMING.stream.gulp
