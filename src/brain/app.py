@@ -19,6 +19,7 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
+from brain.contract.errors import BrainError
 from brain.contract.events import Event, Image, Known, Snapshot
 from brain.contract.subscription import Form
 from brain.database import check_configured, database
@@ -29,10 +30,12 @@ from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
-from brain.postgres.connection import redact
+from brain.postgres.checkpoints import Identity
+from brain.postgres.connection import connect, redact
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
+from brain.postgres.poll import Poll
 from brain.postgres.progress import Progress
 from brain.postgres.records import Records
 from brain.postgres.source_state import SourceState
@@ -68,6 +71,9 @@ EXAMPLE_TIMEOUT = 3.0
 FIRST_READ = 3.0
 """Seconds to wait for the first read of the table before clients are accepted without it."""
 
+
+IDENTIFY_TIMEOUT = 5.0
+"""Seconds in which the database says which table this node would follow."""
 
 _SHARED = "the log of BRAIN_NATS_URL takes the place of the records"
 
@@ -261,6 +267,15 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
             progress=progress,
         )
 
+    async def identify() -> Identity | None:
+        try:
+            async with timeout(IDENTIFY_TIMEOUT), await connect(url, "brain") as conn:
+                poll = Poll(conn, settings.table, decoder, board, Progress())
+                await poll.read_catalog()
+                return poll.identity
+        except (BrainError, psycopg.Error, OSError, TimeoutError):
+            return None
+
     access, stream = shared_log(settings, url)
     try:
         access.options()
@@ -272,6 +287,7 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
         board,
         source=source,
         empty=lambda: Board(settings.board_memory, push_unchanged=settings.push_unchanged),
+        identify=identify,
         replicas=settings.nats_replicas,
         storage=settings.nats_storage,
         port=settings.port,

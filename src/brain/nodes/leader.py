@@ -9,7 +9,7 @@ knows decides what is read (events.Known).
 
 (N6) It writes its board, too, so that others can start: first, if it goes on from its own board;
 behind its first look at the table; and then whenever the log has grown by 8 MB, and by as much as
-the board takes.
+the board takes. A node that finds none in the log, because somebody has purged it, asks for one.
 """
 
 import asyncio
@@ -126,6 +126,7 @@ class Leader:
         self._relay = relay
         self._board = board
         self._timing = timing
+        self._log = log_
         self._appender = Appender(log_, claim.seq, head=self._head, timing=timing)
         track = relay.track
         self._new = track.checkpoint is None and board.begun
@@ -150,6 +151,8 @@ class Leader:
         self._size = 0
         """Bytes of the board as it was last written."""
         self._board_due = asyncio.Event()
+        self._board_after = float("-inf")
+        """Before this time no board is written because somebody asks for it."""
         self._following: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -286,6 +289,13 @@ class Leader:
 
     # The board.
 
+    def want_board(self) -> None:
+        """A node cannot load the log. Several may ask for the same reason."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._board_after:
+            self._board_after = now + self._timing.boards
+            self._board_due.set()
+
     async def _write_boards(self) -> None:
         while True:
             await self._board_due.wait()
@@ -323,3 +333,18 @@ class Leader:
             board=encode_image(whole),
         )
         log.info("board written", runs=len(whole.entries), bytes=size, as_of=as_of)
+        await self._check_room(as_of, size)
+
+    async def _check_room(self, as_of: int, size: int) -> None:
+        """A log that discards the beginning of a board before its end is written is of no use to a
+        node that starts, however often it asks.
+        """
+        facts = await self._log.facts()
+        if facts.first > as_of + 1:
+            self._board_after = asyncio.get_running_loop().time() + 12 * self._timing.boards
+            log.error(
+                "the board does not fit into the log",
+                bytes=size,
+                effect="no other node can start",
+                hint="stop all nodes, delete the stream and start them, or set BRAIN_BOARD_MEMORY",
+            )

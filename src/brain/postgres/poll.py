@@ -103,6 +103,11 @@ class Poll:
         self.progress.columns = self.description.columns
         self.progress.notice(self._epoch)
 
+    @property
+    def identity(self) -> Identity:
+        """As the catalog was last read."""
+        return self._identity
+
     async def _identify(self, description: Description) -> Identity:
         row = await (await self.conn.execute(_EPOCH)).fetchone()
         assert row is not None
