@@ -242,4 +242,4 @@ def answered(answer: Msg) -> dict[str, Any]:
 def _line(error: Exception) -> str:
     """An error of the library in one line. Some have no text."""
     text = " ".join(str(error).split()).removeprefix("nats: ").strip("'")
-    return text or type(error).__name__
+    return text or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)
