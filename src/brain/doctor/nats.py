@@ -22,6 +22,7 @@ from brain.nodes.log import (
     Log,
     Superseded,
 )
+from brain.nodes.roster import ask
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.postgres.unavailable import UnavailableCode
 
@@ -32,6 +33,12 @@ PAYLOAD: Final = NODE_TIMING.piece + 4096
 
 OPEN_DEADLINE: Final = 3.0
 """Seconds to wait for a connection."""
+
+ROSTER: Final = 0.5
+"""Seconds in which nodes answer that they are there."""
+
+LEADERLESS: Final = 2 * NODE_TIMING.silence
+"""Seconds of silence of the log after which a leader should have come."""
 
 NEVER: Final = 2**62
 """A seq that no message has."""
@@ -96,6 +103,7 @@ async def _examine(nodes: Nodes, connection: Connection) -> list[Finding]:
     findings = [*await _room(connection, nodes, info), *_settings(log, info)]
     if info is not None and not any(each.level == "broken" for each in findings):
         findings += await _rights(log, info["state"]["last_seq"])
+        findings += await _leader(log)
     return findings
 
 
@@ -140,6 +148,17 @@ def _settings(log: Log, info: Mapping[str, Any] | None) -> list[Finding]:
             hint = f"stop all nodes, run `nats stream rm {log.name}`, and start them"
             findings.append(Finding("nats_stream", level, what, effect, hint))
     return findings
+
+
+async def _leader(log: Log) -> list[Finding]:
+    """Whether the nodes that there are have a leader, whatever its obstacle is."""
+    nodes = await ask(log.connection, log.name, ROSTER)
+    idle = (await log.facts()).idle
+    if not nodes or idle < LEADERLESS or any(each["role"] == "leader" for each in nodes):
+        return []
+    what = f"of {len(nodes)} nodes that share the stream {log.name}, none leads"
+    hint = "look at `detail` of /readyz of a node, and at the log of nats-server: is its disk full?"
+    return [_broken("nats_stream", what, hint)]
 
 
 async def _rights(log: Log, last: int) -> list[Finding]:

@@ -179,9 +179,12 @@ class Log:
             "Nats-Expected-Stream": self.name,
             "Nats-Expected-Last-Sequence": str(after),
         }
-        answer = await self.connection.request(
-            self.subject(subject), data, headers=headers, timeout=self._timing.append
-        )
+        try:
+            answer = await self.connection.request(
+                self.subject(subject), data, headers=headers, timeout=self._timing.append
+            )
+        except Unanswered as error:
+            raise Unanswered(f"NATS has not confirmed a message: {error}") from error
         try:
             return int(answered(answer)["seq"])
         except Refused as error:
