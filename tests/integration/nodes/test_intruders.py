@@ -14,6 +14,8 @@ from structlog.testing import capture_logs
 from brain.nodes.connection import Access, Connection
 from brain.nodes.log import Log
 from brain.nodes.messages import encode
+from brain.nodes.timing import NodeTiming
+from tests.integration.nodes.test_nodes import deaf
 from tests.support.databases import Databases
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import QUICK_NODES, Following, leader_of, opened
@@ -43,9 +45,14 @@ def elsewhere(servers: Callable[[int], Databases], postgres: Postgres) -> Iterat
 
 
 @contextlib.asynccontextmanager
-async def nodes(database: str, nats: str, count: int = 2) -> AsyncIterator[list[Following]]:
+async def nodes(
+    database: str, nats: str, timing: NodeTiming = QUICK_NODES
+) -> AsyncIterator[list[Following]]:
     async with contextlib.AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(Following(database, nats)) for _ in range(count)]
+        found = [
+            await stack.enter_async_context(Following(database, nats, timing=timing))
+            for _ in range(2)
+        ]
         await leader_of(*found)
         for each in found:
             await each.ready()
@@ -57,15 +64,20 @@ async def all_know(several: list[Following], run_id: str, status: str = "running
         await each.knows(run_id, status)
 
 
+async def is_known(log: Log) -> bool:
+    """Whether the log says of which table it is."""
+    end = await log.last("end")
+    return end is not None and end[1] is not None and bool(end[1].head["checkpoint"])
+
+
 @pytest.mark.parametrize("subject", ["log", "ckpt", "end"])
 async def test_what_somebody_else_writes_is_skipped_and_said(
     database: str, nats: NatsServer, subject: str
 ) -> None:
-    """The leader is refused behind it, and leads again at once: who waits for a silence of the log
-    has less patience than this test.
-    """
+    """The leader is refused behind it, and leads again at once: it does not wait for a silence."""
+    timing = replace(QUICK_NODES, silence=3600)
     with capture_logs() as logs:
-        async with nodes(database, nats.url) as two, opened(nats.url, two[0].stream) as log:
+        async with nodes(database, nats.url, timing) as two, opened(nats.url, two[0].stream) as log:
             leader = await leader_of(*two)
             for data in RUBBISH:
                 await log.connection.client.publish(log.subject(subject), data)
@@ -146,6 +158,24 @@ async def test_a_log_that_was_purged_is_loaded_again(
         assert {each.resets for each in two} == {0}
 
 
+async def test_a_leader_that_cannot_read_what_it_writes_leads_no_longer(
+    database: str, nats: NatsServer
+) -> None:
+    """As long as it writes, nobody else claims; and its own source waits for its board."""
+    async with nodes(database, nats.url) as two, opened(nats.url, two[0].stream) as log:
+        leader = await leader_of(*two)
+        (other,) = (each for each in two if each is not leader)
+        with deaf(leader):
+            execute(database, ROW.format("a"))
+            await other.knows("a", "running")
+            await log.connection.ask(f"STREAM.PURGE.{log.name}")
+            await eventually(lambda: leader.node._relay.loads)
+        execute(database, ROW.format("b"))
+        await all_know(two, "a")
+        await all_know(two, "b")
+        assert {each.resets for each in two} == {0}
+
+
 async def test_settings_with_which_nobody_can_lead_are_said(
     database: str, nats: NatsServer
 ) -> None:
@@ -203,6 +233,9 @@ async def test_a_log_of_another_table_is_left_alone(
         execute(database, ROW.format("a"))
         execute(elsewhere, ROW.format("b"))
         await all_know(first, "a")
+        async with opened(nats.url, first[0].stream) as log:
+            while not await is_known(log):
+                await asyncio.sleep(0.02)
         second = await stack.enter_async_context(Following(elsewhere, nats.url, timing=timing))
         await second.until(lambda: "the log is of another database" in second.node.state.detail)
         assert second.node.state.source == "none"
