@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import psycopg
@@ -19,24 +20,21 @@ from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
-from brain.contract.errors import BrainError
-from brain.contract.events import Event, Image, Known, Snapshot
+from brain.contract.events import Event, Image, Snapshot
 from brain.contract.subscription import Form
 from brain.database import check_configured, database
 from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.delivery.log import OVERHEAD
+from brain.following import decoder_of, records_folder
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
-from brain.postgres.checkpoints import Identity
-from brain.postgres.connection import connect, redact
-from brain.postgres.decoder import Decoder
+from brain.postgres.connection import redact
 from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
-from brain.postgres.poll import Poll
-from brain.postgres.progress import Progress
+from brain.postgres.identify import identify
 from brain.postgres.records import Records
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Column, TableError
@@ -51,6 +49,7 @@ from brain.started import Started
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
     from brain.nodes.node import Node
+    from brain.nodes.origin import Identify
     from brain.workers.worker import Worker
 
 log = structlog.get_logger()
@@ -71,9 +70,6 @@ EXAMPLE_TIMEOUT = 3.0
 FIRST_READ = 3.0
 """Seconds to wait for the first read of the table before clients are accepted without it."""
 
-
-IDENTIFY_TIMEOUT = 5.0
-"""Seconds in which the database says which table this node would follow."""
 
 _SHARED = "the log of BRAIN_NATS_URL takes the place of the records"
 
@@ -120,7 +116,7 @@ async def serve(
             port = sockets[0].getsockname()[1]
             started = Started(port, redact(url), embedded_port)
             records = Records(
-                settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
+                records_folder(settings),
                 keep=settings.resume,
                 max_rows=settings.board_memory // OVERHEAD,
                 detail=_SHARED if settings.nats_url else "BRAIN_RESUME is 0",
@@ -157,7 +153,7 @@ async def _serve(
     worker: "Worker | None",
 ) -> None:
     loop = asyncio.get_running_loop()
-    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
+    decoder = decoder_of(settings)
     board = Board(
         settings.board_memory, push_unchanged=settings.push_unchanged, remember=records.remember
     )
@@ -171,18 +167,20 @@ async def _serve(
         observe=metrics.observe,
         report=lambda: parts.report(),  # noqa: PLW0108 - made below, of the hub
     )
-    node = _node(settings, url, decoder, board, hub) if settings.nats_url else None
-    follow: Source = node or Follow(
+    make_follow = partial(
+        Follow,
         url,
         settings.table,
         decoder,
-        board,
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
-        records=records,
-        watched=lambda: hub.clients > 0,
     )
+    node = None
+    if settings.nats_url:
+        asked = partial(identify, url, settings.table, decoder, board)
+        node = _node(settings, url, board, hub=hub, make_follow=make_follow, identify=asked)
+    follow: Source = node or make_follow(board, records=records, watched=lambda: hub.clients > 0)
     policy = Policy(
         networks=settings.allowed_networks,
         origins=settings.allowed_origins,
@@ -249,32 +247,19 @@ async def _serve(
             await cancel(following)
 
 
-def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub) -> "Node":
+def _node(
+    settings: Settings,
+    url: str,
+    board: Board,
+    *,
+    hub: Hub,
+    make_follow: partial[Follow],
+    identify: "Identify",
+) -> "Node":
     # The client of NATS is an extra, and a Brain alone does not need it.
     from brain.nodes.connection import CredentialsError  # noqa: PLC0415
     from brain.nodes.node import Node  # noqa: PLC0415
     from brain.nodes.timing import NodeTiming  # noqa: PLC0415
-
-    def source(known: Known, progress: Progress) -> Follow:
-        return Follow(
-            url,
-            settings.table,
-            decoder,
-            known,
-            mode=settings.source,
-            interval=settings.poll_interval,
-            application="brain",
-            progress=progress,
-        )
-
-    async def identify() -> Identity | None:
-        try:
-            async with timeout(IDENTIFY_TIMEOUT), await connect(url, "brain") as conn:
-                poll = Poll(conn, settings.table, decoder, board, Progress())
-                await poll.read_catalog()
-                return poll.identity
-        except (BrainError, psycopg.Error, OSError, TimeoutError):
-            return None
 
     access, stream = shared_log(settings, url)
     try:
@@ -285,7 +270,7 @@ def _node(settings: Settings, url: str, decoder: Decoder, board: Board, hub: Hub
         access,
         stream,
         board,
-        source=source,
+        source=lambda known, progress: make_follow(known, progress=progress),
         empty=lambda: Board(settings.board_memory, push_unchanged=settings.push_unchanged),
         identify=identify,
         replicas=settings.nats_replicas,
@@ -342,7 +327,7 @@ async def _deliver(follow: Source, board: Board, hub: Hub, connections: Connecti
 async def _reset_clients(connections: Connections) -> None:
     """Close every connection with 4410.
 
-    No Snapshot contains the runs that ended since the last read, so no client can be told of them.
+    No Snapshot contains the runs that ended since the last read, so no message can report them.
     """
     everyone = connections.everyone()
     log.warning("table replaced: closing all clients", clients=len(everyone))

@@ -15,11 +15,11 @@ from websockets.frames import Frame, Opcode
 
 from brain.access.rate_limit import RateLimit
 from brain.server.limits import Limits
-from brain.server.websocket import Connection, Message
+from brain.server.websocket import Connection, IncomingMessage
 from tests.support.in_process_server import in_process_server
 
 
-def echo(connection: Connection, message: Message) -> None:
+def echo(connection: Connection, message: IncomingMessage) -> None:
     opcode = Opcode.TEXT if message.text else Opcode.BINARY
     connection.write(Frame(opcode, message.data).serialize(mask=False))
 

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "raise max_replication_slots": "tests/integration/doctor/test_doctor.py::test_no_replication",
     "raise max_wal_senders": "tests/integration/doctor/test_doctor.py::test_no_walsender_is_free",
     "ALTER PUBLICATION {} ADD TABLE": "tests/integration/postgres/test_publication.py::test_",
+    "ALTER PUBLICATION {} SET (publish": "tests/integration/doctor/test_publication_rule.py::test_",
     "embedded/postmaster.py": "tests/integration/embedded/test_embedded.py::test_a_port_that_is",
     "embedded/datadir.py": "tests/integration/embedded/test_embedded.py::test_a_second_brain_repor",
     "embedded/server.py": "tests/integration/embedded/test_embedded.py::test_a_path_that_is_no_f",

@@ -7,9 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Self
 
-import psycopg
-
-from brain.contract.errors import BrainError
 from brain.contract.events import Event, Known
 from brain.contract.messages import ID, STATUS
 from brain.delivery.board import ENTRY, Board
@@ -18,11 +15,9 @@ from brain.nodes.connection import Access, Connection
 from brain.nodes.log import Log
 from brain.nodes.node import Node
 from brain.nodes.timing import NodeTiming
-from brain.postgres.checkpoints import Identity
-from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
-from brain.postgres.poll import Poll
+from brain.postgres.identify import identify
 from brain.postgres.polling import Mode
 from brain.postgres.progress import Progress
 from tests.support.following import QUICK, RUNS
@@ -59,7 +54,7 @@ class Following:
             self.board,
             source=self._source,
             empty=lambda: Board(memory),
-            identify=self._identify,
+            identify=lambda: identify(database, RUNS, Decoder({}, 2_000_000), self.board),
             timing=timing,
         )
         self.follows: list[Follow] = []
@@ -85,15 +80,6 @@ class Following:
         )
         self.follows.append(follow)
         return follow
-
-    async def _identify(self) -> Identity | None:
-        try:
-            async with await connect(self._database, "brain") as conn:
-                poll = Poll(conn, RUNS, Decoder({}, 2_000_000), self.board, Progress())
-                await poll.read_catalog()
-                return poll.identity
-        except (BrainError, psycopg.Error, OSError):
-            return None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="node under test")

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from brain.contract.messages import UNCHANGED, Micros
 from brain.postgres import pgoutput
-from brain.postgres.pgoutput import LSN, Form, Relation, Values
+from brain.postgres.pgoutput import LSN, Relation, RowFormat, Values
 
 
 @dataclass
@@ -80,21 +80,21 @@ def _row(data: bytes, codec: str, at: int) -> Message:
     oid = int.from_bytes(data[at + 1 : at + 5], "big")
     # Both rows of an UPDATE have as many columns as the first says, each of one byte at least.
     count = min(int.from_bytes(data[at + 6 : at + 8], "big"), len(data))
-    forms = {oid: Form(tuple(range(count)), count, codec)}
+    formats = {oid: RowFormat(tuple(range(count)), count, codec)}
     match data[at]:
         case pgoutput.INSERT:
-            inserted = pgoutput.insert(data, at, forms)
+            inserted = pgoutput.insert(data, at, formats)
             assert inserted is not None
             _check(inserted[0], lacking=inserted[1])
             return Insert(oid, inserted[0])
         case pgoutput.UPDATE:
-            updated = pgoutput.update(data, at, forms)
+            updated = pgoutput.update(data, at, formats)
             assert updated is not None
             new, lacking, old, whole = updated
             _check(new, lacking=lacking)
             return Update(oid, new, old, whole)
         case _:
-            deleted = pgoutput.delete(data, at, forms)
+            deleted = pgoutput.delete(data, at, formats)
             assert deleted is not None
             return Delete(oid, deleted)
 

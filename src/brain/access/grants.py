@@ -14,9 +14,6 @@ from brain.contract.errors import BrainError
 
 Scope = Literal["read", "write"]
 
-BOUNDS = ("agent", "task_id")
-"""Claims that limit a token to some runs; each is named like the field of a run that it limits."""
-
 
 class TokenError(BrainError):
     """`token`: get another one. `scope`: it does not permit this. `keys`: it cannot be verified
@@ -48,7 +45,7 @@ class Grant:
     """Field of a run (agent, task_id) → the values that it permits. Other fields are not
     limited."""
     subject: str = ""
-    """Who it is, as the token says (RFC 7519, 4.1.2); "" if it does not. For the log."""
+    """The token's subject (RFC 7519, 4.1.2), or "". For the log."""
 
     def require(self, scope: Scope) -> None:
         """Raises TokenError."""

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import jwt
 
-from brain.access.grants import BOUNDS, Grant, TokenError
+from brain.access.grants import Grant, TokenError
 from brain.contract.messages import storable
-from brain.contract.subscription import MAX_CHARACTERS, MAX_VALUES, Form, as_given
+from brain.contract.subscription import BOUNDS, MAX_CHARACTERS, MAX_VALUES, Form, as_given
 
 MAX_TOKEN = 4096
 """Characters: it must fit into a message of a client, and into a head with everything else."""

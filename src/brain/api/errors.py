@@ -225,13 +225,20 @@ class TableNotRead(RunError):
 
 
 class IdNotComparable(RunError):
-    """A composite type, json, a geometric type."""
+    """A composite type, json, a geometric type; or one of an extension (ltree) whose schema the
+    role's search_path lacks, and with it the operators.
+    """
 
     def __init__(self, table: object, type_: str) -> None:
+        type_ = type_.replace("%%", "%")
+        schema = type_.rpartition(".")[0]
+        otherwise = ""
+        if schema not in ('"pg_catalog"', '"public"'):
+            otherwise = f", or add the schema {schema} to the search_path of the role of Brain"
         super().__init__(
-            f"PostgreSQL does not compare values of the type {type_.replace('%%', '%')} with a "
-            f"text, so Brain cannot find the runs of {table} by their id: give the column another "
-            "type, such as text, uuid or bigint"
+            f"PostgreSQL does not compare values of the type {type_} with a text, so Brain cannot "
+            f"find the runs of {table} by their id: give the column another type, such as text, "
+            f"uuid or bigint{otherwise}"
         )
 
 

@@ -98,8 +98,8 @@ async def read_latest(
 ) -> Latest:
     """At most `limit` runs, and MAX_PAGE bytes unless the first run alone is larger.
 
-    The board has had its first Snapshot. It may change meanwhile: a run that does moves out of
-    reach, and `since` brings it.
+    The board has had its first Snapshot. It may change between two turns of the loop: a run that
+    does moves out of reach, and `since` brings it.
     """
     since = board.as_of
     runs: list[str] = []

@@ -15,7 +15,7 @@ from brain.postgres.snapshots import PgSnapshot, Xid
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class BoardPosition:
     """Where the board stood before a query."""
 
     seq: int
@@ -36,9 +36,9 @@ class Overlay:
     def seq(self) -> int:
         return self._board.seq
 
-    def position(self) -> Position:
+    def position(self) -> BoardPosition:
         board = self._board
-        return Position(board.seq, board.as_of if board.begun else None, self._visible)
+        return BoardPosition(board.seq, board.as_of if board.begun else None, self._visible)
 
     def ahead(self, run_id: str, snapshot: PgSnapshot) -> Run | None:
         """The run as the board has it, if the query of `snapshot` cannot see that change yet."""
@@ -56,7 +56,7 @@ class Overlay:
         entry = self._board.show(run, asked)
         return None if entry is None else entry[RUN]
 
-    def since(self, before: Position, snapshot: PgSnapshot) -> Micros | None:
+    def since(self, before: BoardPosition, snapshot: PgSnapshot) -> Micros | None:
         """The time from which `/ws?since=` brings each change that the query did not see.
 
         This is the time of the first change that the query of `snapshot` did not see, or else the

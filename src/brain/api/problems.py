@@ -40,7 +40,7 @@ from brain.api.sentences import sentences
 from brain.contract.problems import CONTENT_TYPE, problem_document
 from brain.postgres.table import TableError
 
-STATUSES: Mapping[type[Exception], int] = {
+HTTP_STATUSES: Mapping[type[Exception], int] = {
     BeyondToken: 403,
     PolicyMissing: 403,
     RunNotFound: 404,
@@ -83,7 +83,9 @@ def problem_of(request: Request, error: Exception) -> Problem:
         case TokenError():
             return Problem(error.status, str(error))
         case RunError() | TableError():
-            status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+            status = next(
+                HTTP_STATUSES[kind] for kind in type(error).__mro__ if kind in HTTP_STATUSES
+            )
             etag = getattr(error, "etag", None)
             headers = None if etag is None else {"ETag": f'"{etag}"'}
             return Problem(status, str(error), getattr(error, "fields", ()), headers)

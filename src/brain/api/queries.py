@@ -10,7 +10,7 @@ from brain.api.preconditions import Preconditions
 from brain.contract.messages import ACTIVE, FIELDS, MAX_ID_BYTES, TRANSITIONS, Status
 from brain.postgres.canonical import COMPARABLE, canonical
 from brain.postgres.decoder import Decoder
-from brain.postgres.table import Description, Table
+from brain.postgres.table import Column, Description, Table
 from brain.postgres.time_zone import TIMES as TIME_FIELDS
 from brain.postgres.time_zone import TimeZone
 
@@ -36,6 +36,8 @@ class Target:
 
     run_id: str
     """As the column prints it."""
+    printed: Collection[str]
+    """The texts of the id that name the run: one, or that of a `numeric` in two forms."""
     within: ByFields
     salt: int
     """Of the ETag: what besides the row decides how a run looks."""
@@ -75,7 +77,7 @@ def select_one(
         conditions=sql.SQL(" AND ").join([_has_id(described), *conditions]),
         id=described.column("r", "id"),
     )
-    return query, [*salts, *compared.values(), target.run_id, *values, 2]
+    return query, [*salts, *compared.values(), *_ids(described, target), *values, 2]
 
 
 def _equals(described: Description, field: str) -> sql.Composable:
@@ -86,7 +88,29 @@ def _equals(described: Description, field: str) -> sql.Composable:
 
 
 def _has_id(described: Description) -> sql.Composed:
-    return sql.SQL("{} = %s").format(described.column("r", "id"))
+    """It takes the values of `_ids`.
+
+    Values of some types are equal although they print other texts (citext, float8, timestamptz),
+    and so are texts under a nondeterministic collation. `/ws` and the filters compare the texts, so
+    this does too: a row of another text would be no run to them. The first condition is for the
+    index.
+    """
+    if _is_found_by_value(described.columns["id"]):
+        return sql.SQL("{} = %s").format(described.column("r", "id"))
+    return sql.SQL("{} = %s AND {} = ANY (%s::text[])").format(
+        described.column("r", "id"), _printed(described, "id")
+    )
+
+
+def _ids(described: Description, target: Target) -> list[object]:
+    if _is_found_by_value(described.columns["id"]):
+        return [target.run_id]
+    return [target.run_id, list(target.printed)]
+
+
+def _is_found_by_value(column: Column) -> bool:
+    """Whether its `=` finds what the canonical text finds, and nothing else."""
+    return column.plain or (column.exact and column.base in COMPARABLE)
 
 
 def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[object]]:
@@ -96,8 +120,8 @@ def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[objec
     """
     names = [described.column("r", field) for field in FIELDS if field in described.columns]
     row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(names))
-    tag = "to_hex(hashtextextended({}, %s)) || '-' || to_hex(hashtextextended({}, %s))"
-    return sql.SQL(tag).format(row, row), [salt, salt + 1]
+    half = "pg_catalog.to_hex(pg_catalog.hashtextextended({}, %s))"
+    return sql.SQL(f"{half} || '-' || {half}").format(row, row), [salt, salt + 1]
 
 
 def _printed(described: Description, field: str) -> sql.Composable:
@@ -105,8 +129,10 @@ def _printed(described: Description, field: str) -> sql.Composable:
 
     Where it cannot differ it is a cast, because only a cast finds an index.
     """
-    plain = described.columns[field].base in ("text", "varchar", "bpchar")
-    return sql.SQL("{}::text" if plain else "concat({})").format(described.column("r", field))
+    column = described.column("r", field)
+    if described.columns[field].plain:
+        return sql.SQL("{}::text").format(column)
+    return sql.SQL('pg_catalog.concat({}) COLLATE "C"').format(described.unpadded("r", field))
 
 
 def _one_of(
@@ -119,7 +145,7 @@ def _one_of(
         text, words = described.statuses.any_of("r", texts)
         return sql.SQL("{} = ANY (%s::text[])").format(text), [words]
     column = described.columns[field]
-    if column.base not in COMPARABLE:
+    if column.base not in COMPARABLE or not column.exact:
         condition = sql.SQL("{} = ANY (%s::text[])").format(_printed(described, field))
         return condition, [list(texts)]
     condition = sql.SQL("{} = ANY (%s::text[]::{}[])").format(
@@ -148,7 +174,7 @@ def select_page(
     values: list[object] = []
     if described.columns["id"].base not in COMPARABLE - {"bpchar"}:
         conditions.append(
-            sql.SQL("octet_length({}) <= %s").format(_printed(described, "id")),
+            sql.SQL("pg_catalog.octet_length({}) <= %s").format(_printed(described, "id")),
         )
         values.append(MAX_ID_BYTES)
     matching, compared = _within(described, _given(wanted))
@@ -249,7 +275,7 @@ def update(
             sent.append(decoder.words(status))
     before = [old for old in ACTIVE if status is None or status in TRANSITIONS[cast("Status", old)]]
     conditions: list[sql.Composable] = [_has_id(described)]
-    compared: list[object] = [target.run_id]
+    compared = _ids(described, target)
     bounds, bounding = _within(described, target.within)
     words = sql.SQL("{} = ANY (%s::text[])").format(described.statuses.folded("r"))
     conditions += [*bounds, words]
@@ -265,7 +291,7 @@ def update(
         rows = sql.SQL("(SELECT count(*) FROM (SELECT FROM {} AS r WHERE {} LIMIT 2) AS n) = 1")
         same = sql.SQL(" AND ").join([conditions[0], *bounds])
         conditions.append(rows.format(table.in_query, same))
-        compared += [target.run_id, *bounding]
+        compared += [*_ids(described, target), *bounding]
     query = sql.SQL("UPDATE {} AS r SET {} WHERE {} RETURNING {}, {}").format(
         table.in_query,
         sql.SQL(", ").join(changes),

@@ -54,6 +54,7 @@ from brain.api.queries import (
     update,
 )
 from brain.api.totals import Total, read_total
+from brain.api.unfit import blamed
 from brain.contract.messages import (
     ACTIVE,
     FIELDS,
@@ -202,7 +203,7 @@ class RunRepository:
             except psycopg.DataError as error:
                 if generated:
                     raise IdRequired(postgres_message(error)) from error
-                raise
+                raise await blamed(conn, self._table, description, row, error) from error
         if not rows:
             raise RowRejected
         return self._version(rows[0])
@@ -230,9 +231,9 @@ class RunRepository:
             for _ in range(MAX_TRIES):
                 try:
                     rows = await fetch(conn, statement)
-                except psycopg.DataError:
+                except psycopg.DataError as error:
                     await self._read(conn, description, target)  # RunNotFound goes first
-                    raise
+                    raise await blamed(conn, self._table, description, values, error) from error
                 if rows:
                     return self._version(rows[0])
                 present, changed = await self._read(conn, description, target, values)
@@ -241,7 +242,7 @@ class RunRepository:
                 if not preconditions.allow_change(version.etag):
                     raise PreconditionFailed(run_id, version.etag)
                 if version.run[STATUS] not in ACTIVE:
-                    return version  # the request repeats what is true
+                    return version  # the request asks for what the run already is
                 # It is allowed, so the run changed between the two statements.
         raise ConcurrentChange(run_id)
 
@@ -272,10 +273,10 @@ class RunRepository:
         statement = select_one(self._table, description, self._decoder.max_text, target, values)
         try:
             rows = await fetch(conn, statement)
-        except psycopg.DataError:
-            if values:  # one of them may be to blame
+        except psycopg.DataError as error:
+            if values:
                 await self._select(conn, description, target)
-                raise
+                raise await blamed(conn, self._table, description, values, error) from error
             # The id is not a value of the column's type, so no row has it.
             raise RunNotFound(target.run_id) from None
         if len(rows) > 1:
@@ -287,7 +288,8 @@ class RunRepository:
         canonical_id = canonical(description.columns["id"], run_id)
         if canonical_id is None:
             raise RunNotFound(run_id)
-        return Target(canonical_id, _as_printed(description, within), self._salt)
+        texts = printed(description.columns["id"], [run_id])
+        return Target(canonical_id, texts, _as_printed(description, within), self._salt)
 
     async def _incomparable(
         self, conn: Conn, description: Description, error: psycopg.Error

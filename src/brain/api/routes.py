@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from brain import __version__
-from brain.access.grants import BOUNDS, Grant
+from brain.access.grants import Grant
 from brain.access.rejections import RejectionCounter, RequestLine
 from brain.api.asyncapi import add_asyncapi
 from brain.api.body import read
@@ -50,7 +50,14 @@ from brain.api.repository import RunRepository, Version
 from brain.api.sentences import field_name
 from brain.api.write_log import WriteLog, write
 from brain.contract.messages import ID, STATUS, RunData, body, shown
-from brain.contract.subscription import Filter, FilterError, Form, as_given, parse_filter
+from brain.contract.subscription import (
+    BOUNDS,
+    Filter,
+    FilterError,
+    Form,
+    as_given,
+    parse_filter,
+)
 
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
@@ -59,6 +66,8 @@ if TYPE_CHECKING:
 
 MAX_LIMIT = 1000
 """Runs of a page."""
+
+MERGE_PATCH = "application/merge-patch+json"
 
 
 class AnyText(PathConvertor):
@@ -100,7 +109,8 @@ def create_api(
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST", "PATCH"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match"],
+        # Programs that trace the requests of a page add headers of their own to them.
+        allow_headers=["*"],
         expose_headers=["Date", "ETag", "Location", "Retry-After"],
         # A page of the internet that the rules permit asks so before it calls a private address.
         allow_private_network=True,
@@ -292,7 +302,9 @@ def _require_json(request: Request) -> None:
     # Another site's page can make a browser send a form or plain text without a preflight, but not
     # JSON.
     given = request.headers.get("content-type", "")
-    if given.partition(";")[0].strip().lower() != "application/json":
+    kind = given.partition(";")[0].strip().lower()
+    # What PATCH does is a JSON merge patch (RFC 7396), so some clients call it that.
+    if kind != "application/json" and (request.method, kind) != ("PATCH", MERGE_PATCH):
         raise NotJSON(given)
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):

@@ -1,5 +1,5 @@
-"""One line of the log for each POST and PATCH of a run: who, which run, from which status to which,
-and the answer.
+"""One line of the log for each POST and PATCH of a run: the client, the run, its status before and
+after, and the answer.
 
 Never a value of the request but its id: the others may be secrets, and so may a query.
 """

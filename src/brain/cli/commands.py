@@ -335,7 +335,7 @@ def doctor_command(
 def nodes_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List the Brains that share the log of BRAIN_NATS_URL, and who leads.
+    """List the Brains that share the log of BRAIN_NATS_URL, and which one leads.
 
     Exit status: 0 one leads, 1 none does, 2 NATS cannot be asked.
     """

@@ -1,4 +1,4 @@
-"""What a person reads and what a command needs: the welcome, errors, settings, the database."""
+"""What the commands share: the welcome, errors, settings, and the database."""
 
 import asyncio
 import atexit
@@ -57,7 +57,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def run_until_interrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Ctrl-C is the normal end of `work`: exit status 130, without a word."""
+    """Ctrl-C is the normal end of `work`: exit status 130, and no message."""
     try:
         run(work)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from brain.cli.console import database_url, fail, note
 from brain.config import Settings
 from brain.contract.errors import BrainError
 from brain.contract.messages import ID, Status
+from brain.following import decoder_of
 from brain.postgres.canonical import canonical
 from brain.postgres.connection import connect, error_line, redact
 from brain.postgres.decoder import Decoder
@@ -38,7 +39,7 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
     from brain.delivery.board import Board  # noqa: PLC0415
 
     url = database_url(settings)
-    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
+    decoder = decoder_of(settings)
     async with await connect(url, "brain-demo") as conn:
         description = await describe(conn, settings.table)
     example = await look(url, settings.table, decoder)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from brain.config import Settings
 from brain.doctor import checks
 from brain.doctor.report import Report
-from brain.postgres.decoder import Decoder
+from brain.following import decoder_of, records_folder
 from brain.shared_log import shared_log
 
 if TYPE_CHECKING:
@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 
 
 async def examine(settings: Settings, url: str) -> Report:
-    decoder = Decoder(settings.status_map, settings.max_text, settings.timezone)
     return await checks.examine(
         url,
         settings.table,
-        decoder,
+        decoder_of(settings),
         stream=settings.source != "poll",
-        records=settings.data_dir / "resume" if settings.resume and not settings.nats_url else None,
+        records=records_folder(settings),
         nodes=_nodes(settings, url) if settings.nats_url else None,
     )
 

@@ -1,4 +1,4 @@
-"""What a command prints that runs for long: whole lines in UTF-8, and whether anybody reads them.
+"""The output of commands that run for long: whole lines in UTF-8, and whether anybody reads them.
 
 Not print(): its buffer would be flushed once more at exit, into a pipe that is closed.
 """

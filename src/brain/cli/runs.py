@@ -7,13 +7,10 @@ from typing import Final
 
 from brain.client.events import Message
 from brain.client.store import Change, Store
-from brain.contract.messages import ACTIVE, RunData
+from brain.contract.messages import ACTIVE, CUT, RunData
 
 MAX_FINISHED: Final = 1000
 """Finished runs that are kept; the one that changed first goes first."""
-
-CUT: Final = "[cut]"
-"""The end of a text that was longer than BRAIN_MAX_TEXT."""
 
 MAX_FAILURES: Final = 10
 """Failures that the summary names."""
@@ -97,8 +94,9 @@ class Overview:
         return Counter(run.status for run in self._store)
 
     def ordered(self, now: float, quiet: float) -> tuple[list[Row], list[Row]]:
-        """Who needs somebody: failed, the latest first, then quiet, for longest first. The others:
-        running, queued, completed. Only a new run, or a run's own change of status, moves rows.
+        """The runs that need attention, and the others. First: failed, the latest failure on top;
+        then quiet, the longest on top. Second: running, queued, completed. Only a new run, or a
+        run's own change of status, moves rows.
         """
         failed: list[Row] = []
         silent: list[Row] = []
@@ -133,8 +131,8 @@ def fitting(urgent: list[Row], others: list[Row], lines: int) -> list[Row]:
 
 
 def gist(error: str) -> str:
-    """Of a traceback of Python's, the line that says what went wrong: the last. The page does it
-    alike, in page/row.js.
+    """The last line of a Python traceback, which says what went wrong. The page does the same, in
+    page/row.js.
     """
     if error.startswith("Traceback (most recent call last)") and not error.endswith(CUT):
         return error.rstrip().rpartition("\n")[2]

@@ -192,7 +192,7 @@ class View:
         return f"quiet {age}" if word == "quiet" else f"{age} ago"
 
     def summary(self) -> list[str]:
-        """What is left behind when the table has gone."""
+        """The lines that stay in the terminal after the table is closed."""
         counts = self.runs.counts()
         ended = self.runs.ended
         lines = [

@@ -1,4 +1,4 @@
-"""Where `watch` and `wait` find Brain, and what they send to be let in."""
+"""Where `watch` and `wait` find Brain, and the credentials that they send."""
 
 from base64 import b64encode
 from dataclasses import dataclass

@@ -153,7 +153,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
             act, value = future.set_exception, error
         try:
             loop.call_soon_threadsafe(settle, act, value)
-        except RuntimeError:  # the loop has been closed meanwhile
+        except RuntimeError:  # the loop is closed by now
             return
 
     threading.Thread(target=work, name="brain api", daemon=True).start()

@@ -48,7 +48,7 @@ class Freshness:
 
 
 class Evidence:
-    """What the connection has told, from which `freshness` follows."""
+    """What Brain has said over the connection: `freshness` is derived from it."""
 
     def __init__(
         self, clock: DatabaseClock, monotonic: Callable[[], float] = time.monotonic

@@ -47,7 +47,7 @@ class Listed:
 async def load(api: API, wanted: Filter, max_finished: int, before: Collection[str] = ()) -> Listed:
     """Raises Unanswered and WatchError.
 
-    `before`: the active runs that the client holds. Those that have ended meanwhile may be beyond
+    `before`: the active runs that the client holds. Those that have ended since may be beyond
     the finished ones of the list, and are asked for. What two requests show differently comes once
     more, with `since` the first answer.
     """

@@ -129,7 +129,7 @@ class Runs:
         return len(self._store)
 
     def __iter__(self) -> Iterator[RunData]:
-        """In no order. The runs of this moment: the store may change meanwhile."""
+        """The runs of this moment, in no order: the store may change during the iteration."""
         return iter(list(self._store))
 
     @property

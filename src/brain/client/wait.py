@@ -114,7 +114,7 @@ async def outcomes(
     timing: Timing = TIMING,
     **options: Any,
 ) -> AsyncGenerator[Event]:
-    """Yield an Outcome for each run, once, and what happens to the connection meanwhile.
+    """Yield an Outcome for each run, once, and until then what happens to the connection.
 
     The arguments are those of wait(). Raises WatchError. Use contextlib.aclosing().
     """
@@ -178,7 +178,7 @@ class _Waiter:
             self.events.put_nowait(error)
 
     async def listen(self, events: AsyncGenerator[Watched], number: int, count: int) -> None:
-        """`number` of `count` subscriptions, which are one connection to who waits."""
+        """Subscription `number` of `count`: to the caller of wait(), all are one connection."""
         async with contextlib.aclosing(events):
             async for event in events:
                 match event:

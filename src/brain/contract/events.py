@@ -87,6 +87,9 @@ class Resumed:
     """A `since` at or before this time is a gap."""
     refused: Sequence[tuple[Micros, Micros]] = ()
     """As a Snapshot has them."""
+    left: Sequence[str] = ()
+    """The ids of rows that have changed since `floor_time` too, and that the contract cannot
+    express: clients may show what they were."""
 
 
 @dataclass(slots=True)
@@ -131,8 +134,8 @@ class Image:
     ended_early: bool
     """A run that is not held may have been anything, not only finished (T4)."""
     new: bool = False
-    """Another history: nothing of what the board holds counts, and no client can be told of it. So
-    nothing is pushed, and all of them start over."""
+    """Another history: nothing of what the board holds counts, and no message can say what changed.
+    So nothing is pushed, and all clients start over."""
 
 
 Event: TypeAlias = Snapshot | Changes | Resumed | Image

@@ -49,6 +49,9 @@ UNCHANGED = "\0"
 No text in PostgreSQL contains NUL.
 """
 
+CUT: Final = "… [cut]"
+"""The end of a text that was longer than BRAIN_MAX_TEXT. page/row.js looks for it, too."""
+
 Micros = int
 """A time in microseconds since 1970-01-01T00:00:00Z: PostgreSQL's own resolution."""
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from brain.contract.include import INCLUDE, NOTHING, Include, Included
 from brain.contract.messages import (
@@ -24,7 +24,8 @@ from brain.contract.messages import (
 FIELDS = ("run_id", "task_id", "agent", "status")
 """The fields of a filter, the most selective first."""
 
-_INDEXES = {"agent": AGENT, "task_id": TASK_ID}
+BOUNDS: Final = {"agent": AGENT, "task_id": TASK_ID}
+"""The fields by which a token can be limited to some runs, and their places in a run."""
 
 MAX_VALUES = 100
 """Values of all fields of a filter together."""
@@ -89,7 +90,7 @@ class Filter:
         return replace(self, run_id=run_id, task_id=task_id, agent=agent)
 
     def permits(self, run: Run) -> bool:
-        return all(run[_INDEXES[name]] in values for name, values in self.bounds)
+        return all(run[BOUNDS[name]] in values for name, values in self.bounds)
 
     def matches(self, run_id: str, facets: Collection[Facet]) -> bool:
         """Whether a run that is or was any of `facets` passes the filter."""

@@ -25,7 +25,7 @@ class Alarm:
         self._due = float("inf")
 
     def set(self, delay: float) -> None:
-        """Ring in so many seconds, or earlier if it has been set to that."""
+        """Ring in `delay` seconds, unless it is already set to ring earlier."""
         delay = max(delay, 0.0)
         due = self._clock() + delay
         if due < self._due:

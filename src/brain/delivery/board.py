@@ -31,7 +31,7 @@ R13  A Snapshot removes the unfinished runs that it reports as gone. The first o
 After a restart (postgres/records.py has the rules) the first event is Resumed instead of a
 Snapshot. Resumed runs keep the times at which they were sent, at the earliest; those that changed
 since the floor may have been ANYTHING, because nobody knows what they were. No byte leaves with a
-time that `remember` has not been told, so that time goes on there.
+time that `remember` has not stored, so that time goes on there.
 test_resumed_runs_have_the_times_of_before, test_resumed_runs_may_have_been_anything,
 test_every_time_is_remembered_before_it_is_sent
 """
@@ -280,6 +280,9 @@ class Board(Copied):
         for run in event.unchanged:
             self._forget(self._runs.get(run[ID]))
             self._put(run, 0, None, ())
+        for run_id in event.left:
+            self._forget(self._runs.get(run_id))
+            self._bury(run_id, 0, None, ANYTHING)  # (T4)
         for time, run in event.changed:
             self.time = time
             self._forget(self._runs.get(run[ID]))
@@ -383,16 +386,18 @@ class Board(Copied):
             self._done.pop(run_id, None)
         return entry, is_or_was, steady
 
-    def _bury(self, run_id: str, xid: int, known: Entry | None) -> list[Push]:
+    def _bury(
+        self, run_id: str, xid: int, known: Entry | None, was: tuple[Facet, ...] = ()
+    ) -> list[Push]:
         """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
-        and the API has not shown it since.
+        and the API has not shown it since. `was`: as in `_put`.
         """
         self.seq = seq = self.seq + 1
         time = self.time
         frame = self._encode_deleted(run_id, time)
-        again = told = known is not None and is_tombstone(known)
+        again = pushed = known is not None and is_tombstone(known)
         if known is None:
-            ever = is_or_was = self._unheld  # (T2)
+            ever = is_or_was = was or self._unheld  # (T2)
             self.size += OVERHEAD + 2 * len(frame)
         else:
             is_or_was, ever = buried(known)
@@ -400,7 +405,7 @@ class Board(Copied):
         if self._shown and (shown := self._shown.pop(run_id, None)):
             ever = self._union(shown[1], ever)
             is_or_was = self._union(is_or_was, shown[1])
-            told = False
+            pushed = False
         entry: Entry = (seq, time, tombstone(run_id, known), frame, ever, xid)
         self._runs[run_id] = entry
         self.log.append(entry)
@@ -408,7 +413,7 @@ class Board(Copied):
         self._unfinished.discard(run_id)
         self._done[run_id] = None
         self._done.move_to_end(run_id)
-        return [] if told else [(entry, is_or_was, False)]
+        return [] if pushed else [(entry, is_or_was, False)]
 
     def _union(self, facets: tuple[Facet, ...], more: tuple[Facet, ...]) -> tuple[Facet, ...]:
         found = tuple(dict.fromkeys(facets + more))

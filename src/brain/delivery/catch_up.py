@@ -47,7 +47,7 @@ Pieces: TypeAlias = dict[tuple[Cohort, int, int, int], tuple[bytes, int]]
 
 class CatchUp:
     """`send` writes to a client; `refuse` ends one with 4410; `live` makes one live in a group;
-    `is_over` tells whether deletes that nobody can name came after what the client was sent.
+    `missed_deletes` tells whether deletes that nobody can name came after what the client was sent.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CatchUp:
         send: Callable[[Client, bytes], None],
         refuse: Callable[[Client], None],
         live: Callable[[Client, Group], None],
-        is_over: Callable[[Client, Cohort], bool],
+        missed_deletes: Callable[[Client, Cohort], bool],
     ) -> None:
         self._board = board
         self._pending = pending
@@ -71,7 +71,7 @@ class CatchUp:
         self._send = send
         self._refuse = refuse
         self._live = live
-        self._is_over = is_over
+        self._missed_deletes = missed_deletes
         self._ready: deque[Client] = deque()
         self.first = UNREAD
         """The board's seq after the first Snapshot."""
@@ -104,7 +104,7 @@ class CatchUp:
             if client.until == UNREAD:
                 client.until = client.joined = self.first
                 client.goal = self.first if cohort.ready else None
-            if self._board.floor > max(client.seq, client.until) or self._is_over(
+            if self._board.floor > max(client.seq, client.until) or self._missed_deletes(
                 client, cohort
             ):  # (R12, T6)
                 self._refuse(client)

@@ -117,7 +117,7 @@ class Cohorts:
     def __init__(self) -> None:
         self._all: dict[tuple[Filter, Included], Cohort] = {}
         self.index = Index()
-        self.told: set[Cohort] = set()
+        self.with_deletes: set[Cohort] = set()
         """Those that receive tombstones."""
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class Cohorts:
             cohort = self._all[filter_, include] = Cohort(filter_, include)
             self.index.add(cohort)
             if cohort.deleted:
-                self.told.add(cohort)
+                self.with_deletes.add(cohort)
         cohort.members += 1
         return cohort
 
@@ -144,5 +144,5 @@ class Cohorts:
             return False
         del self._all[cohort.filter, cohort.include]
         self.index.remove(cohort)
-        self.told.discard(cohort)
+        self.with_deletes.discard(cohort)
         return True

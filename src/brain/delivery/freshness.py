@@ -1,9 +1,9 @@
 """Freshness: clients that include `source` learn how far behind the database Brain may be.
 
-Once when they are up to date, at each change of the source, and every 5 s. Clients of a turn that
-have been sent the same share one frame, and the turns of a round are spread over the interval, as
-pings are. What costs is the write to each client (the kernel's 6 to 8 us of 9), so the frame takes
-along the ping for which the client is due next.
+They are told once when they are up to date, at each change of the source, and every 5 s. Clients
+that are served in one turn and have been sent the same share one frame. The turns of a round are
+spread over the interval, as pings are. The cost is the write to each client (6 to 8 of 9 us are the
+kernel's), so one write carries the frame and the client's next ping.
 
 I2   A frame's timestamp is the time up to which its client has been sent everything, so that
      nothing is lost when it resumes from it. It is sent to live clients only, because a client that
@@ -67,9 +67,9 @@ class Freshness:
         self._key = NO_SOURCE.key
         """What the last frames said of the source."""
         self._due = 0.0
-        """Clients that the pace of the round owes a frame."""
+        """How many clients should have had a frame by now, at the pace of the round."""
         self._urgent = 0
-        """Clients that have not been told of the last change."""
+        """Clients that have not received a frame since the last change."""
         self._ticked = 0.0
 
     def add(self, client: Client) -> None:

@@ -112,11 +112,11 @@ class Hub:
             send=self.send,
             refuse=self._refuse,
             live=self._live,
-            is_over=self._is_over,
+            missed_deletes=self._missed_deletes,
         )
         self._freshness = Freshness(self, report, clock=clock, call_later=call_later)
         self._dead_floor = 0
-        """The board's, when clients that include `deleted` were last told to start over."""
+        """The board's, when clients that include `deleted` were last ended to start over."""
 
     # Clients
 
@@ -133,31 +133,31 @@ class Hub:
         """Every live client has been sent everything."""
         return not self._pending and not self._rotation.under_way
 
-    def join(self, client: Client, wish: Subscription) -> None:
+    def join(self, client: Client, subscription: Subscription) -> None:
         """Start writing to the client. Ends it at once if its `since` is a gap."""
         client.seq, client.until, client.whole = 0, 0, UNREAD
         client.paused = client.intact = client.waiting = client.pinged = False
         client.group = None
-        client.cohort = cohort = self._cohorts.add(wish.filter, wish.include)
+        client.cohort = cohort = self._cohorts.add(subscription.filter, subscription.include)
         client.joined = self.board.seq
         client.goal = self.board.seq if cohort.ready else None
         self.clients += 1
         if cohort.source:
             self._freshness.add(client)
-        if wish.since is not None:
-            seq = self.board.since(wish.since, deleted=cohort.deleted)
+        if subscription.since is not None:
+            seq = self.board.since(subscription.since, deleted=cohort.deleted)
             if seq is None:
                 self._refuse(client)
                 return
             client.seq = seq
-        elif wish.snapshot:
+        elif subscription.snapshot:
             client.until = self.board.seq if self.begun else UNREAD
         elif not self.begun:
             # The first Snapshot pushes nothing, but may hold changes made since the client loaded
             # the runs.
             self._refuse(client)
             return
-        if wish.since is not None or wish.snapshot:
+        if subscription.since is not None or subscription.snapshot:
             self._catch_up.add(client)
             self._alarm.set(0)
             if cohort.source and not self.begun:
@@ -232,7 +232,7 @@ class Hub:
             and group.lane is not None
             and client.seq == group.position
             and not self._lanes.full(group)
-            and not self._is_over(client, cohort)
+            and not self._missed_deletes(client, cohort)
         ):  # (R3)
             client.seq = None
             group.live.add(client)
@@ -241,7 +241,7 @@ class Hub:
             self._catch_up.add(client)
             self._alarm.set(0)
 
-    def _is_over(self, client: Client, cohort: Cohort) -> bool:
+    def _missed_deletes(self, client: Client, cohort: Cohort) -> bool:
         """Runs were deleted after what the client was sent, and nobody knows which (T6)."""
         return cohort.deleted and self._dead_floor > max(client.seq or 0, client.joined)
 
@@ -258,9 +258,9 @@ class Hub:
             self._failed(client, error)
 
     def _start_over(self) -> None:
-        """End who includes `deleted` (T6, T7): the catch-up does it, within its budget."""
+        """End the clients that include `deleted` (T6, T7): the catch-up does it, in its budget."""
         self._dead_floor = self.board.dead_floor
-        for cohort in self._cohorts.told:
+        for cohort in self._cohorts.with_deletes:
             for group in cohort.groups:
                 for client in list(group.live):
                     self._cut_off(client, group)
@@ -283,7 +283,7 @@ class Hub:
             self._catch_up.first = self.board.seq
         if pushes and self._lanes.all:
             added, conflated = self._pending.add(
-                pushes, sent=self._lanes.furthest, tombstones=bool(self._cohorts.told)
+                pushes, sent=self._lanes.furthest, tombstones=bool(self._cohorts.with_deletes)
             )
             self.counts.changes += added
             self.counts.conflated += conflated

@@ -14,16 +14,13 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from brain.contract.messages import AGENT, ID, STATUS, TASK_ID, Run
-from brain.contract.subscription import ANY, FIELDS, Facet, Filter
+from brain.contract.subscription import ANY, BOUNDS, FIELDS, Facet, Filter
 from brain.delivery.log import DELETED
 
 if TYPE_CHECKING:
     from brain.delivery.cohorts import Cohort
 
-Table: TypeAlias = "dict[str, set[Cohort]]"
-
-BOUNDS = ("agent", "task_id")
-"""The fields of bounds."""
+ByValue: TypeAlias = "dict[str, set[Cohort]]"
 
 
 class Kind:
@@ -44,11 +41,11 @@ class Kind:
 
 class Index:
     def __init__(self) -> None:
-        self._was: dict[str, Table] = {name: {} for name in FIELDS}
+        self._was: dict[str, ByValue] = {name: {} for name in FIELDS}
         """By what a run is or was."""
-        self._bound: dict[str, Table] = {name: {} for name in BOUNDS}
+        self._bound: dict[str, ByValue] = {name: {} for name in BOUNDS}
         """By what it is: filters with bounds that name no run, agent or task."""
-        self._unsure: dict[str, Table] = {name: {} for name in BOUNDS}
+        self._unsure: dict[str, ByValue] = {name: {} for name in BOUNDS}
         """By what it is, if it may have been anything: filters by agent or task with bounds."""
         self._kinds: dict[tuple[frozenset[str], bool], Kind] = {}
         self._bounded = 0
@@ -81,7 +78,7 @@ class Index:
             if not kind.cohorts:
                 del self._kinds[kind.statuses, kind.deleted]
 
-    def _tables(self, filter_: Filter) -> Iterator[tuple[Table, frozenset[str]]]:
+    def _tables(self, filter_: Filter) -> Iterator[tuple[ByValue, frozenset[str]]]:
         """Where a filter is indexed."""
         field = next((name for name in FIELDS if getattr(filter_, name)), None)
         bound = min(filter_.bounds, key=lambda bound: (len(bound[1]), bound[0]), default=None)

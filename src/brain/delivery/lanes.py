@@ -75,7 +75,7 @@ class Lanes:
         return group
 
     def settle(self, lane: Lane) -> None:
-        """(L4)"""
+        """Note that the lane has been sent everything, if it has (L4)."""
         if lane.at == self._pending.end:
             lane.seq, lane.time = self._board.seq, self._board.reached
 
@@ -120,7 +120,7 @@ class Lanes:
     # Changes
 
     def changed(self) -> None:
-        """There are new changes."""
+        """New changes are pending: batches made before do not contain them (L6)."""
         self._made.clear()
 
     def match(self) -> None:

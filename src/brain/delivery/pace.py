@@ -1,8 +1,9 @@
 """The pace of flushes: how soon one may follow the last.
 
-Each flush costs every client a write, so the fewer the cheaper; and what waits for one is late. The
-gap from the beginning of a flush to that of the next is what flushes have cost lately. So a change
-that comes alone is sent at once, and what comes during a flush goes together with the next.
+Each flush costs a write for every client, so few flushes are cheap; but a change that waits for a
+flush is late. The gap from the beginning of a flush to that of the next is what flushes have cost
+lately. So a change that comes alone is sent at once, and changes that come during a flush are sent
+together by the next.
 
 Below each rule stands a test that fails without it. In addition, tests/unit/delivery/mutants.py
 removes every rule, and a random history then goes wrong.
@@ -12,7 +13,7 @@ P1   A flush begins when the last one began longer ago than the gap, or when 128
      test_a_change_waits_for_as_long_as_flushes_cost,
      test_a_change_waits_no_longer_than_the_interval
 P2   The cost is the time from the plan of a flush to the first turn of the event loop after its
-     sweep. uvloop only queues what `write` receives; it sends it when the turn ends.
+     last write. uvloop only queues what `write` receives; it sends it when the turn ends.
      test_a_flush_costs_what_the_turn_of_the_loop_takes
 P3   It is an exponential mean, of which one flush counts at most twice what they cost so far. With
      the newest flush alone, a single turn in which the process did not run sent the gap to its

@@ -82,7 +82,7 @@ class Rotation:
                 lane = self._round[0]
                 cost = (self._pending.end - lane.at) // PLANNED
                 if work and work + cost + lane.writes > self._max_writes:
-                    return False  # planned in the next turn, it is sent what comes before that
+                    return False  # planned in the next turn, it is sent also what comes until then
                 work += cost
                 self._plan(self._round.popleft())
             else:

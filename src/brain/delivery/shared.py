@@ -28,7 +28,7 @@ COMPARED: Final = 10_000
 """Filters that are compared with changes in a turn, of 0.8 µs each."""
 
 LOOKUP: Final = 4
-"""As many cost as much as a lookup."""
+"""Comparisons that cost as much as one lookup in the index."""
 
 PLACE: Final = 8
 """Bytes that it takes to note that a group lacks a change."""

@@ -14,11 +14,13 @@ T2   A delete concerns a filter that matches what the run was last; in a catch-u
 T3   Only cohorts that include `deleted` are sent tombstones.
      test_only_who_includes_deletes_is_told_of_them
 T4   A run that comes back under the id of a tombstone has been all that the tombstone has, in its
-     push as well: clients that were not told of the delete drop what they show. That covers a run
+     push as well: clients that did not receive the delete drop what they show. That covers a run
      that leaves the contract as running and comes back finished. Once a tombstone of an unfinished
-     run has been evicted, an updated run that is not held may have been anything.
+     run has been evicted, an updated run that is not held may have been anything. Over a restart,
+     so may a run whose row is outside of the contract, and has changed since the floor.
      test_a_run_that_comes_back_was_all_that_its_tombstone_was,
-     test_a_run_that_left_as_running_and_comes_back_later_than_memory_was_anything
+     test_a_run_that_left_as_running_and_comes_back_later_than_memory_was_anything,
+     test_a_run_that_was_outside_of_the_contract_at_a_restart_was_anything
 T5   A run that a Snapshot reports as gone is buried like a deleted one. A row of a Snapshot that is
      older than the tombstone is skipped; one without `unless_after` is alive again.
      test_a_run_that_is_gone_is_buried, test_a_comparison_does_not_bring_back_a_run_deleted_since
@@ -32,7 +34,7 @@ T7   So is a Snapshot before which deletes may be unknown: a stream was interrup
 T8   So is everything before the first Snapshot, even where memory reaches further back.
      test_what_was_deleted_before_the_start_is_a_gap_for_who_includes_deletes
 T9   An UPDATE of the id is a delete and an insert. A tombstone is conflated with nothing. A row
-     that leaves the contract is buried like a deleted one. One that is buried again is not told
+     that leaves the contract is buried like a deleted one. One that is buried again is not pushed
      again, unless the API has shown it in between.
      test_a_tombstone_is_conflated_with_nothing, test_a_run_is_buried_and_told_once,
      test_an_update_of_the_id_is_a_delete_and_an_insert
@@ -52,7 +54,7 @@ ANYTHING: Final[tuple[Facet, ...]] = tuple((status, ANY, ANY) for status in STAT
 
 
 def tombstone(run_id: str, known: Entry | None) -> Run:
-    """What is known of a deleted run: who may be told of it (T2)."""
+    """What is known of a deleted run, by which filters select the clients that hear of it (T2)."""
     _, agent, task_id = (DELETED, None, None) if known is None else facet(known[RUN])
     return (run_id, DELETED, None, task_id, agent, None, None, None)
 

@@ -45,23 +45,18 @@ class Context:
     """Why the table must not be streamed. Empty if BRAIN_SOURCE is poll."""
     records: Path | None
     """The folder of the records. None: there are to be none."""
-    refusals: list[StreamUnavailable] = field(default_factory=list)
+    failures: list[StreamUnavailable] = field(default_factory=list)
     """Why the attempts to stream failed. Checks append to it."""
 
     @property
     def unavailable(self) -> list[StreamUnavailable]:
         """Every reason why Brain would poll."""
-        return [*self.blockers, *self.refusals]
+        return [*self.blockers, *self.failures]
 
     @property
     def sql_name(self) -> str:
         """The table's name, quoted."""
         return self.table.sql.as_string()
-
-    @property
-    def sql_role(self) -> str:
-        """The role's name, quoted."""
-        return sql.Identifier(self.user).as_string()
 
     async def rows(self, query: str | sql.Composed, values: Any = None) -> list[Text]:
         return await fetch(self.conn, query, values)

@@ -1,7 +1,7 @@
 """Whether NATS can be the log of several nodes: version, JetStream, rights, room, settings.
 
-It does what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
-goes at once, and appends behind a message that cannot be the last.
+It tries what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
+it deletes at once, and appends behind a message that cannot be the last.
 """
 
 import asyncio
@@ -139,7 +139,7 @@ def _settings(log: Log, info: Mapping[str, Any] | None) -> list[Finding]:
     findings = []
     levels: tuple[tuple[Level, str, Sequence[str]], ...] = (
         ("broken", "no node can lead, and clients receive no changes", BREAKING),
-        ("better", "the log loses what nodes still need, and they load their boards anew", LOSING),
+        ("better", "the log loses what nodes still need, and they load their boards again", LOSING),
         ("note", "what the stream has counts; the setting does not", CHOSEN),
     )
     for level, effect, names in levels:

@@ -8,7 +8,7 @@ from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
 
 Level: TypeAlias = Literal["broken", "better", "note"]
 
-STATUSES: dict[Level, int] = {"broken": 2, "better": 1, "note": 0}
+EXIT_STATUSES: dict[Level, int] = {"broken": 2, "better": 1, "note": 0}
 """The exit status for the worst finding; 0 if there are no findings."""
 
 LABELS: dict[Level, str] = {"broken": "broken", "better": "could be better", "note": "note"}
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def status(self) -> int:
-        return max((STATUSES[finding.level] for finding in self.findings), default=0)
+        return max((EXIT_STATUSES[finding.level] for finding in self.findings), default=0)
 
     @property
     def broken(self) -> bool:
@@ -95,7 +95,7 @@ class Report:
     def text(self) -> str:
         version = f", PostgreSQL {self.version}" if self.version else ""
         lines = [f"{self.database}{version}, table {self.table}", ""]
-        for finding in sorted(self.findings, key=lambda finding: -STATUSES[finding.level]):
+        for finding in sorted(self.findings, key=lambda finding: -EXIT_STATUSES[finding.level]):
             lines.append(f"{LABELS[finding.level]}: {finding.what}")
             lines.append(f"  detail  {finding.detail}.")
             label = "hint"

@@ -1,4 +1,4 @@
-"""Whether Brain can stream the table, and what hinders it."""
+"""Whether Brain can stream the table, and what prevents it."""
 
 import psycopg
 
@@ -36,7 +36,7 @@ async def publication(context: Context) -> list[Finding]:
         async with context.briefly():
             await ensure_publication(context.conn, context.table, APPLICATION)
     except StreamUnavailable as unavailable:
-        context.refusals.append(unavailable)
+        context.failures.append(unavailable)
         return [polls(unavailable)]
     except psycopg.errors.LockNotAvailable:
         what = f"the publication was not tried: {context.table} is locked"
@@ -66,13 +66,13 @@ async def slot(context: Context) -> list[Finding]:
     if isinstance(unavailable, SlotBlocked):
         # If the transactions are still open, the next check finds them.
         detail = f"a slot waited {wait:g} s for a writing transaction, which has ended since"
-        context.refusals.append(SlotBlocked(detail, "run this again", unavailable.code))
+        context.failures.append(SlotBlocked(detail, "run this again", unavailable.code))
         return []
     if unavailable.code in ("slots", "walsenders") and (used := await _slots_of_brain(context)):
         what = f"{unavailable.detail}; a running Brain uses one, {used[0]}"
         hint = await _capacity_hint(context, unavailable.code)
         return [Finding(unavailable.code, "note", what, "a second Brain would poll", hint)]
-    context.refusals.append(unavailable)
+    context.failures.append(unavailable)
     hint = await _capacity_hint(context, unavailable.code)
     return [polls(unavailable, hint=hint), *await _other_settings(context, unavailable.code)]
 
@@ -132,7 +132,7 @@ async def transactions(context: Context) -> list[Finding]:
     """
     if context.inspection.standby:
         return []
-    blocked = any(isinstance(each, SlotBlocked) for each in context.refusals)
+    blocked = any(isinstance(each, SlotBlocked) for each in context.failures)
     shortest = 0.0 if blocked else context.thresholds.long_transaction
     return [
         *await _open_transactions(context, shortest, unknown_age=blocked),

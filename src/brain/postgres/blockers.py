@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from psycopg import sql
 
-from brain.postgres.inspection import Inspection
+from brain.postgres.inspection import PUBLISHES_GENERATED, Inspection
 from brain.postgres.names import shown
 from brain.postgres.table import Table
 from brain.postgres.unavailable import StreamUnavailable, UnavailableCode
@@ -146,6 +146,29 @@ def _replica_identity(candidate: Candidate) -> StreamUnavailable | None:
     )
 
 
+def _virtual_identity(candidate: Candidate) -> StreamUnavailable | None:
+    """REPLICA IDENTITY FULL contains every column, and no publication has a virtual one."""
+    found = candidate.found
+    if found.unpublished is None or found.unpublished[2] != "v":
+        return None
+    name, column, _ = found.unpublished
+    effect = "a publication would make"
+    hint, key = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;", found.description.primary_key
+    if not key:
+        hint = f"{candidate.alter} ADD PRIMARY KEY ({found.description.in_sql('id')}); {hint}"
+    elif found.description.columns["id"].name not in key:
+        hint = ""  # the key would not do either
+    if found.member or found.listed:
+        effect = f"the publication {shown(candidate.table.publication)} makes"
+        hint = f"{candidate.drop}; {hint}".rstrip()
+    return StreamUnavailable(
+        f"the replica identity of {name} has the column {shown(column)}, which is computed when it"
+        f" is read and which no publication has, so {effect} the application's own UPDATEs fail",
+        hint,
+        "replica_identity",
+    )
+
+
 def _virtual(candidate: Candidate) -> StreamUnavailable | None:
     if not candidate.found.virtual:
         return None
@@ -158,7 +181,7 @@ def _virtual(candidate: Candidate) -> StreamUnavailable | None:
 def _generated(candidate: Candidate) -> StreamUnavailable | None:
     columns = candidate.found.description.columns.values()
     generated = [column.name for column in columns if column.generated]
-    if not generated or candidate.found.version >= 180000:
+    if not generated or candidate.found.version >= PUBLISHES_GENERATED:
         return None
     return StreamUnavailable(
         f"the column {shown(generated[0])} is generated, and the stream of PostgreSQL before 18"
@@ -191,6 +214,7 @@ CHECKS: tuple[Check, ...] = (
     _unlogged_partition,
     _inheritance,
     _replica_identity,
+    _virtual_identity,
     _virtual,
     _generated,
     _synchronous,

@@ -10,7 +10,7 @@ Identity: TypeAlias = tuple[str | None, ...]
 """System identifier, timeline, database, table and its columns, and how Brain reads them. When one
 of them changes, nothing known of the table holds."""
 
-NOWHERE = LSN(0)
+NO_LSN = LSN(0)
 
 PARTS: Final = (
     "the server",
@@ -40,7 +40,7 @@ class Checkpoint:
     versions: frozenset[tuple[str, str | None]] = frozenset()
     """Id and xmin of row versions that are known although an open transaction holds the horizon
     before them: the next poll returns them again."""
-    flushed: LSN = NOWHERE
+    flushed: LSN = NO_LSN
     """How far the log was flushed to disk. It never goes back, unless an older state of this server
     is restored."""
     tree: frozenset[int] = frozenset()

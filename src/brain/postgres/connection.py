@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast
+from urllib.parse import quote
 
 import psycopg
 import structlog
@@ -35,9 +36,14 @@ SESSION = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": r"read\ committed",
+    "row_security": "on",
+    "quote_all_identifiers": "off",
 }
-"""These settings decide how values look as text, and a role or a database may have others (seen:
-`21/11/2026 06:32:03 IST`, and `3e+01` for 30). Start-up options override both."""
+"""A role or a database may have other settings, and start-up options override them. Some decide how
+values look as text (seen: `21/11/2026 06:32:03 IST`, and `3e+01` for 30). Others make a query of
+ours fail: `serializable` the second of two claims of a run (40001, where it is to see the first),
+and `row_security=off` each one on a table with policies."""
 
 FOREIGN_VARIABLES = ("PGDATESTYLE", "PGTZ", "PGGEQO", "PGSERVICE")
 """Of libpq: it sends the first three after the start-up options, which they override, and takes
@@ -51,18 +57,25 @@ ANSWER_TIMEOUT = 10.0
 
 
 def redact(url: str) -> str:
-    """The URL for a log line: without its password and its parameters, which may contain one."""
+    """The URL for a log line, and for `psql` in the same place: without its password and its
+    parameters, which may contain one.
+    """
     info = conninfo.conninfo_to_dict(url)
     hosts = str(info.get("host") or info.get("hostaddr") or "localhost").split(",")
     ports = [port or "5432" for port in str(info.get("port") or "").split(",")]
     if len(ports) < len(hosts):  # one port for every host
         ports *= len(hosts)
     places = [
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        f"[{quote(host, ':')}]:{port}" if ":" in host else f"{_escaped(host)}:{port}"
         for host, port in zip(hosts, ports, strict=False)
     ]
-    user = f"{info['user']}@" if info.get("user") else ""
-    return f"postgresql://{user}{','.join(places)}/{info.get('dbname') or ''}"
+    user = f"{_escaped(str(info['user']))}@" if info.get("user") else ""
+    return f"postgresql://{user}{','.join(places)}/{_escaped(str(info.get('dbname') or ''))}"
+
+
+def _escaped(part: str) -> str:
+    """A part of a URL. libpq needs no escapes of letters, and people cannot read them."""
+    return "".join(each if each.isalnum() or each in "-._~" else quote(each, "") for each in part)
 
 
 def parameters(
@@ -70,7 +83,7 @@ def parameters(
 ) -> dict[str, Any]:
     """Keyword arguments of connect(): the URL's, and Brain's session settings after its options."""
     given = conninfo.conninfo_to_dict(url)
-    options = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
+    session = " ".join(f"-c {name}={value}" for name, value in {**SESSION, **settings}.items())
     return {
         "connect_timeout": 5,
         "keepalives_idle": 10,
@@ -83,7 +96,7 @@ def parameters(
         **given,
         "client_encoding": "UTF8",
         **({"replication": "database"} if replication else {}),
-        "options": f"{given.get('options') or ''} {options}".strip(),
+        "options": f"{given.get('options') or ''} {session}".strip(),
     }
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from brain.contract.messages import ACTIVE, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
+from brain.contract.messages import ACTIVE, CUT, MAX_ID_BYTES, STATUSES, UNCHANGED, Run, Status
 from brain.postgres.statuses import Words, fold
 from brain.postgres.text import Unreadable
 from brain.postgres.time_zone import DEFAULT, TimeZone
@@ -20,11 +20,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-CUT = "… [cut]"
-"""The end of a text that was cut at the bound."""
-
-
-DIALECT = 1
+DIALECT = 2
 """Raise it when a row becomes another run than before: clients cannot resume over such an update of
 Brain."""
 
@@ -250,8 +246,11 @@ def _utc(zone: TimeZone, text: str) -> str | None:
     """ISO 8601 in UTC, with Z. A time without a zone is one of `zone`.
 
     None if it is not a time, or not one that ISO 8601 and Python can express: the column may have
-    any type.
+    any type. A number is none: 1801010112345 is a moment in milliseconds, and Python would read it
+    as one of the year 1801.
     """
+    if text.isdecimal():
+        return None
     try:
         moment = datetime.fromisoformat(text)
         if _printed(text):

@@ -9,18 +9,18 @@ from brain.postgres.connection import Conn, deadline
 from brain.postgres.table import Description, Table
 
 _FINGERPRINT = """
-SELECT hashtextextended(concat_ws(' ',
-    (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_class
+SELECT pg_catalog.hashtextextended(pg_catalog.concat_ws(' ',
+    (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_class
       WHERE oid = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(concat(indexrelid, '/', xmin), ',' ORDER BY indexrelid) FROM pg_index
-      WHERE indrelid = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(concat(inhrelid, '/', xmin), ',' ORDER BY inhrelid) FROM pg_inherits
-      WHERE inhparent = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication
+    (SELECT string_agg(pg_catalog.concat(indexrelid, '/', xmin), ',' ORDER BY indexrelid)
+       FROM pg_index WHERE indrelid = ANY (%(tree)s::oid[])),
+    (SELECT string_agg(pg_catalog.concat(inhrelid, '/', xmin), ',' ORDER BY inhrelid)
+       FROM pg_inherits WHERE inhparent = ANY (%(tree)s::oid[])),
+    (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication
       WHERE pubname = ANY (%(publications)s)),
-    (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication_rel
+    (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_publication_rel
       WHERE prrelid = ANY (%(tree)s::oid[])),
-    (SELECT string_agg(concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_policy
+    (SELECT string_agg(pg_catalog.concat(oid, '/', xmin), ',' ORDER BY oid) FROM pg_policy
       WHERE polrelid = %(oid)s),
     (SELECT row_security_active(oid) FROM pg_class WHERE oid = %(oid)s)), 0)
 """

@@ -1,5 +1,5 @@
-"""The first look after a restart: rows and the times at which they were sent, as the records tell
-(records.py, rules 4 and 5).
+"""The first look at the table after a restart: its rows, and the times at which they were sent, by
+the records (records.py, rules 4 and 5).
 """
 
 from operator import itemgetter
@@ -19,6 +19,7 @@ class FirstLook:
         self._unchanged: list[Run] = []
         self._changed: list[tuple[int, Run]] = []
         """With the place of the first record that sees it."""
+        self._left: list[tuple[int, str]] = []
 
     @property
     def failed(self) -> bool:
@@ -26,7 +27,7 @@ class FirstLook:
         return self._base >= len(self._records)
 
     def take(self, run: Run, xid: int) -> bool:
-        """Of a row version that this transaction wrote. False: it need not be kept."""
+        """Take a row that this transaction wrote. Always False: `Poll.scan` need not keep it."""
         place = self._records.first(xid)
         if place > self._base:
             self._changed.append((place, run))
@@ -36,19 +37,28 @@ class FirstLook:
             self._unchanged.append(run)
         return False
 
+    def leave(self, run_id: str, xid: int) -> None:
+        """Of a row version that is no run: it may have been one that clients show."""
+        place = self._records.first(xid)
+        if place > self._base:
+            self._left.append((place, run_id))
+            if len(self._left) > self._records.max_rows:
+                self._reduce()
+
     def _reduce(self) -> None:
         """Move the base so far that half of the rows are left.
 
         A rewrite of the table gives each of its rows a new transaction.
         """
         half = self._records.max_rows // 2
-        places = sorted((place for place, _ in self._changed), reverse=True)
+        places = sorted((place for place, _ in (*self._changed, *self._left)), reverse=True)
         self._base = places[half]
         kept = [each for each in self._changed if each[0] > self._base]
         self._unchanged += [
             run for place, run in self._changed if place <= self._base and run[STATUS] in ACTIVE
         ]
         self._changed = kept
+        self._left = [each for each in self._left if each[0] > self._base]
 
     def resumed(self, at: Micros) -> Resumed:
         """`at`: the time of what no record sees. Drops the records before the base."""
@@ -57,4 +67,5 @@ class FirstLook:
         changed = [(records.time(place, at), run) for place, run in self._changed]
         floor_time = records.time(base, at)
         records.drop_before(base)  # or all of them, if the file cannot be written
-        return Resumed(self._unchanged, changed, at, floor_time, records.refused)
+        left = [run_id for _, run_id in self._left]
+        return Resumed(self._unchanged, changed, at, floor_time, records.refused, left)

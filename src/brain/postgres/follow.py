@@ -48,8 +48,8 @@ class Follow:
     """The source of a running Brain.
 
     `application` names its connections. It must not be the name of a synchronous standby.
-    `progress`: from where it goes on, if it was followed before; with it, no `records` are given.
-    `watched`: whether somebody waits for the changes. Without, the stream is read less often.
+    `progress`: where to go on, if the table was followed before; give it or `records`, not both.
+    `watched`: whether a client waits for changes. If none does, the stream is read less often.
     """
 
     def __init__(

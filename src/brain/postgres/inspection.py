@@ -9,6 +9,10 @@ from brain.postgres.connection import Conn, deadline
 from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.table import Description, Table, describe
 
+PUBLISHES_GENERATED = 180_000
+"""The first server_version_num that publishes stored generated columns, if it is told to, and that
+refuses UPDATEs where a publication has only a part of the replica identity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -22,7 +26,7 @@ class Inspection:
     table: Table
     """The table, and the publication that is its own, or would be."""
     publication: dict[str, Any] | None
-    """Its row of pg_publication."""
+    """Its row of pg_publication, and whether our role is its owner, or a member of that."""
     member: dict[str, Any] | None
     """The table's row of pg_publication_tables: from PostgreSQL 15, with columns and row filter."""
     listed: tuple[tuple[str, str], ...] = field(compare=False)
@@ -35,16 +39,25 @@ class Inspection:
     unidentified: tuple[str, str] | None
     """A table whose UPDATEs a publication would make fail, and its relreplident. Only tables that
     hold rows: this one, a partition, or a published table that inherits from it."""
+    unpublished: tuple[str, str, str] | None
+    """A table that holds rows, a generated column in its replica identity (FULL has every column),
+    and the pg_attribute.attgenerated of it, if a publication that lacks the column makes UPDATEs
+    fail: since PostgreSQL 18. A publication may have stored ones (s), and no virtual one (v)."""
+    files: str
+    """The partitions' files. Nothing in a stream of the whole table says that one was truncated."""
     unlogged: tuple[str, str] | None
     """A partition whose changes are in no log, and its relkind: r unlogged, f foreign."""
     virtual: str | None
     """A column of the contract that PostgreSQL computes when it is read: it is in no log."""
+    readable: bool
+    """Our role may read the table. The stream shows it to every role that may replicate."""
     row_security: RowSecurity | None
     """Policies that restrict what our role sees: the stream has every row."""
 
 
 _INSPECT = """
-SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication)s)::text,
+SELECT (SELECT to_jsonb(p) || jsonb_build_object('owned', pg_has_role(p.pubowner, 'USAGE'))
+          FROM pg_publication p WHERE p.pubname = %(publication)s)::text,
        (SELECT to_jsonb(t) FROM pg_publication_tables t
          WHERE t.pubname = %(publication)s AND t.schemaname = %(schema)s
            AND t.tablename = %(name)s)::text,
@@ -67,13 +80,30 @@ SELECT (SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %(publication
                   AND CASE leaf.relreplident WHEN 'd' THEN i.indisprimary
                       WHEN 'i' THEN i.indisreplident ELSE false END)
          ORDER BY leaf.oid LIMIT 1)::text,
+       (SELECT json_build_array(leaf.oid::regclass, a.attname, a.attgenerated)
+          FROM pg_class leaf JOIN pg_attribute a ON a.attrelid = leaf.oid
+         WHERE leaf.relkind = 'r' AND leaf.oid = ANY (%(tree)s::oid[])
+           AND (leaf.oid = %(oid)s OR leaf.relispartition)
+           AND a.attgenerated <> '' AND NOT a.attisdropped
+           AND current_setting('server_version_num')::int >= %(publishes_generated)s
+           AND (leaf.relreplident = 'f' OR EXISTS (
+               SELECT FROM pg_index i
+                WHERE i.indrelid = leaf.oid AND a.attnum = ANY (i.indkey)
+                  AND CASE leaf.relreplident WHEN 'd' THEN i.indisprimary
+                      WHEN 'i' THEN i.indisreplident END))
+         ORDER BY a.attgenerated = 's', leaf.oid, a.attnum LIMIT 1)::text,
+       (SELECT string_agg(pg_catalog.concat(leaf.oid, '/', leaf.relfilenode), ' ' ORDER BY leaf.oid)
+          FROM pg_class leaf
+         WHERE leaf.relispartition AND leaf.oid <> %(oid)s AND leaf.oid = ANY (%(tree)s::oid[])),
        (SELECT json_build_array(leaf.oid::regclass, leaf.relkind) FROM pg_class leaf
          WHERE leaf.relispartition AND leaf.oid <> %(oid)s AND leaf.oid = ANY (%(tree)s::oid[])
            AND (leaf.relkind = 'f' OR leaf.relkind = 'r' AND leaf.relpersistence <> 'p')
          ORDER BY leaf.oid LIMIT 1)::text,
        (SELECT a.attname FROM pg_attribute a
          WHERE a.attrelid = %(oid)s AND a.attgenerated = 'v' AND a.attname = ANY (%(fields)s)
-         ORDER BY a.attnum LIMIT 1)
+         ORDER BY a.attnum LIMIT 1),
+       has_table_privilege(%(oid)s::oid, 'SELECT')
+         AND has_schema_privilege(%(schema)s, 'USAGE')
 """
 
 
@@ -84,7 +114,7 @@ SELECT CASE WHEN EXISTS (SELECT FROM pg_publication WHERE pubname = %(other)s) O
             SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace s ON s.oid = c.relnamespace
              WHERE p.pubname = %(usual)s AND c.oid <> ALL (%(tree)s::oid[])
-               AND concat('brain_', s.nspname, '_', c.relname)::name = p.pubname)
+               AND pg_catalog.concat('brain_', s.nspname, '_', c.relname)::name = p.pubname)
        THEN NOT EXISTS (
             SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
              WHERE p.pubname = %(usual)s AND r.prrelid = ANY (%(tree)s::oid[]))
@@ -112,12 +142,14 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         "name": table.name,
         "oid": description.oid,
         "tree": list(description.tree),
+        "publishes_generated": PUBLISHES_GENERATED,
         "fields": [column.name for column in description.columns.values()],
     }
     async with deadline():
         row = await (await conn.execute(_INSPECT, values)).fetchone()
     assert row is not None
-    publication, member, listed, standby, names, version, unidentified, unlogged, virtual = row
+    publication, member, listed, standby, names, version, *rest = row
+    unidentified, unpublished, files, unlogged, virtual, readable = rest
     return Inspection(
         description=description,
         table=table,
@@ -128,7 +160,10 @@ async def inspect(conn: Conn, table: Table) -> Inspection:
         synchronous_standby_names=str(names),
         version=int(str(version)),
         unidentified=tuple(json.loads(unidentified)) if unidentified else None,
+        unpublished=tuple(json.loads(unpublished)) if unpublished else None,
+        files=files or "",
         unlogged=tuple(json.loads(unlogged)) if unlogged else None,
         virtual=virtual,
+        readable=readable == "t",
         row_security=await row_security(conn, description.oid),
     )

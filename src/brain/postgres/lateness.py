@@ -78,7 +78,7 @@ class LogEnd:
 # insert position would say that something is missing, until PostgreSQL flushes it 15 s later.
 _LOG_END = """
 SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn,
-       (SELECT lower(wait_event) IN ('walsendermain', 'walsenderwaitforwal')
+       (SELECT pg_catalog.lower(wait_event) IN ('walsendermain', 'walsenderwaitforwal')
           FROM pg_stat_get_activity(%s))
 """
 

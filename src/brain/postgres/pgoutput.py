@@ -50,12 +50,12 @@ class Relation:
     columns: tuple[str, ...]
 
 
-NOWHERE: Final = -1
+UNWANTED: Final = -1
 """The place of a column that nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RowFormat:
     """How the rows of one relation are read."""
 
     places: tuple[int, ...]
@@ -66,7 +66,7 @@ class Form:
     """Python's name of the encoding of the texts. A text that has other bytes is an Unreadable."""
 
 
-Forms: TypeAlias = Mapping[int, Form]
+RowFormats: TypeAlias = Mapping[int, RowFormat]
 """By OID. A row of any other relation is not read: its function returns None."""
 
 _begin = struct.Struct(">xQqI").unpack_from
@@ -146,53 +146,55 @@ def oid(data: bytes, at: int) -> int:
 
 
 @_strict
-def insert(data: bytes, at: int, forms: Forms) -> tuple[Values, bool] | None:
+def insert(data: bytes, at: int, formats: RowFormats) -> tuple[Values, bool] | None:
     """The row, and whether some value is UNCHANGED."""
     oid, mark = _row(data, at)
     if mark != _NEW:
         raise ValueError
-    form = forms.get(oid)
-    if form is None:
+    row_format = formats.get(oid)
+    if row_format is None:
         return None
-    new, lacking, at = _tuple(data, at + 6, form)
+    new, lacking, at = _tuple(data, at + 6, row_format)
     _whole(data, at)
     return new, lacking
 
 
 @_strict
-def update(data: bytes, at: int, forms: Forms) -> tuple[Values, bool, Values | None, bool] | None:
+def update(
+    data: bytes, at: int, formats: RowFormats
+) -> tuple[Values, bool, Values | None, bool] | None:
     """The new row; whether some value of it is UNCHANGED; the old row, and whether it is whole.
 
     The old row is the key alone if that changed, the row if REPLICA IDENTITY is FULL, else None.
     """
     oid, mark = _row(data, at)
-    form = forms.get(oid)
-    if form is None:
+    row_format = formats.get(oid)
+    if row_format is None:
         return None
     old = None
     at += 6
     if mark != _NEW:
         if mark not in (_KEY, _OLD):
             raise ValueError
-        old, _, at = _tuple(data, at, form)
+        old, _, at = _tuple(data, at, row_format)
         if data[at] != _NEW:
             raise ValueError
         at += 1
-    new, lacking, at = _tuple(data, at, form)
+    new, lacking, at = _tuple(data, at, row_format)
     _whole(data, at)
     return new, lacking, old, mark == _OLD
 
 
 @_strict
-def delete(data: bytes, at: int, forms: Forms) -> Values | None:
+def delete(data: bytes, at: int, formats: RowFormats) -> Values | None:
     """The old row: at least the columns of the replica identity."""
     oid, mark = _row(data, at)
     if mark not in (_KEY, _OLD):
         raise ValueError
-    form = forms.get(oid)
-    if form is None:
+    row_format = formats.get(oid)
+    if row_format is None:
         return None
-    old, _, at = _tuple(data, at + 6, form)
+    old, _, at = _tuple(data, at + 6, row_format)
     _whole(data, at)
     return old
 
@@ -205,13 +207,13 @@ def truncate(data: bytes, at: int, _: None) -> tuple[int, ...]:
     return tuple(_u32(data, at + 6 + 4 * i)[0] for i in range(count))
 
 
-def _tuple(data: bytes, at: int, form: Form) -> tuple[Values, bool, int]:
+def _tuple(data: bytes, at: int, row_format: RowFormat) -> tuple[Values, bool, int]:
     """The values, whether one is UNCHANGED, and the place behind the tuple."""
-    places, codec = form.places, form.codec
+    places, codec = row_format.places, row_format.codec
     if _u16(data, at)[0] != len(places):
         raise ValueError
     at += 2
-    values: Values = [None] * form.width
+    values: Values = [None] * row_format.width
     lacking = False
     for place in places:
         kind = data[at]

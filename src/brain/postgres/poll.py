@@ -25,7 +25,7 @@ from brain.contract.events import Known, Resumed, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
 from brain.postgres.checkpoints import Checkpoint, Identity
 from brain.postgres.connection import Conn, Text, deadline
-from brain.postgres.decoder import Decoder
+from brain.postgres.decoder import Decoder, is_expressible
 from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
 from brain.postgres.progress import Progress
@@ -37,6 +37,9 @@ from brain.postgres.timing import TIMING, PollTiming
 PIECE = 1000
 """Rows of a piece of a Snapshot."""
 
+_COMPARED = frozenset({"text", "varchar", "bpchar", "uuid", "int2", "int4", "int8", "numeric"})
+"""Built-in types of ids of which it is known that PostgreSQL compares them."""
+
 Query: TypeAlias = tuple[sql.Composed, list[object]]
 """A statement and its parameters."""
 
@@ -47,7 +50,7 @@ SELECT current_user, (SELECT to_jsonb(b) ->> 'stats_reset' FROM pg_stat_bgwriter
 _IDENTITY = """
 SELECT (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint())
-            ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+            ELSE pg_catalog.left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
        (SELECT oid FROM pg_database WHERE datname = current_database()), %s::oid
 """
 
@@ -87,6 +90,7 @@ class Poll:
         self._timing = timing
         self._clock = clock
         self._took = 0.0
+        self._ids_compare = True
         self._identity: Identity
         self._role = ""
         self._epoch: str | None = None
@@ -98,6 +102,7 @@ class Poll:
         """Describe the table. Raises TableError."""
         async with deadline():
             self.description = await describe(self.conn, self._table)
+            self._ids_compare = await self._look_whether_ids_compare()
             self._row_security = await row_security(self.conn, self.description.oid)
             self._identity = await self._identify(self.description)
         self.progress.columns = self.description.columns
@@ -107,6 +112,23 @@ class Poll:
     def identity(self) -> Identity:
         """As the catalog was last read."""
         return self._identity
+
+    async def _look_whether_ids_compare(self) -> bool:
+        """Not those of type json, of an array, or of an extension whose operators our search_path
+        lacks.
+        """
+        if self.description.columns["id"].base in _COMPARED:
+            return True
+        query = sql.SQL("SELECT FROM {} r WHERE {} LIMIT 0")
+        try:
+            await self.conn.execute(query.format(self._table.in_query, self._by_value()), [[]])
+        except (
+            psycopg.errors.UndefinedFunction,
+            psycopg.errors.UndefinedObject,
+            psycopg.errors.FeatureNotSupported,
+        ):
+            return False
+        return True
 
     async def _identify(self, description: Description) -> Identity:
         row = await (await self.conn.execute(_EPOCH)).fetchone()
@@ -228,7 +250,7 @@ class Poll:
             found = FirstLook(records)
             visible = PgSnapshot(records.oldest.xmin, records.oldest.xmin, frozenset())
             since = replace(here, visible=visible, tree=frozenset())  # and what is unfinished
-            async with aclosing(self.scan(since, found.take)) as pieces:
+            async with aclosing(self.scan(since, found.take, found.leave)) as pieces:
                 piece, reached = await anext(pieces)
             if found.failed:
                 records.void(f"more than {records.max_rows} rows have changed since")
@@ -273,13 +295,16 @@ class Poll:
         return self.description.kind in "rpm"
 
     async def scan(
-        self, since: Checkpoint | None, keep: Callable[[Run, int], bool] | None = None
+        self,
+        since: Checkpoint | None,
+        keep: Callable[[Run, int], bool] | None = None,
+        leave: Callable[[str, int], object] | None = None,
     ) -> AsyncGenerator[tuple[Snapshot, Checkpoint | None]]:
         """What changed since this checkpoint, in pieces; with the last piece the checkpoint that is
         reached.
 
         `keep` may leave rows out. It is given the id of the transaction that wrote the row: 0 if
-        that was so long ago that nobody can tell.
+        that was so long ago that nobody can tell. `leave` is given the ids of rows that are no run.
         """
         here, flushed, inserted = await self._position()
         self.progress.flushed(flushed, inserted)
@@ -318,10 +343,13 @@ class Poll:
                     if (run_id, xmin) in seen:
                         continue
                     run = self._decoder(values)
+                    xid = xid if xid < visible.xmax else 0
                     if run is None:
                         if run_id in self._known:
                             rejected.append(run_id)
-                    elif keep is None or keep(run, xid if xid < visible.xmax else 0):
+                        if leave is not None and is_expressible(run_id):
+                            leave(run_id, xid)
+                    elif keep is None or keep(run, xid):
                         rows.append(run)
                         if len(rows) == PIECE:
                             yield Snapshot(rows, at, complete=False, new=new), None
@@ -375,7 +403,9 @@ class Poll:
         if not self._has_xmin:
             return self._first(self._by_id())
         # The age of a row that was frozen more than 2^31 transactions ago is negative.
-        condition = sql.SQL("age(r.xmin) BETWEEN 0 AND (SELECT age(%s::text::xid))").format()
+        condition = sql.SQL(
+            "pg_catalog.age(r.xmin) BETWEEN 0 AND (SELECT pg_catalog.age(%s::text::xid))"
+        ).format()
         # A policy may ask other tables, so a row may become visible that nobody wrote.
         if checkpoint.tree != self.description.tree or self._row_security is not None:
             condition = sql.SQL("({} OR {})").format(condition, self._active())
@@ -398,12 +428,17 @@ class Poll:
         return sql.SQL(escaped(condition))
 
     def _by_id(self) -> sql.Composed:
+        return self._by_value() if self._ids_compare else self._by_text()
+
+    def _by_value(self) -> sql.Composed:
         return sql.SQL("{} = ANY (%s::text[]::{}[])").format(
             self.description.column("r", "id"), sql.SQL(self.description.columns["id"].type)
         )
 
     def _by_text(self) -> sql.Composed:
-        """For ids of another table, whose type may have been another. It uses no index."""
-        return sql.SQL("format('%%s', {}) = ANY (%s::text[])").format(
+        """For ids of another table, whose type may have been another, and for those that do not
+        compare. It uses no index.
+        """
+        return sql.SQL("pg_catalog.format('%%s', {}) = ANY (%s::text[])").format(
             self.description.unpadded("r", "id")
         )

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from brain.contract.events import Resumed, Snapshot
+from brain.postgres.connection import APPLICATION
 from brain.postgres.fingerprint import fingerprint
 from brain.postgres.poll import Poll
 from brain.postgres.promotion import Promoted, Promotion
+from brain.postgres.publication import keep_harmless
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Table
 from brain.postgres.table_warnings import TableWarnings
@@ -105,12 +107,12 @@ class Polling:
                 await self._look_for_commits()
 
     def _has_everything(self, asked: float) -> None:
-        """As of a query that began at this time: a scan does not see what is committed behind."""
+        """As of a query that began at this time: a scan does not see what is committed later."""
         self._asked = self._state.heard = asked
         self._state.lateness.answered()
 
     async def _look_for_commits(self) -> None:
-        """In a long pause, whether it makes Brain late. The next poll reads what there is."""
+        """Look whether Brain is late because of a long pause. The next poll reads what there is."""
         asked = asyncio.get_running_loop().time()
         if await self._poll.is_current():
             self._has_everything(asked)
@@ -118,10 +120,10 @@ class Polling:
             self._state.lateness.ask(self._asked)
 
     async def _look_at_catalog(self) -> None:
-        """Now and then read it again, and at once if its fingerprint has changed.
+        """Read it again at intervals, and at once if its fingerprint has changed.
 
-        A key that is dropped makes the application's UPDATEs fail until the next try to open a
-        stream withdraws the publication. And what ruled out a stream may be gone.
+        After a key is dropped, the application's UPDATEs fail until the next try to open a stream
+        withdraws the publication. Also, what ruled out a stream may have been removed.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._reread_at:
@@ -134,6 +136,11 @@ class Polling:
         if seen == self._fingerprint:
             return
         await self._reread_catalog()
+        # Without a promotion, nothing else withdraws what init-db or a start before has published.
+        if self._mode == "poll" and not await keep_harmless(
+            self._poll.conn, self._table, APPLICATION
+        ):
+            return  # the next look tries again
         if self._fingerprint is not None:
             self._promotion.retry_in(0)
         self._fingerprint = seen

@@ -17,8 +17,8 @@ class Progress:
     columns: Mapping[str, Column] | None = None
     """Of the table, as last described. None until it has been described once."""
     streamed: bool = False
-    """A stream has told every delete, and is lost. The next Snapshot from which on deletes may be
-    unknown (T7 in delivery/tombstones.py) is still to come."""
+    """A stream, which names every delete, has been lost. The next Snapshot has to say that deletes
+    may be unknown (T7 in delivery/tombstones.py)."""
     records: Records = field(default_factory=Records)
     durable: Checkpoint | None = None
     """The last mark, if nothing was read by a query since: a crash of PostgreSQL loses nothing."""

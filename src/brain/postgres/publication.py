@@ -1,6 +1,6 @@
 """The publication of the table: created where the rule in `blockers` allows it, and checked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import psycopg
@@ -28,8 +28,8 @@ async def ensure_publication(conn: Conn, table: Table, application: str) -> Insp
     if found.listed and any(each.code in HARMFUL for each in blockers(found, application)):
         found = await _withdraw(conn, table, found)
     _raise_first(blockers(found, application))
-    if statement := _statement(table, found):
-        await _publish(conn, table, found, application, statement)
+    if statements := _statements(table, found):
+        await _publish(conn, table, found, application, statements)
         found = await inspect(conn, table)
         table = found.table
     _raise_first(_omissions(found, table))
@@ -41,12 +41,34 @@ def _raise_first(unavailable: Iterator[StreamUnavailable]) -> None:
         raise first
 
 
+async def keep_harmless(conn: Conn, table: Table, application: str) -> bool:
+    """Take the table out of Brain's publication if that makes the application's UPDATEs fail: for a
+    Brain that only polls. False if a lock is in the way, such as that of VACUUM. Raises TableError,
+    psycopg.Error.
+    """
+    found = await inspect(conn, table)
+    if not (found.listed and any(each.code in HARMFUL for each in blockers(found, application))):
+        return True
+    try:
+        async with conn.transaction():
+            await conn.execute("SET LOCAL lock_timeout = '200ms'")
+            await _withdraw(conn, found.table, found)
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
+
+
 async def _publish(
-    conn: Conn, table: Table, found: Inspection, application: str, statement: sql.Composed
+    conn: Conn,
+    table: Table,
+    found: Inspection,
+    application: str,
+    statements: Sequence[sql.Composed],
 ) -> None:
     try:
         async with conn.transaction():
-            await conn.execute(statement)
+            for statement in statements:
+                await conn.execute(statement)
             # The statement may have waited for the table's lock, and another session may have
             # changed the table before. The rule is applied to the publication without the
             # statement, because a blocker rolls it back.
@@ -58,7 +80,7 @@ async def _publish(
     except psycopg.errors.InsufficientPrivilege as error:
         raise StreamUnavailable(
             f"the publication {shown(table.publication)} is missing: {error_line(error)}",
-            f"{statement.as_string(conn)};",
+            _pasted(conn, statements),
             "publication",
         ) from error
 
@@ -90,19 +112,32 @@ async def _withdraw(conn: Conn, table: Table, found: Inspection) -> Inspection:
     return await inspect(conn, table)
 
 
-def _statement(table: Table, found: Inspection) -> sql.Composed | None:
-    """What creates the publication, or adds the table to it. None if neither helps."""
-    if found.member is not None or _names_partitions(found):
-        return None
+def _pasted(conn: Conn, statements: Sequence[sql.Composed]) -> str:
+    return " ".join(f"{statement.as_string(conn)};" for statement in statements)
+
+
+def _statements(table: Table, found: Inspection) -> list[sql.Composed]:
+    """What creates the publication, or lets it have generated columns, and adds the table. Nothing
+    if that does not help.
+    """
     name = sql.Identifier(table.publication)
+    statements: list[sql.Composed] = []
+    if _lacks_generated(found):
+        if not (found.publication or {}).get("owned"):
+            return []
+        text = "ALTER PUBLICATION {} SET (publish_generated_columns = stored)"
+        statements.append(sql.SQL(text).format(name))
+    if found.member is not None or _names_partitions(found):
+        return statements
     if found.publication is not None:
-        return sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, table.sql)
+        text = "ALTER PUBLICATION {} ADD TABLE {}"
+        return [*statements, sql.SQL(text).format(name, table.sql)]
     # A plain table may become a partitioned one later, and the option costs it nothing.
     options = "publish_via_partition_root = true"
-    if any(column.generated for column in found.description.columns.values()):
+    if found.unpublished or any(each.generated for each in found.description.columns.values()):
         options += ", publish_generated_columns = stored"
     text = f"CREATE PUBLICATION {{}} FOR TABLE {{}} WITH ({options})"
-    return sql.SQL(text).format(name, table.sql)
+    return [sql.SQL(text).format(name, table.sql)]
 
 
 def _omissions(found: Inspection, table: Table) -> Iterator[StreamUnavailable]:
@@ -128,6 +163,11 @@ def _omitted(found: Inspection, table: Table) -> Iterator[str]:
     if publication is None or member is None:
         yield f"does not contain {table}"
         return
+    if _lacks_generated(found):
+        yield (
+            "lacks a generated column of the replica identity, and makes the application's own"
+            " UPDATEs fail"
+        )
     for operation in ("insert", "update", "delete", "truncate"):
         if not publication[f"pub{operation}"]:
             yield f"leaves out every {operation}"
@@ -137,6 +177,15 @@ def _omitted(found: Inspection, table: Table) -> Iterator[str]:
     wanted = {column.name for column in found.description.columns.values()}
     if published is not None and not wanted <= set(published):
         yield f"leaves out columns of {table}"
+
+
+def _lacks_generated(found: Inspection) -> bool:
+    """The publication exists, and is to have the stored generated columns of the identity too."""
+    return bool(
+        found.unpublished is not None
+        and found.publication is not None
+        and found.publication.get("pubgencols") != "s"
+    )
 
 
 # For `brain init-db`.
@@ -213,8 +262,8 @@ async def publication_sql(conn: Conn, table: Table, application: str) -> str:
         return _comment(str(error))
     table = found.table
     unavailable = next(blockers(found, application), None)
-    if unavailable is None and (statement := _statement(table, found)):
-        return f"{statement.as_string(conn)};"
+    if unavailable is None and (statements := _statements(table, found)):
+        return _pasted(conn, statements)
     unavailable = unavailable or next(_omissions(found, table), None)
     if unavailable is None:
         return _comment(f"The publication {shown(table.publication)} exists, and is complete.")

@@ -1,5 +1,5 @@
-"""Records: what of the checkpoints outlives the process, so that after a restart `since` finds what
-it would have found before.
+"""Records: the part of the checkpoints that outlives the process, so that after a restart `since`
+finds what it would have found before.
 
 Their rules. Each stands with the test that fails without it.
 
@@ -8,7 +8,7 @@ Their rules. Each stands with the test that fails without it.
     does not list subtransactions.)
     test_a_record_sees_what_is_before_its_xmin
 2   Its time is that of the last change that was sent, not of the last poll: on a quiet table a
-    client holds an old time, and must not be told that it is too old.
+    client holds an old time, which must not count as too old.
     test_the_time_of_a_record_is_that_of_the_last_change
 3   The highest time that may have been sent is stored before it is sent: a tenth of a second ahead,
     so that not every change needs a write. The time of the next process starts there, and rows
@@ -81,7 +81,7 @@ P = ParamSpec("P")
 def guarded(
     method: Callable[Concatenate["Records", P], None],
 ) -> Callable[Concatenate["Records", P], None]:
-    """Any write to the file may fail."""
+    """A decorator: if the method cannot use the file, there are no records from then on (9)."""
 
     @wraps(method)
     def guard(self: "Records", /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -95,7 +95,7 @@ def guarded(
 
 class Records:
     """The records of one table, oldest first. Without a folder, or without the file, there are
-    none, and Brain works all the same: `detail` says why.
+    none; Brain works without them, and `detail` says why.
 
     `keep`: seconds for which a record is kept, at least. `max_rows`: how many rows that are not
     unfinished the first look may bring; beyond it, older records are dropped. `detail`: why there
@@ -116,7 +116,7 @@ class Records:
         self.voided = ""
         """Why clients from before started over the last time; "" if they have not."""
         self.voids = 0
-        """How often they have."""
+        """How often clients from before started over."""
         self.max_rows = max_rows
         self._folder = folder
         self._keep = int(keep * 1_000_000)
@@ -139,7 +139,7 @@ class Records:
         self._free: list[int] = []
         self._counts_for: tuple[object, ...] = ()
         """Identity, tree and epoch of the records."""
-        self._told = ""
+        self._logged = ""
         self._name: object = None
         self._look_at = 0.0
 
@@ -273,8 +273,8 @@ class Records:
 
     def _fail(self, detail: str, hint: str) -> None:
         self.detail = detail
-        if detail != self._told:
-            self._told = detail
+        if detail != self._logged:
+            self._logged = detail
             log.warning(
                 "no resume over restarts", detail=detail, **({"hint": hint} if hint else {})
             )
@@ -289,7 +289,7 @@ class Records:
         while self._list and checkpoint.visible.xmax - self.oldest.xmin >= 2**31:
             self._drop(0)
             void = void or ("" if self._list else "2^31 transactions have passed")
-        self.detail = self._told = file.ignored = ""
+        self.detail = self._logged = file.ignored = ""
         if void:
             self.void(void)
         elif not self._list:
@@ -327,7 +327,7 @@ class Records:
         self._file.parts = parts(checkpoint.identity)
         if self._sent.refused:
             self._file.spans = self._sent.numbers()
-        self.detail = self._told = ""
+        self.detail = self._logged = ""
 
     @guarded
     def add(self, time: Micros, checkpoint: Checkpoint, now: Micros) -> None:

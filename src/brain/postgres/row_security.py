@@ -21,7 +21,7 @@ class RowSecurity:
 
 _ACTIVE = """
 SELECT current_user,
-       (SELECT string_agg(concat_ws('/', p.oid, p.xmin), ' ' ORDER BY p.oid)
+       (SELECT string_agg(pg_catalog.concat_ws('/', p.oid, p.xmin), ' ' ORDER BY p.oid)
           FROM pg_policy p WHERE p.polrelid = %(oid)s)
  WHERE row_security_active(%(oid)s::oid)
 """

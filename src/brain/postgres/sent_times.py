@@ -72,8 +72,8 @@ class SentTimes:
         return True
 
     def refuse(self, high: Micros, now: Micros) -> bool:
-        """Refuse what was sent of the time after `now`, and go on there. False if that cannot be
-        told from other times.
+        """Refuse what was sent of the time after `now`, and go on there. False if these times
+        cannot be distinguished from others.
         """
         spans = [*self._sent, Span(self._first, high)]
         ahead = [span for span in spans if span.last > now]

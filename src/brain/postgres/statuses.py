@@ -118,7 +118,7 @@ class StatusColumn:
 
     def folded(self, alias: str) -> sql.Composable:
         """The word, folded, for a query with parameters, whatever the type."""
-        return sql.SQL(_escaped(sql.SQL(_FOLDED).format(self._text(alias))))
+        return sql.SQL(_escaped(sql.SQL(_folded(alias)).format(self._text(alias))))
 
     def _wanted(self, words: Collection[str]) -> list[str]:
         if self.allowed is None:
@@ -128,21 +128,29 @@ class StatusColumn:
     def _compared(self, alias: str) -> sql.Composable:
         if self.enum:  # the cast is for a domain over it
             return sql.SQL("{}::{}").format(self._column(alias), sql.SQL(self.enum))
-        form = _FOLDED if self.allowed is None else "{}"
+        form = _folded(alias) if self.allowed is None else "{}"
         return sql.SQL(form).format(self._text(alias))
 
     def _text(self, alias: str) -> sql.Composable:
         """As the type prints it. A cast to text may differ (bool), but only a cast finds an
         index.
         """
-        form = "{}::text" if self.enum or self.textual else "format('%s', {})"
+        form = "{}::text" if self.enum or self.textual else f"{_schema(alias)}format('%s', {{}})"
         return sql.SQL(form).format(self._column(alias))
 
     def _column(self, alias: str) -> sql.Identifier:
         return sql.Identifier(alias, self.name) if alias else sql.Identifier(self.name)
 
 
-_FOLDED = 'lower(btrim({} COLLATE "C"))'
+def _folded(alias: str) -> str:
+    return f'{_schema(alias)}lower({_schema(alias)}btrim({{}} COLLATE "C"))'
+
+
+def _schema(alias: str) -> str:
+    """A search_path may have functions of these names before PostgreSQL's (orafce recommends one).
+    A person who pastes the condition of an index reads it more easily without.
+    """
+    return "pg_catalog." if alias else ""
 
 
 def _escaped(part: sql.Composable) -> str:

@@ -123,6 +123,13 @@ class Column:
     """Of a numeric with one: digits behind the point."""
     number: int = 0
     """pg_attribute.attnum, which a column keeps under another name, and no other column gets."""
+    exact: bool = True
+    """Equal texts are the same text. Under a nondeterministic collation, `a` may equal `A`."""
+
+    @property
+    def plain(self) -> bool:
+        """A string whose cast to text prints the value, and serves an index."""
+        return self.exact and self.base in ("text", "varchar", "bpchar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +166,18 @@ class Description:
         return sql.SQL(", ").join(
             sql.SQL("NULL")
             if field not in self.columns
-            # One more than the bound, so that the decoder sees that the text is longer.
-            else sql.SQL("left({}::text, {})").format(self.column(alias, field), max_text + 1)
+            else self._cut(alias, field, max_text)
             if field == "error"
             else self.unpadded(alias, field)
             for field in FIELDS
         )
+
+    def _cut(self, alias: str, field: str, max_text: int) -> sql.Composable:
+        """One more character than the bound, so that the decoder sees that the text is longer."""
+        column, base = self.column(alias, field), self.columns[field].base
+        if base in _SHORT:
+            return column
+        return sql.SQL("pg_catalog.left({}::text, {})").format(column, max_text + 1)
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -207,6 +220,10 @@ class Description:
         return self.primary_key == (self.columns["id"].name,)
 
 
+_SHORT = frozenset({"bool", "inet", "cidr"})
+"""Built-in types whose cast to text prints another text than their output: true for t, and an
+address with its netmask. Of xml, it is the same wherever the client's encoding is the server's."""
+
 _DESCRIBE = """
 SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
        (SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_index i
@@ -229,7 +246,10 @@ SELECT c.oid, c.relkind, c.relpersistence, c.relreplident,
                                             FROM b JOIN pg_type d USING (oid)
                                            WHERE d.typtype <> 'd'
                                              AND d.typnamespace = 'pg_catalog'::regnamespace),
-                                         a.attnum) ORDER BY a.attnum)
+                                         a.attnum,
+                                         coalesce((SELECT k.collisdeterministic FROM pg_collation k
+                                                    WHERE k.oid = a.attcollation), true))
+                        ORDER BY a.attnum)
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
           JOIN pg_namespace n ON n.oid = t.typnamespace
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -267,7 +287,8 @@ def _base(name: str = "", modifier: int = -1) -> tuple[str, int | None]:
 _TABLES = """
 SELECT s.nspname, c.relname FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND s.nspname !~ '^pg_'
-      AND s.nspname <> 'information_schema' AND (s.nspname = %s OR lower(c.relname) = lower(%s))
+      AND s.nspname <> 'information_schema' AND (s.nspname = %s
+           OR pg_catalog.lower(c.relname) = pg_catalog.lower(%s))
 ORDER BY 1, 2 LIMIT 1000
 """
 
@@ -298,8 +319,11 @@ async def describe(conn: Conn, table: Table) -> Description:
             default,
             *_base(*(base or ())),
             number,
+            exact,
         )
-        for name, schema, type_, generated, default, base, number in json.loads(columns or "[]")
+        for name, schema, type_, generated, default, base, number, exact in json.loads(
+            columns or "[]"
+        )
     }
     primary_key = tuple(json.loads(key or "[]"))
     names = _resolve(table, found, primary_key)

@@ -125,7 +125,8 @@ class _Writers:
 
 _ROLES = """
 SELECT DISTINCT ON (r.rolname) r.rolname,
-       CASE WHEN s.setdatabase = 0 THEN '' ELSE format(' IN DATABASE %%I', d.datname) END,
+       CASE WHEN s.setdatabase = 0 THEN ''
+            ELSE pg_catalog.format(' IN DATABASE %%I', d.datname) END,
        substr(c.option, strpos(c.option, '=') + 1), r.rolname = session_user
 FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
      JOIN pg_database d ON d.datname = current_database(), unnest(s.setconfig) AS c(option)

@@ -12,7 +12,7 @@ from brain.contract.messages import FIELDS, ID, UNCHANGED, Micros, Run
 from brain.postgres import pgoutput
 from brain.postgres.column_map import ColumnMap
 from brain.postgres.decoder import Decoder, is_expressible
-from brain.postgres.pgoutput import LSN, NOWHERE, Form, PgoutputError, Values
+from brain.postgres.pgoutput import LSN, UNWANTED, PgoutputError, RowFormat, Values
 from brain.postgres.snapshots import PgSnapshot, Xid, widen
 
 SLICE = 1000
@@ -53,7 +53,7 @@ class Transactions:
         # is too long.
         self.longest = max(LONGEST, 4 * (decoder.max_text + 2))
         """Bytes of a message that need not be shortened."""
-        self._forms: dict[int, Form] = {}
+        self._formats: dict[int, RowFormat] = {}
         self._visible = PgSnapshot(0, 0, frozenset())
         self._joining = True
         self._skip = False
@@ -132,8 +132,10 @@ class Transactions:
             return False
         names = self._columns.resolve(found.columns)
         places = {names[field]: i for i, field in enumerate(FIELDS) if field in names}
-        self._forms[found.oid] = Form(
-            tuple(places.get(column, NOWHERE) for column in found.columns), len(FIELDS), self._codec
+        self._formats[found.oid] = RowFormat(
+            tuple(places.get(column, UNWANTED) for column in found.columns),
+            len(FIELDS),
+            self._codec,
         )
         self.described = True
         return True
@@ -145,14 +147,14 @@ class Transactions:
         return self._add("truncate", only_id(""))
 
     def _insert(self, data: bytes, at: int) -> bool:
-        found = pgoutput.insert(data, at, self._forms)
+        found = pgoutput.insert(data, at, self._formats)
         if found is None:
             return self._foreign(data, at)
         values, lacking = found
         return not self._skip and self._put("insert", values, lacking)
 
     def _update(self, data: bytes, at: int) -> bool:
-        found = pgoutput.update(data, at, self._forms)
+        found = pgoutput.update(data, at, self._formats)
         if found is None:
             return self._foreign(data, at)
         values, lacking, old, whole = found
@@ -163,7 +165,7 @@ class Transactions:
         return self._replace(values, old, whole=whole)
 
     def _delete(self, data: bytes, at: int) -> bool:
-        old = pgoutput.delete(data, at, self._forms)
+        old = pgoutput.delete(data, at, self._formats)
         if old is None:
             return self._foreign(data, at)
         if self._skip:
@@ -172,7 +174,7 @@ class Transactions:
         return self._forget(self._unpadded(old)[ID])
 
     def _foreign(self, data: bytes, at: int) -> bool:
-        """A row of a relation whose form is unknown."""
+        """A row of a relation whose format is unknown."""
         if pgoutput.oid(data, at) == self._oid:
             raise PgoutputError("a row before its relation")
         return False

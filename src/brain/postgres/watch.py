@@ -50,8 +50,8 @@ class Mark:
 class Watch:
     """Looks in a task, over the ordinary connection.
 
-    The next look waits until the stream has passed the mark of the last one. Another task checks
-    the catalog's fingerprint meanwhile, and inspects the table when it has changed.
+    The next look waits until the stream has passed the mark of the last one. At the same time,
+    another task checks the catalog's fingerprint, and inspects the table when it has changed.
     """
 
     def __init__(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from brain.access.grants import Grant, TokenError
 from brain.access.rejections import REJECTIONS, Rejection
-from brain.contract.subscription import Subscription
-from brain.server.websocket import ANSWER, HELLO, Connection, Connections, Message
+from brain.contract.subscription import BOUNDS, Subscription
+from brain.server.websocket import ANSWER, HELLO, Connection, Connections, IncomingMessage
 
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
@@ -23,7 +23,7 @@ def permitted(subscription: Subscription, grant: Grant) -> Subscription:
     if not grant.within:
         return subscription
     filter_ = subscription.filter
-    agent, task_id = (grant.narrowed(name, getattr(filter_, name)) for name in ("agent", "task_id"))
+    agent, task_id = (grant.narrowed(name, getattr(filter_, name)) for name in BOUNDS)
     bounds = frozenset((name, values) for name, values in grant.within.items())
     return replace(
         subscription, filter=replace(filter_, agent=agent, task_id=task_id, bounds=bounds)
@@ -63,7 +63,7 @@ class TokenConnection(Connection):
         rejection = Rejection("token", f"the first message is a token, within {seconds:.0f} s")
         self._timer = self._all.loop.call_later(seconds, self._refuse, rejection)
 
-    def received(self, message: Message) -> None:
+    def received(self, message: IncomingMessage) -> None:
         if self._grant is not None:
             super().received(message)
         elif self._task is None:

@@ -1,9 +1,9 @@
 """The backlog: connections that wait in the kernel until they are accepted.
 
-libuv accepts one connection in each turn of the event loop, whatever waits. A turn in which a sweep
-writes to thousands of clients takes 50 ms, and a crowd that came back after a restart was accepted
-at 40 connections a second: 5 000 clients took more than two minutes. So while turns are long, an
-accept takes along what else waits.
+libuv accepts one connection in each turn of the event loop, however many wait, and a turn that
+writes to many clients is long. So clients that reconnected after a restart were accepted at 40
+connections a second, and 5 000 of them took more than two minutes. Therefore, while turns are long,
+an accept also takes the other connections that wait.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 MAX_ACCEPTS: Final = 128
-"""Connections taken along in one turn, for each listening socket: 8 ms. The rest waits for the
-next turn."""
+"""Connections taken in one turn, for each listening socket: 8 ms. The rest waits for the next
+turn."""
 
 SHORT: Final = 0.001
 """Seconds between two accepts. While turns are as short as that, libuv's own accept is faster: it
@@ -24,7 +24,7 @@ needs no task."""
 
 class Backlog:
     """Call `accepted` for each connection that the loop accepts. `factory` makes the protocol of
-    one that is taken along.
+    each other connection that is taken.
     """
 
     def __init__(

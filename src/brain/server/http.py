@@ -36,6 +36,11 @@ from brain.server.state import BEHIND, CLOSING, UNREAD, ServerState
 from brain.server.websocket import Connection
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
+_NOT_A_URL = Rejection(
+    "malformed",
+    "a URL has ASCII characters only, and no control characters: percent-encode the others, such as"
+    " é as %C3%A9",
+)
 _NO_PATH = re.compile(rb"^([a-z]+://[^/?#]+)(?![^?#])", re.IGNORECASE)
 """An absolute target without a path, which is that of `/` (RFC 9110, section 4.2.3)."""
 
@@ -158,8 +163,10 @@ class HTTPProtocol(HttpToolsProtocol):
                     self._upgrade(data)
                     return
                 data = self._without_upgrade() + data
-            except httptools.HttpParserError:
-                self._refuse(other_protocol(part) or self._parse_error)
+            except httptools.HttpParserError as error:
+                is_url = isinstance(error, httptools.HttpParserInvalidURLError)
+                reason = _NOT_A_URL if is_url else self._parse_error
+                self._refuse(other_protocol(part) or reason)
                 return
 
     def _without_upgrade(self) -> bytes:
@@ -207,7 +214,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # A trailer is dropped (RFC 9110, section 6.5.1): it must not change what was judged.
         if self._in_head:
-            super().on_header(name, value)
+            # The parser leaves the spaces behind it, which are no part of it (RFC 9112, section 5).
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._room = False, self._limits.max_behind_head

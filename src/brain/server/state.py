@@ -50,7 +50,7 @@ class ServerState:
     is_ahead: Callable[[Micros | None], bool] = lambda _: False
     """Whether a client with this `since` has seen, on another node, what this one has not read."""
     reached: Callable[[Micros], Awaitable[bool]] = _reached
-    """Wait until this node has read it. False: it cannot be told in time."""
+    """Wait until this node has read it. False: that is not known in time."""
     http: Collection["HTTPProtocol"] = ()
     """uvicorn's set of the connections that are not WebSockets."""
 

@@ -5,7 +5,7 @@ the first frame that is not the pong to Brain's ping, because most clients never
 out is framed once for all clients, and the hub hands it to the transport.
 
 `write` is the only way out of a connection. A no-op replaces it before a close frame goes out, at
-EOF and on loss, so a close frame is the last frame, and a sweep that still holds the connection
+EOF and on loss, so a close frame is the last frame, and a rotation that still holds the connection
 does no harm. Each of these starts the timeout after which the connection is aborted:
 `transport.close()` alone waits for a flush that may never complete (seen: 150 s).
 """
@@ -127,10 +127,10 @@ class Connection(Client, asyncio.Protocol):
 
     __slots__ = (
         "_all",
+        "_bucket_full",
         "_code",
         "_deadline",
         "_discarded",
-        "_full",
         "_lost",
         "_message",
         "_opened",
@@ -150,8 +150,8 @@ class Connection(Client, asyncio.Protocol):
         self._transport = transport
         self._lost = lost
         self._protocol: Protocol | None = None
-        self._message: Message | None = None
-        self._full = self._opened = self.heard = all_.loop.time()
+        self._message: IncomingMessage | None = None
+        self._bucket_full = self._opened = self.heard = all_.loop.time()
         self._code, self._reason = ABNORMAL_CLOSURE.code, ""
         self._deadline: asyncio.TimerHandle | None = None
         self._share = all_.place()
@@ -159,14 +159,14 @@ class Connection(Client, asyncio.Protocol):
         self.taken: int | None = None
         self.peer = peer
         self.paused = False
-        self.pinged = False  # also before it joins: who still owes a token is pinged too
+        self.pinged = False  # also before it joins: a client that still owes a token is pinged
         self.cohort = None
         self.write = transport.write
 
-    def start(self, wish: Subscription, *, full: bool = False) -> None:
+    def start(self, subscription: Subscription, *, full: bool = False) -> None:
         """`full`: the write buffer was already over its high-water mark."""
         self._all.shares[self._share].add(self)
-        self._all.hub.join(self, wish)
+        self._all.hub.join(self, subscription)
         if full:
             self._all.hub.pause(self)
 
@@ -252,7 +252,7 @@ class Connection(Client, asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def visit(self, now: float, last: float) -> None:
-        """The round of pings has come here; `last` is when it came before."""
+        """Ping this client, or end it if it is dead. `last` is when its share was pinged before."""
         timeout = self._all.timeout
         if self.heard > last:
             self.taken = None  # it answered the last ping, so its socket need not tell
@@ -338,7 +338,7 @@ class Connection(Client, asyncio.Protocol):
     def _frame(self, frame: Frame) -> None:
         """Raises UnicodeDecodeError."""
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._message = Message(text=frame.opcode is Opcode.TEXT)
+            self._message = IncomingMessage(text=frame.opcode is Opcode.TEXT)
         elif frame.opcode is not Opcode.CONT:
             return
         message = self._message
@@ -348,7 +348,7 @@ class Connection(Client, asyncio.Protocol):
             self._message = None
             self.received(message)
 
-    def received(self, message: "Message") -> None:
+    def received(self, message: "IncomingMessage") -> None:
         """A whole message. Brain ignores all but this one."""
         if message.text and message.data == HELLO and not self.paused:
             self.write(ANSWER)
@@ -356,11 +356,11 @@ class Connection(Client, asyncio.Protocol):
     def _allowed(self, size: int) -> bool:
         """One token for a frame, and one for each KiB of a larger one."""
         frames = self._all.limits.frames
-        self._full = frames.after(self._full, self.heard, max(1.0, size / 1024))
-        return not frames.wait(self._full, self.heard)
+        self._bucket_full = frames.after(self._bucket_full, self.heard, max(1.0, size / 1024))
+        return not frames.wait(self._bucket_full, self.heard)
 
 
-class Message:
+class IncomingMessage:
     """A message as its fragments arrive, a text validated at once (RFC 6455, section 8.1)."""
 
     __slots__ = ("_check", "data", "text")

@@ -1,4 +1,4 @@
-"""What the supervisor and a worker say to each other: JSON, one message a line, over a Unix socket.
+"""Messages between the supervisor and a worker: JSON, one a line, over a Unix socket.
 
     supervisor                            worker
     assign (with the listening sockets)

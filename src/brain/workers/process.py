@@ -27,10 +27,10 @@ MAX_QUESTIONS: Final = 16
 """Questions without an answer, above which a silent worker is asked nothing more."""
 
 Note: TypeAlias = Callable[["WorkerProcess", list[Any]], None]
-"""Takes the metrics that a worker has reported."""
+"""Called with the metrics that a worker has reported."""
 
 Collect: TypeAlias = Callable[["WorkerProcess", int], None]
-"""Is called when a worker asks for the report of all, with the number of its question."""
+"""Called when a worker asks for the report of all, with the number of its question."""
 
 State: TypeAlias = Literal["starting", "ready", "unready", "silent", "stopping", "ended"]
 """Unready: it serves clients, and does not follow the database. Silent: see REPORT_DEADLINE."""

@@ -16,11 +16,12 @@ OWN: Final = ("source", "code", "detail", "role", "lag_seconds", "clients", "lag
 
 
 def merged(workers: Sequence[tuple[Document, Document | None]]) -> dict[str, Any]:
-    """What the workers say together: ready if one of them is.
+    """One document for all workers: ready if one of them is.
 
-    Each is its entry (`worker`, `pid`, `state`) and its document, None if it has not answered. What
-    is of one worker, such as `detail`, is that of the first that is ready, or else of the first
-    that has answered; what can differ has a rule above.
+    Each worker is given as its entry (`worker`, `pid`, `state`) and its document, which is None if
+    the worker has not answered. A field that cannot be merged, such as `detail`, is that of the
+    first worker that is ready, or else of the first that has answered. The other fields have a rule
+    above.
     """
     documents = [document for _, document in workers if document is not None]
     ready = [document for document in documents if document["ready"]]

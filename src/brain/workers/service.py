@@ -74,7 +74,7 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
 
 def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str, str]:
     """Of each worker: the settings of the supervisor, as its command line changed them."""
-    # It has said which variables are no settings.
+    # The supervisor has already logged the variables that are no settings.
     ignored = unknown(environ, variables())
     result = {name: value for name, value in environ.items() if name not in ignored}
     result |= {"BRAIN_PORT": str(port), "BRAIN_WORKERS": "1"}
@@ -98,8 +98,8 @@ def _on_signals(stop: Callable[[], object], replace: Callable[[], object]) -> No
     closed = False
 
     def hang_up() -> None:
-        # SIGHUP has two meanings. Who closes the terminal in which Brain runs wants it to end: it
-        # comes once or more, from the kernel and from the shell.
+        # SIGHUP has two meanings. If the terminal in which Brain runs is closed, Brain ends: the
+        # signal then comes once or more, from the kernel and from the shell.
         nonlocal closed
         if not had_terminal or _has_terminal():
             replace()

@@ -1,6 +1,6 @@
-"""Starts the workers, starts those again that die, replaces them one by one, and ends them.
+"""Starts the workers, restarts those that die, replaces them one by one, and ends them.
 
-It serves no client and reads no database, so there is nothing in it that could fail but this. Each
+It serves no client and reads no database, so that nothing else can make it fail. Each
 worker has a slot, which is a number and, at a time, one process. While a slot is replaced it has
 two: the old one serves until the new one is ready.
 """
@@ -50,7 +50,7 @@ class Slot:
     number: int
     process: WorkerProcess
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by who replaces the process."""
+    """Held while the process is replaced."""
 
 
 class Supervisor:
@@ -96,7 +96,7 @@ class Supervisor:
     # The life of the workers
 
     async def begin(self) -> Message | int:
-        """Start the first worker, alone: what is wrong with the settings, it says once.
+        """Start the first worker, alone, so that an error in the settings is reported once.
 
         Returns what it said when it accepted connections, or the exit status of this command.
         """
@@ -170,7 +170,7 @@ class Supervisor:
             self._totals.end(process.key)
 
     async def _has_ended(self, process: WorkerProcess, seconds: float) -> None:
-        """Wait for a process that was told to stop, and kill it after this time."""
+        """Wait until a process that was asked to stop has ended; kill it after this time."""
         ending = asyncio.ensure_future(process.ended())
         await asyncio.wait([ending], timeout=seconds)
         if not ending.done():
@@ -220,7 +220,7 @@ class Supervisor:
                 log.info("rolling restart done", workers=self._count)
 
     async def _order(self) -> list[Slot]:
-        """Who leads comes last: each change of leader is a pause of all clients."""
+        """All slots, the leader's last: each change of leader is a pause of all clients."""
         await self._ask(self._processes)
         documents = ((slot, slot.process.document or {}) for slot in self._slots)
         return [slot for slot, _ in sorted(documents, key=lambda each: _leads(each[1]))]
@@ -258,7 +258,7 @@ class Supervisor:
         document = process.document or {}
         return f"not ready after {self._timing.ready:g} s ({document.get('detail') or 'silent'})"
 
-    # What all workers say
+    # The report of all workers
 
     def _note(self, process: WorkerProcess, metrics: list[Any]) -> None:
         if process in self._processes:

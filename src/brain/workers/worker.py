@@ -1,4 +1,4 @@
-"""One of several workers, in its own process: its sockets, its supervisor, and what all say."""
+"""One of several workers, in its own process: its sockets, and its channel to the supervisor."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ class Worker:
     end: socket.socket
     """Of the channel."""
     stop: Callable[[], object] = _nothing
-    """Ends this process. What does that changes while it starts and stops."""
+    """Ends this process. app.py sets it, to another function in each phase of start and stop."""
     force: Callable[[], object] = _nothing
     """Ends it at once, after `stop`."""
     report: Callable[[], Report] | None = None
@@ -54,14 +54,15 @@ class Worker:
     @classmethod
     def join(cls, number: int) -> "Worker":
         """Take the place that the supervisor gives to this process. Raises ChannelError."""
-        # It is meant for the supervisor, and would end a worker without a word to its clients.
+        # It is meant for the supervisor, and would end a worker without a close frame to its
+        # clients.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         end, sockets = assigned()
         return cls(number, sockets, end)
 
     @contextlib.asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
-        """Do what the supervisor says, and stop when it has ended."""
+        """Carry out the supervisor's messages, and stop when the supervisor has ended."""
         self._channel = await Channel.open(self.end)
         following = asyncio.create_task(self._follow(self._channel), name="supervisor")
         try:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import httpx
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from brain.contract.events import Changes, Snapshot
 from brain.delivery.board import Board
@@ -149,9 +150,22 @@ async def test_one_of_four_workers_that_claim_a_run_wins(
     assert execute(any_database, "SELECT count(*) FROM starts") == [(10,)]
 
 
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 async def test_a_claim_that_waits_for_another_one_gets_412(
-    api: httpx.AsyncClient, any_database: str
+    any_database: str, isolation: str
 ) -> None:
+    """Whatever the isolation that transactions of the database have."""
+    name = conninfo.conninfo_to_dict(any_database)["dbname"]
+    alter = f"ALTER DATABASE {name} SET default_transaction_isolation"
+    execute(any_database, f"{alter} = '{isolation}'")
+    try:
+        async with serving(any_database) as api:
+            await _wait_to_claim(api, any_database)
+    finally:
+        execute(any_database, f"{alter} TO DEFAULT")
+
+
+async def _wait_to_claim(api: httpx.AsyncClient, any_database: str) -> None:
     etag = (await api.post("/api/runs", json={"id": "a"})).headers["etag"]
     async with await psycopg.AsyncConnection.connect(any_database) as other:
         await other.execute("UPDATE runs SET status = 'running', agent = 'other'")

@@ -10,11 +10,12 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from psycopg import conninfo, errors
 
 from brain.contract.messages import MAX_ID_BYTES
 from tests.support.api import problem, serving
 from tests.support.patience import PATIENCE
-from tests.support.postgres import execute
+from tests.support.postgres import Postgres, execute
 from tests.support.served import message, served, silent
 
 T = TypeVar("T")
@@ -227,6 +228,57 @@ async def test_a_client_of_ws_finds_a_run_by_every_form_of_its_id(
                 "task_id": run_id,
             }
             assert await silent(nobody), "what the column cannot hold matches nothing"
+
+
+OTHER_TYPES = {
+    # Values that are equal, and print other texts; what the column prints first.
+    "citext": ("Ab", "AB"),
+    "timestamptz": ("2026-11-21 09:30:00+00", "2026-11-21T10:30:00+01:00"),
+    "float8": ("1.5", "1.50"),
+    "oid": ("7", "007"),
+    "inet": ("10.0.0.1", "10.0.0.1/32"),
+    "boolean": ("t", "true"),
+    "text COLLATE folding": ("Ab", "AB"),
+    "numeric": ("7.50", "7.5"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+async def test_of_other_types_the_api_and_ws_take_the_text_that_the_column_prints(
+    any_database: str, any_postgres: Postgres, kind: str
+) -> None:
+    """Otherwise a client could change a run by one name and not be told of it by the same."""
+    printed, equal = OTHER_TYPES[kind]
+    admin = any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
+    try:
+        if kind == "citext":
+            execute(admin, "CREATE EXTENSION citext")
+        elif "folding" in kind:
+            execute(
+                admin,
+                "CREATE COLLATION folding"
+                " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+            )
+    except (errors.FeatureNotSupported, errors.UndefinedFile) as error:
+        pytest.skip(str(error))
+    execute(
+        any_database,
+        f"CREATE TABLE odd (id {kind} PRIMARY KEY, status text, agent {kind});"
+        f"INSERT INTO odd VALUES ('{printed}', 'queued', '{printed}')",
+    )
+    with served(database_url=any_database, table="public.odd") as brain:
+        for text, found in ((printed, True), (equal, False)):
+            path = f"/api/runs/{quote(text, safe='')}"
+            assert brain.get(path)[0] == (200 if found else 404), text
+            changed = brain.request("PATCH", path, {"status": "running"})
+            assert changed[0] == (200 if found else 404), text
+            for name in ("run_id", "agent"):
+                query = f"?{name}={quote(text, safe='')}"
+                listed = brain.get(f"/api/runs{query}")[1]["runs"]
+                assert [run["id"] for run in listed] == ([printed] if found else []), text
+                async with brain.connect(f"{query}&snapshot=true&include=ready") as client:
+                    first = await message(client)
+                    assert first["type"] == ("run_update" if found else "ready"), text
 
 
 async def test_the_api_takes_the_filters_of_ws(any_database: str) -> None:

@@ -494,6 +494,42 @@ async def test_columns_may_have_other_types(database: str) -> None:
         ]
 
 
+UNFIT: dict[str, tuple[object, str, str]] = {
+    # A field, a value that the table's column cannot hold, and how the sentence goes on.
+    "progress": (12.5, "'12.5'", 'invalid input syntax for type integer: "12.5"'),
+    "task_id": ("nope", "'nope'", 'invalid input syntax for type uuid: "nope"'),
+    "agent": ("x" * 6, "'xxxxxx'", "value too long for type character varying(5)"),
+    "error": ("9999", "'9999'", "numeric field overflow"),
+}
+
+
+@pytest.mark.parametrize("column_map", ["", "agent=worker"])
+async def test_a_value_that_the_column_cannot_hold_is_a_422_that_names_field_value_and_rule(
+    any_database: str, column_map: str
+) -> None:
+    agent = "worker" if column_map else "agent"
+    execute(
+        any_database,
+        "CREATE TABLE jobs (id bigint PRIMARY KEY, status text, progress int, task_id uuid,"
+        f" {agent} varchar(5), error numeric(5, 2), started_at text[])",
+    )
+    async with serving(any_database, table="jobs", columns=column_map) as api:
+        assert (await api.post("/api/runs", json={"id": "1"})).status_code == 201
+        await api.post("/api/runs", json={"id": "2", "status": "failed"})
+        for field, (value, shown, rule) in UNFIT.items():
+            body = {"task_id": None, field: value}
+            for answer in (
+                await api.post("/api/runs", json={"id": "3", **body}),
+                await api.patch("/api/runs/1", json=body),
+                await api.patch("/api/runs/2", json={field: value}),
+            ):
+                document = problem(answer, 422)
+                assert fields(document) == [field], document
+                assert document["detail"].startswith(f"{field} cannot be {shown}: {rule}")
+        document = problem(await api.post("/api/runs", json={"id": "x"}), 422)
+        assert document["detail"].startswith("id cannot be 'x': ")
+
+
 async def test_id_and_status_are_all_the_columns_a_table_needs(database: str) -> None:
     execute(
         database,
@@ -719,6 +755,16 @@ async def test_a_body_that_no_parser_can_read_is_a_422(api: httpx.AsyncClient) -
         problem(answer, answer.status_code if answer.status_code in (400, 422) else 422)
 
 
+async def test_a_patch_may_be_called_a_merge_patch(api: httpx.AsyncClient) -> None:
+    """RFC 7396 describes what PATCH does."""
+    await api.post("/api/runs", json={"id": "a", "agent": "x"})
+    headers = {"Content-Type": "Application/Merge-Patch+JSON; charset=utf-8"}
+    change = b'{"agent": null, "progress": 5}'
+    answer = await api.patch("/api/runs/a", content=change, headers=headers)
+    assert answer.json() == {"id": "a", "status": "queued", "progress": 5}
+    problem(await api.post("/api/runs", content=b'{"id": "b"}', headers=headers), 415)
+
+
 async def test_only_the_content_type_json_can_write(api: httpx.AsyncClient, database: str) -> None:
     new = b'{"id": "a"}'
     for kind in (
@@ -730,7 +776,7 @@ async def test_only_the_content_type_json_can_write(api: httpx.AsyncClient, data
         None,
         "application/jsonx",
         "text/plain; application/json",
-        "application/merge-patch+json",
+        "application/json-patch+json",
     ):
         headers = {} if kind is None else {"content-type": kind}
         problem(await api.post("/api/runs", content=new, headers=headers), 415)
@@ -970,13 +1016,15 @@ async def test_a_page_of_another_origin_may_read_and_write(api: httpx.AsyncClien
     page = {"Origin": "http://localhost:3000"}
     asked = {
         "Access-Control-Request-Method": "PATCH",
-        "Access-Control-Request-Headers": "content-type",
+        # Sentry and OpenTelemetry add the last three to the requests of a page.
+        "Access-Control-Request-Headers": "baggage,content-type,if-match,sentry-trace,traceparent",
     }
     preflight = await api.options("/api/runs/r", headers=page | asked)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert "PATCH" in preflight.headers["access-control-allow-methods"]
-    assert "content-type" in preflight.headers["access-control-allow-headers"].lower()
+    allowed = preflight.headers["access-control-allow-headers"].lower().split(",")
+    assert {each.strip() for each in allowed} >= {"content-type", "if-match", "traceparent"}
     missing = await api.get("/api/runs/nobody", headers=page)
     assert missing.status_code == 404
     assert missing.headers["access-control-allow-origin"] == "*"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from httpx import AsyncClient
@@ -14,6 +15,8 @@ from psycopg import conninfo
 import brain
 from brain.cli.console import in_shell, welcome
 from brain.config import Settings
+from brain.postgres.connection import redact
+from brain.postgres.database_url import parse_url
 from brain.postgres.decoder import Decoder
 from brain.postgres.example import look
 from brain.started import Started
@@ -299,6 +302,21 @@ async def test_a_table_that_another_schema_hides_is_named_with_its_schema(databa
         await shell.paste("create one")
         assert "UPDATE public.runs SET" in shell.commands["change it"][0]
         assert await shell.paste("change it") == "UPDATE 1\n"
+
+
+async def test_a_database_of_any_name_is_named_in_the_commands(postgres: Postgres) -> None:
+    name = "my db/é?a=%41&'$HOME'#\\"
+    execute(postgres.url(), 'CREATE DATABASE "{}"'.format(name.replace('"', '""')))
+    url = postgres.url(quote(name, safe=""))
+    try:
+        execute(url, "CREATE TABLE runs (id text PRIMARY KEY, status text)")
+        async with serving(url) as client:
+            shell = Shell(redact(parse_url(url)), client)
+            await shell.look()
+            await shell.paste("create one")
+            assert await shell.paste("change it") == "UPDATE 1\n"
+    finally:
+        execute(postgres.url(), 'DROP DATABASE "{}" WITH (FORCE)'.format(name.replace('"', '""')))
 
 
 @pytest.mark.parametrize("text", ['a "b" `c` $d \\ e', "it's!", "plain", "", "two\nlines"])

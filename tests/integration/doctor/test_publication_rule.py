@@ -129,7 +129,56 @@ CASES: dict[str, Case] = {
     "generated, not of the contract": Case(
         KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) STORED")
     ),
+    "generated, and in the replica identity": Case(
+        KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) STORED")
+        + "ALTER TABLE jobs REPLICA IDENTITY FULL"
+    ),
+    "generated, and in the key": Case(
+        "CREATE TABLE jobs (id int, status text, n int GENERATED ALWAYS AS (id % 7) STORED,"
+        " PRIMARY KEY (n, id))"
+    ),
+    "generated, and in the replica identity of a partition": Case(
+        PARTITIONED.format(" PRIMARY KEY").replace(
+            "status text", "status text, other int GENERATED ALWAYS AS (id + 1) STORED"
+        )
+        + PARTITION
+        + "ALTER TABLE part REPLICA IDENTITY FULL"
+    ),
+    "virtual, and in the replica identity": Case(
+        KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) VIRTUAL")
+        + "ALTER TABLE jobs REPLICA IDENTITY FULL",
+        "replica_identity",
+        since=18,
+    ),
+    "virtual, and in the replica identity, without a key": Case(
+        "CREATE TABLE jobs (id int, status text, other int GENERATED ALWAYS AS (id + 1) VIRTUAL);"
+        "ALTER TABLE jobs REPLICA IDENTITY FULL",
+        "replica_identity",
+        since=18,
+    ),
+    "virtual, and published with the replica identity": Case(
+        KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) VIRTUAL")
+        + f"ALTER TABLE jobs REPLICA IDENTITY FULL; CREATE PUBLICATION {MINE} FOR TABLE jobs",
+        "replica_identity",
+        since=18,
+    ),
     # A publication with Brain's name that somebody else created.
+    "without the generated column of the replica identity": Case(
+        KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) STORED")
+        + f"ALTER TABLE jobs REPLICA IDENTITY FULL; CREATE PUBLICATION {MINE} FOR TABLE jobs"
+    ),
+    "empty, without the generated column of the replica identity": Case(
+        KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) STORED")
+        + f"ALTER TABLE jobs REPLICA IDENTITY FULL; CREATE PUBLICATION {MINE}"
+    ),
+    "all tables, without the generated column of the replica identity": Case(
+        KEYED.format(", other text GENERATED ALWAYS AS (upper(status)) STORED")
+        + "ALTER TABLE jobs REPLICA IDENTITY FULL",
+        "publication",
+        superuser=f"CREATE PUBLICATION {MINE} FOR ALL TABLES",
+        since=18,
+        harmed=True,
+    ),
     "empty": Case(KEYED.format("") + f"CREATE PUBLICATION {MINE}"),
     "all tables": Case(KEYED.format(""), superuser=f"CREATE PUBLICATION {MINE} FOR ALL TABLES"),
     "tables in schema": Case(

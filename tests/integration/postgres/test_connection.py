@@ -59,7 +59,10 @@ async def test_the_session_overrides_a_role_and_a_database(
         "extra_float_digits": "-15",
         "bytea_output": "escape",
         "statement_timeout": "1",
+        "default_transaction_isolation": "serializable",
+        "row_security": "off",
         "search_path": "odd",
+        "quote_all_identifiers": "on",
     }
     for setting, value in odd.items():
         execute(superuser_url, f"ALTER ROLE cecelia IN DATABASE {name} SET {setting} = {value}")
@@ -69,6 +72,7 @@ async def test_the_session_overrides_a_role_and_a_database(
     assert found == {
         **SESSION,
         "datestyle": "ISO, MDY",
+        "default_transaction_isolation": "read committed",
         "client_encoding": "UTF8",
         "search_path": "odd",
     }

@@ -283,6 +283,50 @@ def leave_out(f: Following, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(f.board, "apply", forgetful)
 
 
+@pytest.mark.parametrize("right", ["SELECT ON runs", "USAGE ON SCHEMA public"])
+async def test_a_role_that_loses_its_right_to_read_the_table_streams_no_more(
+    database: str, superuser_url: str, right: str
+) -> None:
+    """A walsender asks for REPLICATION only."""
+    execute(superuser_url, "ALTER TABLE runs OWNER TO postgres; GRANT SELECT ON runs TO cecelia")
+    execute(superuser_url, "ALTER SCHEMA public OWNER TO postgres")
+    execute(superuser_url, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    execute(superuser_url, "GRANT USAGE ON SCHEMA public TO cecelia")
+    timing = replace(QUICK, compare_every=3600)
+    async with Following(database, "auto", writer=superuser_url, timing=timing) as f:
+        await f.source("replication")
+        await f.sql(f"REVOKE {right} FROM cecelia")
+        await f.source("none")
+        await f.sql("INSERT INTO runs (id) VALUES ('hidden')", f"GRANT {right} TO cecelia")
+        await f.source("replication")
+        await f.pushed("hidden", "queued")
+
+
+async def test_rows_of_a_truncated_partition_are_gone_and_nobody_can_name_the_others(
+    any_database: str,
+) -> None:
+    """PostgreSQL streams the TRUNCATE of a whole table only. Clients that include deletes start
+    over (T7 in delivery/tombstones.py).
+    """
+    timing = replace(QUICK, compare_every=3600)
+    async with Following(any_database, "auto", timing=timing) as f:
+        await f.sql(
+            "DROP TABLE runs",
+            "CREATE TABLE runs (id text PRIMARY KEY, status text) PARTITION BY LIST (id)",
+            "CREATE TABLE old PARTITION OF runs FOR VALUES IN ('a', 'b')",
+            "CREATE TABLE new PARTITION OF runs DEFAULT",
+        )
+        await f.source("replication")
+        await f.sql("INSERT INTO runs VALUES ('a', 'running'), ('b', 'failed'), ('c', 'running')")
+        await f.until(lambda: len(f.board) == 3)
+        streams, seq = f.follow.state.streams, f.board.seq
+        await f.sql("TRUNCATE old")
+        await f.until(lambda: "a" not in f.board)
+        assert [run[ID] for run in f.buried] == ["a"]
+        await f.until(lambda: f.board.dead_floor > seq and f.follow.state.streams > streams)
+        assert "c" in f.board
+
+
 async def test_the_next_comparison_returns_what_the_board_has_skipped(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,6 +293,45 @@ async def test_a_child_that_is_created_while_it_is_streamed_ends_the_stream(data
 # Where an existing publication harms.
 
 
+@pytest.mark.parametrize(("kind", "ends"), [("STORED", "replication"), ("VIRTUAL", "poll")])
+async def test_updates_work_again_soon_after_a_generated_column_enters_the_replica_identity(
+    database: str, kind: str, ends: str
+) -> None:
+    """PostgreSQL 18 refuses UPDATEs where a publication lacks a part of the replica identity."""
+    execute(database, "ALTER TABLE runs REPLICA IDENTITY FULL")
+    async with Following(database, "auto") as f:
+        await f.source("replication")
+        await f.sql("INSERT INTO runs (id) VALUES ('a')")
+        await f.pushed("a", "queued")
+        await f.sql(f"ALTER TABLE runs ADD other text GENERATED ALWAYS AS (upper(id)) {kind}")
+        await updates_work_again(f)
+        await f.sql("UPDATE runs SET status = 'running'")
+        await f.pushed("a", "running")
+        await f.source(ends)
+        await f.until(
+            lambda: f.follow.state.code == ("replica_identity" if ends == "poll" else None)
+        )
+
+
+async def test_another_roles_publication_lacks_the_generated_column_until_the_hint_is_followed(
+    database: str, superuser_url: str
+) -> None:
+    execute(superuser_url, f"DROP PUBLICATION {NAME}; CREATE PUBLICATION {NAME} FOR TABLE runs")
+    execute(
+        database,
+        "ALTER TABLE runs ADD other text GENERATED ALWAYS AS (upper(id)) STORED,"
+        " REPLICA IDENTITY FULL",
+    )
+    found = await refused(database)
+    assert found.detail.endswith("and makes the application's own UPDATEs fail")
+    execute(database, "INSERT INTO runs (id) VALUES ('a')")
+    with pytest.raises(psycopg.errors.InvalidColumnReference):
+        execute(database, "UPDATE runs SET progress = 1")
+    execute(superuser_url, found.hint)
+    await ensured(database)
+    execute(database, "UPDATE runs SET progress = 1")
+
+
 @pytest.mark.parametrize(
     ("harm", "repair"),
     [
@@ -396,7 +435,10 @@ async def updates_work_again(f: Following) -> None:
     while True:
         try:
             await f.sql("UPDATE runs SET progress = 1")
-        except psycopg.errors.ObjectNotInPrerequisiteState:
+        except (
+            psycopg.errors.ObjectNotInPrerequisiteState,
+            psycopg.errors.InvalidColumnReference,
+        ):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         else:
@@ -442,6 +484,24 @@ async def test_updates_work_again_soon_after_the_key_is_dropped(
                 await writer.rollback()
         finally:
             execute(any_postgres.url(), f"ALTER ROLE {ROLE} REPLICATION")
+
+
+async def test_a_brain_that_only_polls_takes_the_table_out_too(any_database: str) -> None:
+    """And a lock that others hold does not stop its polls."""
+    execute(any_database, "INSERT INTO runs (id) VALUES ('a')")
+    async with (
+        connected(any_database) as vacuum,
+        Following(any_database, "poll", timing=SELDOM) as f,
+    ):
+        await f.source()
+        await f.sql("ALTER TABLE runs DROP CONSTRAINT runs_pkey")
+        await vacuum.execute("LOCK runs IN SHARE UPDATE EXCLUSIVE MODE")
+        await f.sql("INSERT INTO runs (id) VALUES ('b')")
+        await f.pushed("b", "queued")
+        await vacuum.rollback()
+        await updates_work_again(f)
+        assert publications(any_database) == [(NAME, None)]
+        assert f.follow.state.connects == 1
 
 
 def test_a_dropped_key_is_noticed_within_two_seconds() -> None:

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from brain.contract.events import Changes
-from brain.contract.messages import ID
+from brain.contract.messages import CUT, ID
 from brain.delivery.board import Board
 from brain.postgres.connection import connect
-from brain.postgres.decoder import CUT, Decoder
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN
 from brain.postgres.poll import Poll
 from brain.postgres.progress import Progress

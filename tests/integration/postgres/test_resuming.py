@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 
 from brain.contract.events import Resumed, Snapshot
 from brain.delivery.board import Board
+from brain.delivery.log import FACETS
+from brain.delivery.tombstones import ANYTHING
 from brain.postgres.follow import Follow
 from brain.postgres.polling import Mode
 from brain.postgres.records import Records
@@ -114,6 +116,31 @@ async def test_the_first_look_finds_what_changed_since_and_what_is_unfinished(
         assert f.board.log.piece(seq, f.board.seq, None)[0].count(b'"progress":1') == 2
         await f.sql("UPDATE runs SET progress = 2 WHERE id = 'a'")
         await f.pushed("a", "running")
+
+
+async def test_a_run_that_left_the_contract_before_the_restart_may_have_been_running(
+    any_database: str, tmp_path: Path
+) -> None:
+    async with recorded(any_database, tmp_path) as f:
+        await f.sql(
+            "ALTER TABLE runs DROP CONSTRAINT runs_status_check",
+            "INSERT INTO runs VALUES ('a', 'running'), ('b', 'running')",
+        )
+        await f.settled()
+        await f.sql("UPDATE runs SET status = 'paused' WHERE id = 'a'")
+        await f.until(lambda: "a" not in f.board)
+        await f.stop()
+        records(f).close()
+    execute(any_database, "UPDATE runs SET status = 'paused' WHERE id = 'b'")
+    async with recorded(any_database, tmp_path) as f:
+        assert set(resumed(f).left) == {"a", "b"}
+        assert len(f.board) == 0
+        await f.sql("UPDATE runs SET status = 'completed'")
+        for run_id in ("a", "b"):
+            await f.pushed(run_id, "completed")
+            entry = f.board.get(run_id)
+            assert entry is not None
+            assert set(entry[FACETS]) > set(ANYTHING)
 
 
 async def test_a_rewritten_table_is_loaded_in_part_or_not_at_all(

@@ -14,9 +14,9 @@ from psycopg import conninfo
 from structlog.testing import capture_logs
 
 from brain.contract.events import Changes, Snapshot
-from brain.contract.messages import ID, STATUS
-from brain.postgres.decoder import CUT
+from brain.contract.messages import CUT, ID, STATUS
 from brain.postgres.polling import Mode
+from tests.support.api import serving
 from tests.support.following import QUICK, Following, connected, held
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
@@ -354,6 +354,54 @@ async def test_follows_tables_of_other_types(
         await f.until(lambda: not len(f.board))
 
 
+@pytest.mark.parametrize(
+    ("type_", "value", "printed"),
+    [
+        ("boolean", "true", "t"),
+        ("inet", "10.0.0.1", "10.0.0.1"),
+        ("cidr", "10.0.0.0/8", "10.0.0.0/8"),
+        ("jsonb", '{"b":1,"a":2}', '{"a": 2, "b": 1}'),
+        ("pair", "(1,)", "(1,)"),
+        ("low", "yes", "t"),
+    ],
+)
+async def test_both_sources_have_the_text_that_the_type_prints(
+    database: str, mode: Mode, type_: str, value: str, printed: str
+) -> None:
+    """A cast may print another one, and each comparison would then correct the board."""
+    async with Following(database, mode, timing=replace(QUICK, compare_every=0.1)) as f:
+        await f.sql(
+            "CREATE TYPE pair AS (a int, b text)",
+            "CREATE DOMAIN low AS boolean",
+            f"ALTER TABLE runs DROP error, ADD error {type_}",
+        )
+        await f.source()
+        await f.sql(f"INSERT INTO runs (id, error) VALUES ('a', '{value}'), ('b', NULL)")
+        await f.until(lambda: len(f.board) == 2)
+        assert (f.run("a")[7], f.run("b")[7]) == (printed, None)
+        pushed = len(f.pushes)
+        for i in range(3):
+            await f.sql(f"INSERT INTO runs (id) VALUES ('c{i}')")
+            await asyncio.sleep(0.11)
+        await f.until(lambda: len(f.pushes) == pushed + 3)
+        assert f.board.corrections == 0
+
+
+@pytest.mark.parametrize("type_", ["json", "point", "text[]"])
+async def test_follows_a_table_whose_ids_do_not_compare(database: str, type_: str) -> None:
+    """They have no `=`, by which a query could look for the runs that are gone."""
+    ids = {"json": ('{"a": 1}', "2"), "point": ("(1,2)", "(3,4)"), "text[]": ("{a}", "{b}")}
+    first, second = ids[type_]
+    async with Following(database, "auto") as f:
+        await f.sql("DROP TABLE runs", f"CREATE TABLE runs (id {type_}, status text)")
+        await f.source("poll")
+        await f.sql(f"INSERT INTO runs VALUES ('{first}', 'running'), ('{second}', 'queued')")
+        await f.until(lambda: len(f.board) == 2)
+        await f.sql(f"DELETE FROM runs WHERE id::text = '{first}'")
+        await f.until(lambda: first not in f.board)
+        assert second in f.board
+
+
 async def test_follows_a_partitioned_table(any_database: str, mode: Mode) -> None:
     async with Following(any_database, mode) as f:
         await f.sql(
@@ -409,6 +457,45 @@ async def test_settings_of_the_role_do_not_change_what_is_read(
         assert f.pushes == [
             ("€", "running", 33.333333, "日本", "😀", "2026-11-21T06:32:03.000001Z", None, "…")
         ]
+
+
+async def test_functions_of_the_application_are_none_of_brains(
+    database: str, superuser_url: str, mode: Mode
+) -> None:
+    """A search_path may name a schema before pg_catalog: orafce recommends it."""
+    functions = {
+        "concat(VARIADIC text[])": "text",
+        "lower(text)": "text",
+        "btrim(text)": "text",
+        "left(text, int)": "text",
+        "format(text, VARIADIC text[])": "text",
+        "octet_length(text)": "int",
+        "age(xid)": "int",
+        "to_hex(bigint)": "text",
+        "hashtextextended(text, bigint)": "bigint",
+    }
+    body = "RETURNS {} LANGUAGE plpgsql AS 'BEGIN RAISE ''not ours''; END'"
+    execute(
+        superuser_url,
+        "CREATE SCHEMA first; GRANT USAGE ON SCHEMA first TO PUBLIC;"
+        + "".join(
+            f"CREATE FUNCTION first.{name} {body.format(type_)};"
+            for name, type_ in functions.items()
+        )
+        + f"ALTER ROLE cecelia IN DATABASE {name_of(database)}"
+        " SET search_path = first, pg_catalog, public;"
+        "ALTER TABLE runs DROP CONSTRAINT runs_status_check",
+    )
+    async with following(database, mode, writer=superuser_url) as f:
+        await f.sql("INSERT INTO runs (id, status, error, agent) VALUES ('a', 'done', 'e', 'x')")
+        await f.sql("INSERT INTO runs (id, status) VALUES ('b', 'running')")
+        await f.pushed("b", "running")
+        async with serving(database, board=f.board) as api:
+            made = await api.post("/api/runs", json={"id": "c"})
+            assert made.status_code == 201, made.text
+            assert (await api.patch("/api/runs/b", json={"status": "failed"})).is_success
+            listed = await api.get("/api/runs?status=completed&agent=x")
+            assert [run["id"] for run in listed.json()["runs"]] == ["a"]
 
 
 async def test_maps_the_words_of_status(database: str, mode: Mode) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from brain.contract.messages import FIELDS
+from brain.contract.messages import CUT, FIELDS
 from brain.postgres.connection import connect
-from brain.postgres.decoder import CUT, Decoder
+from brain.postgres.decoder import Decoder
 from brain.postgres.table import Description, Table, TableError, describe, init_sql
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE

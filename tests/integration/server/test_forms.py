@@ -36,6 +36,39 @@ async def test_a_websocket_opens_at_any_form_of_its_path(brain: Brain, target: s
         assert await peer.farewell() == 1000
 
 
+async def test_spaces_around_the_value_of_a_header_are_no_part_of_it(brain: Brain) -> None:
+    """RFC 9112, section 5: a client may send them, and a proxy may leave them there."""
+    text = request("/ws").decode()
+    assert "Sec-WebSocket-Version" in text
+    spaced = "\r\n".join(
+        line.replace(": ", ":\t  ") + " \t " if ": " in line else line
+        for line in text.split("\r\n")
+    )
+    assert (await asked(brain, spaced.encode())).status == 101
+    made = (
+        b"POST /api/runs HTTP/1.1\r\nHost: localhost \r\nOrigin: http://localhost \r\n"
+        b'Content-Type: application/json \r\nContent-Length: 15 \r\n\r\n{"id":"spaces"}'
+    )
+    answer = await asked(brain, made)
+    assert answer.status == 201
+    etag = answer.headers["etag"].encode()
+    claim = (
+        b"PATCH /api/runs/spaces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b'If-Match: %s \r\nContent-Length: 14\r\n\r\n{"progress":1}' % etag
+    )
+    assert (await asked(brain, claim)).status == 200
+
+
+@pytest.mark.parametrize("target", [b"/api/runs?agent=\xc3\xa9", b"/ws?agent=\xc3\xa9", b"/\x01"])
+async def test_a_url_with_other_characters_is_told_to_percent_encode_them(
+    brain: Brain, target: bytes
+) -> None:
+    """As curl sends what somebody typed."""
+    answer = await asked(brain, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
+    assert answer.status == 400
+    assert "percent-encode" in json.loads(answer.body)["detail"]
+
+
 @pytest.mark.parametrize(
     ("target", "status"),
     [

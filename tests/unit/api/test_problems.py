@@ -19,7 +19,7 @@ from brain.api.errors import (
     TransitionNotAllowed,
 )
 from brain.api.openapi import DESCRIPTIONS
-from brain.api.problems import STATUSES, problem_answer, problem_of
+from brain.api.problems import HTTP_STATUSES, problem_answer, problem_of
 from brain.contract.messages import TRANSITIONS, Status
 from brain.postgres.table import TableError
 
@@ -36,11 +36,11 @@ def kinds(base: type[RunError]) -> Iterator[type[RunError]]:
 
 @pytest.mark.parametrize("kind", [*kinds(RunError)])
 def test_each_run_error_has_a_status(kind: type[RunError]) -> None:
-    assert STATUSES.keys() & set(kind.__mro__)
+    assert HTTP_STATUSES.keys() & set(kind.__mro__)
 
 
 def test_each_status_is_described() -> None:
-    assert {*STATUSES.values(), 401} <= DESCRIPTIONS.keys()
+    assert {*HTTP_STATUSES.values(), 401} <= DESCRIPTIONS.keys()
 
 
 @pytest.mark.parametrize(

@@ -506,7 +506,12 @@ MUTANTS: dict[str, Mutant] = {
     "T2 a run that is not held was anything finished": Mutant(
         48,
         board,
-        (("ever = is_or_was = self._unheld", "ever = is_or_was = (('deleted', None, None),)"),),
+        (
+            (
+                "ever = is_or_was = was or self._unheld",
+                "ever = is_or_was = (('deleted', None, None),)",
+            ),
+        ),
     ),
     "T3 a flush has no tombstones for the others": Mutant(
         3, lanes, (("cohort.deleted or not is_tombstone(each)", "True"),)
@@ -578,15 +583,15 @@ MUTANTS: dict[str, Mutant] = {
         (("max(self.floor_time, self.dead_floor_time) if deleted", "self.floor_time if deleted"),),
     ),
     "T6 for a client that drains before the next flush": Mutant(
-        423, hub, (("and (not self._is_over(client, cohort)):", "and True:"),)
+        423, hub, (("and (not self._missed_deletes(client, cohort)):", "and True:"),)
     ),
     "T6 for a client that lags": Mutant(
         0,
         catch_up,
         (
             (
-                "or self._is_over(client, cohort):",
-                "or (client.intact and self._is_over(client, cohort)):",
+                "or self._missed_deletes(client, cohort):",
+                "or (client.intact and self._missed_deletes(client, cohort)):",
             ),
         ),
     ),
@@ -610,17 +615,17 @@ MUTANTS: dict[str, Mutant] = {
     "T9 a tombstone is conflated with nothing": Mutant(
         4, board, (("(entry, is_or_was, False)]", "(entry, is_or_was, True)]"),)
     ),
-    "T9 a run that is buried again is not told again": Mutant(
-        3, board, (("return [] if told else", "return"),)
+    "T9 a run that is buried again is not pushed again": Mutant(
+        3, board, (("return [] if pushed else", "return"),)
     ),
     "T9 but its tombstone is newer": Mutant(
         2169,
         board,
         (
             (
-                "again = told = known is not None and is_tombstone(known)\n",
+                "again = pushed = known is not None and is_tombstone(known)\n",
                 (
-                    "again = told = known is not None and is_tombstone(known)\n"
+                    "again = pushed = known is not None and is_tombstone(known)\n"
                     "        if again:\n            return []\n"
                 ),
             ),

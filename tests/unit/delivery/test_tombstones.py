@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from brain.contract.close_codes import GAP
-from brain.contract.events import Changes, Op, Outcome, Snapshot, only_id
+from brain.contract.events import Changes, Op, Outcome, Resumed, Snapshot, only_id
 from brain.contract.include import NOTHING, Included, deleted_message
 from brain.contract.messages import ID, Micros, Run, iso
 from brain.contract.subscription import ANY, Filter, Subscription
@@ -262,6 +262,17 @@ def test_a_run_that_left_as_running_and_comes_back_later_than_memory_was_anythin
         assert delete(board, "another")[0][1] == was
         ((_, facets, _),) = change(board, "insert", run("new"))
         assert facets == (("running", None, None),), "an inserted run was nothing"
+
+
+def test_a_run_that_was_outside_of_the_contract_at_a_restart_was_anything() -> None:
+    """A client from before the restart may show it as running."""
+    board = Board(PLENTY)
+    board.apply(Resumed([run("old")], [(T + 5, run("new"))], T + 9, T, left=["r", "s"]))
+    assert (len(board), board.tombstones, set(board.unfinished())) == (2, 2, {"old", "new"})
+    ((_, facets, _),) = change(board, "update", run("r", "completed"))
+    assert facets == (*ANYTHING, ("completed", None, None))
+    ((_, facets, _),) = change(board, "update", run("another", "completed"))
+    assert facets == (*FINISHED, ("completed", None, None))
 
 
 def test_a_run_of_too_many_facets_counts_as_unfinished_when_its_tombstone_is_evicted() -> None:

@@ -164,7 +164,11 @@ def test_a_wrong_variable_of_libpq_is_not_the_fault_of_the_url(
         ("postgresql://u:secret@[::1]:5/d", "postgresql://u@[::1]:5/d"),
         ("postgresql://u:secret@a:1,b:2/d", "postgresql://u@a:1,b:2/d"),
         ("postgresql://u:secret@a,b/d", "postgresql://u@a:5432,b:5432/d"),
+        ("host=h dbname='a b/c?d%é'", "postgresql://h:5432/a%20b%2Fc%3Fd%25é"),
+        ("host=/var/run user='me@srv'", "postgresql://me%40srv@%2Fvar%2Frun:5432/"),
+        ("host=fe80::1%eth0 dbname=d", "postgresql://[fe80::1%25eth0]:5432/d"),
     ],
 )
 def test_a_password_is_never_shown(url: str, shown: str) -> None:
     assert redact(parse_url(url)) == shown
+    assert redact(shown) == shown, "psql, too, can read it"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from brain.contract.messages import FIELDS, STATUSES, UNCHANGED, RunData, Status, body
-from brain.postgres.decoder import CUT, MAX_KNOWN, MAX_KNOWN_TEXT, Decoder
+from brain.contract.messages import CUT, FIELDS, STATUSES, UNCHANGED, RunData, Status, body
+from brain.postgres.decoder import MAX_KNOWN, MAX_KNOWN_TEXT, Decoder
 
 
 def decoded(decoder: Decoder, **fields: str | None) -> Any:
@@ -198,6 +198,14 @@ def test_every_row_is_a_run_of_the_contract_or_rejected(
         for moment in (data.started_at, data.completed_at):
             assert moment is None or moment.tzinfo is not None
         assert data.model_dump(exclude_none=True).keys() == json.loads(body(run)).keys()
+
+
+@pytest.mark.parametrize("number", ["1801010112345", "1801010112", "20260101", "0"])
+def test_a_number_is_no_time(number: str) -> None:
+    """Such as a moment in milliseconds, which Python would read as one of the year 1801."""
+    decoder = Decoder({}, 100)
+    assert decoded(decoder, started_at=number)[5] is None
+    assert decoder.corrected == 1
 
 
 @given(st.datetimes(timezones=st.just(UTC)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brain.contract.messages import UNCHANGED
-from brain.postgres.pgoutput import Form, PgoutputError, Relation, shortened, update
+from brain.postgres.pgoutput import PgoutputError, Relation, RowFormat, shortened, update
 from brain.postgres.text import Unreadable
 from tests.support.pgoutput import (
     Begin,
@@ -234,12 +234,12 @@ def test_reads_a_message_inside_its_envelope(path: Path) -> None:
 
 def test_reads_the_wanted_columns_alone_each_into_its_place() -> None:
     data = b"U\0\0\0\1N\0\4t\0\0\0\1at\0\0\0\1\xffut\0\0\0\1z"
-    found = update(data, 0, {1: Form((2, -1, -1, 0), 4)})
+    found = update(data, 0, {1: RowFormat((2, -1, -1, 0), 4)})
     assert found == (["z", None, "a", None], False, None, False)
 
 
 def test_a_row_of_a_relation_that_nobody_wants_is_not_read() -> None:
-    assert update(b"U\0\0\0\1N\xff\xff", 0, {2: Form((0,), 1)}) is None
+    assert update(b"U\0\0\0\1N\xff\xff", 0, {2: RowFormat((0,), 1)}) is None
 
 
 def cut(value: str | None, longest: int, codec: str) -> str | None:

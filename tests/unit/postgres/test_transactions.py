@@ -2,9 +2,9 @@
 
 import pytest
 
-from brain.contract.messages import FIELDS, UNCHANGED
+from brain.contract.messages import CUT, FIELDS, UNCHANGED
 from brain.postgres.column_map import SAME_NAMES
-from brain.postgres.decoder import CUT, Decoder
+from brain.postgres.decoder import Decoder
 from brain.postgres.pgoutput import LSN, PgoutputError
 from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.transactions import LONGEST, SLICE, Transactions
