@@ -146,6 +146,8 @@ class Leader:
         self._status_at = float("-inf")
         self._status: tuple[object, ...] = ()
         self._looked = False
+        self._looked_n = 0
+        """The message that has said so, and of which table the log is."""
         self._written = 0
         """Bytes of the log when the board was last written."""
         self._size = 0
@@ -226,6 +228,9 @@ class Leader:
             due = loop.time() - self._status_at >= timing.heartbeat
             if due or looked or self._status != self._described():
                 await self._appender.events(b"")
+            if looked:
+                self._looked_n = self._appender.n
+                self._board_due.set()
             await self._give_up_if_away(loop.time())
             await asyncio.sleep(timing.heartbeat / 5)
 
@@ -247,7 +252,6 @@ class Leader:
         if self._looked or self.source.heard == float("-inf"):
             return False
         self._looked = True
-        self._board_due.set()
         return True
 
     def _head(self) -> dict[str, Any]:
@@ -300,6 +304,7 @@ class Leader:
         while True:
             await self._board_due.wait()
             self._board_due.clear()
+            await self._relay.until(self._appender.epoch, self._looked_n)
             await self._write_board()
 
     async def _write_board(self) -> None:

@@ -19,7 +19,7 @@ from tests.integration.nodes.test_nodes import deaf
 from tests.support.databases import Databases
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import QUICK_NODES, Following, leader_of, opened
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
 
@@ -233,7 +233,7 @@ async def test_a_log_of_another_table_is_left_alone(
         execute(database, ROW.format("a"))
         execute(elsewhere, ROW.format("b"))
         await all_know(first, "a")
-        async with opened(nats.url, first[0].stream) as log:
+        async with opened(nats.url, first[0].stream) as log, asyncio.timeout(PATIENCE):
             while not await is_known(log):
                 await asyncio.sleep(0.02)
         second = await stack.enter_async_context(Following(elsewhere, nats.url, timing=timing))
