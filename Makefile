@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help run test unit check contract faults matrix
-.PHONY: bench fuzz conformance torture torture-nodes soak container lock swagger clean
+.PHONY: bench bench-nodes fuzz conformance torture torture-nodes soak container lock swagger clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -31,7 +31,7 @@ test: $(VENV)/dev.done $(VENV)/node.done
 
 unit:         ## run the tests that need no PostgreSQL, in seconds
 unit: $(VENV)/dev.done
-	$(BIN)/pytest tests/unit -n 2 --dist worksteal
+	$(BIN)/pytest tests/unit -m "not faults" -n 2 --dist worksteal
 
 check:        ## lint, types (Linux and macOS), import order
 check: $(VENV)/dev.done
@@ -57,6 +57,11 @@ matrix:
 bench:        ## run every benchmark, in half an hour (QUICK=--quick: a smoke test)
 bench: $(VENV)/dev.done
 	@$(BIN)/python -m benchmarks $(QUICK) $(ONLY)
+
+bench-nodes:  ## measure several nodes and workers, in ten minutes (QUICK=--quick: a smoke test)
+bench-nodes: $(VENV)/dev.done
+	@$(BIN)/python -m benchmarks.nodes $(QUICK)
+	@$(BIN)/python -m benchmarks.report $(QUICK)
 
 # Seconds of each target under atheris, and hypothesis examples of each property.
 FUZZ_SECONDS  ?= 60

@@ -10,7 +10,7 @@ or longer.
 from functools import partial
 
 from benchmarks.peers import PEERS
-from benchmarks.suite import SERVERS, Suite, arguments
+from benchmarks.suite import BEFORE, SERVERS, Suite, arguments
 from benchmarks.trial import Place, Trial
 
 BURST = "1 000 clients, a burst of 1 000"
@@ -20,6 +20,9 @@ MIN_SECONDS = 2.0
 LARGEST = 20_000
 BURSTS = 5
 """Bursts of which the median counts, unless one alone takes a second: they differ by a fifth."""
+LEAST_TO_BEFORE = 0.9
+"""A burst is one rotation over the groups. To a Brain that sent it to all clients in one sweep, as
+commit c5a4772: `--compare c5a4772`, in a minute and a half."""
 AT_LEAST = (("socketify", 3.0), ("centrifugo", 30.0), ("node_ws", 80.0), ("fastapi", 80.0))
 
 
@@ -69,7 +72,11 @@ def main() -> None:
 
 
 def targets(suite: Suite) -> list[tuple[str, float, dict[str, float]]]:
-    """The figures to reach."""
+    """The figures to reach; beside another version of Brain, that of one burst."""
+    if suite.compare:
+        ratio = suite.ratio(BURST, "per_second", BEFORE)
+        what = f"deliveries/s, {BURST}, to those of Brain of {suite.compare}"
+        return [(what, ratio, {"least": LEAST_TO_BEFORE})]
     return [
         (
             f"most deliveries/s, to those of {PEERS[name].title}",

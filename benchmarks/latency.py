@@ -61,7 +61,7 @@ def main() -> None:
                 "behind": "behind",
             },
             ratios={"p50": "less", "p99": "less", "cpu_us": "less"},
-            targets=targets(suite),
+            targets=() if suite.compare else targets(suite),
         )
 
 

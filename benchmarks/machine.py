@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -25,8 +26,11 @@ from brain.postgres.table import Table, init_sql
 from tests.support.postgres import Postgres, _readable, execute
 from tests.support.served import Brain
 
+T = TypeVar("T")
+
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parent / "build"
+FAILED_RUN = "the run of"
 BEGAN = time.monotonic()
 LOAD = round(os.getloadavg()[0], 2)
 """Of the machine, in the minute before."""
@@ -248,17 +252,48 @@ def options(doc: str | None, *, runs: int = RUNS, compare: bool = False) -> argp
 
 
 def interleaved(
-    runs: int, measures: Mapping[str, Callable[[], dict[str, float]]]
+    runs: int,
+    measures: Mapping[str, Callable[[], dict[str, float]]],
+    failed: dict[str, str] | None = None,
 ) -> dict[str, list[dict[str, float]]]:
-    """A, B, C, A, B, C, …: so other work of the machine affects all in the same way."""
+    """A, B, C, A, B, C, …: so other work of the machine affects all in the same way.
+
+    A measurement that fails is made again, once. If that fails too, the error is raised; or, with
+    `failed`, its name and the reason are added there, and nothing is found for it.
+    """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
     for run in range(runs):
-        for name, measure in measures.items():
-            figures = measure()
+        for name in [name for name in measures if name in found]:
+            try:
+                figures = again(measures[name], f"{name}, run {run + 1}")
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[name] = reason(error)
+                del found[name]
+                continue
             found[name].append(figures)
-            text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name}, run {run + 1}: {text}", file=sys.stderr, flush=True)
+            say(f"{name}, run {run + 1}", figures)
     return found
+
+
+def again(measure: Callable[[], T], what: str) -> T:
+    """A second try after a failure: one of hundreds of processes may not start."""
+    try:
+        return measure()
+    except Exception as error:  # noqa: BLE001 - a measurement may fail in any way
+        print(f"{what}: failed: {reason(error)}; once more", file=sys.stderr, flush=True)
+        return measure()
+
+
+def reason(error: BaseException) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].strip().rstrip(":")
+
+
+def say(what: str, figures: Mapping[str, float]) -> None:
+    text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    print(f"{what}: {text}", file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -280,9 +315,12 @@ def ratios(
 def target(
     what: str, reached: float, *, most: float | None = None, least: float | None = None
 ) -> dict[str, Any]:
-    """A figure to reach, as the results have it. Prints it too."""
+    """A figure to reach, as the results have it. Prints it too. NaN: it could not be measured."""
     met = (most is None or reached <= most) and (least is None or reached >= least)
     rule = f"at most {most:g}" if most is not None else f"at least {least:g}"
+    if math.isnan(reached):
+        print(f"NOT MEASURED: {what} ({rule})", flush=True)
+        return {"what": what, "reached": None, "rule": rule, "met": False}
     print(f"{'reached' if met else 'MISSED'}: {what}: {reached:.4g} ({rule})", flush=True)
     return {"what": what, "reached": reached, "rule": rule, "met": met}
 
@@ -306,6 +344,25 @@ def write(name: str, document: dict[str, Any], *, quick: bool = False) -> Path:
     return path
 
 
+def missed(name: str, why: str, *, quick: bool = False) -> None:
+    """Add to the results, if there are some, that the program failed today. They stay as old as
+    they are.
+    """
+    path = (QUICK_RESULTS if quick else RESULTS) / f"{name}.json"
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        command = " ".join(["python -m", f"benchmarks.{name}", *["--quick"] * quick])
+        document = {"name": name, "command": command, **describe(), "jobs": {}, "targets": []}
+    document.setdefault("failed", {})[f"{FAILED_RUN} {today()}"] = why
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
 def _program() -> str:
     """As `python -m` was given it."""
     spec = sys.modules["__main__"].__spec__
@@ -315,7 +372,7 @@ def _program() -> str:
 def describe() -> dict[str, Any]:
     """The machine, as far as figures depend on it."""
     return {
-        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "day": today(),
         "machine": {
             "cpu": _cpu(),
             "cores": len(os.sched_getaffinity(0)),

@@ -22,11 +22,11 @@ PLAN = (
     Step("ingest", 1.1),
     Step("connections", 2.6),
     Step("churn", 0.9),
-    Step("restart", 1.2),
+    Step("restart", 1.3),
     Step("first_look", 0.4),
     Step("growth", 0.6),
     Step("polling", 0.9),
-    Step("stalled", 0.5),
+    Step("stalled", 0.6),
     Step("silent", 0.8),
     Step("huge", 0.4),
     Step("pauses", 0.5),
@@ -34,3 +34,6 @@ PLAN = (
     Step("page", 0.7),
     Step("handshake", 0.3),
 )
+
+ALONE = ("nodes",)
+"""Programs with results in the report for which those minutes have no room."""

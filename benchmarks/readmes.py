@@ -66,7 +66,15 @@ READMES = {
     "README.md": ("english", "fell behind", "not measured"),
     "README.zh-CN.md": ("chinese", "跟不上", "未测量"),
 }
-TABLE = re.compile(r"(\]\(docs/(?:\w+/)?fanout\.svg\)\n\n)(?:\|.*\n)+")
+MEASURED = {
+    "README.md": "Measured on {day}: {cpu}, {cores} cores, {memory_gb} GB, {postgresql}, {kernel}.",
+    "README.zh-CN.md": (
+        "测量于 {day}：{cpu}，{cores} 个核心，{memory_gb} GB 内存，{postgresql}，{kernel}。"
+    ),
+}
+TABLE = re.compile(
+    r"(\]\(docs/(?:\w+/)?fanout\.svg\)\n\n)(?:\|.*\n)+(?:\n(?:Measured on|测量于) .*\n)?"
+)
 
 
 def short_table(results: dict[str, Any], readme: str) -> str:
@@ -89,6 +97,26 @@ def short_table(results: dict[str, Any], readme: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def measured(results: dict[str, Any], readme: str) -> str:
+    """On which days, and on which machine, that of the last."""
+    found = [results[row.result] for row in ROWS if row.result in results]
+    if not found:
+        return ""
+    machine = max(found, key=lambda result: result["day"])["machine"]
+    return (
+        "\n"
+        + MEASURED[readme].format(
+            day=", ".join(sorted({result["day"] for result in found})),
+            cpu=machine["cpu"].partition(",")[0],
+            cores=machine["cores"],
+            memory_gb=machine["memory_gb"],
+            postgresql="PostgreSQL " + machine["postgresql"].split()[-1],
+            kernel="Linux " + machine["kernel"].partition("-")[0],
+        )
+        + "\n"
+    )
+
+
 def rounded(value: float) -> str:
     """To three digits."""
     digits = 2 - math.floor(math.log10(value)) if value else 0
@@ -96,10 +124,14 @@ def rounded(value: float) -> str:
 
 
 def write(results: dict[str, Any], root: Path) -> None:
-    """Replace the table below the plot. Raises RuntimeError if a README has none."""
+    """Replace the table below the plot, with the day and the machine. Raises RuntimeError if a
+    README has none.
+    """
     for name in READMES:
         text, count = TABLE.subn(
-            lambda found, name=name: found[1] + short_table(results, name),  # type: ignore[misc]
+            lambda found, name=name: (  # type: ignore[misc]
+                found[1] + short_table(results, name) + measured(results, name)
+            ),
             (root / name).read_text(),
         )
         if count != 1:

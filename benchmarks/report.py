@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks import readmes
-from benchmarks.machine import QUICK_RESULTS, RESULTS
+from benchmarks.machine import FAILED_RUN, QUICK_RESULTS, RESULTS
 from benchmarks.peers import PEERS
-from benchmarks.plan import PLAN
+from benchmarks.plan import ALONE, PLAN
 from benchmarks.suite import number
 from tests.support import ROOT
 
 PAGE = "benchmarks.md"
 MARK = "<!-- From here on written by `python -m benchmarks.report` -->"
-ORDER = tuple(step.name for step in PLAN)
+ORDER = (*(step.name for step in PLAN), *ALONE)
 
 Node: TypeAlias = dict[str, Any]
 
@@ -203,8 +203,16 @@ def _without(result: Node, job: str, rows: dict[str, Node]) -> str:
     reasons = {
         who: f"cannot be built here ({why})" for who, why in result.get("skipped", {}).items()
     }
+    for what, why in result.get("failed", {}).items():
+        who, _, where = what.partition(": ")
+        if who not in reasons or where == job:
+            reasons[who] = f"failed ({why})"
     reasons |= result.get("absent", {}).get(job, {})
-    reasons = {who: why for who, why in reasons.items() if who not in rows}
+    reasons = {
+        who: why
+        for who, why in reasons.items()
+        if who not in rows and not who.startswith(FAILED_RUN)
+    }
     if not reasons:
         return ""
     titles = {who: PEERS[who].title if who in PEERS else who for who in reasons}
@@ -221,15 +229,16 @@ def reached(results: dict[str, Node]) -> list[str]:
     lines = [
         "## Figures to reach",
         "",
-        "| what | figure | reached | | by |",
-        "|---|---|---|---|---|",
+        "| what | figure | reached | | by | on |",
+        "|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         for each in result.get("targets", []):
             verdict = "yes" if each["met"] else "**no**"
+            figure = "not measured" if each["reached"] is None else number(each["reached"])
             lines.append(
-                f"| {each['what']} | {each['rule']} | {number(each['reached'])} | {verdict} "
-                f"| [{name}](#{_anchor(name)}) |"
+                f"| {each['what']} | {each['rule']} | {figure} | {verdict} "
+                f"| [{name}](#{_anchor(name)}) | {result['day']} |"
             )
     return [*lines, ""]
 

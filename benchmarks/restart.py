@@ -1,6 +1,6 @@
 """Restart: how long 5 000 clients are away when Brain restarts under load.
 
-`python -m benchmarks.restart [--quick] [--runs 3]`.
+`python -m benchmarks.restart [--quick] [--runs 2]`.
 
 While a writer makes 500 changes a second, Brain is stopped (SIGTERM) or killed (SIGKILL), and
 started again at once. Measured is the time from the signal until each of 5 000 clients has
@@ -34,11 +34,12 @@ PATIENCE = 120.0
 
 
 class Writer(threading.Thread):
-    """RATE changes a second, each stamped with the time before its commit."""
+    """Changes at a rate, each stamped with the time before its commit."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, rate: float = RATE) -> None:
         super().__init__(daemon=True)
         self.url = url
+        self.rate = rate
         self.once = 0
         """The last one that was committed."""
         self.count = 0
@@ -61,7 +62,16 @@ class Writer(threading.Thread):
                     )
                     self.once += 1
                 self.count += 1
-                time.sleep(max(0.0, began + self.count / RATE - time.monotonic()))
+                time.sleep(max(0.0, began + self.count / self.rate - time.monotonic()))
+
+
+def fill(url: str) -> None:
+    """The runs that a Writer changes."""
+    machine.statements(
+        url,
+        "INSERT INTO runs (id, status) SELECT 'run-' || lpad(n::text, 9, '0'), 'running'"
+        f" FROM generate_series(0, {RUNS - 1}) n",
+    )
 
 
 def start(url: str, folder: Path, port: int) -> Brain:
@@ -93,18 +103,14 @@ def wait(load: Resuming, clients: int, after: int = 0) -> dict[str, float]:
 def restart(number: signal.Signals, clients: int) -> dict[str, float]:
     with machine.database(cores=OTHER_CORES) as url, TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
-        machine.statements(
-            url,
-            "INSERT INTO runs (id, status) SELECT 'run-' || lpad(n::text, 9, '0'), 'running'"
-            f" FROM generate_series(0, {RUNS - 1}) n",
-        )
+        fill(url)
         brain = start(url, folder, port)
         writer = Writer(url)
         try:
             brain.wait_for("on port")
             brain.wait_ready("replication")
             writer.start()
-            with Resuming(port, clients, cores=OTHER_CORES) as load:
+            with Resuming([port], clients, cores=OTHER_CORES) as load:
                 wait(load, clients)
                 time.sleep(1)
                 load.ask("record")
@@ -139,7 +145,7 @@ def restart(number: signal.Signals, clients: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = machine.options(__doc__)
+    options = machine.options(__doc__, runs=2)
     machine.pin(os.getpid(), OTHER_CORES)
     clients = 200 if options.quick else 5_000
     found = machine.interleaved(

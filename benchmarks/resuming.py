@@ -1,8 +1,9 @@
 """N clients in one process that resume over a restart of Brain, as protocol.md asks for.
 
-As a program it takes a port and the number of clients, and then commands on standard input, one per
-line, each answered with a line of JSON: `record` begins to keep what arrives, `state` reports on
-it, and `missing FIRST LAST` says how many of the runs once-FIRST to once-LAST did not arrive.
+As a program it takes the number of clients and the ports of one Brain or more, and then commands on
+standard input, one per line, each answered with a line of JSON: `record` begins to keep what
+arrives, `state` reports on it, and `missing FIRST LAST` says how many of the runs once-FIRST to
+once-LAST did not arrive. Of several Brains, a client comes back to the next one.
 
 A client is *current* when it has received a change that was committed after it had connected: what
 it missed comes before that. Equal bytes are kept once, because all clients receive the same.
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from benchmarks.load import KEY, STAMP
@@ -34,10 +36,12 @@ BACK_OFF: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 
 class Client:
-    __slots__ = ("chunks", "connected", "current", "failures", "since", "sock", "state")
+    __slots__ = ("chunks", "connected", "current", "failures", "port", "since", "sock", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
         self.sock: socket.socket
+        self.port = port
+        """As a place in the list of ports."""
         self.state = "away"
         self.since = b""
         self.failures = 0
@@ -47,9 +51,9 @@ class Client:
 
 
 class Crowd:
-    def __init__(self, port: int, count: int) -> None:
-        self.port = port
-        self.clients = [Client() for _ in range(count)]
+    def __init__(self, ports: Sequence[int], count: int) -> None:
+        self.ports = ports
+        self.clients = [Client(number % len(ports)) for number in range(count)]
         self.by_fd: dict[int, Client] = {}
         self.open = select.epoll()
         self.opening = select.epoll()
@@ -71,7 +75,7 @@ class Crowd:
         number = self.numbers[id(client)]
         sock.setsockopt(socket.SOL_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
         sock.bind((f"127.0.1.{2 + number % 200}", 0))
-        sock.connect_ex(("127.0.0.1", self.port))
+        sock.connect_ex(("127.0.0.1", self.ports[client.port]))
         client.state = "new"
         self.by_fd[sock.fileno()] = client
         self.opening.register(sock, select.EPOLLOUT)
@@ -81,6 +85,7 @@ class Crowd:
         self.by_fd.pop(client.sock.fileno(), None)
         client.sock.close()
         client.state, client.current = "away", 0
+        client.port = (client.port + 1) % len(self.ports)
         longest = BACK_OFF[min(client.failures, len(BACK_OFF) - 1)]
         client.failures += 1
         at = time.monotonic() + random.uniform(longest / 2, longest)
@@ -94,7 +99,10 @@ class Crowd:
                 self.away(client)
                 return
             asked = b"since=" + client.since if client.since else b"snapshot=true"
-            head = b"GET /ws?%s HTTP/1.1\r\nHost: localhost:%d\r\n" % (asked, self.port)
+            head = b"GET /ws?%s HTTP/1.1\r\nHost: localhost:%d\r\n" % (
+                asked,
+                self.ports[client.port],
+            )
             upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             sock.send(head + upgrade + b"Sec-WebSocket-Key: %s\r\n\r\n" % KEY.encode())
             client.state = "asked"
@@ -167,6 +175,17 @@ class Crowd:
 
     # Commands.
 
+    def answer(self, *words: str) -> dict[str, Any] | None:
+        """None for no command: the parent has ended."""
+        match words:
+            case ["record"]:
+                return self.record()
+            case ["state"]:
+                return self.state()
+            case ["missing", first, last]:
+                return self.missing(int(first), int(last))
+        return None
+
     def record(self) -> dict[str, Any]:
         self.known.clear()
         self.gaps = self.losses = self.refused = 0
@@ -211,8 +230,10 @@ class Crowd:
 class Resuming:
     """The program, seen from its parent."""
 
-    def __init__(self, port: int, clients: int, *, cores: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.resuming", str(port), str(clients)]
+    program = "benchmarks.resuming"
+
+    def __init__(self, ports: Sequence[int], clients: int, *, cores: str) -> None:
+        command = [sys.executable, "-m", self.program, str(clients), *map(str, ports)]
         self.process = subprocess.Popen(
             ["taskset", "-c", cores, *command],
             stdin=subprocess.PIPE,
@@ -236,24 +257,17 @@ class Resuming:
         return answer
 
 
-def serve(port: int, count: int) -> None:
-    crowd = Crowd(port, count)
+def serve(crowd: Crowd) -> None:
     commands = select.poll()
     commands.register(0, select.POLLIN)
     while True:
         if commands.poll(0):
-            match sys.stdin.readline().split():
-                case ["record"]:
-                    answer = crowd.record()
-                case ["state"]:
-                    answer = crowd.state()
-                case ["missing", first, last]:
-                    answer = crowd.missing(int(first), int(last))
-                case _:
-                    return
+            answer = crowd.answer(*sys.stdin.readline().split())
+            if answer is None:
+                return
             print(json.dumps(answer), flush=True)
         crowd.turn(EVERY)
 
 
 if __name__ == "__main__":
-    serve(*map(int, sys.argv[1:]))
+    serve(Crowd([int(port) for port in sys.argv[2:]], int(sys.argv[1])))

@@ -105,11 +105,18 @@ class Suite:
     @contextmanager
     def place(self, name: str, *, clients: int) -> Iterator[Place | None]:
         """None if the server did not start, or refused clients; the results say so."""
-        with self.database(name), ExitStack() as closing:
+        with ExitStack() as closing:
+
+            def prepared() -> Place:
+                closing.close()  # what the first try has left
+                closing.enter_context(self.database(name))
+                return closing.enter_context(Place(PEERS[name], self.url, clients=clients))
+
+            what = f"{clients} clients"
             try:
-                place = closing.enter_context(Place(PEERS[name], self.url, clients=clients))
-            except RuntimeError as error:
-                self._fail(name, f"{clients} clients", error)
+                place = machine.again(prepared, f"{name}, {what}")
+            except Exception as error:  # noqa: BLE001 - one server's failure must not end the run
+                self._fail(name, what, error)
                 yield None
             else:
                 yield place
@@ -143,13 +150,11 @@ class Suite:
             entry |= entry.pop("latency", {})
             self.results.setdefault(job, {}).setdefault(name, []).append(entry)
             print(f"{name}, {job}: {_brief(entry)}", file=sys.stderr, flush=True)
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one server's failure must not end the run
             self._fail(name, job, error)
 
     def _fail(self, name: str, job: str, error: BaseException) -> None:
-        self.failed[f"{name}: {job}"] = (
-            str(error).splitlines()[0] if str(error) else type(error).__name__
-        )
+        self.failed[f"{name}: {job}"] = machine.reason(error)
         print(f"{name}, {job}: failed: {error}", file=sys.stderr, flush=True)
 
     def median(self, job: str, name: str, field: str) -> float:
@@ -174,7 +179,8 @@ class Suite:
         """Print the tables and write the results.
 
         `ratios`: field → whether `more` or `less` of it is better. `targets`: the name, the figure
-        reached, and its bound `least` or `most`. Targets that were not measured are left out.
+        reached, and its bound `least` or `most`. With `--only`, those that were not measured are
+        left out.
         """
         jobs = {
             job: {
@@ -198,7 +204,7 @@ class Suite:
             "targets": [
                 machine.target(what, reached, **bounds)
                 for what, reached, bounds in targets
-                if not math.isnan(reached) and not self.compare and not self.quick
+                if not self.quick and not (self.only and math.isnan(reached))
             ],
             "jobs": jobs,
         }

@@ -12,6 +12,7 @@ and a follower takes that CPU from the writers. The JSON trigger is that of all 
 """
 
 import argparse
+import math
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -140,8 +141,10 @@ def measure(server: Postgres, seconds: float, follower: Follower | None) -> dict
         return figures | {"follower_cpu_us": cpu / figures["transactions"] * 1e6}
 
 
-def compare(options: argparse.Namespace, *, disk: bool, skipped: dict[str, str]) -> Found:
-    """All followers, in turn."""
+def compare(
+    options: argparse.Namespace, *, disk: bool, skipped: dict[str, str], failed: dict[str, str]
+) -> Found:
+    """All followers, in turn. Those that fail are named in `failed`."""
     seconds = 2 if options.quick else 4
     with machine.postgres(disk=disk) as server:
         url = machine.address(server)
@@ -163,7 +166,7 @@ def compare(options: argparse.Namespace, *, disk: bool, skipped: dict[str, str])
             name: partial(measure, server, seconds, each) for name, each in followers.items()
         }
         measure(server, 2, None)  # warm up
-        return machine.interleaved(options.runs, measures)
+        return machine.interleaved(options.runs, measures, failed)
 
 
 def report(found: Found) -> dict[str, Any]:
@@ -173,9 +176,10 @@ def report(found: Found) -> dict[str, Any]:
             "runs": runs,
             "figures": machine.spreads(runs),
             "to_alone": machine.ratios(runs, found["alone"], "tps"),
-            "to_pg_recvlogical": machine.ratios(runs, found[FLOOR], "tps"),
             "latency_to_alone": machine.ratios(runs, found["alone"], "p50_ms"),
         }
+        if FLOOR in found:
+            jobs[name]["to_pg_recvlogical"] = machine.ratios(runs, found[FLOOR], "tps")
         tps, p50, p99 = (
             jobs[name]["figures"][field]["median"] for field in ("tps", "p50_ms", "p99_ms")
         )
@@ -195,13 +199,16 @@ def main() -> None:
         except CannotBuild as reason:
             skipped[name] = str(reason)
     document: dict[str, Any] = {"clients": CLIENTS, "skipped": skipped, "jobs": {}, "targets": []}
+    document["failed"] = {}
     for place, disk in (("on disk", True), ("in memory", False)):
-        found = compare(options, disk=disk, skipped=skipped)
+        failed: dict[str, str] = {}
+        found = compare(options, disk=disk, skipped=skipped, failed=failed)
+        document["failed"] |= {f"{name}: {place}": why for name, why in failed.items()}
         print(f"{place}:")
         document["jobs"][place] = report(found)
-        figures = document["jobs"][place][STREAMING]
-        kept = figures["to_pg_recvlogical"]["median"]
-        used = figures["figures"]["follower_cpu_us"]["median"]
+        figures = document["jobs"][place].get(STREAMING, {})
+        kept = figures.get("to_pg_recvlogical", {}).get("median", math.nan)
+        used = figures["figures"]["follower_cpu_us"]["median"] if figures else math.nan
         document["targets"] += [
             machine.target(
                 f"writers' transactions/s {place}, beside Brain to beside pg_recvlogical",

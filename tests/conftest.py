@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 from psycopg import conninfo
 
@@ -21,7 +22,7 @@ from tests.support.databases import Databases
 from tests.support.issuer import SECRET
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nats import available as nats_available
-from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, running
+from tests.support.postgres import EXTREMES, NEWEST, Postgres, available, clusters, hang_up, running
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, with_template
 from tests.support.wire import Baseline, Control, baseline, settled
@@ -32,23 +33,38 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 prefork.install()
 
+# A test that takes long on a busy machine is not wrong.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
 FAULTS = (Path(__file__).parent / "faults", Path(__file__).parent / "oracle" / "test_torture.py")
 """Whose tests are those of `make faults`, but for the `cheap` ones."""
 
 
-ALTERNATING = Path(__file__).parent / "integration" / "api"
-"""The API's tests of both versions of PostgreSQL: each case runs on one of them, about half of the
-cases on each, unless BRAIN_TEST_POSTGRES names the versions. Its SQL is the same on both.
-"""
-
-
-def _left_out(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)
-    version = callspec.params.get("any_postgres") if callspec else None
-    if version is None or not item.path.is_relative_to(ALTERNATING):
-        return False
-    case = item.nodeid.replace(f"pg{version}", "")
-    return bool(version != EXTREMES[zlib.crc32(case.encode()) % len(EXTREMES)])
+def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of a test that has several cases besides the version of PostgreSQL, each case runs on one of
+    the versions, and about half of the cases on each. So does a test of the API, whose SQL is the
+    same on all versions, if it has one case. BRAIN_TEST_POSTGRES runs each on all that it names.
+    """
+    tests: dict[tuple[Path, str], dict[str, list[tuple[int, pytest.Item]]]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        version = callspec.params.get("any_postgres") if callspec else None
+        if version is not None and item.get_closest_marker("each_version") is None:
+            case = item.nodeid.replace(f"pg{version}", "")
+            test = (item.path, getattr(item, "originalname", ""))
+            tests.setdefault(test, {}).setdefault(case, []).append((version, item))
+    out: set[pytest.Item] = set()
+    for (path, name), cases in tests.items():
+        if len(cases) == 1 and path.parent.name != "api":
+            continue
+        # As if drawn: not all cases of one mode on the same version.
+        drawn = sorted(cases, key=lambda case: zlib.crc32(case.encode()))
+        for place, case in enumerate(drawn, zlib.crc32(name.encode())):
+            out.update(
+                item for version, item in cases[case] if version != EXTREMES[place % len(EXTREMES)]
+            )
+    return out
 
 
 def _chosen(config: pytest.Config) -> bool:
@@ -57,10 +73,9 @@ def _chosen(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "BRAIN_TEST_POSTGRES" not in os.environ and not _chosen(config):
-        left_out = [item for item in items if _left_out(item)]
-        config.hook.pytest_deselected(items=left_out)
-        out = set(left_out)
+    if not os.environ.get("BRAIN_TEST_POSTGRES") and not _chosen(config):
+        out = _left_out(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
     for item in items:
         if any(map(item.path.is_relative_to, FAULTS)) and item.get_closest_marker("cheap") is None:
@@ -75,7 +90,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_clusters = clusters()
+
+
+def pytest_configure() -> None:
+    _clusters.__enter__()
+
+
 def pytest_unconfigure() -> None:
+    _clusters.__exit__(None, None, None)
     script.close()
     prefork.close()
 
@@ -109,6 +132,7 @@ def _collect_module() -> Iterator[None]:
     each test took 1 ms in the first module and 40 ms in the last.
     """
     yield
+    hang_up()
     gc.collect()
     gc.freeze()
 

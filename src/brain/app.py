@@ -16,11 +16,12 @@ import structlog
 
 from brain.access.limits import ConnectionLimiter
 from brain.access.policy import Policy
+from brain.api.logged import Logged
 from brain.api.repository import open_repository
 from brain.api.routes import create_api
 from brain.config import Settings, SettingsError
 from brain.contract.close_codes import GAP
-from brain.contract.events import Event, Image, Snapshot
+from brain.contract.events import Changes, Event, Image, Snapshot
 from brain.contract.subscription import Form
 from brain.database import check_configured, database
 from brain.delivery.board import Board
@@ -181,42 +182,27 @@ async def _serve(
         asked = partial(identify, url, settings.table, decoder, board)
         node = _node(settings, url, board, hub=hub, make_follow=make_follow, identify=asked)
     follow: Source = node or make_follow(board, records=records, watched=lambda: hub.clients > 0)
-    policy = Policy(
-        networks=settings.allowed_networks,
-        origins=settings.allowed_origins,
-        hosts=settings.allowed_hosts,
-        trusted_proxies=settings.trusted_proxies,
-        machine=socket.gethostname(),
-    )
-    limiter = ConnectionLimiter(
-        policy,
-        max_connections=settings.max_connections,
-        max_connections_per_ip=settings.max_connections_per_ip,
-    )
     form = Columns(lambda: follow.columns)
-    state = ServerState(
-        policy,
-        limiter,
-        Connections(hub, loop, settings.ping_timeout),
-        tokens=_tokens(settings, form),
-        form=form,
-    )
+    state = _server_state(settings, hub, form)
     parts = Parts(
-        board, hub, follow.state, records, limiter, decoder, state.rejections.counts, loop.time
+        board,
+        hub,
+        follow.state,
+        records,
+        state.limiter,
+        decoder,
+        state.rejections.counts,
+        loop.time,
     )
+    overlay = None
     if node is not None:
+        overlay = Logged(board, node.reached)
         state.is_ahead, state.reached = node.is_behind, node.reached
         parts = replace(parts, node=node.report)
     metrics.read(parts)
-    log.info(
-        "access rules",
-        **policy.allowed(),
-        connections_per_ip=settings.max_connections_per_ip or "unlimited",
-        tokens=str(state.tokens.keys) if state.tokens is not None else "not required",
-    )
     if state.tokens is not None:
         await state.tokens.keys.begin()
-    async with open_repository(url, settings.table, decoder, board) as runs:
+    async with open_repository(url, settings.table, decoder, board, overlay) as runs:
         api = create_api(runs, state.tokens, state.rejections, form)
         operations = Operations(parts, state, metrics, worker.collect if worker else None)
         operations.add_to(api)
@@ -281,6 +267,31 @@ def _node(
     )
 
 
+def _server_state(settings: Settings, hub: Hub, form: Form) -> ServerState:
+    """The access rules, and the connections that they permit."""
+    policy = Policy(
+        networks=settings.allowed_networks,
+        origins=settings.allowed_origins,
+        hosts=settings.allowed_hosts,
+        trusted_proxies=settings.trusted_proxies,
+        machine=socket.gethostname(),
+    )
+    limiter = ConnectionLimiter(
+        policy,
+        max_connections=settings.max_connections,
+        max_connections_per_ip=settings.max_connections_per_ip,
+    )
+    connections = Connections(hub, asyncio.get_running_loop(), settings.ping_timeout)
+    tokens = _tokens(settings, form)
+    log.info(
+        "access rules",
+        **policy.allowed(),
+        connections_per_ip=settings.max_connections_per_ip or "unlimited",
+        tokens=str(tokens.keys) if tokens is not None else "not required",
+    )
+    return ServerState(policy, limiter, connections, tokens=tokens, form=form)
+
+
 def _tokens(settings: Settings, form: Form) -> "Tokens | None":
     if settings.jwt_secret is None and settings.jwt_jwks is None:
         return None
@@ -312,10 +323,11 @@ async def _deliver(follow: Source, board: Board, hub: Hub, connections: Connecti
     async with contextlib.aclosing(follow.events()) as events:
         async for several in events:
             begun = board.begun
-            if begun and any(isinstance(event, Snapshot) and event.new for event in several):
+            others = [event for event in several if not isinstance(event, Changes)]
+            if begun and any(isinstance(event, Snapshot) and event.new for event in others):
                 await _reset_clients(connections)
             hub.push(board.apply(*several))
-            if begun and any(isinstance(event, Image) and event.new for event in several):
+            if begun and any(isinstance(event, Image) and event.new for event in others):
                 await _reset_clients(connections)  # nothing of it was pushed
             if board.begun and not begun:
                 gc.collect()

@@ -52,14 +52,16 @@ class SettingsError(BrainError):
 
 
 def _setting(default: Any, what: str, *, unit: str, rule: str = "", **bounds: Any) -> Any:
-    """A field of Settings. `rule` is the error for a value of another type or out of bounds."""
+    """A field of Settings; `what` is its description in the docs. `rule` is the error for a value
+    of another type or out of bounds.
+    """
     return Field(
         default, description=what, json_schema_extra={"unit": unit, "rule": rule}, **bounds
     )
 
 
 class Settings(BaseSettings):
-    """Settings.load() reads the environment. Its keywords, from the command line, override it."""
+    """`Settings.load()` reads the environment; its keywords, from the command line, override it."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,

@@ -190,7 +190,9 @@ def test_haproxy_in_compose_is_that_of_the_page_without_tls(tmp_path: Path) -> N
     check(haproxy, "-c", "-f", file)
 
 
-def test_nats_in_compose_accepts_who_knows_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nats_in_compose_accepts_a_client_with_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("NATS_PASSWORD", "brain")
     check(program("nats-server"), "-t", "--jetstream", "-c", configuration("nats"))
     monkeypatch.delenv("NATS_PASSWORD")

@@ -15,10 +15,8 @@ NODE = ROOT / "tests" / "support" / "node" / "node_modules"
 
 
 @pytest.mark.skipif(not (NODE / "typescript").exists(), reason="tsc needs Node, and `make test`")
-@pytest.mark.parametrize("source", ["./client.js", "http://localhost:5221/client.js"])
-def test_typescript_finds_the_types_with_the_documented_configuration(
-    tmp_path: Path, source: str
-) -> None:
+def test_typescript_finds_the_types_with_the_documented_configuration(tmp_path: Path) -> None:
+    """Of a copy of the client, and of the one that Brain serves."""
     (configuration,) = (
         each.text
         for each in fences(ROOT / "docs" / "how-to" / "client.md")
@@ -27,15 +25,16 @@ def test_typescript_finds_the_types_with_the_documented_configuration(
     (tmp_path / "tsconfig.json").write_text(configuration)
     shutil.copy(STATIC / "client.d.ts", tmp_path)
     shutil.copy(STATIC / "client.js", tmp_path)
-    (tmp_path / "page.ts").write_text(
-        f"import {{ Runs, watch }} from '{source}';\n"
-        "export const ids: string[] = new Runs().all.map(run => run.id);\n"
-        "watch('/ws', { message: ({ data }) => console.log(data.id.trim()) });\n"
-        "// @ts-expect-error: a run has no such field, so the types were found\n"
-        "console.log(new Runs().all[0].colour);\n"
-    )
+    for name, source in ("copied", "./client.js"), ("served", "http://localhost:5221/client.js"):
+        (tmp_path / f"{name}.ts").write_text(
+            f"import {{ Runs, watch }} from '{source}';\n"
+            "export const ids: string[] = new Runs().all.map(run => run.id);\n"
+            "watch('/ws', { message: ({ data }) => console.log(data.id.trim()) });\n"
+            "// @ts-expect-error: a run has no such field, so the types were found\n"
+            "console.log(new Runs().all[0].colour);\n"
+        )
     run = subprocess.run(
-        [NODE / ".bin" / "tsc", "--noEmit", "-p", tmp_path],
+        [NODE / ".bin" / "tsc", "--noEmit", "--skipDefaultLibCheck", "-p", tmp_path],
         capture_output=True,
         text=True,
         check=False,

@@ -42,6 +42,11 @@ WHY_4410 = (
     ("had not sent yet", "unit/delivery/test_hub.py", "a_lagging_client_beyond_memory_is_closed"),
     ("before the first read", "integration/test_resume.py", "a_since_before_the_records_is_a_gap"),
     ("far ahead", "integration/test_resume.py", "a_clock_that_was_far_ahead_ends_with_a_restart"),
+    (
+        "NATS has lost the log",
+        "integration/nodes/test_lost_logs.py",
+        "a_client_that_has_seen_what_the_log_has_lost",
+    ),
     ("no longer the one", "integration/test_app.py", "a_replaced_table_closes_every_client"),
     ("a TRUNCATE", "integration/server/test_include.py", "a_truncate_ends_who_includes_deletes"),
     ("a stream begins", "integration/server/test_include.py", "a_stream_that_is_interrupted_ends"),

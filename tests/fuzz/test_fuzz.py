@@ -19,6 +19,8 @@ from tests.fuzz import laws
 from tests.support.wire import CLOSE, KEY, PING, PONG, TEXT, frame
 from tests.unit.postgres.test_pgoutput import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """Of each law. Unset: few, and always the same."""
 

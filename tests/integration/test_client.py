@@ -514,7 +514,7 @@ async def test_a_server_that_does_not_speak_http_is_told_and_tried_again(
             if not speaks_first:
                 await reader.readuntil(b"\r\n\r\n")
             while not writer.is_closing():
-                writer.write(says)
+                writer.write(says * (65536 // len(says)))
                 await writer.drain()
         writer.transport.abort()
         open_ -= 1

@@ -5,9 +5,13 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.support import postgres
 from tests.support.databases import Databases
+from tests.support.patience import wait_until
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
+
+pytestmark = pytest.mark.each_version
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,30 @@ def test_a_database_that_differs_in_more_than_rows_is_dropped(
     assert not databases.give_back(name)
     rest = "SELECT FROM pg_database WHERE datname = %s"
     assert execute(databases.server.url(), rest, name) == []
+
+
+def of_rows(url: str) -> int:
+    """The backend of the connection that statements of rows have there."""
+    found = execute(url, "INSERT INTO runs (id) SELECT md5(random()::text) RETURNING xmin")
+    assert found
+    ((_, connection),) = [each for each in postgres._open if each[0] == url]
+    return connection.info.backend_pid
+
+
+def test_statements_of_rows_share_a_connection_and_others_see_none(databases: Databases) -> None:
+    with databases.one() as name:
+        url = databases.server.url(name, ROLE)
+        first = of_rows(url)
+        assert of_rows(url) == first
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        wait_until(lambda: execute(url, others) == [(1,)])
+        assert of_rows(url) != first
+
+
+def test_a_connection_that_the_server_has_ended_is_replaced(databases: Databases) -> None:
+    with databases.one() as name:
+        url = databases.server.url(name, ROLE)
+        first = of_rows(url)
+        with psycopg.connect(databases.server.url(), autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(%s)", [first])
+        assert of_rows(url) != first

@@ -356,7 +356,7 @@ async def test_a_deleted_run_leaves_the_store(postgres: Postgres) -> None:
 # What becomes of it
 
 
-async def test_changes_tell_each_run_once_to_who_is_slow(brain: Brain, shared: str) -> None:
+async def test_changes_yield_each_run_once_to_a_slow_consumer(brain: Brain, shared: str) -> None:
     execute(shared, "INSERT INTO runs (id) VALUES ('a'), ('b')")
     await brain.knows("b")
     async with holding(brain) as runs:

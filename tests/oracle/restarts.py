@@ -217,7 +217,8 @@ class Consumer:
         for _, *fields in rows:
             run = decoder(fields)
             assert run is not None
-            shown = overlay.newer(run, snapshot, before.seq) or run
+            shown = overlay.shown(run, snapshot, before.seq)
+            assert shown is not None
             if self.filter == ALL or self.filter.matches(shown[ID], [facets(shown)]):
                 view[shown[ID]] = comparable(shown)
         self.view, self.since = view, overlay.since(before, snapshot)

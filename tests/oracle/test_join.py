@@ -43,7 +43,7 @@ from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, available, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = [pytest.mark.usefixtures("unmeasured"), pytest.mark.long]
 
 RECONNECTS = int(os.environ.get("BRAIN_ORACLE_RECONNECTS", "20"))
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_ORACLE_VERSIONS", "18").split(",")]

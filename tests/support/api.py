@@ -5,12 +5,13 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
-from brain.api.repository import open_repository
+from brain.api.repository import RunRepository, open_repository
 from brain.api.routes import create_api
 from brain.contract.messages import Status
 from brain.delivery.board import Board
@@ -40,7 +41,9 @@ async def serving(
         decoder,
         Board(1 << 20) if board is None else board,
     ) as runs:
-        config = uvicorn.Config(create_api(runs), lifespan="off", ws="none", log_config=None)
+        app, current = _made.pop() if _made else _make()
+        current.runs = runs
+        config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
@@ -58,6 +61,25 @@ async def serving(
             for each in server.servers:
                 each.close()
                 await each.wait_closed()
+    _made.append((app, current))
+
+
+class _Current:
+    """The repository of the block that has the API."""
+
+    runs: RunRepository
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runs, name)
+
+
+_made: list[tuple[FastAPI, _Current]] = []
+"""Those that no block has. To create one takes longer than most tests of it."""
+
+
+def _make() -> tuple[FastAPI, _Current]:
+    current = _Current()
+    return create_api(cast("RunRepository", current)), current
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:

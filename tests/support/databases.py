@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import psycopg
 
-from tests.support.patience import PATIENCE
-from tests.support.postgres import Postgres, execute
+from tests.support.patience import wait_until
+from tests.support.postgres import Postgres, execute, hang_up
 from tests.support.template import ROLE, TEMPLATE
 
 LARGEST = 128 * 1024
@@ -20,8 +20,9 @@ LARGEST = 128 * 1024
 """
 
 _END_SESSIONS = """
-SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+"""To be asked until there is none: given a time to wait, it looks again after 100 ms."""
 
 _LOOK = f"""
 SELECT (SELECT stats_reset FROM pg_stat_wal),
@@ -68,6 +69,7 @@ class Databases:
 
     def give_back(self, name: str) -> bool:
         """Whether another test will get it. Ends its sessions."""
+        hang_up()
         clean = self._cleaned(name)
         if clean:
             self._free.append(name)
@@ -78,7 +80,9 @@ class Databases:
     def _cleaned(self, name: str) -> bool:
         try:
             with psycopg.connect(self.server.url(name), autocommit=True) as connection:
-                connection.execute(_END_SESSIONS, [int(PATIENCE * 1000)])
+                wait_until(
+                    lambda: not connection.execute(_END_SESSIONS.encode()).fetchall(), pause=0.002
+                )
                 if connection.execute(_LOOK.encode()).fetchall() != self._new:
                     return False
                 connection.execute("DELETE FROM public.runs")

@@ -103,9 +103,19 @@ class Following:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-        await self.hang_up()
-        with contextlib.suppress(psycopg.OperationalError):
-            await slots_gone(self._writer)
+        try:
+            with contextlib.suppress(psycopg.OperationalError):
+                await self._slots_gone()
+        finally:
+            await self.hang_up()
+
+    async def _slots_gone(self) -> None:
+        """Over the connection that there is, if it can still be used."""
+        with contextlib.suppress(psycopg.Error):
+            if self._sql is not None:
+                await no_slot(self._sql)
+                return
+        await slots_gone(self._writer)
 
     async def stop(self) -> None:
         self._task.cancel()
@@ -246,10 +256,12 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection[TupleRow]]:
 
 async def slots_gone(url: str) -> None:
     """A walsender notices late that its client has left. A slot keeps its database from a drop."""
+    async with await AsyncConnection.connect(url, autocommit=True) as conn:
+        await no_slot(conn)
+
+
+async def no_slot(conn: AsyncConnection[TupleRow]) -> None:
     mine = "SELECT FROM pg_replication_slots WHERE database = current_database()"
-    async with (
-        asyncio.timeout(PATIENCE),
-        await AsyncConnection.connect(url, autocommit=True) as conn,
-    ):
+    async with asyncio.timeout(PATIENCE):
         while await (await conn.execute(mine)).fetchall():
             await asyncio.sleep(0.005)

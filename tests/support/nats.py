@@ -32,7 +32,7 @@ class NatsServer:
         self.folder = Path(tempfile.mkdtemp(prefix="brain-nats-"))
         self.store = self.folder / "store"
         self._settings = settings
-        self._name = name or f"test-{self.port}"
+        self.name = name or f"test-{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -43,7 +43,7 @@ class NatsServer:
         configuration = self.folder / "nats.conf"
         configuration.write_text(
             f"listen: 127.0.0.1:{self.port}\n"
-            f"server_name: {json.dumps(self._name)}\n"
+            f"server_name: {json.dumps(self.name)}\n"
             # Streams reserve what they may grow to.
             f"jetstream {{ store_dir: {json.dumps(str(self.store))}, max_file: 10TB }}\n"
             f"{self._settings}\n"
@@ -95,3 +95,21 @@ def nats_running(settings: str = "", **options: Any) -> Iterator[NatsServer]:
         yield server
     finally:
         server.remove()
+
+
+@contextlib.contextmanager
+def cluster(count: int) -> Iterator[list[NatsServer]]:
+    """So many servers that share their streams."""
+    routes = [free_port() for _ in range(count)]
+    urls = [f"nats://127.0.0.1:{port}" for port in routes]
+    with contextlib.ExitStack() as stack:
+        servers = [
+            NatsServer(
+                f"cluster {{ name: test, listen: 127.0.0.1:{port}, routes: {json.dumps(urls)} }}"
+            )
+            for port in routes
+        ]
+        for each in servers:
+            stack.callback(each.remove)
+            each.start()
+        yield servers

@@ -23,7 +23,7 @@ from brain.postgres.progress import Progress
 from tests.support.following import QUICK, RUNS
 from tests.support.patience import PATIENCE
 
-QUICK_NODES = replace(NodeTiming.of(1.0), first=0.05, away=0.6, pause=0.03)
+QUICK_NODES = replace(NodeTiming.of(1.0), first=0.15, others=0.05, away=0.6, pause=0.03)
 MEMORY = 1 << 24
 
 
@@ -39,22 +39,23 @@ class Following:
     def __init__(
         self,
         database: str,
-        nats: str,
-        *,
+        *nats: str,
         mode: Mode = "replication",
         timing: NodeTiming = QUICK_NODES,
         memory: int = MEMORY,
         access: Access | None = None,
+        replicas: int = 1,
     ) -> None:
         self.board = Board(memory)
         self.stream = Stream.name
         self.node = Node(
-            access or Access([nats]),
+            access or Access(nats),
             self.stream,
             self.board,
             source=self._source,
             empty=lambda: Board(memory),
             identify=lambda: identify(database, RUNS, Decoder({}, 2_000_000), self.board),
+            replicas=replicas,
             timing=timing,
         )
         self.follows: list[Follow] = []

@@ -3,10 +3,13 @@
 import asyncio
 import atexit
 import contextlib
+import fcntl
 import importlib.util
 import itertools
 import os
 import pwd
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -19,7 +22,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import psycopg
-from psycopg import sql
+from psycopg import Connection, sql
 
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.ports import free_port
@@ -32,7 +35,10 @@ SETTINGS = {
     "max_prepared_transactions": "10",
     "shared_buffers": "32MB",
     "fsync": "off",
+    "full_page_writes": "off",
+    "wal_init_zero": "off",
     "autovacuum": "off",
+    "jit": "off",
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
 }
@@ -65,10 +71,78 @@ EXTREMES = tuple(
 
 
 def execute(url: str, query: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run one statement, or several without values. Returns the rows of the last, if any."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        cursor = connection.execute(query.encode(), values or None)
-        return cursor.fetchall() if cursor.description else []
+    """Run one statement, or several without values. Returns the rows of the last, if any.
+
+    What only reads and writes rows may run on a connection that an earlier call has left open.
+    Whatever else there is begins and ends without such connections: it may change what a session
+    begins with, wait for sessions to end, or look for them.
+    """
+    if not _OF_ROWS.match(query) or "pg_" in query:
+        hang_up()
+        with psycopg.connect(url, autocommit=True) as connection:
+            return _rows(connection, query, values)
+    if kept := _left_open(url):
+        try:
+            return _and_leave_open(url, kept, query, values)
+        except psycopg.errors.AdminShutdown:  # it was being ended, and has done nothing
+            pass
+    return _and_leave_open(url, psycopg.connect(url, autocommit=True), query, values)
+
+
+def _rows(
+    connection: Connection[tuple[Any, ...]], query: str, values: tuple[object, ...]
+) -> list[tuple[Any, ...]]:
+    cursor = connection.execute(query.encode(), values or None)
+    return cursor.fetchall() if cursor.description else []
+
+
+_OF_ROWS = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|SELECT)\b")
+
+MOST_OPEN = 4
+_open: list[tuple[str, Connection[tuple[Any, ...]]]] = []
+"""The connections that calls have left open, each with its URL; the oldest first. A connection
+costs ten times as much as a statement. Threads take from here and add to it.
+"""
+
+
+def _and_leave_open(
+    url: str, connection: Connection[tuple[Any, ...]], query: str, values: tuple[object, ...]
+) -> list[tuple[Any, ...]]:
+    try:
+        rows = _rows(connection, query, values)
+    except BaseException:
+        connection.close()
+        raise
+    _open.append((url, connection))
+    while len(_open) > MOST_OPEN:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            _open.pop(0)[1].close()
+    return rows
+
+
+def hang_up() -> None:
+    """Close the connections that `execute` has left open."""
+    while _open:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            _open.pop()[1].close()
+
+
+def _left_open(url: str) -> Connection[tuple[Any, ...]] | None:
+    """One to this database that is still connected."""
+    for each in reversed(_open):
+        connection: Connection[tuple[Any, ...]] = each[1]
+        if each[0] == url:
+            with contextlib.suppress(ValueError):  # another thread has it
+                _open.remove(each)
+                if not _has_news(connection):
+                    return connection
+                connection.close()
+    return None
+
+
+def _has_news(connection: Connection[tuple[Any, ...]]) -> bool:
+    """A server says nothing between two statements, unless it ends the session."""
+    return bool(select.select([connection.fileno()], [], [], 0)[0])
 
 
 class Postgres:
@@ -224,14 +298,38 @@ def running(version: int = 18, **settings: str) -> Iterator[Postgres]:
         server.remove()
 
 
+CLUSTERS = "CLUSTERS_OF_TESTS"
+"""The variable that names the folder where processes of one run share what initdb makes."""
+
+
+@contextlib.contextmanager
+def clusters() -> Iterator[None]:
+    """For this block and its processes there is such a folder."""
+    if CLUSTERS in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="brain-clusters-", dir=_parent_folder()) as folder:
+        os.environ[CLUSTERS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[CLUSTERS]
+
+
 @cache
 def _new_cluster(version: int) -> Path:
-    """What initdb makes. No server is ever started there."""
+    """What initdb makes, in a second of a core. No server is ever started there."""
     maker = Postgres(version)
     atexit.register(shutil.rmtree, maker.folder, ignore_errors=True)
-    options = ["-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
-    maker.program("initdb", "-D", str(maker.data), *options)
-    return maker.data
+    shared = Path(os.environ.get(CLUSTERS, maker.folder))
+    cluster = shared / f"cluster-{version}"
+    with (shared / f"lock-{version}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not cluster.exists():
+            options = ["-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+            maker.program("initdb", "-D", str(maker.data), *options)
+            maker.data.rename(cluster)
+    return cluster
 
 
 @cache

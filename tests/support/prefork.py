@@ -27,6 +27,7 @@ import inspect
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -146,10 +147,14 @@ def _start(given: dict[str, Any]) -> bytes | None:
         or not like_ours(environment)
     ):
         return None
+    measured = _is_measured(words, environment)
+    if not measured:
+        environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
     start = json.dumps(
         {
             "program": words[0],
             "arguments": words[1:],
+            "measured": measured,
             "environment": environment,
             "folder": os.fsdecode(given["cwd"] or Path.cwd()),
             "session": given["start_new_session"],
@@ -169,6 +174,24 @@ def _command(command: list[str]) -> list[str]:
     if command[:1] == BRAIN[:1] and command[1:] and Path(command[1]).name == "brain":
         return command[1:]
     return []
+
+
+_measured: set[tuple[str, ...]] = set()
+
+
+def _is_measured(words: list[str], environment: Mapping[str, str]) -> bool:
+    """For coverage: the first `serve` with these settings in each module of tests, and all other
+    commands. To measure a Brain takes as much time again as it does, and the second of a kind runs
+    few lines that the first has not run.
+    """
+    if words[1:2] != ["serve"]:
+        return True
+    module = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+    settings = (name for name in environment if name.startswith("BRAIN_"))
+    kind = (module, *sorted(settings), *words[2:])
+    known = kind in _measured
+    _measured.add(kind)
+    return not known
 
 
 def like_ours(environment: Mapping[str, str]) -> bool:
@@ -265,6 +288,8 @@ def _become(start: dict[str, Any]) -> None:
         take_terminal()
     resource.setrlimit(resource.RLIMIT_NOFILE, start["files"])
     os.chdir(start["folder"])
+    if not start["measured"]:
+        _stop_coverage()
     os.environ.clear()
     os.environ.update(start["environment"])
     time.tzset()
@@ -325,6 +350,15 @@ def _save_coverage() -> None:
         measuring.stop()
         measuring.save()
         measuring.start()
+
+
+def _stop_coverage() -> None:
+    """Measure nothing from here on, and save nothing at the end or on SIGTERM."""
+    coverage = sys.modules.get("coverage")
+    if measuring := coverage and coverage.Coverage.current():
+        measuring.stop()
+        atexit.unregister(measuring._atexit)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end(status: int) -> None:

@@ -22,6 +22,7 @@ RunError
 ├── PolicyMissing
 ├── PrivilegeMissing
 ├── TableNotRead
+├── NodeBehind
 ├── IdNotComparable
 └── TooManyRequests
 
@@ -221,6 +222,14 @@ class TableNotRead(RunError):
         super().__init__(
             "Brain has not read the table yet, so it does not know which runs changed last: "
             "try again, or list by order=id"
+        )
+
+
+class NodeBehind(RunError):
+    def __init__(self) -> None:
+        super().__init__(
+            "another node has sent the first page of this list, and this one has not read yet "
+            "what that one had: try again"
         )
 
 

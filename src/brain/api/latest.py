@@ -36,6 +36,8 @@ class Position:
     time: Micros
     seq: int
     process: str = PROCESS
+    seen: Micros = 0
+    """Of several nodes: what the one that has sent the first page had read."""
 
     @classmethod
     def parse(cls, cursor: str) -> Self:
@@ -44,13 +46,14 @@ class Position:
             text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         except ValueError:
             raise CursorInvalid(cursor) from None
-        found = re.fullmatch(rb"\0([0-9]{1,17}) ([0-9]{1,17}) ([0-9a-f]{8})", text)
+        number = b"([0-9]{1,17})"
+        found = re.fullmatch(b"\0%b %b ([0-9a-f]{8}) %b" % (number, number, number), text)
         if found is None:
             raise CursorInvalid(cursor)
-        return cls(int(found[1]), int(found[2]), found[3].decode())
+        return cls(int(found[1]), int(found[2]), found[3].decode(), int(found[4]))
 
     def __str__(self) -> str:
-        text = f"\0{self.time} {self.seq} {self.process}".encode()
+        text = f"\0{self.time} {self.seq} {self.process} {self.seen}".encode()
         return base64.urlsafe_b64encode(text).decode().rstrip("=")
 
     def seq_in(self, board: Board) -> int:
@@ -102,6 +105,7 @@ async def read_latest(
     does moves out of reach, and `since` brings it.
     """
     since = board.as_of
+    seen = since if after is None else after.seen
     runs: list[str] = []
     times: list[Micros] = []
     size, oldest = 0, since
@@ -121,7 +125,7 @@ async def read_latest(
             runs.append(text)
             oldest = entry[TIME]
             times.append(oldest)
-            last = Position(oldest, entry[SEQ])
+            last = Position(oldest, entry[SEQ], seen=seen)
         if not ended:
             await asyncio.sleep(0)
     statuses = wanted["status"]

@@ -5,8 +5,10 @@ for as long as that takes. The board then knows more than the table shows. In th
 a query may see a change that the board has yet to receive.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from brain.contract.messages import ID, Micros, Run
 from brain.delivery.board import Board
@@ -25,6 +27,9 @@ class BoardPosition:
 
 
 class Overlay:
+    several: ClassVar = False
+    """There are several nodes: a later page has to `reach` the time of the first."""
+
     def __init__(self, board: Board) -> None:
         self._board = board
         self._visible = 0
@@ -43,10 +48,18 @@ class Overlay:
     def ahead(self, run_id: str, snapshot: PgSnapshot) -> Run | None:
         """The run as the board has it, if the query of `snapshot` cannot see that change yet."""
         entry = self._board.get(run_id)
-        return entry[RUN] if entry is not None and _is_ahead(entry, snapshot) else None
+        return entry[RUN] if entry is not None and is_ahead(entry, snapshot) else None
 
-    def newer(self, run: Run, snapshot: PgSnapshot, asked: int) -> Run | None:
-        """What to show in place of a row of the query of `snapshot`.
+    async def reach(self, seen: Micros) -> None:
+        """A page continues a list, of which the first had this time."""
+
+    async def settle(
+        self, runs: Sequence[Run], snapshot: PgSnapshot, asked: int, until: float
+    ) -> None:
+        """These rows of a query are about to be shown. `until`: not later, by the loop's clock."""
+
+    def shown(self, run: Run, snapshot: PgSnapshot, asked: int) -> Run | None:
+        """What to show of a row of the query of `snapshot`; None: nothing.
 
         `asked` is the board's seq before that query.
         """
@@ -54,7 +67,7 @@ class Overlay:
         if ahead is not None:
             return ahead
         entry = self._board.show(run, asked)
-        return None if entry is None else entry[RUN]
+        return run if entry is None else entry[RUN]
 
     def since(self, before: BoardPosition, snapshot: PgSnapshot) -> Micros | None:
         """The time from which `/ws?since=` brings each change that the query did not see.
@@ -65,7 +78,7 @@ class Overlay:
         if before.time is None:
             return None
         hidden = self._board.log.oldest(
-            before.visible, before.seq, partial(_is_ahead, snapshot=snapshot)
+            before.visible, before.seq, partial(is_ahead, snapshot=snapshot)
         )
         if hidden is None:
             self._visible = max(self._visible, before.seq)
@@ -74,6 +87,6 @@ class Overlay:
         return min(before.time, hidden[TIME])
 
 
-def _is_ahead(entry: Entry, snapshot: PgSnapshot) -> bool:
+def is_ahead(entry: Entry, snapshot: PgSnapshot) -> bool:
     """The change is committed and on the board, but the query does not see its transaction."""
     return entry[XID] != 0 and not snapshot.sees(Xid(entry[XID]))

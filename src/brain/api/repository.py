@@ -39,7 +39,7 @@ from brain.api.errors import (
 )
 from brain.api.latest import Latest, Position, read_latest
 from brain.api.overlay import Overlay
-from brain.api.pages import Page, Rows, encode_cursor, matches, read_page
+from brain.api.pages import Cursor, Page, Rows, encode_cursor, matches, read_page
 from brain.api.pool import Pool, fetch, open_pool
 from brain.api.preconditions import NONE, Preconditions
 from brain.api.queries import (
@@ -99,12 +99,19 @@ class RunRepository:
     token, any other run does not exist.
     """
 
-    def __init__(self, pool: Pool, table: Table, decoder: Decoder, board: Board) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        table: Table,
+        decoder: Decoder,
+        board: Board,
+        overlay: Overlay | None = None,
+    ) -> None:
         self._pool = pool
         self._table = table
         self._decoder = decoder
         self._board = board
-        self._overlay = Overlay(board)
+        self._overlay = overlay or Overlay(board)
         self._description: Description | None = None
         self._described_until = 0.0
         words = [decoder.words(status) for status in STATUSES]
@@ -128,13 +135,15 @@ class RunRepository:
         except RowNotInContract as error:
             raise RunNotFound(run_id, str(error)) from error
 
-    def seen(self, run_id: str, form: Form) -> str:
+    def last_status(self, run_id: str, form: Form) -> str:
         """The status of the run that clients have seen last; "" if Brain does not hold it."""
         found = [self._board.get(each) for each in form("run_id", [run_id]) or ()]
         return next((entry[RUN][STATUS] for entry in found if entry is not None), "")
 
-    async def page(self, wanted: ByFields, after: str | None, limit: int) -> Page:
-        """The first `limit` runs after the id `after` whose fields have a `wanted` text."""
+    async def page(self, wanted: ByFields, after: Cursor | None, limit: int) -> Page:
+        """The first `limit` runs behind `after` whose fields have a `wanted` text."""
+        if after is not None and after.seen is not None:
+            await self._overlay.reach(after.seen)
         async with self._connection() as (conn, description):
             as_printed = _as_printed(description, wanted)
             in_table = {**as_printed, "status": self._decoder.words(*wanted["status"])}
@@ -168,6 +177,8 @@ class RunRepository:
         """The runs that changed last, from the board. `wanted` are texts as columns print them."""
         if not self._board.begun:
             raise TableNotRead
+        if after is not None:
+            await self._overlay.reach(after.seen)
         return await read_latest(self._board, wanted, limit, after)
 
     async def total(self, wanted: ByFields) -> Total | None:
@@ -204,6 +215,8 @@ class RunRepository:
                 if generated:
                     raise IdRequired(postgres_message(error)) from error
                 raise await blamed(conn, self._table, description, row, error) from error
+            except errors.CheckViolation as error:
+                raise await blamed(conn, self._table, description, row, error) from error
         if not rows:
             raise RowRejected
         return self._version(rows[0])
@@ -228,12 +241,15 @@ class RunRepository:
                 values=values,
                 preconditions=preconditions,
             )
+            sent = dict(values)
+            if status is not None:
+                sent["status"] = self._decoder.word(status, description.statuses.allowed)
             for _ in range(MAX_TRIES):
                 try:
                     rows = await fetch(conn, statement)
-                except psycopg.DataError as error:
+                except (psycopg.DataError, errors.CheckViolation) as error:
                     await self._read(conn, description, target)  # RunNotFound goes first
-                    raise await blamed(conn, self._table, description, values, error) from error
+                    raise await blamed(conn, self._table, description, sent, error) from error
                 if rows:
                     return self._version(rows[0])
                 present, changed = await self._read(conn, description, target, values)
@@ -274,7 +290,7 @@ class RunRepository:
         try:
             rows = await fetch(conn, statement)
         except psycopg.DataError as error:
-            if values:
+            if values:  # one of them may have caused it
                 await self._select(conn, description, target)
                 raise await blamed(conn, self._table, description, values, error) from error
             # The id is not a value of the column's type, so no row has it.
@@ -291,10 +307,10 @@ class RunRepository:
         texts = printed(description.columns["id"], [run_id])
         return Target(canonical_id, texts, _as_printed(description, within), self._salt)
 
-    async def _incomparable(
+    async def _explain_incomparable(
         self, conn: Conn, description: Description, error: psycopg.Error
     ) -> Exception:
-        """IdNotComparable if the type of the id is to blame, or else `error` itself."""
+        """IdNotComparable if the type of the id caused the error, or else `error` itself."""
         run_id = description.column("r", "id")
         probe = sql.SQL("SELECT FROM {} r WHERE {} = '' ORDER BY {} LIMIT 0")
         try:
@@ -305,7 +321,7 @@ class RunRepository:
             pass  # '' is no value of the type, which can be compared
         return error
 
-    async def _forbidden(
+    async def _explain_forbidden(
         self, conn: Conn, description: Description, error: psycopg.Error
     ) -> Exception:
         """The policy or the privilege that Brain's role lacks, or else `error` itself."""
@@ -336,9 +352,9 @@ class RunRepository:
                 field = self._description.field(error.diag.column_name or "")
                 raise InvalidRequest(detail, (field, detail)) from error
             except errors.InsufficientPrivilege as error:
-                raise await self._forbidden(conn, self._description, error) from error
+                raise await self._explain_forbidden(conn, self._description, error) from error
             except (errors.UndefinedFunction, errors.FeatureNotSupported) as error:
-                raise await self._incomparable(conn, self._description, error) from error
+                raise await self._explain_incomparable(conn, self._description, error) from error
             except psycopg.ProgrammingError:  # the table is not as it was described
                 self._description = None
                 raise
@@ -389,8 +405,8 @@ def _as_printed(description: Description, wanted: ByFields) -> ByFields:
 
 @asynccontextmanager
 async def open_repository(
-    url: str, table: Table, decoder: Decoder, board: Board
+    url: str, table: Table, decoder: Decoder, board: Board, overlay: Overlay | None = None
 ) -> AsyncIterator[RunRepository]:
-    """`url` is one that postgres.database_url.parse_url returned."""
+    """`url` is one that postgres.database_url.parse_url returned. `overlay`: that of a node."""
     async with open_pool(url) as pool:
-        yield RunRepository(pool, table, decoder, board)
+        yield RunRepository(pool, table, decoder, board, overlay)

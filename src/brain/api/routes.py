@@ -126,7 +126,7 @@ def create_api(
 def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> APIRouter:
     """`form` makes a request's values comparable with a token's and with the board's."""
 
-    def place(request: Request) -> AbstractAsyncContextManager[None]:
+    def limited(request: Request) -> AbstractAsyncContextManager[None]:
         # Behind a trusted proxy, server/http.py has put the client's own address here.
         return limiter.take(
             "" if request.client is None else request.client.host,
@@ -166,11 +166,11 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
             if printed is None:
                 raise TableNotRead
             position = Position.parse(once["cursor"]) if "cursor" in once else None
-            async with place(request):
+            async with limited(request):
                 latest = await runs.latest(wanted, limit, position)
                 return _json(latest.json(await runs.total(wanted)))
         after = decode_cursor(once["cursor"]) if "cursor" in once else None
-        async with place(request):
+        async with limited(request):
             page = await runs.page(wanted, after, limit)
         return _json(page.json())
 
@@ -195,7 +195,7 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         values = {name: text for name, text in given.items() if text is not None}
         written = write(request)
         written.run = values.get("id", "")
-        async with place(request):
+        async with limited(request):
             version = await runs.create(new.status, values)
         written.run, written.now = version.run[ID], version.run[STATUS]
         return _run(version, 201, Location=f"/api/runs/{_escaped(version.run[ID])}")
@@ -214,7 +214,7 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
     )
     async def get_run(request: Request, run_id: Annotated[RunId, run_id_path]) -> Response:
         preconditions = Preconditions.parse(request)
-        async with place(request):
+        async with limited(request):
             version = await runs.get(run_id, grant(request).within)
         if not preconditions.match(version.etag):
             raise PreconditionFailed(run_id, version.etag)
@@ -243,13 +243,13 @@ def _router(runs: RunRepository, limiter: ConcurrencyLimiter, form: Form) -> API
         a run, send its ETag in If-Match: of several such requests one gets 200, the others 412.
         """
         written = write(request)
-        written.run, written.was = run_id, runs.seen(run_id, form)
+        written.run, written.was = run_id, runs.last_status(run_id, form)
         preconditions = Preconditions.parse(request)
         change = await read(request, RunPatch)
         values = change.texts("progress", "task_id", "agent", "error")
         granted = grant(request)
         _check_bounds(granted, values, values, form)
-        async with place(request):
+        async with limited(request):
             version = await runs.change(
                 run_id, change.status, values, granted.within, preconditions
             )
@@ -325,7 +325,7 @@ def _check_bounds(
 
 
 def _escaped(run_id: str) -> str:
-    """As a segment of a path. Many a client takes `.` and `..` for steps in it."""
+    """The id as a segment of a path. Many clients take `.` and `..` for steps in it."""
     return quote(run_id, safe="") if run_id.strip(".") else run_id.replace(".", "%2E")
 
 

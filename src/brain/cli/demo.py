@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FAREWELL = 5.0
+END_DEADLINE = 5.0
 """Seconds for the database to end the runs at Ctrl-C."""
 
 
@@ -51,17 +51,17 @@ async def play(settings: Settings, count: int, seconds: float) -> None:
         flush=True,  # a pipe would show it at the end
     )
     async with open_repository(url, settings.table, decoder, Board(0)) as runs:
-        stage = _Stage(settings, url, decoder, description, runs, example)
+        writer = _Writer(settings, url, decoder, description, runs, example)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(count):
-                    tasks.create_task(_play(stage, number, seconds))
+                    tasks.create_task(_play(writer, number, seconds))
         except* (BrainError, psycopg.Error) as group:
             fail(group.exceptions[0])
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _Writer:
     """Creates and changes runs. The table may lack columns, or have others that need values."""
 
     settings: Settings
@@ -71,11 +71,11 @@ class _Stage:
     runs: "RunRepository"
     example: Example
     """What the API can create, or an INSERT."""
-    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Between looking for a free id and using it."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held from looking for a free id until it is used."""
 
-    def holds(self, values: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Those of the values that the table can hold."""
+    def storable(self, values: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Those of the values that the table can store."""
         columns = self.description.columns
         return {
             name: value
@@ -91,9 +91,9 @@ class _Stage:
         made = run_id.default or canonical(run_id, str(uuid.uuid4())) is not None
         if self.example.body is not None and made:
             given = {name: str(value) for name, value in self.example.body.items() if name != "id"}
-            given |= {name: str(value) for name, value in self.holds(values).items()}
+            given |= {name: str(value) for name, value in self.storable(values).items()}
             return (await self.runs.create("queued", _without_status(given))).run[ID]
-        async with self.alone:
+        async with self.lock:
             example = await look(self.url, self.settings.table, self.decoder)
             if example.body is not None:
                 given = {name: str(value) for name, value in example.body.items()}
@@ -109,7 +109,7 @@ class _Stage:
     async def change(
         self, run_id: str, status: Status | None, values: Mapping[str, str | None]
     ) -> None:
-        held = self.holds(values)
+        held = self.storable(values)
         if status or held:
             await self.runs.change(run_id, status, held)
 
@@ -118,17 +118,17 @@ def _without_status(values: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if name != "status"}
 
 
-async def _play(stage: _Stage, number: int, seconds: float) -> None:
+async def _play(writer: _Writer, number: int, seconds: float) -> None:
     """Play one run after the other."""
 
     async def change(status: Status | None, **values: str | None) -> None:
-        await _retry(lambda: stage.change(run_id, status, values))
+        await _retry(lambda: writer.change(run_id, status, values))
         _end_if_cancelled()
 
     while True:
         given = {"agent": f"agent-{number % 3 + 1}", "task_id": f"task-{number}"}
         # A cancelled INSERT may have created the run, and nobody would know its id.
-        creating = asyncio.ensure_future(_retry(partial(stage.create, given)))
+        creating = asyncio.ensure_future(_retry(partial(writer.create, given)))
         try:
             run_id = await asyncio.shield(creating)
             _end_if_cancelled()
@@ -144,9 +144,9 @@ async def _play(stage: _Stage, number: int, seconds: float) -> None:
         except asyncio.CancelledError:
             # Best effort: the database may be unreachable, or the run may just have ended.
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(FAREWELL):
+                async with asyncio.timeout(END_DEADLINE):
                     run_id = await creating
-                    await stage.change(run_id, "failed", {"error": "the demo was stopped"})
+                    await writer.change(run_id, "failed", {"error": "the demo was stopped"})
             raise
 
 

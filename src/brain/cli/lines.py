@@ -14,8 +14,8 @@ from typing import Final
 STDOUT: Final = 1
 STDERR: Final = 2
 
-HEARD: Final = 0.25
-"""Seconds between two looks whether anybody still reads."""
+READER_CHECK: Final = 0.25
+"""Seconds between two checks whether anybody still reads."""
 
 _UNSAFE: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What JSON may contain as it is, but a terminal obeys or UTF-8 cannot express."""
@@ -48,7 +48,7 @@ async def until_closed() -> None:
     poll = select.poll()
     poll.register(STDOUT, 0)
     while not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
-        await asyncio.sleep(HEARD)
+        await asyncio.sleep(READER_CHECK)
 
 
 def readable(message: str) -> str:

@@ -41,7 +41,7 @@ class Overview:
         self._changed: dict[str, float] = {}
         """When each run that is shown changed last."""
         self._ends: OrderedDict[str, str] = OrderedDict()
-        """Of the runs that ended last, shown or not: id → status, in the order of change."""
+        """The runs that ended last, shown or not: id → status, in the order of change."""
         self.ended: Counter[str] = Counter()
         """Ends that were seen, of each status."""
         self.failures: dict[str, RunData] = {}

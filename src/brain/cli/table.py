@@ -59,7 +59,7 @@ ROOM: Final = {"STATUS": 24, "DONE": 30, "ELAPSED": 40, "CHANGED": 52, "AGENT": 
 class View:
     """All that is drawn. `render` is a function of it, of the time and of the size."""
 
-    where: str
+    url: str
     runs: Overview
     clock: DatabaseClock
     evidence: Evidence
@@ -68,7 +68,7 @@ class View:
     """When the present state of the connection began, by time.monotonic()."""
     away: str | None = None
     """Why there is no connection."""
-    greeted: bool = False
+    was_connected: bool = False
     """There has been a connection."""
     glyphs: dict[str, str] = field(default_factory=lambda: GLYPHS)
 
@@ -102,10 +102,10 @@ class View:
             sign, style = behind, "yellow" if self.away is None else "red"
         else:
             sign, style = "live, polled" if fresh.state == "polled" else "live", "green"
-        return Text.assemble((sign, f"bold {style}"), "  ", (printable(self.where), "dim"))
+        return Text.assemble((sign, f"bold {style}"), "  ", (printable(self.url), "dim"))
 
     def counts(self) -> Text:
-        if not self.greeted:
+        if not self.was_connected:
             return Text("")  # nobody knows
         counts = self.runs.counts()
         parts = [
@@ -196,7 +196,7 @@ class View:
         counts = self.runs.counts()
         ended = self.runs.ended
         lines = [
-            f"{self.where}: seen {ended['completed']} completed and {ended['failed']} failed; "
+            f"{self.url}: seen {ended['completed']} completed and {ended['failed']} failed; "
             f"{counts['running']} running and {counts['queued']} queued"
             + ("" if self.away is None else f" when the connection was lost ({self.away})")
         ]
@@ -253,7 +253,7 @@ async def show_table(
                     each.cancel()
                 await asyncio.gather(*work, return_exceptions=True)
     finally:
-        if view.greeted:
+        if view.was_connected:
             for line in view.summary():
                 write_line(line)
     if screen.terminated:
@@ -287,7 +287,7 @@ async def _follow(
                             view.runs.clear()
                         view.evidence.leave()
                         view.away, view.since = None, time.monotonic()
-                        view.greeted = True
+                        view.was_connected = True
                         task = asyncio.create_task(_ask_time(api, dirty))
                         asking.add(task)
                         task.add_done_callback(asking.discard)

@@ -14,7 +14,7 @@ WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 @dataclass(frozen=True, slots=True)
 class Target:
     url: str
-    """Of /ws, without a password: it is printed."""
+    """The URL of /ws, without a password: it is printed."""
     token: str | None
     headers: dict[str, str]
 

@@ -14,7 +14,7 @@ from brain.client.watch import TIMING, Timing
 from brain.contract.messages import MAX_ID_BYTES, RunData, Status, storable
 
 MAX_RUNS: Final = 1000
-"""Of one command. Brain lets an address open 100 connections, each for 100 runs."""
+"""Runs of one command. Brain lets an address open 100 connections, each for 100 runs."""
 
 
 class Exit(IntEnum):
@@ -25,7 +25,7 @@ class Exit(IntEnum):
     REFUSED = 2
     GONE = 3
     TIMEOUT = 124
-    """As that of timeout(1)."""
+    """The same as that of timeout(1)."""
 
 
 def check_runs(run_ids: Sequence[str]) -> Sequence[str]:
@@ -54,7 +54,7 @@ def is_success(run: RunData, statuses: Collection[Status]) -> bool:
 
 
 class Waiting:
-    """What is known so far, and the exit status that it makes."""
+    """The outcomes so far, and the exit status that follows from them."""
 
     def __init__(self, run_ids: Sequence[str], statuses: Collection[Status]) -> None:
         self.missing = dict.fromkeys(run_ids)

@@ -63,8 +63,9 @@ class Snapshot:
     """Set on a comparison. Rows of runs that the board has seen change after this seq are older
     than the board: it skips them."""
     refused: Sequence[tuple[Micros, Micros]] = ()
-    """Set on the first one of a process: spans of times that no message may bear, and at which
-    every `since` is a gap, because they were sent while the database's clock was far ahead."""
+    """Spans of times that no message may bear, and at which every `since` is a gap. Set on the
+    first one of a process: they were sent while the database's clock was far ahead. Set on the
+    first event of a node that leads: nobody has written them to the log (N11)."""
     outcome: Outcome | None = field(default=None, compare=False)
     """Set on a comparison. The source reads it when the consumer asks for the next event."""
 
@@ -133,6 +134,8 @@ class Image:
     dead_floor_time: Micros
     ended_early: bool
     """A run that is not held may have been anything, not only finished (T4)."""
+    refused: Sequence[tuple[Micros, Micros]] = ()
+    """As a Snapshot has them."""
     new: bool = False
     """Another history: nothing of what the board holds counts, and no message can say what changed.
     So nothing is pushed, and all clients start over."""

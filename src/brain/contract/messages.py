@@ -154,7 +154,7 @@ def body(run: Run) -> str:
 def message(run: Run, time: Micros) -> bytes:
     """The framed message about `run` as of `time`."""
     payload = f'{{"type":"{TYPES[run[STATUS]]}","data":{body(run)},"timestamp":"{_latest(time)}"}}'
-    return text_frame(payload.encode("ascii"))
+    return text_frame(payload.encode())
 
 
 PING: Final = b"\x89\x00"
@@ -181,8 +181,29 @@ def iso(time: Micros) -> str:
     return f"{_second(time // 1_000_000)}.{time % 1_000_000:06d}Z"
 
 
-_latest = lru_cache(maxsize=1)(iso)
-"""The last text is kept: all rows of a transaction have the same time."""
+class _Latest:
+    """`iso`, for times one after the other: the last text is kept, because all rows of a
+    transaction have the same time, and the last second, because thousands of transactions have it.
+    """
+
+    def __init__(self) -> None:
+        self._time = self._second = 0
+        self._text = iso(0)
+        self._start = self._text[:-7]
+
+    def __call__(self, time: Micros) -> str:
+        if time != self._time:
+            micros = time - self._second
+            if not 0 <= micros < 1_000_000:
+                micros = time % 1_000_000
+                self._second = time - micros
+                self._start = iso(self._second)[:-7]
+            self._time = time
+            self._text = f"{self._start}{str(1_000_000 + micros)[1:]}Z"
+        return self._text
+
+
+_latest = _Latest()
 
 
 def micros(moment: datetime) -> Micros:

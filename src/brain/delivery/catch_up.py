@@ -20,8 +20,9 @@ R18  A piece is made once per tick for all clients with the same filter and seq,
      stops after half a budget.
      test_a_piece_is_made_once_per_filter_and_seq, test_catch_up_yields_after_half_a_budget
 I1   `ready` is sent once, behind all that the client asked for when it joined. Its timestamp is one
-     from which nothing is lost to this client.
-     test_ready_is_sent_once_behind_what_was_asked_for
+     from which nothing is lost to this client, and not earlier than its `since`: what it was sent
+     elsewhere, or with a list, may be later than the newest entry of this board.
+     test_ready_is_sent_once_behind_what_was_asked_for, test_ready_is_not_earlier_than_since
 """
 
 from collections import deque
@@ -142,5 +143,6 @@ class CatchUp:
         if client.goal is not None and client.seq is not None and client.seq >= client.goal:
             client.goal = None
             time = self._board.log.time_after(client.seq)
-            self._send(client, ready_message(self._board.reached if time is None else time))
+            time = max(client.since, self._board.reached if time is None else time)
+            self._send(client, ready_message(time))
         return client.cohort is not None and not client.paused

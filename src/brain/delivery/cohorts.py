@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from brain.contract.include import Included
-from brain.contract.messages import ACTIVE, ID, STATUS
+from brain.contract.messages import ACTIVE, ID, STATUS, Micros
 from brain.contract.subscription import ALL, Filter
 from brain.delivery.index import Index, Kind
 from brain.delivery.log import FACETS, RUN, SEQ, Entry
@@ -25,6 +25,7 @@ class Client:
         "paused",
         "pinged",
         "seq",
+        "since",
         "until",
         "waiting",
         "whole",
@@ -45,14 +46,16 @@ class Client:
     until: int
     """A client that joined with `snapshot` does not need runs that finished up to this seq."""
     goal: int | None
-    """It is sent `ready` when its seq is this or more; None if it was, or has not asked for it."""
+    """It is sent `ready` when its seq is this or more. None: it has been, or did not ask for it."""
     joined: int
     """The board's seq when it joined."""
+    since: Micros
+    """Its `since`, or the board's time if that was earlier. 0: it came without."""
     paused: bool
     waiting: bool
     """It stands in the queue of the catch-up."""
     pinged: bool
-    """A message about the source has taken the ping along for which it is due next."""
+    """A message about the source also carried its next ping, so the round of pings skips it."""
     intact: bool
     """It has been sent only flushes since it was live, so it has skipped no run (R5 in hub.py)."""
 
@@ -98,8 +101,8 @@ class Cohort:
         """See index.py."""
 
     def wanted(self, until: int) -> Callable[[Entry], bool] | None:
-        """What a catch-up sends of what is no tombstone, or is one that the cohort receives (R10):
-        None means everything. `until`: without the runs that finished up to this seq.
+        """Which entries a catch-up sends: of runs, and of the tombstones that the cohort receives
+        (R10). None: all. `until`: without the runs that finished up to this seq.
         """
         filter_ = self.filter
         if filter_ == ALL and not until:

@@ -5,13 +5,17 @@ here, and a client may come back with it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from brain.contract.events import Image
 from brain.contract.messages import ACTIVE, ID, STATUS, Micros, Run
 from brain.contract.subscription import Facet
 from brain.delivery.log import DELETED, OVERHEAD, Entry, Log
 from brain.delivery.tombstones import ANYTHING
+
+MAX_REFUSED = 100
+"""Spans of refused times. Nodes have one for each change of the leader; the oldest are
+forgotten."""
 
 
 class Copied:
@@ -32,6 +36,7 @@ class Copied:
     _done: OrderedDict[str, None]
     _unfinished: set[str]
     _unheld: tuple[Facet, ...]
+    _refused: Sequence[tuple[Micros, Micros]]
     _encode: Callable[[Run, Micros], bytes]
     _encode_deleted: Callable[[str, Micros], bytes]
     _forget: Callable[[Entry | None], None]
@@ -41,6 +46,16 @@ class Copied:
     def ended_early(self) -> bool:
         """Whether a run that is not held may have been anything (T4)."""
         return self._unheld is ANYTHING
+
+    @property
+    def refused(self) -> Sequence[tuple[Micros, Micros]]:
+        """Spans of times that no message bears, and at which every `since` is a gap (R9)."""
+        return self._refused
+
+    def _refuse(self, spans: Sequence[tuple[Micros, Micros]]) -> None:
+        if spans:
+            held = [each for each in {*self._refused, *spans} if each[1] > self.floor_time]
+            self._refused = tuple(sorted(held)[-MAX_REFUSED:])
 
     def take_over(self, image: Image) -> list[tuple[Entry, tuple[Facet, ...], bool]]:
         """Returns what to push: nothing, if this board has not begun."""
@@ -53,6 +68,7 @@ class Copied:
             self.seq += 1
             self.floor = self.dead_floor = self.seq
             self.time, self.begun = 0, False
+        self._refuse(image.refused)
         pushes = [self._hold(*each) for each in image.entries]
         self._unheld = ANYTHING if image.ended_early else self._unheld
         if not self.begun:

@@ -12,7 +12,7 @@ I2   A frame's timestamp is the time up to which its client has been sent everyt
      test_source_is_sent_at_once_and_every_five_seconds,
      test_source_is_not_sent_to_a_full_transport,
      test_source_has_the_time_of_what_its_client_was_sent,
-     test_a_client_that_lags_is_told_when_it_has_caught_up
+     test_a_client_that_lags_hears_of_the_source_when_it_has_caught_up
 """
 
 from collections import deque

@@ -27,7 +27,8 @@ class Lane:
 
     def __init__(self, at: int, seq: int, time: Micros, group: "Group | None" = None) -> None:
         self.at = at
-        """The place up to which its clients have been sent everything, once their batches are."""
+        """The place up to which its clients will have been sent everything when their batches are
+        written."""
         self.seq = seq
         """The board's seq at that plan."""
         self.time = time
@@ -49,14 +50,16 @@ class Group:
         self.lane: Lane | None = lane
         """None once the group is gone."""
         self.opened = opened
-        """The end of what was pending then. It is sent nothing from before (L1 in lanes.py)."""
+        """The end of what was pending when it was opened. It is sent only what follows (L1 in
+        lanes.py)."""
         self.live: set[Client] = set()
         self.batches: deque[Batch] = deque()
         """Those of the last plan that are not written yet."""
         self.plan: Plan | None = None
-        """Of the shared lane, until it has made the batches of this group (L8 in shared.py)."""
+        """The plan of the shared lane, until it has made the batches of this group (L8 in
+        shared.py)."""
         self.places: list[int] = []
-        """Of the changes that the plan has for this group alone."""
+        """The places of the changes that the plan has for this group alone."""
         self.seq = 0
         self.time: Micros = 0
 
@@ -84,6 +87,6 @@ class Group:
         return self.batches.popleft() if self.batches else None
 
     def clear(self) -> None:
-        """Nobody is there to be sent what is left."""
+        """Discard what is left: no client would receive it."""
         self.batches.clear()
         self.plan = None

@@ -140,6 +140,7 @@ class Hub:
         client.group = None
         client.cohort = cohort = self._cohorts.add(subscription.filter, subscription.include)
         client.joined = self.board.seq
+        client.since = min(subscription.since or 0, self.board.time)
         client.goal = self.board.seq if cohort.ready else None
         self.clients += 1
         if cohort.source:
@@ -184,8 +185,8 @@ class Hub:
             self._freshness.greet(client)
 
     def position_time(self, client: Client) -> Micros:
-        """A `since` from which nothing is lost to this live client."""
-        return client.group.position_time if client.group is not None else 0
+        """A `since` from which nothing is lost to this live client (I1)."""
+        return max(client.since, client.group.position_time) if client.group is not None else 0
 
     def leave(self, client: Client) -> None:
         """Write nothing more to the client: it is closed or closing. May be called twice."""

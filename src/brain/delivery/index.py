@@ -34,7 +34,9 @@ class Kind:
         self.cohorts: dict[Cohort, None] = {}
 
     def concerned(self, unsure: Collection[str], alive: bool) -> bool:
-        """By a change that was, with any agent and task, in one of these statuses."""
+        """Whether a change concerns them. Its run may have had any agent and task in the statuses
+        `unsure`.
+        """
         statuses = self.statuses
         return (alive or self.deleted) and (not statuses or not statuses.isdisjoint(unsure))
 
@@ -42,14 +44,15 @@ class Kind:
 class Index:
     def __init__(self) -> None:
         self._was: dict[str, ByValue] = {name: {} for name in FIELDS}
-        """By what a run is or was."""
+        """Cohorts by what a run is or was."""
         self._bound: dict[str, ByValue] = {name: {} for name in BOUNDS}
-        """By what it is: filters with bounds that name no run, agent or task."""
+        """Cohorts by what a run is: filters with bounds that name no run, agent or task."""
         self._unsure: dict[str, ByValue] = {name: {} for name in BOUNDS}
-        """By what it is, if it may have been anything: filters by agent or task with bounds."""
+        """Cohorts by what a run is, if it may have been anything: filters by agent or task with
+        bounds."""
         self._kinds: dict[tuple[frozenset[str], bool], Kind] = {}
         self._bounded = 0
-        """How many have bounds."""
+        """How many cohorts have bounds."""
 
     def __bool__(self) -> bool:
         tables = (*self._was.values(), *self._bound.values(), *self._unsure.values())

@@ -10,9 +10,10 @@ T1   A delete leaves a tombstone: an entry under the run's id, with a status tha
 T2   A delete concerns a filter that matches what the run was last; in a catch-up, anything that it
      has been. A run that the board does not hold may have been anything finished. The bounds of a
      token test the agent and the task that the run had last; unknown ones are in no bounds.
-     test_a_delete_concerns_who_may_show_the_run, test_a_token_is_told_of_deletes_within_its_bounds
+     test_a_delete_concerns_clients_that_may_show_the_run,
+     test_a_token_receives_deletes_within_its_bounds
 T3   Only cohorts that include `deleted` are sent tombstones.
-     test_only_who_includes_deletes_is_told_of_them
+     test_only_clients_that_include_deletes_receive_them
 T4   A run that comes back under the id of a tombstone has been all that the tombstone has, in its
      push as well: clients that did not receive the delete drop what they show. That covers a run
      that leaves the contract as running and comes back finished. Once a tombstone of an unfinished
@@ -24,19 +25,19 @@ T4   A run that comes back under the id of a tombstone has been all that the tom
 T5   A run that a Snapshot reports as gone is buried like a deleted one. A row of a Snapshot that is
      older than the tombstone is skipped; one without `unless_after` is alive again.
      test_a_run_that_is_gone_is_buried, test_a_comparison_does_not_bring_back_a_run_deleted_since
-T6   TRUNCATE names nobody and leaves no tombstones: `dead_floor` and `dead_floor_time` are its seq
+T6   TRUNCATE names no run and leaves no tombstones: `dead_floor` and `dead_floor_time` are its seq
      and its time. For clients that include `deleted`, what lies before is a gap. The board's time
      goes on above it, or a client that loads the table would get a `since` that is a gap again.
-     test_deletes_that_nobody_names_are_a_gap_for_who_includes_deletes,
+     test_unnamed_deletes_are_a_gap_for_clients_that_include_deletes,
      test_what_follows_a_truncate_is_no_gap
 T7   So is a Snapshot before which deletes may be unknown: a stream was interrupted, or begins.
-     test_deletes_that_nobody_names_are_a_gap_for_who_includes_deletes
+     test_unnamed_deletes_are_a_gap_for_clients_that_include_deletes
 T8   So is everything before the first Snapshot, even where memory reaches further back.
-     test_what_was_deleted_before_the_start_is_a_gap_for_who_includes_deletes
+     test_deletes_before_the_start_are_a_gap_for_clients_that_include_deletes
 T9   An UPDATE of the id is a delete and an insert. A tombstone is conflated with nothing. A row
      that leaves the contract is buried like a deleted one. One that is buried again is not pushed
      again, unless the API has shown it in between.
-     test_a_tombstone_is_conflated_with_nothing, test_a_run_is_buried_and_told_once,
+     test_a_tombstone_is_conflated_with_nothing, test_a_run_is_buried_and_pushed_once,
      test_an_update_of_the_id_is_a_delete_and_an_insert
 """
 

@@ -78,7 +78,7 @@ async def examine(
     try:
         conn = await connect(url, APPLICATION, lock_timeout="2s")
     except psycopg.Error as error:
-        report.findings.append(unreachable(error))
+        report.findings.append(unreachable(error, url))
         return report
     try:
         async with conn:

@@ -3,10 +3,10 @@
 import re
 
 import psycopg
-from psycopg import sql
+from psycopg import conninfo, sql
 
 from brain.doctor.context import Context
-from brain.doctor.report import NOTHING, Finding
+from brain.doctor.report import NO_CHANGES, Finding
 from brain.postgres.connection import error_line
 from brain.postgres.unavailable import from_sqlstate
 
@@ -21,6 +21,7 @@ _HINTS = {
     " -- or name another in BRAIN_DATABASE_URL",
     'role "(.+)" is not permitted to log in': "ALTER ROLE {} LOGIN;"
     " -- or name another in BRAIN_DATABASE_URL",
+    'permission denied for database "(.+)"': "GRANT CONNECT ON DATABASE {} TO {role};",
     "pg_hba.conf": "give the role a line for this database in pg_hba.conf,"
     " and run SELECT pg_reload_conf();",
     'database "(.+)" does not exist': "CREATE DATABASE {};"
@@ -44,22 +45,23 @@ _HINTS = {
 """A pattern of the error's text, and the hint. libpq does not report the SQLSTATE."""
 
 
-def unreachable(error: psycopg.Error) -> Finding:
+def unreachable(error: psycopg.Error, url: str) -> Finding:
     text = str(error)
     return Finding(
         "pooler" if "startup parameter" in text else "away",
         "broken",
         error_line(error),
-        NOTHING,
-        _hint(text),
+        NO_CHANGES,
+        _hint(text, str(conninfo.conninfo_to_dict(url).get("user") or "")),
     )
 
 
-def _hint(text: str) -> str:
+def _hint(text: str, user: str) -> str:
     for pattern, hint in _HINTS.items():
         if match := re.search(pattern, text):
             name = sql.Identifier(match[1]).as_string() if match.re.groups else ""
-            return hint.replace("{}", name)
+            role = sql.Identifier(user).as_string() if user else "PUBLIC"
+            return hint.replace("{}", name).replace("{role}", role)
     return (
         "check that it runs, and that BRAIN_DATABASE_URL names the right role, password and"
         " database"
@@ -68,13 +70,13 @@ def _hint(text: str) -> str:
 
 def interrupted(error: psycopg.Error) -> Finding:
     what = f"the examination was interrupted: {error_line(error)}"
-    return Finding("away", "broken", what, NOTHING, "run this again")
+    return Finding("away", "broken", what, NO_CHANGES, "run this again")
 
 
 def version(name: str, number: int) -> list[Finding]:
     if number < SUPPORTED:
         what = f"PostgreSQL {name} has no pg_current_snapshot()"
-        return [Finding("version", "broken", what, NOTHING, "upgrade it to 15 or newer")]
+        return [Finding("version", "broken", what, NO_CHANGES, "upgrade it to 15 or newer")]
     if number < TESTED:
         what = f"PostgreSQL {name} is older than the versions that Brain is tested with"
         return [Finding("version", "note", what, "it should work")]

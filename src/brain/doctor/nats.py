@@ -1,4 +1,4 @@
-"""Whether NATS can be the log of several nodes: version, JetStream, rights, room, settings.
+"""Whether NATS can be the log of several nodes: version, permissions, capacity, settings.
 
 It tries what a node does, and changes nothing: it asks for the stream, reads it by a consumer that
 it deletes at once, and appends behind a message that cannot be the last.
@@ -100,14 +100,14 @@ async def _examine(nodes: Nodes, connection: Connection) -> list[Finding]:
             return [_broken("nats_permission", connection.detail, _HINT)]
         what = f"JetStream does not answer ({error})"
         return [_broken("nats_jetstream", what, "enable it: `jetstream {}` in nats.conf")]
-    findings = [*await _room(connection, nodes, info), *_settings(log, info)]
+    findings = [*await _capacity(connection, nodes, info), *_settings(log, info)]
     if info is not None and not any(each.level == "broken" for each in findings):
-        findings += await _rights(log, info["state"]["last_seq"])
+        findings += await _permissions(log, info["state"]["last_seq"])
         findings += await _leader(log)
     return findings
 
 
-async def _room(
+async def _capacity(
     connection: Connection, nodes: Nodes, info: Mapping[str, Any] | None
 ) -> list[Finding]:
     """Whether the stream can be made, if there is none yet."""
@@ -161,7 +161,7 @@ async def _leader(log: Log) -> list[Finding]:
     return [_broken("nats_stream", what, hint)]
 
 
-async def _rights(log: Log, last: int) -> list[Finding]:
+async def _permissions(log: Log, last: int) -> list[Finding]:
     """Try what a node does with the stream that exists."""
     connection = log.connection
     tried = "read the log"

@@ -39,7 +39,7 @@ POLLS = (
     " if the table is large. Of several changes between two polls they see only the last, and an"
     " UPDATE that changes nothing they do not see"
 )
-NOTHING = "Brain cannot read the table, and keeps trying; until then clients receive no changes"
+NO_CHANGES = "Brain cannot read the table, and keeps trying; until then clients receive no changes"
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,6 @@ async def resume(context: Context) -> list[Finding]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Or can be made."""
+    """Whether the folder can be written, or created and then written."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -3,7 +3,7 @@
 from brain.contract.messages import FIELDS
 from brain.doctor.context import Context
 from brain.doctor.indexes import check_unique
-from brain.doctor.report import NOTHING, Finding, Level
+from brain.doctor.report import NO_CHANGES, Finding, Level
 from brain.postgres.column_map import guess
 from brain.postgres.privileges import Missing, missing_privileges
 from brain.postgres.table import MissingTableError, Table, TableError
@@ -14,7 +14,7 @@ def unusable(table: Table, error: TableError) -> Finding:
     hint = error.hint
     if isinstance(error, MissingTableError):
         hint = f"brain init-db  # or name another table than {table} in BRAIN_TABLE"
-    return Finding("table", "broken", str(error), NOTHING, hint)
+    return Finding("table", "broken", str(error), NO_CHANGES, hint)
 
 
 async def readable(context: Context) -> list[Finding]:
@@ -22,7 +22,7 @@ async def readable(context: Context) -> list[Finding]:
     if not missing.to_read:
         return []
     what = f"the role {context.user} may not read {context.table}"
-    return [Finding("select", "broken", what, NOTHING, "\n".join(missing.to_read))]
+    return [Finding("select", "broken", what, NO_CHANGES, "\n".join(missing.to_read))]
 
 
 async def writable(context: Context) -> list[Finding]:

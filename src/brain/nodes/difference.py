@@ -28,6 +28,7 @@ def image(board: Board) -> Image:
         floor_time=board.floor_time,
         dead_floor_time=board.dead_floor_time,
         ended_early=board.ended_early,
+        refused=board.refused,
     )
 
 
@@ -36,14 +37,7 @@ def pieces(whole: Image) -> list[Image]:
     entries = whole.entries
     cut = [entries[at : at + PIECE] for at in range(0, len(entries), PIECE)] or [[]]
     return [
-        Image(
-            some,
-            time=whole.time if some is cut[-1] else some[-1][0],
-            last_time=whole.last_time,
-            floor_time=whole.floor_time,
-            dead_floor_time=whole.dead_floor_time,
-            ended_early=whole.ended_early,
-        )
+        replace(whole, entries=some, time=whole.time if some is cut[-1] else some[-1][0])
         for some in cut
     ]
 
@@ -71,28 +65,19 @@ def difference(live: Board, loaded: Board) -> list[Image]:
             missing.append(_held(entry))
         elif (known[TIME], known[RUN]) != (entry[TIME], entry[RUN]):
             missing.append(_held(entry, known[FACETS]))
+    # At the time of the newest entry, if clients are told of it so: then this board's newest entry
+    # has the time that it has on every other node.
+    at = loaded.last_time if loaded.last_time > live.time else loaded.time
     # The table has no such row. Or the run has finished, and was evicted, before the time from
     # which on the loaded board knows all of them.
     gone = [
-        _buried(known, loaded.time)
+        _buried(known, at)
         for known in before.values()
         if known[RUN][ID] in live and _is_gone(known, live, loaded)
     ]
     if loaded.floor_time > live.time or any(held[0] <= live.time for held in (*missing, *gone)):
         return [replace(image(loaded), new=True)]
-    whole = image(loaded)
-    return list(
-        pieces(
-            Image(
-                [*missing, *gone],
-                time=whole.time,
-                last_time=whole.last_time,
-                floor_time=whole.floor_time,
-                dead_floor_time=whole.dead_floor_time,
-                ended_early=whole.ended_early,
-            )
-        )
-    )
+    return pieces(replace(image(loaded), entries=[*missing, *gone]))
 
 
 def _held(entry: Entry, before: Sequence[Facet] = ()) -> Held:

@@ -4,6 +4,11 @@
 each event its time, once and for all nodes: that of the commit, or the last one and a microsecond,
 whichever is later. So a message is the same bytes on every node, and `since` holds everywhere.
 
+(N11) A log may lose what readers have applied, and sent to clients. So the times between the last
+event that this leader has read and its first one are refused: a client that comes with one of them
+has seen what this log does not contain, and starts over.
+test_a_client_that_has_seen_what_the_log_has_lost_starts_over
+
 It waits until its own board has applied what it has written, before it reads on: what the board
 knows decides what is read (events.Known).
 
@@ -137,6 +142,8 @@ class Leader:
             unseen=set(track.unseen),
             streamed=track.checkpoint is not None,
         )
+        self._read: Micros | None = board.time if board.begun else None
+        """The time of what this leader has read in the log, until it has written an event."""
         self._source = source(Times(board), self._progress)
         self._sent: tuple[Checkpoint | None, Mapping[str, Column] | None] = (
             track.checkpoint,
@@ -152,6 +159,8 @@ class Leader:
         """Bytes of the log when the board was last written."""
         self._size = 0
         """Bytes of the board as it was last written."""
+        self._max_size = log_.max_bytes // 3
+        """Two boards, and what is appended meanwhile."""
         self._board_due = asyncio.Event()
         self._board_after = float("-inf")
         """Before this time no board is written because somebody asks for it."""
@@ -208,7 +217,11 @@ class Leader:
                 if self._new:
                     self._new = False
                     found = replace(found, new=True)
-            encoded.append(encode_event(found, self._time(event)))
+            at = self._time(event)
+            if self._read is not None:
+                encoded += _refusal(self._read, at)
+                self._read = None
+            encoded.append(encode_event(found, at))
         for body in joined(encoded, self._timing.piece):
             await appender.events(body, partial(relay.expect, appender.epoch, outcome))
         await relay.until(appender.epoch, appender.n)
@@ -338,6 +351,13 @@ class Leader:
             board=encode_image(whole),
         )
         log.info("board written", runs=len(whole.entries), bytes=size, as_of=as_of)
+        if size > self._max_size:
+            log.warning(
+                "the board fills the log",
+                bytes=size,
+                detail="a node can start only from a whole board, and the log discards the last one"
+                " while the next one is written",
+            )
         await self._check_room(as_of, size)
 
     async def _check_room(self, as_of: int, size: int) -> None:
@@ -353,3 +373,14 @@ class Leader:
                 effect="no other node can start",
                 hint="stop all nodes, delete the stream and start them, or set BRAIN_BOARD_MEMORY",
             )
+
+
+def _refusal(read: Micros, at: Micros) -> list[bytes]:
+    """(N11) That no event lies between these two. An answer of the API may bear the time that
+    follows the last event's (Board.as_of), or that of the refusal.
+    """
+    first, last = read + 2, at - 2
+    if first > last:
+        return []
+    refusal = Snapshot([], last + 1, complete=False, refused=((first, last),))
+    return [encode_event(refusal, refusal.at)]

@@ -100,6 +100,7 @@ class Log:
     ) -> None:
         self.name = name
         self.connection = connection
+        self.max_bytes = MAX_BYTES
         self._config: dict[str, Any] = {
             "name": name,
             "description": "Brain: the changes of one table, for all its nodes",
@@ -108,7 +109,7 @@ class Log:
             "discard": "old",
             "storage": storage,
             "num_replicas": replicas,
-            "max_bytes": MAX_BYTES,
+            "max_bytes": self.max_bytes,
             "max_msgs": -1,
             "max_msgs_per_subject": -1,
             "no_ack": False,

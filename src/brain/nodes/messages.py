@@ -84,8 +84,12 @@ def decode(data: bytes) -> Message:
     return Message(kind, epoch, n, head, body)
 
 
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""json.dumps makes an encoder for each call, which takes longer than to encode a change."""
+
+
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encoded(value).encode()
 
 
 def parts(body: bytes, limit: int) -> list[bytes]:
@@ -128,13 +132,13 @@ def encode_event(event: Event, at: Micros) -> bytes:
             rows = [(_LETTERS[op], *run) for op, run in event.rows]
             return _json(("c", at, event.xid, int(event.incomplete), rows))
         case Snapshot():
-            assert not event.refused, "a node has no records"
             flags = (
                 _NEW * event.new
                 + _COMPLETE * event.complete
                 + _DELETES_UNKNOWN * event.deletes_unknown
             )
-            return _json(("s", at, flags, event.unless_after, list(event.gone), list(event.rows)))
+            lists = (list(each) for each in (event.gone, event.rows, event.refused))
+            return _json(("s", at, flags, event.unless_after, *lists))
         case _:
             raise TypeError(f"a node's source yields no {type(event).__name__}")
 
@@ -150,7 +154,15 @@ def decode_event(values: Sequence[Any]) -> Event:
                     xid,
                     incomplete=bool(incomplete),
                 )
-            case ["s", int(at), int(flags), int() | None as after, list(gone), list(rows)]:
+            case [
+                "s",
+                int(at),
+                int(flags),
+                int() | None as after,
+                list(gone),
+                list(rows),
+                list(refused),
+            ]:
                 return Snapshot(
                     [cast("Run", tuple(run)) for run in rows],
                     at,
@@ -159,6 +171,7 @@ def decode_event(values: Sequence[Any]) -> Event:
                     new=bool(flags & _NEW),
                     deletes_unknown=bool(flags & _DELETES_UNKNOWN),
                     unless_after=after,
+                    refused=_spans(refused),
                 )
     except (KeyError, TypeError, ValueError):
         pass
@@ -234,8 +247,14 @@ def encode_image(image: Image) -> dict[str, Any]:
         "floor_time": image.floor_time,
         "dead_floor_time": image.dead_floor_time,
         "ended_early": image.ended_early,
+        "refused": image.refused,
     }
 
 
 def decode_image(values: dict[str, Any], entries: Sequence[Held]) -> Image:
-    return Image(**_known(Image, values) | {"entries": entries})
+    refused = _spans(values.get("refused", ()))
+    return Image(**_known(Image, values) | {"entries": entries, "refused": refused})
+
+
+def _spans(values: Sequence[Sequence[Micros]]) -> tuple[tuple[Micros, Micros], ...]:
+    return tuple((first, last) for first, last in values)

@@ -21,13 +21,14 @@ from brain.contract.events import Event
 from brain.contract.messages import Micros
 from brain.contract.nodes import NodeReport
 from brain.delivery.board import Board
+from brain.nodes.barrier import Barrier
 from brain.nodes.connection import Access, Connection
 from brain.nodes.leader import Leader, MakeSource
 from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
 from brain.nodes.origin import HINT, Identify, Origin
 from brain.nodes.relay import Relay
-from brain.nodes.roster import Roster
+from brain.nodes.roster import Roster, ask
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
@@ -66,6 +67,7 @@ class Node:
         self._board = board
         self._timing = timing
         self._made = source
+        self._stream = stream
         self._node_state = NodeState(self.state, timing)
         self._connection = Connection(access, f"brain {self.name}", timing)
         self._log = Log(self._connection, stream, replicas=replicas, storage=storage, timing=timing)
@@ -79,11 +81,13 @@ class Node:
             origin=self._origin,
             timing=timing,
         )
+        self._barrier = Barrier(self._log, board, self._relay, timing)
         self._leadership = Leadership(
             self._log,
             self._relay,
             self._node_state,
             self._lead,
+            self._others_have_more,
             node=self.id,
             name=self.name,
             timing=timing,
@@ -96,6 +100,7 @@ class Node:
                 "name": self.name,
                 "port": port,
                 "clients": clients(),
+                "time": board.time,
                 "ready": self.state.source != "none" and board.begun,
                 **self.report()._asdict(),
             },
@@ -114,11 +119,18 @@ class Node:
 
     def is_behind(self, since: Micros | None) -> bool:
         """Whether a client may have seen something that this node has not read yet."""
-        return since is not None and since > self._board.time
+        return since is not None and self._barrier.is_behind(since)
 
     async def reached(self, since: Micros) -> bool:
         """Wait until it has. False: it cannot be told in time."""
-        return await self._relay.reached(since)
+        return await self._barrier.reached(since)
+
+    async def _others_have_more(self) -> bool:
+        """Whether a node that answers has read more. Raises NATSError."""
+        mine, others = self._board.time, self._timing.others
+        return any(
+            each.get("time", 0) > mine for each in await ask(self._connection, self._stream, others)
+        )
 
     def _lead(self, claim: Claim) -> Leader:
         return Leader(
@@ -171,13 +183,16 @@ class Node:
             state = self._node_state
             silent = loop.time() - max(began, state.heard)
             leaderless = loop.time() - max(began, state.led)
+            loading, wait = self._relay.loading(loop.time())
             if state.elsewhere:
                 state.away(state.elsewhere, HINT)
             elif silent > timing.away and not connection.is_open:
                 state.away(f"no connection to NATS: {connection.detail}")
-            elif leaderless > timing.leaderless:
+            elif max(silent, 0.0 if self._relay.loads else leaderless) > timing.leaderless:
                 why = self._leadership.obstacle
                 state.away(f"nobody writes the log{why and ': '}{why}")
+            elif loading > timing.leaderless:
+                state.away(wait)
 
     async def _watch_origin(self) -> None:
         """Whether a leader that follows another table, or reads it otherwise, has come."""

@@ -25,7 +25,6 @@ from dataclasses import replace
 import structlog
 
 from brain.contract.events import Event, Image, Outcome, Snapshot
-from brain.contract.messages import Micros
 from brain.delivery.board import Board
 from brain.nodes import roster
 from brain.nodes.boards import Start, Unusable, beginning, own_claim
@@ -83,6 +82,7 @@ class Relay:
         """The end of the log when this node began to read it."""
         self.loads = "starting"
         """Why this node must load the log: "" if it follows."""
+        self._loads_since = float("inf")
         self._needed: Claim | None = None
         """The claim of a leader that goes on from its own board: what stood before does not count.
         """
@@ -139,8 +139,7 @@ class Relay:
         while not (track.epoch == epoch and track.n >= n and self._applied == track.position):
             if track.epoch > epoch:
                 raise Superseded("another node leads")
-            self._moved.clear()
-            await self._moved.wait()
+            await self.moved()
             track = self.track
 
     async def image(self) -> tuple[Image, Track]:
@@ -151,21 +150,21 @@ class Relay:
         self._images.append(found)
         return await found
 
-    async def reached(self, since: Micros) -> bool:
-        """Wait until a client that has seen this time elsewhere can be served here: until this node
-        has read what the log contains now. False: it cannot be told in time.
-        """
-        if since <= self._board.time:
-            return True
-        try:
-            async with asyncio.timeout(self._timing.barrier):
-                last = await self._log.last("log")
-                while last is not None and (self.loads or self._applied < last[0]):
-                    self._moved.clear()
-                    await self._moved.wait()
-        except (NATSError, TimeoutError):
-            return False
-        return True
+    def loading(self, now: float) -> tuple[float, str]:
+        """For how long this node has tried to load the log, and what it waits for."""
+        if not self.loads:
+            return 0.0, ""
+        wait = "the log contains no whole board" if self._stuck else "the leader reads the table"
+        return now - self._loads_since, f"this node loads the log again ({self.loads}): {wait}"
+
+    def has_read(self, seq: int, created: str) -> bool:
+        """Whether this message, of the stream that was created then, has been applied."""
+        return not self.loads and self._created == created and self._applied >= seq
+
+    async def moved(self) -> None:
+        """Wait until something has been read, or a heartbeat's time has passed."""
+        self._moved.clear()
+        await self._moved.wait()
 
     def note_idle(self, facts: Facts) -> None:
         """Somebody wrote to the log, whether or not this node has read it."""
@@ -190,7 +189,8 @@ class Relay:
     # The source.
 
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
-        told = ""
+        told, clock = "", asyncio.get_running_loop().time
+        self._loads_since = clock()
         while True:
             while not self._log.connection.is_open:
                 await asyncio.sleep(self._timing.pause / 2)
@@ -201,6 +201,7 @@ class Relay:
                         yield several
                         self._yielding = False
             except LoadAgain as error:
+                self._loads_since = self._loads_since if self.loads else clock()
                 self.loads, self._stuck, self._own = str(error), False, None
                 log.warning("the log does not go on", detail=str(error))
             except NATSError as error:
@@ -233,7 +234,7 @@ class Relay:
         """(N8)"""
         position = self.track.position
         if facts.created != self._created:
-            return "the stream was made anew"
+            return "the stream was deleted and created again"
         if facts.first > position + 1:
             return f"message {position + 1} was discarded: the log begins at {facts.first}"
         if facts.last < position:

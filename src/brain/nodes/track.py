@@ -30,7 +30,6 @@ from brain.nodes.messages import (
     items,
 )
 from brain.postgres.checkpoints import Checkpoint, Identity
-from brain.postgres.snapshots import Xid
 from brain.postgres.table import Column
 
 UNREADABLE: Final = (
@@ -157,7 +156,7 @@ class Track:
             self.columns = decode_columns(columns)
         if (found := head.get("checkpoint")) is not None:
             self.checkpoint = checkpoint = decode_checkpoint(found)
-            self.unseen = {xid for xid in self.unseen if not checkpoint.visible.sees(Xid(xid))}
+            self.unseen = checkpoint.visible.unseen(self.unseen)
 
     def _note(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -57,7 +57,7 @@ class Checkpoint:
             identity != self.identity
             or epoch != self.epoch
             or visible.xmax < self.visible.xmax  # an older state of this very database was restored
-            or 0 < flushed < self.flushed  # … and has had as many transactions since as before
+            or 0 < flushed < self.flushed  # so it was, and has run as many transactions since
             or visible.xmax - self.visible.xmin >= 2**31  # more than 32 bits can tell
         )
 

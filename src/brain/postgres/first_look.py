@@ -15,10 +15,10 @@ class FirstLook:
     def __init__(self, records: Records) -> None:
         self._records = records
         self._base = 0
-        """The place of the record that is the oldest one in the end."""
+        """The place of the record that will be the oldest one."""
         self._unchanged: list[Run] = []
         self._changed: list[tuple[int, Run]] = []
-        """With the place of the first record that sees it."""
+        """Each run with the place of the first record that sees it."""
         self._left: list[tuple[int, str]] = []
 
     @property
@@ -38,7 +38,7 @@ class FirstLook:
         return False
 
     def leave(self, run_id: str, xid: int) -> None:
-        """Of a row version that is no run: it may have been one that clients show."""
+        """Take the id of a row that is no run: clients may show a run that it was before."""
         place = self._records.first(xid)
         if place > self._base:
             self._left.append((place, run_id))

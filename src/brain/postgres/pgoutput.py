@@ -12,7 +12,8 @@ object for each message as much again. It raises nothing but PgoutputError, for 
 import codecs
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NewType, TypeAlias, TypeVar
 
 from brain.contract.errors import BrainError
@@ -30,6 +31,7 @@ POSTGRES_EPOCH: Micros = 946_684_800_000_000
 """2000-01-01T00:00:00Z: PostgreSQL counts its microseconds from there."""
 
 BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
+COMMIT_BYTES: Final = 26
 IGNORED = b"OYM"
 """Origin, Type and Message: legal, and of no use here."""
 
@@ -64,6 +66,12 @@ class RowFormat:
     """How many values a row has. One without a column is None."""
     codec: str = "utf-8"
     """Python's name of the encoding of the texts. A text that has other bytes is an Unreadable."""
+    decode: Callable[[bytes], str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Without an argument it takes a tenth less of the time in which a row is read.
+        decode = bytes.decode if self.codec == "utf-8" else partial(str, encoding=self.codec)
+        object.__setattr__(self, "decode", decode)
 
 
 RowFormats: TypeAlias = Mapping[int, RowFormat]
@@ -89,13 +97,15 @@ def malformed(data: bytes, at: int) -> PgoutputError:
     )
 
 
-def _strict(read: Callable[[bytes, int, G], R]) -> Callable[[bytes, int, G], R]:
-    """`read` leaves its loop by whatever wrong bytes raise."""
+WRONG: Final = (LookupError, ValueError, ArithmeticError, struct.error)
+"""What reading raises, by whatever wrong bytes."""
 
+
+def _strict(read: Callable[[bytes, int, G], R]) -> Callable[[bytes, int, G], R]:
     def strict(data: bytes, at: int, given: G) -> R:
         try:
             return read(data, at, given)
-        except (LookupError, ValueError, ArithmeticError, struct.error) as error:
+        except WRONG as error:
             raise malformed(data, at) from error
 
     return strict
@@ -111,7 +121,7 @@ def begin(data: bytes, at: int) -> tuple[LSN, Micros, int]:
 
 def commit(data: bytes, at: int) -> tuple[LSN, LSN, Micros]:
     """The LSN of the commit, that behind the transaction, and the time."""
-    if len(data) - at != 26:
+    if len(data) - at != COMMIT_BYTES:
         raise malformed(data, at)
     lsn, end, time = _commit(data, at)
     return lsn, end, time + POSTGRES_EPOCH
@@ -159,7 +169,6 @@ def insert(data: bytes, at: int, formats: RowFormats) -> tuple[Values, bool] | N
     return new, lacking
 
 
-@_strict
 def update(
     data: bytes, at: int, formats: RowFormats
 ) -> tuple[Values, bool, Values | None, bool] | None:
@@ -167,21 +176,23 @@ def update(
 
     The old row is the key alone if that changed, the row if REPLICA IDENTITY is FULL, else None.
     """
-    oid, mark = _row(data, at)
-    row_format = formats.get(oid)
-    if row_format is None:
-        return None
-    old = None
-    at += 6
-    if mark != _NEW:
-        if mark not in (_KEY, _OLD):
-            raise ValueError
-        old, _, at = _tuple(data, at, row_format)
-        if data[at] != _NEW:
-            raise ValueError
-        at += 1
-    new, lacking, at = _tuple(data, at, row_format)
-    _whole(data, at)
+    try:  # not by `_strict`: most messages with a row are updates, and that would be another call
+        oid, mark = _row(data, at)
+        row_format = formats.get(oid)
+        if row_format is None:
+            return None
+        old, place = None, at + 6
+        if mark != _NEW:
+            if mark not in (_KEY, _OLD):
+                raise ValueError
+            old, _, place = _tuple(data, place, row_format)
+            if data[place] != _NEW:
+                raise ValueError
+            place += 1
+        new, lacking, place = _tuple(data, place, row_format)
+        _whole(data, place)
+    except WRONG as error:
+        raise malformed(data, at) from error
     return new, lacking, old, mark == _OLD
 
 
@@ -209,7 +220,7 @@ def truncate(data: bytes, at: int, _: None) -> tuple[int, ...]:
 
 def _tuple(data: bytes, at: int, row_format: RowFormat) -> tuple[Values, bool, int]:
     """The values, whether one is UNCHANGED, and the place behind the tuple."""
-    places, codec = row_format.places, row_format.codec
+    places, decode = row_format.places, row_format.decode
     if _u16(data, at)[0] != len(places):
         raise ValueError
     at += 2
@@ -222,9 +233,9 @@ def _tuple(data: bytes, at: int, row_format: RowFormat) -> tuple[Values, bool, i
             at = start + _u32(data, at + 1)[0]
             if place >= 0:
                 try:
-                    values[place] = data[start:at].decode(codec)
+                    values[place] = decode(data[start:at])
                 except UnicodeDecodeError:
-                    values[place] = unreadable(data[start:at], codec)
+                    values[place] = unreadable(data[start:at], row_format.codec)
         elif kind == _NULL:
             at += 1
         elif kind == _UNCHANGED:

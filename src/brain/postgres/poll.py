@@ -25,12 +25,13 @@ from brain.contract.events import Known, Resumed, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
 from brain.postgres.checkpoints import Checkpoint, Identity
 from brain.postgres.connection import Conn, Text, deadline
-from brain.postgres.decoder import Decoder, is_expressible
+from brain.postgres.decoder import Decoder
 from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
 from brain.postgres.progress import Progress
 from brain.postgres.row_security import RowSecurity, row_security
-from brain.postgres.snapshots import PgSnapshot, Xid, widen
+from brain.postgres.scanned_rows import Keep, Leave, ScannedRows
+from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import Description, Table, describe, escaped
 from brain.postgres.timing import TIMING, PollTiming
 
@@ -163,7 +164,7 @@ class Poll:
         given_up_at = self._clock() + self._timing.unseen
         while True:
             visible = await self.visible()
-            xids = [xid for xid in xids if not visible.sees(Xid(xid))]
+            xids = visible.unseen(xids)
             if not xids or self._clock() > given_up_at:
                 return
             await asyncio.sleep(0.01)
@@ -295,16 +296,10 @@ class Poll:
         return self.description.kind in "rpm"
 
     async def scan(
-        self,
-        since: Checkpoint | None,
-        keep: Callable[[Run, int], bool] | None = None,
-        leave: Callable[[str, int], object] | None = None,
+        self, since: Checkpoint | None, keep: Keep | None = None, leave: Leave | None = None
     ) -> AsyncGenerator[tuple[Snapshot, Checkpoint | None]]:
         """What changed since this checkpoint, in pieces; with the last piece the checkpoint that is
-        reached.
-
-        `keep` may leave rows out. It is given the id of the transaction that wrote the row: 0 if
-        that was so long ago that nobody can tell. `leave` is given the ids of rows that are no run.
+        reached. `keep` may leave rows out; `leave` receives rows that are no run.
         """
         here, flushed, inserted = await self._position()
         self.progress.flushed(flushed, inserted)
@@ -312,11 +307,8 @@ class Poll:
         base = None if new else since
         by_id = self._by_text() if base is None else self._by_id()
         query, parameters = self._first(by_id) if base is None else self._since(base)
-        missing = set(self._known.unfinished())
         seen = base.versions if base is not None else frozenset()
-        versions: set[tuple[str, str | None]] = set()
-        rows: list[Run] = []
-        rejected: list[str] = []
+        rows = ScannedRows(self._decoder, self._known, seen, keep, leave)
         row: Text | None
         async with self.conn.cursor() as cursor:
             answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
@@ -329,39 +321,19 @@ class Poll:
                 visible, at = PgSnapshot.parse(str(row[0])), int(str(row[1]))
                 self.progress.records.compare(at)
                 while row is not None:
-                    _, _, xmin, *values = row
-                    row = await anext(answer, None)
-                    run_id = values[ID]
-                    if run_id is None:
-                        if xmin is not None:  # a row, and not the one of NULLs
-                            self._decoder(values)
-                        continue
-                    missing.discard(run_id)
-                    xid = widen(int(xmin), visible.xmax) if xmin is not None else 0
-                    if xid >= visible.xmin:
-                        versions.add((run_id, xmin))
-                    if (run_id, xmin) in seen:
-                        continue
-                    run = self._decoder(values)
-                    xid = xid if xid < visible.xmax else 0
-                    if run is None:
-                        if run_id in self._known:
-                            rejected.append(run_id)
-                        if leave is not None and is_expressible(run_id):
-                            leave(run_id, xid)
-                    elif keep is None or keep(run, xid):
-                        rows.append(run)
-                        if len(rows) == PIECE:
-                            yield Snapshot(rows, at, complete=False, new=new), None
-                            rows, new = [], False
-        gone = [*rejected, *await self._gone(missing, by_id)]
+                    taken, row = row, await anext(answer, None)
+                    rows.take(taken, visible)
+                    if len(rows.changed) == PIECE:
+                        yield Snapshot(rows.take_changed(), at, complete=False, new=new), None
+                        new = False
+        gone = [*rows.rejected, *await self._gone(rows.missing, by_id)]
         # The catalog was read before the scan: the next reading finds a partition that was attached
         # between the two.
         tree = self.description.tree
         reached = Checkpoint(
-            self._identity, visible, frozenset(versions), flushed, tree, self._epoch
+            self._identity, visible, frozenset(rows.versions), flushed, tree, self._epoch
         )
-        yield Snapshot(rows, at, gone, new=new), reached
+        yield Snapshot(rows.changed, at, gone, new=new), reached
 
     async def fetch(self, ids: list[str]) -> dict[str, Run]:
         """The rows as they are now, without those that the contract cannot express."""

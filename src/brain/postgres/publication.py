@@ -77,7 +77,10 @@ async def _publish(
             _raise_first(blockers(before, application))
     except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
         pass  # another Brain created it first, or at the same time
-    except psycopg.errors.InsufficientPrivilege as error:
+    except (
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.ReadOnlySqlTransaction,  # default_transaction_read_only of the role
+    ) as error:
         raise StreamUnavailable(
             f"the publication {shown(table.publication)} is missing: {error_line(error)}",
             _pasted(conn, statements),

@@ -20,7 +20,8 @@ Their rules. Each stands with the test that fails without it.
     oldest sees has that time + 1, for clients that were cut off inside a snapshot. Nothing is
     pushed. Without records, the first look makes one.
     test_a_row_has_the_time_of_the_first_record_that_sees_it
-5   What the oldest record does not see may have been anything before (delivery/board.py).
+5   What the oldest record does not see may have been anything before (delivery/board.py), also
+    a row that is no run now.
     test_resumed_runs_may_have_been_anything
 6   A record is made after each complete poll and each mark of the stream. Of two with one time the
     newer counts, of two with one xmin the older.
@@ -211,8 +212,8 @@ class Records:
         return [{"code": "clock", "detail": detail, "hint": _CLOCK_HINT}]
 
     def first(self, xid: int) -> int:
-        """(1) The place of the first record that sees this transaction; their number if none
-        does.
+        """(1) The place of the first record that sees this transaction; the number of records if
+        none does.
         """
         return bisect_right(self._list, xid, key=lambda record: record.xmin)
 
@@ -224,7 +225,7 @@ class Records:
 
     @guarded
     def open(self, name: object, checkpoint: Checkpoint) -> None:
-        """Read those that count for a checkpoint that has not read any rows yet."""
+        """Read the records that count for this checkpoint, which has read no rows yet."""
         self._name = name
         if self._file is None:
             self._open()
@@ -258,7 +259,7 @@ class Records:
             log.warning("the records are written again", detail=done)
 
     def lose(self, error: RecordFileError) -> None:
-        """(9) There are no records from now on: something could not be written."""
+        """(9) The file cannot be used: there are no records from now on."""
         if self._file is not None:
             self._file.abandon()
             self._file = None
@@ -376,7 +377,7 @@ class Records:
 
     @guarded
     def drop_before(self, place: int) -> None:
-        """Let this record be the oldest."""
+        """Drop the records before this place."""
         if self._file is None:
             return
         for _ in range(place):
@@ -416,7 +417,9 @@ class Records:
             self.void(void)
 
     def _crash(self, file: RecordFile, checkpoint: Checkpoint) -> str:
-        """Let the records see only what the crash cannot have lost. Returns why that is nothing."""
+        """Let the records see only what the crash cannot have lost. Returns why that is impossible,
+        or "".
+        """
         durable = file.durable
         if durable is None or checkpoint.visible.xmax < durable[1]:
             return "PostgreSQL has crashed, and may have lost changes that were sent"

@@ -32,6 +32,8 @@ from brain.postgres.transactions import Transactions
 _XLOG_DATA, _KEEPALIVE = b"wk"
 _ENVELOPE = 25
 """Bytes of XLogData before the message of the plugin."""
+_BUSY = 8
+"""Transactions of one read."""
 _lsn = Struct(">Q").unpack_from
 _status = Struct(">cQQQq?").pack
 
@@ -95,6 +97,9 @@ class Stream:
         self._end = ""
         """Why the stream has ended, once it has."""
         self._gulped = 0.0
+        self._busy = False
+        """So much came at once that more has come after the next pause. To ask the event loop for
+        it costs more than to look."""
         self._asked = self._first_asked = 0.0
         self._heartbeat: asyncio.TimerHandle | None = None
 
@@ -177,7 +182,7 @@ class Stream:
     # Reading.
 
     async def read(self) -> list[Changes]:
-        """Up to SLICE rows; waits for up to `idle` seconds for the first. Raises StreamLost."""
+        """Up to SLICE rows, or none; waits for up to `idle` seconds for some. Raises StreamLost."""
         transactions = self._transactions
         try:
             await self._readable()
@@ -201,6 +206,8 @@ class Stream:
         rest = self._gulped + gulp - self._loop.time()
         if rest > 0:
             await asyncio.sleep(rest)
+            if self._busy:
+                return
         self._ready = ready = self._loop.create_future()
         self._loop.add_reader(self._pg.socket, _wake, ready)
         try:
@@ -226,20 +233,20 @@ class Stream:
         if self._end:
             raise StreamLost(self._end)
         transactions, get = self._transactions, self._pg.get_copy_data
+        feed, longest = transactions.feed, transactions.longest
         heard = fresh = self._more = False
         while True:
             size, copied = get(1)
             if size > 0:
                 heard, fresh = True, False
                 # Bytes are cheaper to read than a view of libpq's.
-                small = size <= transactions.longest
-                data = bytes(copied) if small else transactions.shortened(copied, _ENVELOPE)
-                kind = data[0]
-                if kind == _XLOG_DATA:
-                    if transactions.feed(data, _ENVELOPE):
+                small = size <= longest
+                data = copied.tobytes() if small else transactions.shortened(copied, _ENVELOPE)
+                if data[0] == _XLOG_DATA:
+                    if feed(data, _ENVELOPE):
                         self._more = True
                         break
-                elif kind == _KEEPALIVE:
+                elif data[0] == _KEEPALIVE:
                     transactions.pass_by(LSN(_lsn(data, 1)[0]))
                     if data[17]:
                         self._send_status(ask=False)
@@ -255,6 +262,7 @@ class Stream:
             self._end = self._ended()  # raised by the next read, after what arrived before it
             self._more = True
         taken = transactions.take()
+        self._busy = len(taken) >= _BUSY
         if heard:
             self.heard = now
             if taken:

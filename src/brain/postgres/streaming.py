@@ -81,26 +81,31 @@ class Streaming:
         self._watch, stream.inspect, stream.watched = watch, watch.described, self._watched
         self._state.lateness.follow(watch.unanswered_since)
         while True:
-            ready: list[Changes] = []
-            for changes in await stream.read():
-                if changes.incomplete:
-                    # What the board knows decides. So it first applies what came before.
-                    if ready:
-                        yield ready
-                        ready = []
-                    complete = await self._completed(changes)
-                else:
-                    complete = changes
-                progress.unseen.add(changes.xid)
-                ready.append(complete)
-            if ready:
-                yield ready
+            taken = await stream.read()
+            progress.unseen.update([changes.xid for changes in taken])
+            if True in [changes.incomplete for changes in taken]:
+                async for ready in self._complete(taken):
+                    yield ready
+            elif taken:
+                yield taken
             for comparison in watch.passed(stream.position):
                 yield [comparison]
             # That the server speaks does not prove that nothing is on its way: it may be decoding
             # a huge transaction.
             self._state.heard = watch.proven_at()
             watch.advance()
+
+    async def _complete(self, taken: Sequence[Changes]) -> AsyncGenerator[list[Changes]]:
+        ready: list[Changes] = []
+        for changes in taken:
+            if changes.incomplete:
+                # What the board knows decides. So it first applies what came before.
+                if ready:
+                    yield ready
+                ready = [await self._completed(changes)]
+            else:
+                ready.append(changes)
+        yield ready
 
     async def _completed(self, changes: Changes) -> Changes:
         """Fill in what PostgreSQL did not send (unchanged TOAST), if the board does not know it."""

@@ -37,8 +37,9 @@ class Transactions:
         decoder: Decoder,
         codec: str,
     ) -> None:
-        self.position = LSN(0)
-        """Everything that was committed before it has been fed."""
+        self._passed = LSN(0)
+        self._committed: tuple[bytes, int] | None = None
+        """The last Commit, and where it begins, until somebody asks for the position."""
         self.joined_at = LSN(0)
         """The insert position after the poll that the stream continues."""
         self.described = False
@@ -77,6 +78,15 @@ class Transactions:
             **dict.fromkeys(pgoutput.IGNORED, lambda _, __: False),
         }
 
+    @property
+    def position(self) -> LSN:
+        """Everything that was committed before it has been fed."""
+        if self._committed is not None:
+            _, end, _ = pgoutput.commit(*self._committed)
+            self._committed = None
+            self._passed = max(self._passed, end)
+        return self._passed
+
     def join(self, visible: PgSnapshot, upto: LSN) -> None:
         """Leave out what the last poll has seen: the transactions that `visible`, its snapshot,
         sees and that were committed at or before `upto`, the insert position that was read after
@@ -89,9 +99,10 @@ class Transactions:
 
         Raises PgoutputError.
         """
-        handle = self._handlers.get(data[at]) if len(data) > at else None
-        if handle is None:
-            raise pgoutput.malformed(data, at)
+        try:
+            handle = self._handlers[data[at]]
+        except LookupError:
+            raise pgoutput.malformed(data, at) from None
         return handle(data, at)
 
     def shortened(self, data: memoryview, at: int) -> bytes:
@@ -100,7 +111,7 @@ class Transactions:
 
     def pass_by(self, position: LSN) -> None:
         """Nothing of the table was committed before it but what has been fed."""
-        self.position = max(self.position, position)
+        self._passed = max(self._passed, position)
 
     def take(self) -> list[Changes]:
         """At most SLICE rows, give or take the one that an UPDATE of an id adds."""
@@ -121,8 +132,10 @@ class Transactions:
         return False
 
     def _commit(self, data: bytes, at: int) -> bool:
-        _, end, _ = pgoutput.commit(data, at)
-        self.position = max(self.position, end)
+        # One position is asked for in a read of hundreds of transactions.
+        if len(data) - at != pgoutput.COMMIT_BYTES:
+            raise pgoutput.malformed(data, at)
+        self._committed = data, at
         self._begun = False
         return False
 

@@ -5,12 +5,12 @@ from brain.postgres.record_file import Header, Record, RecordFile, digests
 
 
 def header(checkpoint: Checkpoint) -> Header:
-    """Of records that count for this checkpoint."""
+    """The header of records that count for this checkpoint."""
     return Header.of(checkpoint.identity, checkpoint.tree, checkpoint.epoch)
 
 
 def why_void(file: RecordFile, records: list[Record], checkpoint: Checkpoint) -> str:
-    """Empty if they count, or if there are none."""
+    """Why these records do not count for this checkpoint. "" if they do, or if there are none."""
     if file.ignored or not (records or file.torn):
         return file.ignored
     wanted, found = header(checkpoint), file.header
@@ -27,7 +27,7 @@ def why_void(file: RecordFile, records: list[Record], checkpoint: Checkpoint) ->
 
 
 def _changed(file: RecordFile, identity: Identity) -> str:
-    """What of the identity is not as it was when the records were made."""
+    """Names the parts of the identity that have changed since the records were made."""
     both = zip(PARTS, file.parts, digests(parts(identity)), strict=False)
     changed = [name for name, before, now in both if before != now]
     if not changed:

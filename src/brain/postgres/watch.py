@@ -210,9 +210,8 @@ class Watch:
         seq, streamed = self._known.seq, progress.unseen.copy()
         compared_seq = seq if compare else None
         checkpoint, comparison = await (self._compare(seq) if compare else self._see())
-        unseen = {xid for xid in streamed if not checkpoint.visible.sees(Xid(xid))}
-        progress.unseen -= streamed - unseen
-        if unseen:
+        progress.unseen = checkpoint.visible.unseen(progress.unseen)
+        if not streamed.isdisjoint(progress.unseen):
             comparison, compared_seq = [], None  # the stream has delivered more than the query saw
         # After the query: if the publication is unchanged now, it was for all that the query saw.
         await self._inspect()

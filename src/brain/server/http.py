@@ -32,6 +32,7 @@ from brain.server.authentication import TokenConnection, permitted
 from brain.server.handshake import Handshake, HandshakeError, parse_handshake
 from brain.server.probes import BARE, is_probe
 from brain.server.protocols import other_protocol
+from brain.server.refused import Refused
 from brain.server.state import BEHIND, CLOSING, UNREAD, ServerState
 from brain.server.websocket import Connection
 
@@ -43,9 +44,6 @@ _NOT_A_URL = Rejection(
 )
 _NO_PATH = re.compile(rb"^([a-z]+://[^/?#]+)(?![^?#])", re.IGNORECASE)
 """An absolute target without a path, which is that of `/` (RFC 9110, section 4.2.3)."""
-
-REFUSED_TIMEOUT = 1.0
-"""Seconds for the client to read a refusal and to close."""
 
 
 class HTTPProtocol(HttpToolsProtocol):
@@ -400,7 +398,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return Connection(everyone, self.transport, client, lost)
         return TokenConnection(everyone, self.transport, client, lost, tokens=tokens, grant=grant)
 
-    # A refusal
+    # A rejection
 
     def _note(self, rejection: Rejection) -> None:
         self._state.rejections.note(rejection, peer=self.peer, request=self._request_line())
@@ -419,10 +417,8 @@ class HTTPProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         self.transport.write(raw_answer(rejection))
-        # The transport is closed only when the client has closed or the timeout has passed: unread
-        # bytes would cause a reset, which may overtake the answer.
         self.transport.write_eof()
-        self.transport.set_protocol(_Refused(self, self._limits.max_discarded))
+        self.transport.set_protocol(Refused(self, self._limits.max_discarded))
 
     def _is_next(self) -> bool:
         """Whether the next answer on this connection answers the request that is arriving.
@@ -437,21 +433,3 @@ class HTTPProtocol(HttpToolsProtocol):
         receiving.disconnected = True
         receiving.message_event.set()
         return True
-
-
-class _Refused(asyncio.Protocol):
-    """After a refusal: what arrives is discarded until the client closes or the timeout passes."""
-
-    def __init__(self, http: HTTPProtocol, max_discarded: int) -> None:
-        self._http = http
-        self._deadline = http.loop.call_later(REFUSED_TIMEOUT, http.transport.abort)
-        self._room = max_discarded
-
-    def data_received(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room < 0 and not self._http.transport.is_closing():
-            self._http.transport.pause_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
-        self._http.connection_lost(exc)

@@ -108,9 +108,7 @@ class Connections:
                 connection.drop(error)
 
     def unsent(self) -> list[tuple[float, int, "Connection"]]:
-        """Of each client that does not keep up: when it was last heard, and the bytes queued for
-        it.
-        """
+        """Each client that does not keep up: when it was last heard, and its queued bytes."""
         if not self.hub.lagging and not self.closing:
             return []
         stalled = [each for each in (*self.everyone(), *self.closing) if each.paused]

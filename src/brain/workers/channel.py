@@ -24,7 +24,8 @@ from brain.contract.errors import BrainError
 Message: TypeAlias = dict[str, Any]
 
 VERSION: Final = 1
-"""Of the messages. After an upgrade, a rolling restart starts new workers for an old supervisor."""
+"""The version of the messages. After an upgrade, a rolling restart starts new workers for an old
+supervisor."""
 
 MAX_MESSAGE: Final = 16 * 1024 * 1024
 """Bytes. A report has 20 KB, and 1 KB more for each warning."""

@@ -21,7 +21,7 @@ def cores(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> int:
 
 
 def _limits(membership: Path, cgroups: Path) -> Iterator[int]:
-    """By the CPU time of each group (cgroup v2) that this process is in."""
+    """The limit of each cgroup (v2) that this process is in: its CPU time, in cores."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:  # macOS

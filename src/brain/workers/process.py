@@ -164,7 +164,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    async def has_started(self, seconds: float = START_DEADLINE) -> Message | None:
+    async def wait_started(self, seconds: float = START_DEADLINE) -> Message | None:
         """What the worker said when it accepted connections. None: it ended, or was killed."""
         await asyncio.wait([self.started], timeout=seconds)
         if not self.started.done():
@@ -172,7 +172,7 @@ class WorkerProcess:
             self.kill()
         return await asyncio.shield(self.started)
 
-    async def ended(self) -> int:
+    async def wait_ended(self) -> int:
         """Its exit status, or the negative number of the signal that killed it."""
         status = await self._process.wait()
         # What it said last is still being read.

@@ -73,7 +73,7 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
 
 
 def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str, str]:
-    """Of each worker: the settings of the supervisor, as its command line changed them."""
+    """The environment of each worker: the supervisor's settings, with those of its command line."""
     # The supervisor has already logged the variables that are no settings.
     ignored = unknown(environ, variables())
     result = {name: value for name, value in environ.items() if name not in ignored}

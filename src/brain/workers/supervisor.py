@@ -68,7 +68,7 @@ class Supervisor:
         self._count = count
         self._held = held
         self._environ = environ
-        self._nats = nats
+        self._nats_restarts = nats
         self._timing = timing or Timing()
         self._restarts = Restarts()
         self._silences = 0
@@ -79,7 +79,7 @@ class Supervisor:
         self._collecting: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
-        self._replace = asyncio.Event()
+        self._replace_requested = asyncio.Event()
 
     # What signals ask for
 
@@ -91,7 +91,7 @@ class Supervisor:
 
     def replace(self) -> None:
         """Replace all workers, one by one."""
-        self._replace.set()
+        self._replace_requested.set()
 
     # The life of the workers
 
@@ -102,7 +102,7 @@ class Supervisor:
         """
         process = await self._start(1)
         stopping = asyncio.create_task(self._stopping.wait())
-        starting = asyncio.create_task(process.has_started())
+        starting = asyncio.create_task(process.wait_started())
         await asyncio.wait([stopping, starting], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if self._stopping.is_set():
@@ -110,8 +110,8 @@ class Supervisor:
             return 0
         started = await starting
         if started is None:
-            status = await process.ended()
-            self._has_gone(process)
+            status = await process.wait_ended()
+            self._forget(process)
             if status != 2:
                 log.error("worker did not start", worker=1, status=status)
             return 2
@@ -124,8 +124,8 @@ class Supervisor:
             for number in range(2, self._count + 1):
                 self._slots.append(Slot(number, await self._start(number)))
             keeping = [
-                *(tasks.create_task(self._keep(slot), name="keep") for slot in self._slots),
-                tasks.create_task(self._roll(), name="roll"),
+                *(tasks.create_task(self._keep_running(slot), name="keep") for slot in self._slots),
+                tasks.create_task(self._restart_rolling(), name="roll"),
             ]
             await self._stopping.wait()
             for task in keeping:
@@ -137,13 +137,13 @@ class Supervisor:
             log.info("stopping", workers=len(self._processes))
         for process in self._processes:
             process.stop()
-        forcing = asyncio.create_task(self._force())
+        forcing = asyncio.create_task(self._force_when_asked())
         await asyncio.gather(
-            *(self._has_ended(process, self._timing.stop) for process in list(self._processes))
+            *(self._wait_ended(process, self._timing.stop) for process in list(self._processes))
         )
         forcing.cancel()
 
-    async def _force(self) -> None:
+    async def _force_when_asked(self) -> None:
         await self._forced.wait()
         for process in self._processes:
             process.force()
@@ -164,14 +164,14 @@ class Supervisor:
         log.info("worker started", worker=number, pid=process.pid)
         return process
 
-    def _has_gone(self, process: WorkerProcess) -> None:
+    def _forget(self, process: WorkerProcess) -> None:
         if process in self._processes:
             self._processes.remove(process)
             self._totals.end(process.key)
 
-    async def _has_ended(self, process: WorkerProcess, seconds: float) -> None:
+    async def _wait_ended(self, process: WorkerProcess, seconds: float) -> None:
         """Wait until a process that was asked to stop has ended; kill it after this time."""
-        ending = asyncio.ensure_future(process.ended())
+        ending = asyncio.ensure_future(process.wait_ended())
         await asyncio.wait([ending], timeout=seconds)
         if not ending.done():
             log.error("worker killed", worker=process.number, detail="it did not stop in time")
@@ -186,15 +186,15 @@ class Supervisor:
                 detail="while it stopped",
             )
         await ending
-        self._has_gone(process)
+        self._forget(process)
 
-    async def _keep(self, slot: Slot) -> None:
+    async def _keep_running(self, slot: Slot) -> None:
         """Start the slot's process again whenever it dies."""
         while True:
             process = slot.process
-            await process.has_started()
-            status = await process.ended()
-            self._has_gone(process)
+            await process.wait_started()
+            status = await process.wait_ended()
+            self._forget(process)
             async with slot.lock:
                 if slot.process is not process:  # it was replaced
                     continue
@@ -209,44 +209,44 @@ class Supervisor:
                 await asyncio.sleep(delay)
                 slot.process = await self._start(slot.number)
 
-    async def _roll(self) -> None:
+    async def _restart_rolling(self) -> None:
         while True:
-            await self._replace.wait()
+            await self._replace_requested.wait()
             # A request during the round may come with a change that its first workers do not have:
             # another round follows.
-            self._replace.clear()
+            self._replace_requested.clear()
             log.info("rolling restart", workers=self._count)
-            if all([await self._replaced(slot) for slot in await self._order()]):
+            if all([await self._replace_process(slot) for slot in await self._leader_last()]):
                 log.info("rolling restart done", workers=self._count)
 
-    async def _order(self) -> list[Slot]:
+    async def _leader_last(self) -> list[Slot]:
         """All slots, the leader's last: each change of leader is a pause of all clients."""
         await self._ask(self._processes)
         documents = ((slot, slot.process.document or {}) for slot in self._slots)
         return [slot for slot, _ in sorted(documents, key=lambda each: _leads(each[1]))]
 
-    async def _replaced(self, slot: Slot) -> bool:
+    async def _replace_process(self, slot: Slot) -> bool:
         async with slot.lock:
             new = await self._start(slot.number)
-            if (detail := await self._is_unready(new)) is not None:
+            if (detail := await self._wait_ready(new)) is not None:
                 log.error(
                     "rolling restart given up",
                     worker=slot.number,
                     detail=f"{detail}: the worker before it stays",
                 )
                 new.stop()
-                await self._has_ended(new, self._timing.stop)
+                await self._wait_ended(new, self._timing.stop)
                 return False
             # While both have counted up to now: see Totals.
             await self._collect()
             old, slot.process = slot.process, new
             old.stop()
-            await self._has_ended(old, self._timing.stop)
+            await self._wait_ended(old, self._timing.stop)
             return True
 
-    async def _is_unready(self, process: WorkerProcess) -> str | None:
+    async def _wait_ready(self, process: WorkerProcess) -> str | None:
         """Wait until the process is ready. Returns why it is not, in the end."""
-        if await process.has_started() is None:
+        if await process.wait_started() is None:
             return "it ended while it started"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timing.ready):
@@ -297,13 +297,16 @@ class Supervisor:
         families = self._totals.merged([process.key for process in answered])
         return {
             "readiness": merged(entries),
-            "metrics": [*families, *self._own(Counter(entry["state"] for entry, _ in entries))],
+            "metrics": [
+                *families,
+                *self._own_metrics(Counter(entry["state"] for entry, _ in entries)),
+            ],
         }
 
-    def _own(self, states: Mapping[str, int]) -> list[Family]:
+    def _own_metrics(self, states: Mapping[str, int]) -> list[Family]:
         restarts = {"worker": self._restarts.count}
-        if self._nats is not None:
-            restarts["nats"] = self._nats.count
+        if self._nats_restarts is not None:
+            restarts["nats"] = self._nats_restarts.count
         return [
             {
                 "name": "brain_workers",

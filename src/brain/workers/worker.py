@@ -21,7 +21,7 @@ COLLECT_DEADLINE: Final = 2.0
 MAX_COLLECTS: Final = 8
 """Questions to the supervisor at a time."""
 
-LAST_WORDS: Final = 1.0
+LAST_REPORT_DEADLINE: Final = 1.0
 """Seconds in which the supervisor takes the last report."""
 
 Report: TypeAlias = dict[str, Any]
@@ -38,7 +38,7 @@ class Worker:
     sockets: list[socket.socket]
     """They are bound, and listen once the worker accepts connections."""
     end: socket.socket
-    """Of the channel."""
+    """The worker's end of the channel."""
     stop: Callable[[], object] = _nothing
     """Ends this process. app.py sets it, to another function in each phase of start and stop."""
     force: Callable[[], object] = _nothing
@@ -70,7 +70,7 @@ class Worker:
             if self.report is not None:
                 # Otherwise what was counted since the last scrape would be lost.
                 self._send_report(0)
-                await self._channel.flush(LAST_WORDS)
+                await self._channel.flush(LAST_REPORT_DEADLINE)
         finally:
             following.cancel()
             self._channel.close()

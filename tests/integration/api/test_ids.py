@@ -17,6 +17,7 @@ from tests.support.api import problem, serving
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
 from tests.support.served import message, served, silent
+from tests.support.template import ROLE
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1,
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -349,3 +350,29 @@ def test_an_id_that_postgresql_cannot_compare_is_a_clear_error(
             )
             assert "give the column another type" in problem["detail"]
         assert execute(database, "SELECT status FROM odd") == [("queued",)]
+
+
+def test_an_id_of_an_extension_that_search_path_lacks_names_the_cure(
+    any_database: str, any_postgres: Postgres
+) -> None:
+    name = str(conninfo.conninfo_to_dict(any_database)["dbname"])
+    admin = any_postgres.url(name)
+    try:
+        execute(
+            admin,
+            "CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO PUBLIC;"
+            " CREATE EXTENSION ltree SCHEMA ext",
+        )
+    except (errors.FeatureNotSupported, errors.UndefinedFile) as error:
+        pytest.skip(str(error))
+    execute(any_database, "CREATE TABLE odd (id ext.ltree PRIMARY KEY, status text)")
+    execute(any_database, "INSERT INTO odd VALUES ('a.b', 'queued')")
+    for cured in (False, True):
+        with served(database_url=any_database, table="public.odd") as brain:
+            status, found = brain.get("/api/runs/a.b")
+            assert status == (200 if cured else 503)
+            if not cured:
+                assert found["detail"].endswith(
+                    'or add the schema "ext" to the search_path of the role of Brain'
+                )
+        execute(admin, f"ALTER ROLE {ROLE} IN DATABASE {name} SET search_path = public, ext")

@@ -617,6 +617,50 @@ async def test_constraints_and_triggers_of_the_table_answer_409_or_422(database:
         )
 
 
+@pytest.mark.parametrize("partitioned", [False, True])
+async def test_a_value_that_a_constraint_excludes_is_a_422_that_names_field_value_and_rule(
+    any_database: str, partitioned: bool
+) -> None:
+    execute(
+        any_database,
+        "CREATE DOMAIN short AS text CHECK (length(VALUE) < 4);"
+        "CREATE TABLE jobs (id text PRIMARY KEY, status text CHECK (status <> 'failed'),"
+        " worker short, progress int, task_id text CONSTRAINT known CHECK (task_id LIKE 't%'),"
+        " CONSTRAINT together CHECK (progress < 50 OR worker IS NULL))"
+        + (
+            " PARTITION BY LIST (id); CREATE TABLE part PARTITION OF jobs DEFAULT"
+            if partitioned
+            else ""
+        ),
+    )
+    async with serving(any_database, table="jobs", columns="agent=worker") as api:
+        await api.post("/api/runs", json={"id": "a"})
+        for body, expected in (
+            (
+                {"agent": "long one"},
+                {"agent": "agent cannot be 'long one': value for domain short"},
+            ),
+            (
+                {"task_id": "x"},
+                {"task_id": "task_id cannot be 'x': the table's constraint known is"},
+            ),
+            ({"status": "failed"}, {"status": "status cannot be 'failed': the table's constraint"}),
+            (
+                {"progress": 60, "agent": "x"},
+                {"progress": "progress cannot be '60': ", "agent": "agent cannot be 'x': "},
+            ),
+        ):
+            for answer in (
+                await api.patch("/api/runs/a", json=body),
+                await api.post("/api/runs", json={"id": "b", **body}),
+            ):
+                document = problem(answer, 422)
+                assert {each["field"] for each in document["errors"]} == set(expected), document
+                for each in document["errors"]:
+                    assert each["message"].startswith(expected[each["field"]]), document
+                assert "CHECK (" in document["detail"] or "domain" in document["detail"]
+
+
 async def test_a_dropped_column_fails_one_request(api: httpx.AsyncClient, database: str) -> None:
     await api.post("/api/runs", json={"id": "a", "agent": "x"})
     execute(database, "ALTER TABLE runs DROP COLUMN agent")

@@ -212,7 +212,7 @@ async def test_a_run_that_leaves_the_contract_is_not_called_deleted(
         assert error[0].startswith("brain: run 'leaves' is not shown any more: the row has the")
 
 
-async def test_the_timeout_has_a_status_of_its_own_and_names_who_is_missing(
+async def test_the_timeout_has_a_status_of_its_own_and_names_the_missing_runs(
     brain: Brain, shared: str
 ) -> None:
     insert(shared, "slow")

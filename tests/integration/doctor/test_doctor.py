@@ -144,6 +144,7 @@ async def test_an_unreachable_database_is_broken_and_no_password_is_shown() -> N
     "ALTER ROLE {} LOGIN;",
     "ALTER ROLE {} CONNECTION LIMIT -1;",
     "ALTER DATABASE {} CONNECTION LIMIT -1;",
+    "GRANT CONNECT ON DATABASE {} TO",
     "reduce the number of clients, or raise max_connections",
 )
 async def test_each_connection_error_has_its_hint() -> None:
@@ -185,6 +186,10 @@ async def test_each_connection_error_has_its_hint() -> None:
             execute(server.url(), f"ALTER {limited} CONNECTION LIMIT 0")
             paste(the(await look(url), "away").hint, server.url())
             assert (await look(url)).findings == []
+        execute(server.url(), f"ALTER DATABASE {name} OWNER TO postgres")
+        execute(server.url(), f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+        paste(the(await look(url), "away").hint, server.url())
+        assert (await look(url)).findings == []
         with contextlib.ExitStack() as clients:
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
@@ -298,6 +303,22 @@ async def test_a_publication_that_the_role_may_not_create(
     found = await resolved(stranger, "publication", by=superuser_url)
     assert found.what.startswith("the publication brain_public_runs is missing: permission denied")
     assert found.hint.startswith("CREATE PUBLICATION")
+
+
+async def test_a_role_whose_transactions_are_read_only_streams_what_another_role_publishes(
+    database: str, superuser_url: str
+) -> None:
+    execute(database, "DROP PUBLICATION brain_public_runs")
+    name = database.rpartition("/")[2]
+    execute(
+        superuser_url,
+        f"ALTER ROLE {ROLE} IN DATABASE {name} SET default_transaction_read_only = on",
+    )
+    found = the(await look(database), "publication")
+    assert "cannot execute CREATE PUBLICATION in a read-only transaction" in found.what
+    execute(superuser_url, found.hint)
+    report = await look(database)
+    assert (report.source, checks(report)) == ("replication", [])
 
 
 @follows("ALTER ROLE {} BYPASSRLS;")

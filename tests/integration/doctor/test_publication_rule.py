@@ -254,7 +254,13 @@ async def outcome(
         return code, await (await conn.execute(STATE)).fetchall()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.each_version] if case.before or case.since else [])
+        for name, case in CASES.items()
+    ],
+)
 async def test_all_commands_agree_on_whether_a_table_may_be_published(
     any_postgres: Postgres, any_database: str, name: str
 ) -> None:

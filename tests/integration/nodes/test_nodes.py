@@ -8,6 +8,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
@@ -29,10 +30,15 @@ ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
 
 @contextlib.asynccontextmanager
-async def nodes(database: str, nats: str, count: int = 2) -> AsyncIterator[list[Following]]:
+async def nodes(
+    database: str, *nats: str, count: int = 2, **options: Any
+) -> AsyncIterator[list[Following]]:
     """So many, which follow one leader."""
     async with contextlib.AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(Following(database, nats)) for _ in range(count)]
+        found = [
+            await stack.enter_async_context(Following(database, *nats, **options))
+            for _ in range(count)
+        ]
         await leader_of(*found)
         for each in found:
             await each.ready()
@@ -78,7 +84,7 @@ async def written(log: Log) -> list[tuple[int, str]]:
 
 async def test_every_node_sends_the_same_bytes(database: str, nats: NatsServer) -> None:
     """(N4, N5) Whatever the source yields; and each event has a time of its own."""
-    async with nodes(database, nats.url, 3) as three:
+    async with nodes(database, nats.url, count=3) as three:
         execute(database, ROW.format("a"))
         execute(
             database,
@@ -121,7 +127,7 @@ async def test_rows_and_lists_beyond_what_nats_takes_are_pushed(
 
 async def test_a_node_that_starts_takes_over_the_board(database: str, nats: NatsServer) -> None:
     """(N7) With times, facets and floors; and then it reads on."""
-    async with nodes(database, nats.url, 1) as (first,):
+    async with nodes(database, nats.url, count=1) as (first,):
         execute(database, ROW.format("a"))
         execute(database, "UPDATE runs SET status = 'completed'; DELETE FROM runs")
         execute(database, ROW.format("b"))
@@ -144,7 +150,7 @@ async def test_a_node_is_ready_when_it_has_reached_the_end_that_the_log_had(
     database: str, nats: NatsServer
 ) -> None:
     """(N7)"""
-    async with nodes(database, nats.url, 1) as (first,):
+    async with nodes(database, nats.url, count=1) as (first,):
         execute(database, ROW.format("a"))
         await first.knows("a", "running")
         second = Following(database, nats.url)
@@ -161,7 +167,7 @@ async def test_a_node_is_ready_when_it_has_reached_the_end_that_the_log_had(
 async def test_the_board_of_the_leader_is_fed_from_the_log_only(database: str) -> None:
     """(N5) What cannot be written to the log, nobody is told."""
     with nats_running() as server:
-        async with nodes(database, server.url, 1) as (node,):
+        async with nodes(database, server.url, count=1) as (node,):
             server.send(signal.SIGSTOP)
             execute(database, ROW.format("a"))
             follow = node.follows[-1]
@@ -177,7 +183,7 @@ async def test_another_node_leads_when_the_leader_is_killed(
     """(N2, N4) It goes on from the checkpoint of the log: a run that has begun and ended while
     nobody led is pushed.
     """
-    async with nodes(database, nats.url, 3) as three:
+    async with nodes(database, nats.url, count=3) as three:
         leader = await leader_of(*three)
         others = [each for each in three if each is not leader]
         execute(database, ROW.format("a"))
@@ -259,7 +265,7 @@ async def test_a_node_that_wakes_up_does_not_claim(
 async def test_a_node_whose_leader_writes_a_later_version_serves_and_does_not_lead(
     database: str, nats: NatsServer
 ) -> None:
-    async with nodes(database, nats.url, 1) as (node,), opened(nats.url, node.stream) as log:
+    async with nodes(database, nats.url, count=1) as (node,), opened(nats.url, node.stream) as log:
         execute(database, ROW.format("a"))
         await node.knows("a", "running")
         while node.role == "leader" or node.node.report().epoch < 2:
@@ -321,7 +327,7 @@ async def test_a_node_that_lacks_what_was_discarded_loads_again(
     database: str, nats: NatsServer
 ) -> None:
     """(N8) As what differs: each change once, none back, and at the times of the others."""
-    async with nodes(database, nats.url, 2) as two, opened(nats.url, two[0].stream) as log:
+    async with nodes(database, nats.url, count=2) as two, opened(nats.url, two[0].stream) as log:
         leader = await leader_of(*two)
         (other,) = (each for each in two if each is not leader)
         execute(database, ROW.format("a"))
@@ -354,7 +360,7 @@ async def test_a_log_that_was_lost_begins_with_the_board_of_a_node(
 ) -> None:
     """(N6, N8) Nobody starts over: clients may come back with what they had."""
     with nats_running() as server:
-        async with nodes(database, server.url, count) as several:
+        async with nodes(database, server.url, count=count) as several:
             execute(database, ROW.format("a"))
             execute(database, "INSERT INTO runs (id, status) VALUES ('done', 'completed')")
             for each in several:
@@ -383,7 +389,7 @@ async def test_a_leader_writes_the_board_first_in_a_new_log_and_behind_its_first
     """(N6) Otherwise nobody could start from a log whose beginning he has not seen."""
     with nats_running() as server:
         async with (
-            nodes(database, server.url, 1) as (node,),
+            nodes(database, server.url, count=1) as (node,),
             opened(server.url, node.stream) as log,
         ):
             execute(database, ROW.format("a"))
@@ -558,7 +564,7 @@ async def test_without_nats_such_a_client_is_sent_away(database: str) -> None:
 
 async def test_a_leader_that_is_refused_leads_no_longer(database: str, nats: NatsServer) -> None:
     """(N1) Somebody else has appended."""
-    async with nodes(database, nats.url, 1) as (node,), opened(nats.url, node.stream) as log:
+    async with nodes(database, nats.url, count=1) as (node,), opened(nats.url, node.stream) as log:
         epoch = node.node.report().epoch
         claim = encode("claim", 0, 0, id="other", name="other", base="log")
         async with asyncio.timeout(PATIENCE):

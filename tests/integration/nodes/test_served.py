@@ -14,7 +14,7 @@ import pytest
 from tests.support.commands import completed
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import Stream
-from tests.support.patience import PATIENCE, wait_until
+from tests.support.patience import PATIENCE, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, until
 
@@ -44,7 +44,7 @@ def command(*arguments: str, **settings: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_each_says_who_leads_and_how_far_it_has_read(pair: tuple[Brain, Brain]) -> None:
+def test_each_node_says_which_one_leads_and_how_far_it_has_read(pair: tuple[Brain, Brain]) -> None:
     assert roles(*pair) == ["follower", "leader"]
     documents = [node.get("/readyz")[1] for node in pair]
     assert len({document["epoch"] for document in documents}) == 1
@@ -74,6 +74,43 @@ async def test_a_client_comes_back_on_the_other_node(
     async with two.connect(f"?since={first['timestamp']}&include=ready") as client:
         assert (await message(client))["data"]["status"] == "completed"
         assert (await message(client))["type"] == "ready"
+
+
+async def test_a_list_of_one_node_is_continued_on_another_while_the_leader_polls(
+    database: str, nats: NatsServer
+) -> None:
+    """The table passes through states that no poll sees. Who was shown one is told what became of
+    the run, whatever his filter is.
+    """
+    settings = {
+        "database_url": database,
+        "nats_url": nats.url,
+        "nats_stream": Stream.name,
+        "source": "poll",
+        "follows": "poll",
+        "poll_interval": 0.7,
+    }
+    agent = "UPDATE runs SET agent = '{}'"
+    with served(**settings) as one, served(**settings) as two:
+        execute(database, "INSERT INTO runs (id, status, agent) VALUES ('r', 'running', 'a')")
+        for each in (one, two):
+            await each.knows("r", "running")
+        for number in range(2):
+            execute(database, agent.format("between"))
+            status, page = one.get("/api/runs?agent=between")
+            assert status == 200
+            execute(database, agent.format(number))
+            await eventually(
+                lambda number=number: (  # type: ignore[misc]
+                    two.get(f"/api/runs?order=changed&agent={number}")[1]["runs"]
+                )
+            )
+            query = f"?agent=between&include=ready&since={page['timestamp']}"
+            async with two.connect(query) as client:
+                sent = []
+                while (found := await message(client))["type"] != "ready":
+                    sent.append(found["data"]["id"])
+            assert {run["id"] for run in page["runs"]} <= set(sent)
 
 
 @pytest.mark.usefixtures("pair")

@@ -65,7 +65,7 @@ def test_what_keeps_its_address_is_asked_for_each_time(client: httpx.Client, pat
     assert not again.content
 
 
-def test_is_sent_compressed_to_who_accepts_it(client: httpx.Client) -> None:
+def test_is_sent_compressed_to_clients_that_accept_it(client: httpx.Client) -> None:
     plain = client.get("/client/runs.js", headers={"Accept-Encoding": "identity"})
     zipped = client.get("/client/runs.js", headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in plain.headers

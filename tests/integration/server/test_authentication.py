@@ -262,7 +262,7 @@ def ask(
             return error.code, _said(error)
 
 
-def test_the_log_names_who_wrote_and_the_path_of_a_request_without_a_token(brain: Brain) -> None:
+def test_the_log_names_the_writer_and_the_path_of_a_request_without_a_token(brain: Brain) -> None:
     text = token(scope="write", sub="agent\n7 " + "x" * 90)
     assert ask(brain, "POST", "/api/runs?query=hidden", text, {"id": "by-agent"})[0] == 201
     subject = r"agent\\\\n7 x{72}\.\.\."

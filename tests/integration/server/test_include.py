@@ -102,7 +102,7 @@ async def test_an_unknown_word_is_a_400_that_names_it(brain: Brain) -> None:
     assert detail == "include is one or more of deleted, ready, source, not 'ping'"
 
 
-async def test_an_active_run_that_is_deleted_is_told_to_who_includes_deletes(
+async def test_the_delete_of_an_active_run_reaches_clients_that_include_deletes(
     brain: Brain, database: str
 ) -> None:
     async with (
@@ -180,7 +180,9 @@ async def test_a_finished_run_that_is_deleted_is_told_while_streaming(
         assert (await about(client, "g"))["type"] == "run_deleted"
 
 
-async def test_a_truncate_ends_who_includes_deletes(streaming: Brain, database: str) -> None:
+async def test_a_truncate_ends_clients_that_include_deletes(
+    streaming: Brain, database: str
+) -> None:
     await sql(database, "INSERT INTO runs (id, status) VALUES ('t', 'completed')")
     async with (
         streaming.connect("?include=deleted,ready&status=running") as told,
@@ -205,7 +207,7 @@ async def test_a_truncate_ends_who_includes_deletes(streaming: Brain, database: 
                 assert await closed(client) == code
 
 
-async def test_a_stream_that_is_interrupted_ends_who_includes_deletes(
+async def test_a_stream_that_is_interrupted_ends_clients_that_include_deletes(
     streaming: Brain, database: str, any_postgres: Postgres
 ) -> None:
     """Nobody can name the finished runs that were deleted meanwhile."""

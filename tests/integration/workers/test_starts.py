@@ -20,6 +20,8 @@ from tests.support.prefork import take_terminal
 from tests.support.served import BRAIN, Brain, served
 from tests.support.workers import family, settle
 
+pytestmark = pytest.mark.long
+
 
 def test_a_wrong_setting_is_said_once() -> None:
     output = run("serve", "--workers", "4", code=2, flush_interval=99)

@@ -24,6 +24,8 @@ from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, until
 from tests.support.workers import entries, family, named, settle, suspended
 
+pytestmark = pytest.mark.long
+
 CLIENTS = 16
 """The kernel gives all of them to one worker in one run of 30 000."""
 

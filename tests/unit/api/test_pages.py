@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from brain.api import pages
 from brain.api.errors import CursorInvalid
 from brain.api.overlay import Overlay
-from brain.api.pages import Page, Rows, decode_cursor, encode_cursor, read_page
+from brain.api.pages import Cursor, Page, Rows, decode_cursor, encode_cursor, read_page
 from brain.contract.events import Changes, Snapshot
 from brain.contract.messages import STATUSES, Run
 from brain.delivery.board import Board
@@ -36,14 +36,20 @@ class Table:
         return [(self.snapshot, *row) for row in found[:limit]] or [(self.snapshot, *NONE)]
 
     async def page(
-        self, board: Board, after: str | None = None, limit: int = 1000, *, status: str = ""
+        self,
+        board: Board,
+        after: str | None = None,
+        limit: int = 1000,
+        *,
+        status: str = "",
+        overlay: Overlay | None = None,
     ) -> Page:
         return await read_page(
             self.query,
             Decoder({}, 10_000_000),
-            Overlay(board),
+            overlay or Overlay(board),
             wanted={"status": [status] if status else STATUSES},
-            after=after,
+            after=None if after is None else Cursor(after),
             limit=limit,
         )
 
@@ -113,14 +119,17 @@ async def test_the_time_of_a_page_is_that_of_the_first_change_it_lacks() -> None
     assert (await Table(snapshot="102:102:").page(board)).since == 4000
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
-def test_a_cursor_is_decoded_to_its_id(run_id: str) -> None:
-    cursor = encode_cursor(run_id)
-    assert decode_cursor(cursor) == run_id
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    st.none() | st.integers(0, 10**17 - 1),
+)
+def test_a_cursor_is_decoded_to_what_it_was_made_of(run_id: str, seen: int | None) -> None:
+    cursor = encode_cursor(Cursor(run_id, seen))
+    assert decode_cursor(cursor) == (run_id, seen)
     assert "=" not in cursor
 
 
-@pytest.mark.parametrize("cursor", ["", "%%", "AA", "ä", "_w", "A"])
+@pytest.mark.parametrize("cursor", ["", "%%", "AA", "ä", "_w", "A", "YQA", "YQAxeA", "YQDZoQ"])
 def test_a_cursor_of_no_page_is_refused(cursor: str) -> None:
     with pytest.raises(CursorInvalid) as caught:
         decode_cursor(cursor)

@@ -51,6 +51,51 @@ def test_a_table_names_the_server_that_cannot_be_built_and_the_one_that_fell_beh
     ]
 
 
+def test_a_table_names_the_server_that_failed_and_the_run_that_did(tmp_path: Path) -> None:
+    rows = {"brain": {"figures": {"p99": spread(8.5)}}}
+    failed = {
+        "socketify: 200 clients": "it did not start",
+        "node_ws: another": "it ended",
+        "brain: a third": "no answer",
+        "the run of 2026-11-28": "it ended with 1",
+    }
+    latency = result({"some load": rows, "another": rows}, failed=failed)
+    lines = report.section("latency", latency, tmp_path)
+    without = (
+        "without socketify (uWebSockets, C++) + LISTEN, which failed (it did not start); "
+        "Node.js ws + pg LISTEN, which failed (it ended)"
+    )
+    assert [line for line in lines if line.startswith("**")] == [
+        f"**some load**: {without}",
+        f"**another**: {without}",
+    ]
+    assert "Failed: the run of 2026-11-28: it ended with 1" in lines
+
+
+def test_a_figure_that_was_not_measured_is_said_to_be_so() -> None:
+    target = {"what": "p99 ms", "reached": None, "rule": "at most 70", "met": False}
+    lines = report.reached({"latency": result({}, targets=[target])})
+    assert (
+        "| p99 ms | at most 70 | not measured | **no** | [latency](#latency) | 2026-11-27 |"
+    ) in lines
+
+
+@pytest.mark.parametrize("readme", readmes.READMES)
+def test_a_readme_names_the_days_and_the_machine(readme: str, tmp_path: Path) -> None:
+    named = MACHINE | {"postgresql": "postgres (PostgreSQL) 18.4", "kernel": "6.18.44-fc"}
+    older = result({}, machine=named) | {"day": "2026-11-21"}
+    results = {"latency": result({}, machine=named), "fanout": older}
+    for name in readmes.READMES:
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for _ in range(2):  # a second report replaces the first
+        readmes.write(results, tmp_path)
+    text = (tmp_path / readme).read_text()
+    line = next(line for line in text.splitlines() if "2026-11-21, 2026-11-27" in line)
+    assert text.count(line) == 1
+    for part in ("Some CPU", "2", "24 GB", "PostgreSQL 18.4", "Linux 6.18.44"):
+        assert part in line
+
+
 def test_each_result_names_its_day_and_its_machine(tmp_path: Path) -> None:
     text = "\n".join(report.section("latency", result({}), tmp_path))
     assert "2026-11-27, Some CPU, 2 cores, 24 GB" in text

@@ -1,11 +1,16 @@
-"""Which loads a comparison asks of which server."""
+"""Which loads a comparison asks of which server, and what it makes of failures."""
 
 import argparse
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from benchmarks import versions
+from benchmarks import machine, versions
+from benchmarks import suite as suites
+from benchmarks.peers import Peer
 from benchmarks.suite import Job, Suite
 
 LOADS = [
@@ -87,3 +92,68 @@ def test_a_commit_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert list(tmp_path.iterdir()) == [tree]
     finally:
         versions.tree.cache_clear()
+
+
+def failing(times: int) -> Callable[[], dict[str, float]]:
+    """Fails so often, and is well afterwards."""
+    left = [times]
+
+    def measure() -> dict[str, float]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("it did not start:\nlong log")
+        return {"tps": 1.0}
+
+    return measure
+
+
+def test_a_measurement_that_fails_is_made_again_once() -> None:
+    found = machine.interleaved(2, {"first": failing(1), "other": failing(0)})
+    assert {name: len(runs) for name, runs in found.items()} == {"first": 2, "other": 2}
+    with pytest.raises(RuntimeError, match="it did not start"):
+        machine.interleaved(1, {"first": failing(2)})
+
+
+def test_a_measurement_that_fails_twice_does_not_end_the_others() -> None:
+    failed: dict[str, str] = {}
+    measures = {"first": failing(0), "other": failing(9), "last": failing(0)}
+    found = machine.interleaved(2, measures, failed)
+    assert {name: len(runs) for name, runs in found.items()} == {"first": 2, "last": 2}
+    assert failed == {"other": "RuntimeError: it did not start"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyError("latency"), ZeroDivisionError()])
+def test_no_failure_of_a_server_ends_a_comparison(suite: Suite, error: Exception) -> None:
+    def measure() -> None:
+        raise error
+
+    suite.measure("node_ws", "light", measure)
+    assert list(suite.failed) == ["node_ws: light"]
+    assert suite.failed["node_ws: light"].startswith(type(error).__name__)
+
+
+def test_a_server_that_does_not_start_is_tried_again_and_then_named(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def place(peer: Peer, *_: object, **__: object) -> None:
+        tries.append(peer.name)
+        raise RuntimeError("it did not start")
+
+    monkeypatch.setattr(suites, "Place", place)
+    monkeypatch.setattr(suite, "database", lambda _: nullcontext())
+    monkeypatch.setattr(suite, "url", "", raising=False)
+    with suite.place("node_ws", clients=200) as found:
+        assert found is None
+    assert tries == ["node_ws", "node_ws"]
+    assert suite.failed == {"node_ws: 200 clients": "RuntimeError: it did not start"}
+
+
+def test_a_figure_that_could_not_be_measured_is_not_reached() -> None:
+    assert machine.target("p99 ms", math.nan, most=70) == {
+        "what": "p99 ms",
+        "reached": None,
+        "rule": "at most 70",
+        "met": False,
+    }

@@ -11,7 +11,7 @@ from brain.cli import demo
 from brain.contract.messages import Status
 
 
-class Stage:
+class Writer:
     """A database that has created the run a moment before it answers."""
 
     def __init__(self) -> None:
@@ -29,24 +29,24 @@ class Stage:
 
 
 async def test_a_run_that_is_being_created_when_the_demo_ends_is_ended_too() -> None:
-    stage = Stage()
-    playing = asyncio.create_task(demo._play(cast("Any", stage), 0, 10))
-    await stage.created.wait()
+    writer = Writer()
+    playing = asyncio.create_task(demo._play(cast("Any", writer), 0, 10))
+    await writer.created.wait()
     playing.cancel()
     await asyncio.sleep(0)
-    stage.answer.set()
+    writer.answer.set()
     with pytest.raises(asyncio.CancelledError):
         await playing
-    assert stage.changes == [("run", "failed")]
+    assert writer.changes == [("run", "failed")]
 
 
 async def test_a_database_that_does_not_answer_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo, "FAREWELL", 0.01)
-    playing = asyncio.create_task(demo._play(cast("Any", stage := Stage()), 0, 10))
-    await stage.created.wait()
+    monkeypatch.setattr(demo, "END_DEADLINE", 0.01)
+    playing = asyncio.create_task(demo._play(cast("Any", writer := Writer()), 0, 10))
+    await writer.created.wait()
     playing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await playing
-    assert stage.changes == []
+    assert writer.changes == []

@@ -141,6 +141,19 @@ def test_the_model_rejects_unknown_fields() -> None:
         RunData.model_validate({"id": "r", "status": "queued", "colour": "red"})
 
 
+@given(
+    st.integers(0, 4_000_000_000_000_000),
+    st.lists(
+        st.sampled_from([0, 1, 97, 999_999, 1_000_000, 60_000_000, -1, -2_000_000]), max_size=9
+    ),
+)
+def test_a_message_has_its_own_time_after_any_other(time: int, steps: list[int]) -> None:
+    run = ("r", "queued", None, None, None, None, None, None)
+    for step in (0, *steps):
+        time = max(0, time + step)
+        assert json.loads(message(run, time)[2:])["timestamp"] == iso(time)
+
+
 @given(times)
 def test_parse_time_inverts_iso(time: int) -> None:
     assert parse_time(iso(time)) == time

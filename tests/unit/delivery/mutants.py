@@ -428,7 +428,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "I1 ready is sent once": Mutant(1, catch_up, (("client.goal = None\n", "pass\n"),)),
     "I2 source has a time from which nothing is lost": Mutant(
-        17, hub, (("return client.group.position_time if", "return self.board.reached if"),)
+        17, hub, (("max(client.since, client.group.position_time)", "self.board.reached"),)
     ),
     "I2 source has the time of the last batch while others are left": Mutant(
         78,

@@ -20,7 +20,7 @@ SOURCE: Included = frozenset(("source",))
 BOTH = READY | SOURCE
 
 
-class House(Room):
+class TimedRoom(Room):
     """A room whose timers fire in the order of time, and whose source the test sets."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -61,18 +61,18 @@ def times(reader: Reader) -> list[Micros]:
 
 
 def test_ready_is_sent_once_behind_what_was_asked_for() -> None:
-    house = House(PLENTY, run("a"), run("b"))
-    house.change(run("done", "completed"), at=T + 5)
-    plain = house.join(Subscription(include=READY))
+    room = TimedRoom(PLENTY, run("a"), run("b"))
+    room.change(run("done", "completed"), at=T + 5)
+    plain = room.join(Subscription(include=READY))
     assert plain.all == [{"type": "ready", "timestamp": iso(T + 5)}], "it has asked for nothing"
-    snapshot = house.join(Subscription(snapshot=True, include=READY))
-    since = house.join(Subscription(since=T + 5, include=READY))
-    filtered = house.join(Subscription(Filter(run_id=frozenset("x")), True, include=READY))
-    other = house.join(Subscription(snapshot=True))
-    house.rest()
-    house.now += 1
-    house.change(run("a"), at=T + 9)
-    house.rest()
+    snapshot = room.join(Subscription(snapshot=True, include=READY))
+    since = room.join(Subscription(since=T + 5, include=READY))
+    filtered = room.join(Subscription(Filter(run_id=frozenset("x")), True, include=READY))
+    other = room.join(Subscription(snapshot=True))
+    room.rest()
+    room.now += 1
+    room.change(run("a"), at=T + 9)
+    room.rest()
     assert kinds(plain) == ["ready", "run_update"]
     assert kinds(snapshot) == ["run_update"] * 2 + ["ready", "run_update"]
     assert kinds(since) == ["run_complete", "ready", "run_update"]
@@ -81,50 +81,67 @@ def test_ready_is_sent_once_behind_what_was_asked_for() -> None:
     assert [max(times(reader)[:-1]) for reader in (snapshot, since)] == [T + 5, T + 5]
 
 
+def test_ready_is_not_earlier_than_since() -> None:
+    """A list has the board's time, to which events without any news have moved it. So has a client
+    that was served by a node whose newest entry was another one. Its own time may be later still.
+    """
+    room = TimedRoom(PLENTY, run("a"))
+    room.hub.push(room.board.apply(Snapshot([], T + 50)))
+    since = [T + 20, T + 50, T + 10**9]
+    readers = [room.join(Subscription(since=each, include=BOTH)) for each in since]
+    room.wait(0.1)
+    assert [times(each) for each in readers] == [[T + 20] * 2, [T + 50] * 2, [T + 50] * 2]
+    room.change(run("a"), at=T + 60)
+    room.wait(0.1)
+    assert [kinds(each)[-1] for each in readers] == ["run_update"] * 3
+    room.wait(EVERY + 2 * TICK)
+    assert {times(each)[-1] for each in readers} == {T + 60}
+
+
 def test_ready_comes_while_a_client_is_still_behind_what_changed_since() -> None:
-    house = House(PLENTY, *(run(f"r{i:03}", error="x" * 1000) for i in range(150)))
-    reader = house.join(Subscription(snapshot=True, include=READY))
+    room = TimedRoom(PLENTY, *(run(f"r{i:03}", error="x" * 1000) for i in range(150)))
+    reader = room.join(Subscription(snapshot=True, include=READY))
     reader.full = True
     while "ready" not in kinds(reader):
-        assert reader.paused is False or house.hub.lagging == 1
-        house.now += 1
-        house.change(run("new", error="x" * 60_000), run("r000"), at=T + 7)
-        house.rest()
+        assert reader.paused is False or room.hub.lagging == 1
+        room.now += 1
+        room.change(run("new", error="x" * 60_000), run("r000"), at=T + 7)
+        room.rest()
         if reader.paused:
             reader.drain()
             reader.full = True
-        house.rest()
+        room.rest()
     ids = [each.get("data", {}).get("id") for each in reader.all]
     assert {f"r{i:03}" for i in range(1, 150)} <= set(ids[: ids.index(None)])
-    assert house.board.seq > 150
+    assert room.board.seq > 150
     time = times(reader)[ids.index(None)]
     assert time <= min(times(reader)[ids.index(None) :])
-    assert house.board.since(time) is not None
+    assert room.board.since(time) is not None
 
 
 def test_a_client_that_waits_for_the_first_snapshot_is_ready_behind_it() -> None:
-    house = House(begun=False)
-    reader = house.join(Subscription(snapshot=True, include=BOTH))
+    room = TimedRoom(begun=False)
+    reader = room.join(Subscription(snapshot=True, include=BOTH))
     assert kinds(reader) == ["source"], "at once"
     assert times(reader) == [0]
-    house.lag = float("inf")
-    house.source = "none"
-    house.wait(TICK + 0.01)
+    room.lag = float("inf")
+    room.source = "none"
+    room.wait(TICK + 0.01)
     assert sources(reader)[-1] == {"source": "none", "lag_seconds": None}
-    house.hub.push(house.board.apply(Snapshot([run("a")], T)))
-    house.wait(TICK)
+    room.hub.push(room.board.apply(Snapshot([run("a")], T)))
+    room.wait(TICK)
     assert kinds(reader) == ["source", "source", "run_update", "ready", "source"]
-    assert house.join(Subscription(since=0, include=BOTH)).closed == GAP.code
+    assert room.join(Subscription(since=0, include=BOTH)).closed == GAP.code
 
 
 def test_ready_is_not_sent_to_a_full_transport() -> None:
-    house = House(PLENTY, run("a"))
-    reader = house.join(Subscription(snapshot=True, include=BOTH))
+    room = TimedRoom(PLENTY, run("a"))
+    reader = room.join(Subscription(snapshot=True, include=BOTH))
     reader.full = True
-    house.wait(1)
+    room.wait(1)
     assert kinds(reader) == ["run_update"]
     reader.drain()
-    house.wait(0.1)
+    room.wait(0.1)
     assert kinds(reader) == ["run_update", "ready", "source"]
 
 
@@ -133,21 +150,21 @@ def test_ready_is_not_sent_to_a_full_transport() -> None:
 
 def test_source_is_not_sent_to_a_full_transport() -> None:
     """Before the first Snapshot, clients that are not live are told, too."""
-    house = House(begun=False)
-    reader, full = (house.join(Subscription(snapshot=True, include=SOURCE)) for _ in range(2))
-    house.hub.pause(full)
-    house.source = "none"
-    house.wait(TICK + 0.01)
+    room = TimedRoom(begun=False)
+    reader, full = (room.join(Subscription(snapshot=True, include=SOURCE)) for _ in range(2))
+    room.hub.pause(full)
+    room.source = "none"
+    room.wait(TICK + 0.01)
     assert (len(sources(reader)), len(sources(full))) == (2, 1)
 
 
 def test_source_is_sent_at_once_and_every_five_seconds() -> None:
-    house = House(PLENTY, run("a"))
-    readers = [house.join(Subscription(include=BOTH)) for _ in range(3)]
-    other = house.join()
+    room = TimedRoom(PLENTY, run("a"))
+    readers = [room.join(Subscription(include=BOTH)) for _ in range(3)]
+    other = room.join()
     assert all(kinds(reader) == ["ready", "source"] for reader in readers)
-    house.lag = 0.5
-    house.wait(3 * EVERY + 2 * TICK)
+    room.lag = 0.5
+    room.wait(3 * EVERY + 2 * TICK)
     for reader in readers:
         assert [each["lag_seconds"] for each in sources(reader)] == [0.25, 0.5, 0.5, 0.5]
         assert set(times(reader)) == {T}
@@ -155,42 +172,42 @@ def test_source_is_sent_at_once_and_every_five_seconds() -> None:
 
 
 def test_a_frame_is_made_once_for_all_clients_of_a_turn() -> None:
-    house = House()
-    readers = [house.join(Subscription(include=SOURCE)) for _ in range(3000)]
+    room = TimedRoom()
+    readers = [room.join(Subscription(include=SOURCE)) for _ in range(3000)]
     for reader in readers:
         reader.writes.clear()
-    house.wait(TICK)
+    room.wait(TICK)
     frames = [data for reader in readers for data in reader.writes]
     assert len({len(data) for data in frames}) == 1
     assert len(frames) in (29, 30), "a hundredth of the clients"
     assert len({id(data) for data in frames}) == 1
-    house.wait(EVERY)
+    room.wait(EVERY)
     assert {len(reader.writes) for reader in readers} <= {1, 2}
 
 
 def test_a_message_about_the_source_takes_one_ping_along() -> None:
     """Until the round of pings has passed: then the next one is due."""
-    house = House()
-    told, other = house.join(Subscription(include=SOURCE)), house.join()
-    house.wait(2 * EVERY + 2 * TICK)
+    room = TimedRoom()
+    told, other = room.join(Subscription(include=SOURCE)), room.join()
+    room.wait(2 * EVERY + 2 * TICK)
     assert (len(sources(told)), told.pings, told.pinged) == (3, 1, True)
     assert told.writes[1].endswith(PING)
     told.pinged = False
-    house.wait(2 * EVERY + 2 * TICK)
+    room.wait(2 * EVERY + 2 * TICK)
     assert (len(sources(told)), told.pings, told.pinged) == (5, 2, True)
     assert (other.writes, other.pinged) == ([], False)
 
 
 def test_a_client_that_is_not_told_is_not_pinged() -> None:
-    house = House(PLENTY, run("r"))
-    lags, gone = (house.join(Subscription(include=SOURCE)) for _ in range(2))
+    room = TimedRoom(PLENTY, run("r"))
+    lags, gone = (room.join(Subscription(include=SOURCE)) for _ in range(2))
     lags.full = True
-    house.change(run("r"), at=T + 5)
-    house.hub.leave(gone)
-    house.wait(3 * EVERY)
+    room.change(run("r"), at=T + 5)
+    room.hub.leave(gone)
+    room.wait(3 * EVERY)
     assert (lags.pings, lags.pinged) == (0, False)
     assert gone.pings == 0
-    assert list(house.hub._freshness._round) == [lags]
+    assert list(room.hub._freshness._round) == [lags]
 
 
 def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
@@ -204,14 +221,14 @@ def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
         made.append(source_message(report, time))
         return made[-1]
 
-    house = House()
-    readers = [house.join(Subscription(include=SOURCE)) for _ in range(1000)]
+    room = TimedRoom()
+    readers = [room.join(Subscription(include=SOURCE)) for _ in range(1000)]
     monkeypatch.setattr(freshness, "source_message", counted)
     late = 1.04
     while len(made) < 100:
-        due = min(each.due for each in house.timers if not each.cancelled)
-        house.now = max(due, house.now) + (late - 1) * TICK
-        house.wait(0)
+        due = min(each.due for each in room.timers if not each.cancelled)
+        room.now = max(due, room.now) + (late - 1) * TICK
+        room.wait(0)
     told = sum(len(reader.writes) for reader in readers) - len(readers)
     assert told in range(990, 1041)
 
@@ -219,112 +236,112 @@ def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
 @pytest.mark.parametrize("what", ["source", "silence"])
 def test_a_change_of_the_source_is_told_at_once(what: str) -> None:
     """That nothing is heard of the database any more is a change, and so is its end."""
-    house = House()
-    readers = [house.join(Subscription(include=SOURCE)) for _ in range(3 * STRIDE)]
-    house.wait(1)
+    room = TimedRoom()
+    readers = [room.join(Subscription(include=SOURCE)) for _ in range(3 * STRIDE)]
+    room.wait(1)
     before = [len(reader.all) for reader in readers]
     if what == "source":
-        house.source = "poll"
+        room.source = "poll"
     else:
-        house.lag = 5.1
-    house.wait(TICK)
+        room.lag = 5.1
+    room.wait(TICK)
     told = [sources(reader)[-1] for reader in readers]
-    assert {(each["source"], each["lag_seconds"]) for each in told} == {(house.source, house.lag)}
+    assert {(each["source"], each["lag_seconds"]) for each in told} == {(room.source, room.lag)}
     assert all(len(r.all) - count == 1 for r, count in zip(readers, before, strict=True))
-    house.lag = 0.1
-    house.wait(TICK if what == "silence" else EVERY + TICK)
+    room.lag = 0.1
+    room.wait(TICK if what == "silence" else EVERY + TICK)
     assert all(sources(reader)[-1]["lag_seconds"] == 0.1 for reader in readers)
 
 
 def test_source_has_the_time_of_what_its_client_was_sent() -> None:
-    house = House(PLENTY, run("r"))
+    room = TimedRoom(PLENTY, run("r"))
     early, late = (
-        [house.join(Subscription(include=SOURCE)) for _ in range(GROUP)] for _ in range(2)
+        [room.join(Subscription(include=SOURCE)) for _ in range(GROUP)] for _ in range(2)
     )
-    house.change(run("r"), at=T + 5)
-    house.source = "poll"
-    house.hub._freshness._due = 2 * GROUP
+    room.change(run("r"), at=T + 5)
+    room.source = "poll"
+    room.hub._freshness._due = 2 * GROUP
     while min(len(sources(reader)) for reader in (*early, *late)) < 2:
-        house.hub._freshness._tick()
+        room.hub._freshness._tick()
     for reader in early:
         assert kinds(reader) == ["source", "run_update", "source"]
         assert times(reader) == [T, T + 5, T + 5]
     for reader in late:
         assert times(reader) == [T, T]
-    house.rest_of_rotation()
+    room.rest_of_rotation()
     assert all(times(reader) == [T, T, T + 5] for reader in late)
 
 
-def test_a_client_that_lags_is_told_when_it_has_caught_up() -> None:
-    house = House(PLENTY, run("r"))
-    reader = house.join(Subscription(include=SOURCE))
+def test_a_client_that_lags_hears_of_the_source_when_it_has_caught_up() -> None:
+    room = TimedRoom(PLENTY, run("r"))
+    reader = room.join(Subscription(include=SOURCE))
     reader.full = True
-    house.change(run("r"), at=T + 5)
-    house.source = "poll"
-    house.wait(1)
-    house.change(run("r", "completed"), at=T + 9)
-    house.wait(2 * EVERY)
+    room.change(run("r"), at=T + 5)
+    room.source = "poll"
+    room.wait(1)
+    room.change(run("r", "completed"), at=T + 9)
+    room.wait(2 * EVERY)
     assert kinds(reader) == ["source", "run_update"]
     reader.drain()
-    house.wait(TICK)
+    room.wait(TICK)
     assert kinds(reader) == ["source", "run_update", "run_complete", "source"]
     assert times(reader) == [T, T + 5, T + 9, T + 9]
 
 
 def test_the_time_of_source_is_not_beyond_what_is_pending() -> None:
-    house = House(PLENTY, run("r"))
-    reader = house.join(Subscription(include=BOTH))
-    house.change(run("r"), at=T + 5)
-    house.change(run("s"), at=T + 6)
-    late = house.join(Subscription(include=BOTH))
+    room = TimedRoom(PLENTY, run("r"))
+    reader = room.join(Subscription(include=BOTH))
+    room.change(run("r"), at=T + 5)
+    room.change(run("s"), at=T + 6)
+    late = room.join(Subscription(include=BOTH))
     assert times(late) == [T + 5, T + 5]
-    other = house.join(Subscription(include=SOURCE))
+    other = room.join(Subscription(include=SOURCE))
     assert times(other) == [T + 6], "nothing is pending for it"
-    house.source = "poll"
-    house.timers.sort(key=lambda timer: timer.due)
-    next(timer for timer in house.timers if timer.due - house.now > 0.03).callback()
+    room.source = "poll"
+    room.timers.sort(key=lambda timer: timer.due)
+    next(timer for timer in room.timers if timer.due - room.now > 0.03).callback()
     assert times(reader)[-1] == T + 5
-    assert house.board.time == T + 6
+    assert room.board.time == T + 6
 
 
 def test_a_time_of_source_is_one_that_since_takes() -> None:
     """Also where the last change has been evicted, or was a TRUNCATE."""
     everything: Included = frozenset(("deleted", "source"))
     for events in (["evicted"], ["truncate"], ["delete"], []):
-        house = House(0)
+        room = TimedRoom(0)
         for each in events:
             if each == "evicted":
-                house.change(run("r", "completed"), at=T + 5)
+                room.change(run("r", "completed"), at=T + 5)
             else:
-                house.change(run("r"), op=each, at=T + 5)  # type: ignore[arg-type]
-        house.wait(1)
-        reader = house.join(Subscription(include=everything))
+                room.change(run("r"), op=each, at=T + 5)  # type: ignore[arg-type]
+        room.wait(1)
+        reader = room.join(Subscription(include=everything))
         (time,) = times(reader)
-        assert house.join(Subscription(since=time, include=everything)).closed is None
+        assert room.join(Subscription(since=time, include=everything)).closed is None
 
 
 def test_nothing_is_armed_without_clients_that_include_source() -> None:
-    house = House()
-    house.join()
-    reader = house.join(Subscription(include=SOURCE))
-    assert house.armed() == TICK
-    house.hub.leave(reader)
-    house.wait(1)
-    assert house.armed() is None
-    assert sources(house.join(Subscription(include=SOURCE))) != []
-    assert house.armed() == TICK
+    room = TimedRoom()
+    room.join()
+    reader = room.join(Subscription(include=SOURCE))
+    assert room.armed() == TICK
+    room.hub.leave(reader)
+    room.wait(1)
+    assert room.armed() is None
+    assert sources(room.join(Subscription(include=SOURCE))) != []
+    assert room.armed() == TICK
 
 
 def test_a_client_whose_write_fails_is_dropped_alone() -> None:
-    house = House()
-    first, second = (house.join(Subscription(include=SOURCE)) for _ in range(2))
+    room = TimedRoom()
+    first, second = (room.join(Subscription(include=SOURCE)) for _ in range(2))
 
     def fail(_: bytes) -> None:
         raise RuntimeError("closed")
 
     first.write = fail
-    house.source = "poll"
-    house.wait(TICK)
+    room.source = "poll"
+    room.wait(TICK)
     assert first.dropped is not None
     assert len(sources(second)) == 2
-    assert house.hub.clients == 1
+    assert room.hub.clients == 1

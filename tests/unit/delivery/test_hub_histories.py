@@ -27,14 +27,18 @@ MODULES = [
     import_module(f"brain.delivery.{module.name}")
     for module in pkgutil.iter_modules(delivery.__path__)
 ]
-HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "300"))
-PARTS = 6
-"""So that several processes share the work."""
+HISTORIES = int(os.environ.get("BRAIN_HISTORIES", "60"))
+MORE_HISTORIES = 300
+"""Of `make faults`, and where a rule's own history does not need the rule."""
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_histories(part: int) -> None:
-    histories(range(FIRST + part, FIRST + HISTORIES, PARTS), engine())
+def test_histories() -> None:
+    histories(range(FIRST, FIRST + HISTORIES), engine())
+
+
+@pytest.mark.faults
+def test_more_histories() -> None:
+    histories(range(FIRST, FIRST + MORE_HISTORIES), engine())
 
 
 @pytest.mark.parametrize("rule", MUTANTS)
@@ -42,10 +46,11 @@ def test_a_history_goes_wrong_without(rule: str) -> None:
     """When what is drawn changes, the seed may no longer find it. Then the next histories are
     tried; BRAIN_HISTORIES=4000 tries enough for the rarest.
     """
+    tries = max(HISTORIES, MORE_HISTORIES)
     mutant = MUTANTS[rule]
     histories([mutant.seed], engine())
     with pytest.raises(Violation, match=r"^history \d+"):
-        histories([mutant.seed, *range(FIRST, FIRST + HISTORIES)], engine(mutant))
+        histories([mutant.seed, *range(FIRST, FIRST + tries)], engine(mutant))
 
 
 def test_each_rule_is_stated_once_and_has_a_test_and_a_mutant() -> None:

@@ -85,7 +85,7 @@ def test_the_message_of_a_delete_is_its_type_the_id_and_the_time() -> None:
 # T2
 
 
-def test_a_delete_concerns_who_may_show_the_run() -> None:
+def test_a_delete_concerns_clients_that_may_show_the_run() -> None:
     board = begun()
     change(board, "insert", run("r", "queued", agent="a"))
     change(board, "update", run("r", agent="b"))
@@ -97,7 +97,7 @@ def test_a_delete_concerns_who_may_show_the_run() -> None:
     assert facets == entry[FACETS] == FINISHED
 
 
-def test_a_delete_concerns_who_was_shown_the_run_by_the_api() -> None:
+def test_a_delete_concerns_clients_to_which_the_api_showed_the_run() -> None:
     board = begun(PLENTY, run("r", agent="a"))
     board.show(run("r", agent="b"), board.seq)
     ((entry, facets, _),) = delete(board, "r")
@@ -108,7 +108,7 @@ def test_a_delete_concerns_who_was_shown_the_run_by_the_api() -> None:
     assert ("completed", "c", None) in facets
 
 
-def test_a_token_is_told_of_deletes_within_its_bounds() -> None:
+def test_a_token_receives_deletes_within_its_bounds() -> None:
     room = Room(PLENTY, run("mine", agent="a"), run("was", agent="a"), run("not", agent="b"))
     mine = Filter(agent=frozenset("a"), bounds=frozenset({("agent", frozenset("a"))}))
     reader = room.join(Subscription(mine, include=TOLD))
@@ -143,13 +143,13 @@ def test_the_bounds_of_a_token_are_not_kept_without(
     changed = engine(Mutant(0, tombstones, ((source, source.replace(old, new)),)))
     monkeypatch.setattr(test_hub, "Board", changed.board)
     with pytest.raises(AssertionError):
-        test_a_token_is_told_of_deletes_within_its_bounds()
+        test_a_token_receives_deletes_within_its_bounds()
 
 
 # T3
 
 
-def test_only_who_includes_deletes_is_told_of_them() -> None:
+def test_only_clients_that_include_deletes_receive_them() -> None:
     room = Room(PLENTY, run("r"), run("s", agent="a"), run("t"))
     wishes = [
         Subscription(Filter(**fields), include=include)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def unnamed(room: Room, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncate", "snapshot"])
-def test_deletes_that_nobody_names_are_a_gap_for_who_includes_deletes(how: str) -> None:
+def test_unnamed_deletes_are_a_gap_for_clients_that_include_deletes(how: str) -> None:
     room = Room(PLENTY, run("r"))
     kinds = [Subscription(include=TOLD), Subscription(Filter(agent=frozenset("a")), include=TOLD)]
     live = [room.join(wish) for wish in kinds]
@@ -405,7 +405,7 @@ def test_a_client_filled_by_a_ping_between_two_turns_starts_over_too() -> None:
 # T8
 
 
-def test_what_was_deleted_before_the_start_is_a_gap_for_who_includes_deletes() -> None:
+def test_deletes_before_the_start_are_a_gap_for_clients_that_include_deletes() -> None:
     board = begun(PLENTY, run("r"))
     board.floor_time = T - 1000  # as where memory reaches over the restart
     assert board.since(T - 1) == 0
@@ -440,7 +440,7 @@ def test_a_tombstone_is_conflated_with_nothing() -> None:
     assert told(reader)[1:] == [update, deleted, update, update, deleted, update]
 
 
-def test_a_run_is_buried_and_told_once() -> None:
+def test_a_run_is_buried_and_pushed_once() -> None:
     """A row outside of the contract may be updated a hundred times a second."""
     board = begun(PLENTY, run("r", agent="a"))
     assert len(delete(board, "r", T + 1)) == 1

@@ -40,7 +40,7 @@ def relay() -> Relay:
         (Facts(51, 60, "monday", 0), ""),
         (Facts(52, 60, "monday", 0), "message 51 was discarded: the log begins at 52"),
         (Facts(1, 49, "monday", 0), "the log ends at 49, before message 50"),
-        (Facts(1, 60, "tuesday", 0), "the stream was made anew"),
+        (Facts(1, 60, "tuesday", 0), "the stream was deleted and created again"),
     ],
 )
 def test_a_node_loads_again_only_if_the_log_does_not_go_on(facts: Facts, why: str) -> None:

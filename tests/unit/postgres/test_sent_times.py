@@ -39,8 +39,13 @@ def test_the_spans_that_are_closest_become_one() -> None:
     assert sent.refused == ((T + 9_000 * 3_600_000_000, high),)
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_no_time_has_two_meanings(seed: int) -> None:
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_no_time_has_two_meanings(first: int) -> None:
+    for seed in range(first, first + 50):
+        no_time_has_two_meanings(seed)
+
+
+def no_time_has_two_meanings(seed: int) -> None:
     """A clock that jumps, and a process that is restarted. Each time that was sent lies before
     those that follow, or is refused.
     """

@@ -30,7 +30,9 @@ def test_a_snapshot_sees_what_was_committed_before_it(
     xmax = (xids[-1] + 1 if xids else xmin) + more
     visible = PgSnapshot.parse(f"{xmin}:{xmax}:{','.join(map(str, xids))}")
     assert visible == PgSnapshot(xmin, xmax, frozenset(xids))
-    assert visible.sees(Xid(xmin + xid)) == (xmin + xid < xmax and xmin + xid not in xids)
+    seen = xmin + xid < xmax and xmin + xid not in xids
+    assert visible.sees(Xid(xmin + xid)) == seen
+    assert visible.unseen([xmin + xid]) == (set() if seen else {xmin + xid})
 
 
 def test_a_replicas_snapshot_is_not_whole() -> None:

@@ -74,6 +74,18 @@ def test_one_read_has_a_slice_of_each_transaction() -> None:
     assert t.take() == []
 
 
+def test_the_position_is_the_furthest_of_commits_and_of_what_is_passed_by() -> None:
+    t = transactions()
+    feed(t, RELATION, begin(), insert("a", "queued"), commit(20))
+    t.pass_by(LSN(15))
+    assert t.position == 20
+    t.pass_by(LSN(40))
+    feed(t, begin(), insert("b", "queued"), commit(30))
+    assert t.position == 40
+    feed(t, begin(), insert("c", "queued"), commit(50), begin(), insert("d", "queued"), commit(60))
+    assert t.position == 60
+
+
 def test_a_slice_ends_at_its_bound() -> None:
     t = transactions()
     feed(t, RELATION, begin())
@@ -103,7 +115,7 @@ def test_a_row_before_its_relation_is_refused_and_one_of_another_table_is_not_re
             feed(t, message)
 
 
-@pytest.mark.parametrize("data", [b"", b"S\0\0\0\1\1"])
+@pytest.mark.parametrize("data", [b"", b"S\0\0\0\1\1", commit()[:-1], commit() + b"\0"])
 def test_refuses_what_is_no_message(data: bytes) -> None:
     with pytest.raises(PgoutputError, match="not a pgoutput message"):
         feed(transactions(), data)

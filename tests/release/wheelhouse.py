@@ -17,11 +17,11 @@ LEFT_OUT = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json", "uv_cache.jso
 """Of a .dist-info folder: what the installer writes."""
 
 
-def fill(house: Path, *requirements: str) -> None:
+def fill(wheelhouse: Path, *requirements: str) -> None:
     """The wheels of these, and of everything that they need. Brain's own has to be there."""
-    house.mkdir(exist_ok=True)
+    wheelhouse.mkdir(exist_ok=True)
     for each in _closure(requirements):
-        _pack(each, house)
+        _pack(each, wheelhouse)
 
 
 def _closure(requirements: tuple[str, ...]) -> Iterator[Distribution]:
@@ -45,13 +45,13 @@ def _closure(requirements: tuple[str, ...]) -> Iterator[Distribution]:
                     todo.append(needs)
 
 
-def _pack(package: Distribution, house: Path) -> None:
+def _pack(package: Distribution, wheelhouse: Path) -> None:
     lines = (package.read_text("WHEEL") or "").splitlines()
     tags = [line.removeprefix("Tag: ").split("-") for line in lines if line.startswith("Tag: ")]
     tag = "-".join(".".join(dict.fromkeys(parts)) for parts in zip(*tags, strict=True))
     name = canonicalize_name(package.name).replace("-", "_")
     record, folder = [], ""
-    with zipfile.ZipFile(house / f"{name}-{package.version}-{tag}.whl", "w") as wheel:
+    with zipfile.ZipFile(wheelhouse / f"{name}-{package.version}-{tag}.whl", "w") as wheel:
         for path in package.files or ():
             located = Path(str(path.locate()))
             if ".." in path.parts or path.suffix == ".pyc" or not located.is_file():
@@ -68,11 +68,11 @@ def _pack(package: Distribution, house: Path) -> None:
 
 
 class Environment:
-    """A virtual environment that knows no index: only the wheels of a house."""
+    """A virtual environment that knows no index: only the wheels of a wheelhouse."""
 
-    def __init__(self, folder: Path, house: Path) -> None:
+    def __init__(self, folder: Path, wheelhouse: Path) -> None:
         self.folder = folder
-        self._house = house
+        self._wheelhouse = wheelhouse
         subprocess.run(
             [sys.executable, "-m", "venv", "--without-pip", folder], check=True, capture_output=True
         )
@@ -84,7 +84,7 @@ class Environment:
             "pip": ["pip", "--python", python, "install", "--no-compile"],
             "uv": ["uv", "pip", "install", "--python", python, "--offline", "--no-cache"],
         }[by]
-        offline = ["--no-index", "--find-links", str(self._house), "--quiet"]
+        offline = ["--no-index", "--find-links", str(self._wheelhouse), "--quiet"]
         subprocess.run(
             [sys.executable, "-m", *installer, *offline, *requirements],
             check=True,

@@ -1,0 +1,1 @@
+"""Several nodes, and several workers: the parts of `python -m benchmarks.nodes`."""
