@@ -35,6 +35,7 @@ from brain.postgres.canonical import Columns
 from brain.postgres.connection import redact
 from brain.postgres.example import Example, look
 from brain.postgres.follow import Follow
+from brain.postgres.identify import identify
 from brain.postgres.records import Records
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Column, TableError
@@ -49,6 +50,7 @@ from brain.started import Started
 if TYPE_CHECKING:
     from brain.access.tokens import Tokens
     from brain.nodes.node import Node
+    from brain.nodes.origin import Identify
     from brain.workers.worker import Worker
 
 log = structlog.get_logger()
@@ -175,7 +177,10 @@ async def _serve(
         interval=settings.poll_interval,
         application="brain",
     )
-    node = _node(settings, url, make_follow, board, hub) if settings.nats_url else None
+    node = None
+    if settings.nats_url:
+        asked = partial(identify, url, settings.table, decoder, board)
+        node = _node(settings, url, board, hub=hub, make_follow=make_follow, identify=asked)
     follow: Source = node or make_follow(board, records=records, watched=lambda: hub.clients > 0)
     form = Columns(lambda: follow.columns)
     state = _server_state(settings, hub, form)
@@ -229,7 +234,13 @@ async def _serve(
 
 
 def _node(
-    settings: Settings, url: str, make_follow: partial[Follow], board: Board, hub: Hub
+    settings: Settings,
+    url: str,
+    board: Board,
+    *,
+    hub: Hub,
+    make_follow: partial[Follow],
+    identify: "Identify",
 ) -> "Node":
     # The client of NATS is an extra, and a Brain alone does not need it.
     from brain.nodes.connection import CredentialsError  # noqa: PLC0415
@@ -247,6 +258,7 @@ def _node(
         board,
         source=lambda known, progress: make_follow(known, progress=progress, timing=READING),
         empty=lambda: Board(settings.board_memory, push_unchanged=settings.push_unchanged),
+        identify=identify,
         replicas=settings.nats_replicas,
         storage=settings.nats_storage,
         port=settings.port,

@@ -61,6 +61,7 @@ MERGED: Final[Mapping[str, Merge]] = {
     "brain_node_epoch": "max",
     "brain_node_position": "max",
     "brain_node_lag_seconds": "max",
+    "brain_node_foreign": "most",
     "brain_since_seconds": "min",
     "brain_resume_seconds": "min",
     "brain_resume_voids": "most",
@@ -297,6 +298,11 @@ class _Reader:
             "brain_node_lag_seconds",
             "For how long this node has not been at the end of the log; 0 without a log.",
             node.lag,
+        )
+        yield _counter(
+            "brain_node_foreign",
+            "Messages in the log that are none of a node's, and that were skipped.",
+            node.foreign,
         )
         now = self._now()
         yield _gauge("brain_since_seconds", "How far `since` reaches back.", parts.since(now))

@@ -17,6 +17,7 @@ from brain.nodes.node import Node
 from brain.nodes.timing import NodeTiming
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
+from brain.postgres.identify import identify
 from brain.postgres.polling import Mode
 from brain.postgres.progress import Progress
 from tests.support.following import QUICK, RUNS
@@ -53,6 +54,7 @@ class Following:
             self.board,
             source=self._source,
             empty=lambda: Board(memory),
+            identify=lambda: identify(database, RUNS, Decoder({}, 2_000_000), self.board),
             replicas=replicas,
             timing=timing,
         )

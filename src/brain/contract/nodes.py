@@ -14,6 +14,8 @@ class NodeReport(NamedTuple):
     """Up to where this node has read the log."""
     lag: float
     """Seconds for which it has not been at the end of the log."""
+    foreign: int = 0
+    """Messages of the log that are none of Brain's, and were skipped."""
 
 
 ALONE: Final = NodeReport("alone", 0, 0, 0.0)

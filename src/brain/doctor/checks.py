@@ -100,6 +100,7 @@ async def examine(
         # The client of NATS is an extra.
         from brain.doctor.nats import nats  # noqa: PLC0415
 
+        report.log = nodes.stream
         report.findings += await nats(nodes)
         if report.broken:
             report.source = "none"

@@ -6,14 +6,23 @@ it deletes at once, and appends behind a message that cannot be the last.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from brain.contract.errors import BrainError
 from brain.doctor.report import CheckCode, Finding, Level
 from brain.nodes.connection import Access, Connection, NATSError, Refused, Unanswered
-from brain.nodes.log import MAX_BYTES, NOT_FOUND, Log, Superseded
+from brain.nodes.log import (
+    BREAKING,
+    CHOSEN,
+    LOSING,
+    MAX_BYTES,
+    NOT_FOUND,
+    Log,
+    Superseded,
+)
+from brain.nodes.roster import ask
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.postgres.unavailable import UnavailableCode
 
@@ -24,6 +33,12 @@ PAYLOAD: Final = NODE_TIMING.piece + 4096
 
 OPEN_DEADLINE: Final = 3.0
 """Seconds to wait for a connection."""
+
+ROSTER: Final = 0.5
+"""Seconds in which nodes answer that they are there."""
+
+LEADERLESS: Final = 2 * NODE_TIMING.silence
+"""Seconds of silence of the log after which a leader should have come."""
 
 NEVER: Final = 2**62
 """A seq that no message has."""
@@ -85,9 +100,10 @@ async def _examine(nodes: Nodes, connection: Connection) -> list[Finding]:
             return [_broken("nats_permission", connection.detail, _HINT)]
         what = f"JetStream does not answer ({error})"
         return [_broken("nats_jetstream", what, "enable it: `jetstream {}` in nats.conf")]
-    findings = [*await _capacity(connection, nodes, info), *_settings(nodes, info)]
-    if info is not None:
+    findings = [*await _capacity(connection, nodes, info), *_settings(log, info)]
+    if info is not None and not any(each.level == "broken" for each in findings):
         findings += await _permissions(log, info["state"]["last_seq"])
+        findings += await _leader(log)
     return findings
 
 
@@ -116,36 +132,33 @@ async def _capacity(
     return []
 
 
-def _settings(nodes: Nodes, info: Mapping[str, Any] | None) -> list[Finding]:
+def _settings(log: Log, info: Mapping[str, Any] | None) -> list[Finding]:
     """How the stream differs from the one that a node would make."""
     if info is None:
         return []
-    found: Mapping[str, Any] = info["config"]
-    wrong = {
-        "retention": ("limits", found.get("retention")),
-        "discard": ("old", found.get("discard")),
-        "max_age": (0, found.get("max_age", 0)),
-        "max_msgs": (-1, found.get("max_msgs", -1)),
-    }
-    other = {
-        "storage": (nodes.storage, found.get("storage")),
-        "num_replicas": (nodes.replicas, found.get("num_replicas")),
-        "max_bytes": (MAX_BYTES, found.get("max_bytes")),
-    }
     findings = []
-    levels: tuple[tuple[Level, str, dict[str, tuple[Any, Any]]], ...] = (
-        ("better", "the log loses what nodes still need, and they load their boards again", wrong),
-        ("note", "what the stream has counts; the setting does not", other),
+    levels: tuple[tuple[Level, str, Sequence[str]], ...] = (
+        ("broken", "no node can lead, and clients receive no changes", BREAKING),
+        ("better", "the log loses what nodes still need, and they load their boards again", LOSING),
+        ("note", "what the stream has counts; the setting does not", CHOSEN),
     )
-    for level, effect, rules in levels:
-        differs = [
-            f"{name} is {is_}, not {to_be}" for name, (to_be, is_) in rules.items() if is_ != to_be
-        ]
-        if differs:
-            what = f"the stream {nodes.stream} has other settings: {', '.join(differs)}"
-            hint = f"stop all nodes, run `nats stream rm {nodes.stream}`, and start them"
+    for level, effect, names in levels:
+        if differs := log.differing(info["config"], names):
+            what = f"the stream {log.name} has other settings: {', '.join(differs)}"
+            hint = f"stop all nodes, run `nats stream rm {log.name}`, and start them"
             findings.append(Finding("nats_stream", level, what, effect, hint))
     return findings
+
+
+async def _leader(log: Log) -> list[Finding]:
+    """Whether the nodes that there are have a leader, whatever its obstacle is."""
+    nodes = await ask(log.connection, log.name, ROSTER)
+    idle = (await log.facts()).idle
+    if not nodes or idle < LEADERLESS or any(each["role"] == "leader" for each in nodes):
+        return []
+    what = f"of {len(nodes)} nodes that share the stream {log.name}, none leads"
+    hint = "look at `detail` of /readyz of a node, and at the log of nats-server: is its disk full?"
+    return [_broken("nats_stream", what, hint)]
 
 
 async def _permissions(log: Log, last: int) -> list[Finding]:

@@ -72,6 +72,8 @@ class Report:
     version: str = ""
     source: Literal["none", "poll", "replication"] = "none"
     """How Brain would follow the table."""
+    log: str = ""
+    """The stream of NATS by which it would share the table with other nodes; "" if by none."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -106,4 +108,7 @@ class Report:
             "poll": f"Brain follows {self.table} by polling.",
             "replication": f"Brain streams {self.table}.",
         }
-        return "\n".join([*lines, conclusion[self.source]])
+        lines.append(conclusion[self.source])
+        if self.log and not self.broken:
+            lines.append(f"It shares the table with other nodes by the stream {self.log} of NATS.")
+        return "\n".join(lines)

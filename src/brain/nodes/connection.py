@@ -123,6 +123,7 @@ class Connection:
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
+        self._failures = 0
         self._renewed: list[Callable[[], object]] = []
 
     @property
@@ -192,6 +193,7 @@ class Connection:
             call()
 
     async def _failed(self, error: Exception) -> None:
+        self._failures += 1
         self.detail = _line(error)
 
     async def _lost(self) -> None:
@@ -209,12 +211,15 @@ class Connection:
         timeout: float | None = None,  # noqa: ASYNC109 - the library's own
     ) -> Msg:
         """Raises Unanswered."""
+        before = self._failures
         try:
             return await self.client.request(
                 subject, body, timeout=timeout or self._timing.request, headers=headers
             )
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unanswered(f"{subject}: {_line(error)}") from error
+            # What is forbidden is not answered: NATS says so to the connection.
+            why = f" ({self.detail})" if self._failures > before and self.detail else ""
+            raise Unanswered(f"{subject}: {_line(error)}{why}") from error
 
     async def ask(self, subject: str, **question: Any) -> dict[str, Any]:
         """A request to JetStream's API. Raises Unanswered, Refused."""
@@ -223,8 +228,11 @@ class Connection:
 
 
 def answered(answer: Msg) -> dict[str, Any]:
-    """Raises Refused."""
-    document: dict[str, Any] = json.loads(answer.data)
+    """Raises Refused, Unanswered."""
+    try:
+        document: dict[str, Any] = json.loads(answer.data)
+    except ValueError:
+        raise Unanswered(f"not JetStream has answered: {answer.data[:40]!r}") from None
     if "error" in document:
         error = document["error"]
         raise Refused(error.get("err_code", 0), error.get("description", "an error"))
@@ -234,4 +242,4 @@ def answered(answer: Msg) -> dict[str, Any]:
 def _line(error: Exception) -> str:
     """An error of the library in one line. Some have no text."""
     text = " ".join(str(error).split()).removeprefix("nats: ").strip("'")
-    return text or type(error).__name__
+    return text or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)

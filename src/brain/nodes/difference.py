@@ -42,6 +42,17 @@ def pieces(whole: Image) -> list[Image]:
     ]
 
 
+def seq_at(board: Board, time: int) -> int:
+    """What this board had seen at a time of the log, which is all that a comparison says."""
+    found = board.log.before(time + 1)
+    seq = board.seq if found is None else found
+    if board.floor_time > time:
+        seq = min(seq, board.floor - 1)
+    if board.dead_floor_time > time:
+        seq = min(seq, board.dead_floor - 1)
+    return seq
+
+
 def difference(live: Board, loaded: Board) -> list[Image]:
     """What makes the live board the loaded one. A new beginning, if clients cannot be told of all:
     it ends them, and they start over.

@@ -14,7 +14,7 @@ knows decides what is read (events.Known).
 
 (N6) It writes its board, too, so that others can start: first, if it goes on from its own board;
 behind its first look at the table; and then whenever the log has grown by 8 MB, and by as much as
-the board takes.
+the board takes. A node that finds none in the log, because somebody has purged it, asks for one.
 """
 
 import asyncio
@@ -131,6 +131,7 @@ class Leader:
         self._relay = relay
         self._board = board
         self._timing = timing
+        self._log = log_
         self._appender = Appender(log_, claim.seq, head=self._head, timing=timing)
         track = relay.track
         self._new = track.checkpoint is None and board.begun
@@ -152,6 +153,8 @@ class Leader:
         self._status_at = float("-inf")
         self._status: tuple[object, ...] = ()
         self._looked = False
+        self._looked_n = 0
+        """The message that has said so, and of which table the log is."""
         self._written = 0
         """Bytes of the log when the board was last written."""
         self._size = 0
@@ -159,6 +162,8 @@ class Leader:
         self._max_size = log_.max_bytes // 3
         """Two boards, and what is appended meanwhile."""
         self._board_due = asyncio.Event()
+        self._board_after = float("-inf")
+        """Before this time no board is written because somebody asks for it."""
         self._following: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -236,6 +241,9 @@ class Leader:
             due = loop.time() - self._status_at >= timing.heartbeat
             if due or looked or self._status != self._described():
                 await self._appender.events(b"")
+            if looked:
+                self._looked_n = self._appender.n
+                self._board_due.set()
             await self._give_up_if_away(loop.time())
             await asyncio.sleep(timing.heartbeat / 5)
 
@@ -257,7 +265,6 @@ class Leader:
         if self._looked or self.source.heard == float("-inf"):
             return False
         self._looked = True
-        self._board_due.set()
         return True
 
     def _head(self) -> dict[str, Any]:
@@ -299,10 +306,18 @@ class Leader:
 
     # The board.
 
+    def want_board(self) -> None:
+        """A node cannot load the log. Several may ask for the same reason."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._board_after:
+            self._board_after = now + self._timing.boards
+            self._board_due.set()
+
     async def _write_boards(self) -> None:
         while True:
             await self._board_due.wait()
             self._board_due.clear()
+            await self._relay.until(self._appender.epoch, self._looked_n)
             await self._write_board()
 
     async def _write_board(self) -> None:
@@ -342,6 +357,21 @@ class Leader:
                 bytes=size,
                 detail="a node can start only from a whole board, and the log discards the last one"
                 " while the next one is written",
+            )
+        await self._check_room(as_of, size)
+
+    async def _check_room(self, as_of: int, size: int) -> None:
+        """A log that discards the beginning of a board before its end is written is of no use to a
+        node that starts, however often it asks.
+        """
+        facts = await self._log.facts()
+        if facts.first > as_of + 1:
+            self._board_after = asyncio.get_running_loop().time() + 12 * self._timing.boards
+            log.error(
+                "the board does not fit into the log",
+                bytes=size,
+                effect="no other node can start",
+                hint="stop all nodes, delete the stream and start them, or set BRAIN_BOARD_MEMORY",
             )
 
 

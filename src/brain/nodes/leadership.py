@@ -27,7 +27,7 @@ import structlog
 from brain.nodes.connection import NATSError
 from brain.nodes.leader import GivesUp, Leader
 from brain.nodes.log import Log, Superseded
-from brain.nodes.messages import READABLE_FROM, VERSION, Base, MessageError, encode
+from brain.nodes.messages import READABLE_FROM, VERSION, Base, encode
 from brain.nodes.relay import Relay
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NodeTiming
@@ -54,6 +54,8 @@ class Leadership:
         timing: NodeTiming,
     ) -> None:
         self.leader: Leader | None = None
+        self.obstacle = ""
+        """Why this node could not claim the log when it tried last."""
         self._log = log_
         self._relay = relay
         self._state = state
@@ -66,6 +68,9 @@ class Leadership:
         self._retired = False
         self._patience = timing.patience()
         self._tried = float("-inf")
+        self._lost = 0
+        """How often in a row this node has led for a moment only."""
+        self._told = ""
         self._before: set[asyncio.Task[None]] = set()
         """Leaders that may not have ended yet."""
         relay.claimed = self._claimed
@@ -76,6 +81,8 @@ class Leadership:
             await asyncio.sleep(self._timing.heartbeat / 10)
             if self._retired:  # what is vacant now is what this node has resigned
                 return
+            if self._task is not None and self._relay.loads:
+                self._depose(self._task)
             base = self._relay.base()
             if base is None or self._task is not None or not self._is_due(base):
                 continue
@@ -83,10 +90,25 @@ class Leadership:
                 await self._claim(base)
             except Superseded:
                 pass  # another one was quicker; its claim comes
-            except (NATSError, MessageError) as error:
-                log.debug("no claim", detail=str(error))
+            except NATSError as error:
+                self._tell(error)
             self._tried = asyncio.get_running_loop().time()
             self._patience = self._timing.patience()
+
+    def _tell(self, error: NATSError) -> None:
+        """Why nobody leads: once for each reason."""
+        self.obstacle = str(error)
+        if self.obstacle != self._told:
+            self._told = self.obstacle
+            log.warning("this node cannot lead", detail=self._told)
+
+    def _depose(self, task: asyncio.Task[None]) -> None:
+        """Nobody claims as long as this node writes, though it cannot read what it has written."""
+        if self.leader is not None:
+            epoch = self.leader.claim.seq
+            log.warning("this node leads no longer", epoch=epoch, detail=self._relay.loads)
+        self._end(task)
+        self._task = None
 
     def _is_due(self, base: Base) -> bool:
         if self._retired:
@@ -95,6 +117,9 @@ class Leadership:
         if self._relay.track.resigned and base == "log":
             wait = random.uniform(0, self._timing.heartbeat / 5)
             return now - max(self._tried, self._state.heard) > wait
+        if base == "log" and self._was_last():
+            wait = min(self._timing.silence, self._timing.heartbeat / 5 * float(2**self._lost))
+            return now - self._tried > wait
         vacant_since = self._relay.vacant_since
         if vacant_since < now and base != "log":
             # A node that has a board comes first: its clients need not start over.
@@ -105,8 +130,15 @@ class Leadership:
         patience = self._patience * (3 if base == "empty" else 1)
         return now - max(self._tried, self._state.heard) > patience
 
+    def _was_last(self) -> bool:
+        """The last claim is this node's, and it leads no longer: a message was refused, or not
+        confirmed. Nobody else leads.
+        """
+        claim = self._relay.track.claim
+        return claim is not None and claim.node == self._node and not self._before
+
     async def _claim(self, base: Base) -> None:
-        """Raises NATSError, MessageError."""
+        """Raises NATSError."""
         if base == "board" and await self._leaves_it_to_others():
             return
         heard = self._state.heard
@@ -118,7 +150,8 @@ class Leadership:
         if self._state.heard != heard or self._relay.base() != base or self._retired:
             return
         self._relay.note_idle(facts)
-        if facts.idle < self._timing.silence and not self._relay.track.resigned:
+        is_free = self._relay.track.resigned or (base == "log" and self._was_last())
+        if facts.idle < self._timing.silence and not is_free:
             return
         if base == "log" and position != self._relay.track.position:
             return
@@ -139,6 +172,8 @@ class Leadership:
         if self._task is not None:
             self._end(self._task)
             self._task = None
+        if claim.node != self._node:
+            self.obstacle = self._told = ""
         if claim.node == self._node and not self._retired:
             leader = self.leader = self._lead(claim)
             self._state.role = "leader"
@@ -153,6 +188,7 @@ class Leadership:
 
     async def _run(self, leader: Leader) -> None:
         detail = ""
+        began = asyncio.get_running_loop().time()
         try:
             await leader.lead()
         except NATSError as error:
@@ -164,10 +200,13 @@ class Leadership:
             log.exception("leading failed")
             detail = repr(error)
         finally:
+            now = asyncio.get_running_loop().time()
+            self._lost = self._lost + 1 if now - began < self._timing.silence else 0
             if self.leader is leader:
                 self.leader = None
                 self._state.role = "follower"
             if detail and not self._retired:
+                self.obstacle = detail
                 log.warning("this node leads no longer", epoch=leader.claim.seq, detail=detail)
             await leader.end()
             if self._task is asyncio.current_task():

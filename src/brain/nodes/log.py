@@ -10,6 +10,7 @@ import base64
 import contextlib
 import secrets
 from collections import deque
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias
@@ -20,7 +21,7 @@ from nats.aio.msg import Msg
 from psycopg.conninfo import conninfo_to_dict
 
 from brain.nodes.connection import Connection, NATSError, Refused, Unanswered, answered
-from brain.nodes.messages import Message, decode
+from brain.nodes.messages import Message, MessageError, decode
 from brain.nodes.timing import NodeTiming
 from brain.postgres.table import Table
 
@@ -38,6 +39,15 @@ MAX_BYTES: Final = 256 * 1024 * 1024
 NOT_FOUND, NO_MESSAGE, OTHER_CONFIGURATION = 10059, 10037, 10058
 WRONG_LAST: Final = (10071, 10164)
 """`err_code` of JetStream's answers."""
+
+BREAKING: Final = ("subjects", "max_msg_size", "no_ack", "sealed")
+"""Settings of a stream with which no node can lead, if they are not as a node makes them …"""
+
+LOSING: Final = ("retention", "discard", "max_age", "max_msgs", "max_msgs_per_subject")
+"""… with which it loses what nodes still need …"""
+
+CHOSEN: Final = ("storage", "num_replicas", "max_bytes")
+"""… and what only counts when the log is made."""
 
 _S = 1_000_000_000
 
@@ -57,7 +67,8 @@ class Facts(NamedTuple):
     """Seq of the last that it ever had."""
     created: str
     idle: float
-    """Seconds since the last message, by the server's clock; infinite without one."""
+    """Seconds since the last message, by the server's clock; infinite without one, and if somebody
+    else than a node has written it."""
 
 
 class Item(NamedTuple):
@@ -100,6 +111,9 @@ class Log:
             "num_replicas": replicas,
             "max_bytes": self.max_bytes,
             "max_msgs": -1,
+            "max_msgs_per_subject": -1,
+            "no_ack": False,
+            "sealed": False,
             "max_consumers": -1,
             "max_age": 0,
             "max_msg_size": -1,
@@ -123,7 +137,13 @@ class Log:
         state = found["state"]
         last = state["last_seq"]
         idle = _seconds(state["last_ts"], found["ts"]) if last and "ts" in found else float("inf")
+        if idle < self._timing.silence and await self._is_foreign(last):
+            idle = float("inf")
         return Facts(state["first_seq"], last, found["created"], idle)
+
+    async def _is_foreign(self, seq: int) -> bool:
+        found = await self._get(seq=seq)
+        return found is not None and found[1] is None
 
     async def _create(self) -> dict[str, Any]:
         try:
@@ -135,16 +155,21 @@ class Log:
 
     def _compare(self, found: dict[str, Any]) -> None:
         """Say once what the stream has otherwise. What exists counts."""
-        differs = [
-            f"{name}={found.get(name)}, not {wanted}"
-            for name, wanted in self._config.items()
-            if name in ("storage", "num_replicas") and found.get(name) != wanted
-        ]
+        differs = self.differing(found, (*BREAKING, *LOSING, *CHOSEN))
         detail = "; ".join(differs)
         if detail != self._told:
             self._told = detail
             if detail:
                 log.warning("the stream has other settings", stream=self.name, detail=detail)
+
+    def differing(self, found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+        """These settings of a stream that are not as this node would make them."""
+        wanted = self._config
+        return [
+            f"{name} is {found[name]}, not {wanted[name]}"
+            for name in names
+            if name in found and found[name] != wanted[name]
+        ]
 
     async def append(self, subject: Subject, data: bytes, after: int) -> int:
         """(N1) Append behind the message `after`, if that is still the last. Returns its seq.
@@ -155,9 +180,12 @@ class Log:
             "Nats-Expected-Stream": self.name,
             "Nats-Expected-Last-Sequence": str(after),
         }
-        answer = await self.connection.request(
-            self.subject(subject), data, headers=headers, timeout=self._timing.append
-        )
+        try:
+            answer = await self.connection.request(
+                self.subject(subject), data, headers=headers, timeout=self._timing.append
+            )
+        except Unanswered as error:
+            raise Unanswered(f"NATS has not confirmed a message: {error}") from error
         try:
             return int(answered(answer)["seq"])
         except Refused as error:
@@ -165,18 +193,24 @@ class Log:
                 raise Superseded(str(error)) from None
             raise
 
-    async def last(self, subject: Subject) -> tuple[int, Message] | None:
-        """The newest message of this subject, and its seq. Raises NATSError, MessageError."""
+    async def last(self, subject: Subject) -> tuple[int, Message | None] | None:
+        """The newest message of this subject, None if it is none of Brain's, and its seq. Raises
+        NATSError.
+        """
+        return await self._get(last_by_subj=self.subject(subject))
+
+    async def _get(self, **which: Any) -> tuple[int, Message | None] | None:
         try:
-            found = await self.connection.ask(
-                f"STREAM.MSG.GET.{self.name}", last_by_subj=self.subject(subject)
-            )
+            found = await self.connection.ask(f"STREAM.MSG.GET.{self.name}", **which)
         except Refused as error:
             if error.code == NO_MESSAGE:
                 return None
             raise
         message = found["message"]
-        return message["seq"], decode(base64.b64decode(message.get("data", "")))
+        try:
+            return message["seq"], decode(base64.b64decode(message.get("data", "")))
+        except MessageError:
+            return message["seq"], None
 
     def read(self, subject: Subject, after: int) -> "Reader":
         return Reader(self, subject, after, self._timing)
@@ -289,6 +323,10 @@ class Reader:
             return
         self._number, self.seq = number, seq
         self._arrived.append(Item(seq, message.data, pending))
+
+    def interrupt(self, why: str) -> None:
+        self._broken = why
+        self._wake.set()
 
     @property
     def waiting(self) -> bool:

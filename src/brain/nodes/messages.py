@@ -74,8 +74,10 @@ def decode(data: bytes) -> Message:
     try:
         head = json.loads(line)
         kind, epoch, n = head["k"], head["e"], head["n"]
-        valid = kind in KINDS and isinstance(epoch, int) and isinstance(n, int)
-    except (ValueError, KeyError, TypeError):
+        part, parts = head.get("part", (1, 1))
+        numbers = (epoch, n, part, parts, head["v"], head["r"])
+        valid = kind in KINDS and all(isinstance(each, int) for each in numbers)
+    except (ValueError, KeyError, TypeError, RecursionError):
         valid = False
     if not valid:
         raise MessageError(f"the log contains {data[:40]!r}, which is no message of Brain's")

@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -25,6 +26,7 @@ from brain.nodes.connection import Access, Connection
 from brain.nodes.leader import Leader, MakeSource
 from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
+from brain.nodes.origin import HINT, Identify, Origin
 from brain.nodes.relay import Relay
 from brain.nodes.roster import Roster, ask
 from brain.nodes.state import NodeState
@@ -33,12 +35,15 @@ from brain.nodes.track import Claim
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Column
 
+if TYPE_CHECKING:
+    from brain.postgres.checkpoints import Identity
+
 log = structlog.get_logger()
 
 
 class Node:
     """`stream` names the log. `source` makes what a leader follows the database with, `empty` a
-    board like `board`.
+    board like `board`. `identify` asks which table this node would follow.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Node:
         *,
         source: MakeSource,
         empty: Callable[[], Board],
+        identify: Identify,
         replicas: int = 1,
         storage: Storage = "file",
         port: int = 0,
@@ -65,8 +71,15 @@ class Node:
         self._node_state = NodeState(self.state, timing)
         self._connection = Connection(access, f"brain {self.name}", timing)
         self._log = Log(self._connection, stream, replicas=replicas, storage=storage, timing=timing)
+        self._origin = Origin(identify)
         self._relay = Relay(
-            self._log, board, self._node_state, node=self.id, empty=empty, timing=timing
+            self._log,
+            board,
+            self._node_state,
+            node=self.id,
+            empty=empty,
+            origin=self._origin,
+            timing=timing,
         )
         self._barrier = Barrier(self._log, board, self._relay, timing)
         self._leadership = Leadership(
@@ -91,6 +104,7 @@ class Node:
                 "ready": self.state.source != "none" and board.begun,
                 **self.report()._asdict(),
             },
+            self._want_board,
         )
         self._retiring: asyncio.Task[None] | None = None
         self._counted = (self.state, 0, 0, 0)
@@ -128,6 +142,10 @@ class Node:
             timing=self._timing,
         )
 
+    def _want_board(self) -> None:
+        if self._leadership.leader is not None:
+            self._leadership.leader.want_board()
+
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
         """Raises CredentialsError."""
         async with self._connection:
@@ -135,6 +153,7 @@ class Node:
                 asyncio.create_task(self._leadership.watch(), name="leadership"),
                 asyncio.create_task(self._watch(), name="node"),
                 asyncio.create_task(self._roster.answer(), name="roster"),
+                asyncio.create_task(self._watch_origin(), name="origin"),
             ]
             try:
                 async with aclosing(self._relay.events()) as events:
@@ -161,14 +180,50 @@ class Node:
         while True:
             await asyncio.sleep(timing.pause)
             self._count()
-            silent = loop.time() - max(began, self._node_state.heard)
-            loading, why = self._relay.loading(loop.time())
-            if silent > timing.away and not connection.is_open:
-                self._node_state.away(f"no connection to NATS: {connection.detail}")
-            elif silent > timing.leaderless:
-                self._node_state.away("nobody writes the log")
+            state = self._node_state
+            silent = loop.time() - max(began, state.heard)
+            leaderless = loop.time() - max(began, state.led)
+            loading, wait = self._relay.loading(loop.time())
+            if state.elsewhere:
+                state.away(state.elsewhere, HINT)
+            elif silent > timing.away and not connection.is_open:
+                state.away(f"no connection to NATS: {connection.detail}")
+            elif max(silent, 0.0 if self._relay.loads else leaderless) > timing.leaderless:
+                why = self._leadership.obstacle
+                state.away(f"nobody writes the log{why and ': '}{why}")
             elif loading > timing.leaderless:
-                self._node_state.away(why)
+                state.away(wait)
+
+    async def _watch_origin(self) -> None:
+        """Whether a leader that follows another table, or reads it otherwise, has come."""
+        known: Identity | None = None
+        doubted: Identity | None = None
+        told = ""
+        while True:
+            await asyncio.sleep(2 * self._timing.heartbeat)
+            identity = self._relay.track.identity
+            if identity is None or identity == known or self._relay.loads:
+                continue
+            if self._leadership.leader is not None:
+                known = identity
+                continue
+            if why := await self._origin.objection(identity):
+                # The table may have been replaced, or the database moved, a moment ago.
+                if doubted == identity:
+                    log.error("the log is not of this node's table", detail=why, hint=HINT)
+                    self._relay.leave(why)
+                doubted = identity if doubted != identity else None
+                continue
+            known, doubted = identity, None
+            differs = await self._origin.differences(identity)
+            if differs and differs != told:
+                log.warning(
+                    "the leader reads the table otherwise",
+                    differs=differs,
+                    effect="each change of leader ends all clients with 4410",
+                    hint="give all nodes the same settings, and the same role in the database",
+                )
+            told = differs
 
     def _count(self) -> None:
         """What this node has done while it led: for its own metrics."""

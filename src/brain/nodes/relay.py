@@ -11,38 +11,37 @@ test_a_node_that_starts_takes_over_the_board
 does not go on where it is: what comes next was discarded, the log ends before, it was created
 again, or a message does not follow (N3). Then it pushes what differs.
 test_a_node_goes_on_where_it_was, test_a_node_that_lacks_what_was_discarded_loads_again
+
+Somebody may purge the log, or write what no reader understands. Then it cannot be loaded: the nodes
+ask the leader for a new image, and a leader that cannot go on itself leads no longer.
+test_a_log_that_was_purged_is_loaded_again, test_a_log_that_nobody_can_read_on_heals
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TypeAlias
 
 import structlog
 
 from brain.contract.events import Event, Image, Outcome, Snapshot
 from brain.delivery.board import Board
+from brain.nodes import roster
+from brain.nodes.boards import Start, Unusable, beginning, own_claim
 from brain.nodes.connection import NATSError
-from brain.nodes.difference import difference, image, pieces
+from brain.nodes.difference import difference, image, pieces, seq_at
 from brain.nodes.log import Facts, Item, Log, Reader, Superseded
-from brain.nodes.messages import (
-    READABLE_FROM,
-    VERSION,
-    Base,
-    MessageError,
-    decode,
-    decode_held,
-    decode_image,
-)
+from brain.nodes.messages import VERSION, Base
+from brain.nodes.origin import Origin
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NodeTiming
 from brain.nodes.track import Claim, LoadAgain, Track
 
 log = structlog.get_logger()
 
-Start: TypeAlias = tuple[Track, Image | None]
-"""Where to begin to read the log, and with which board."""
+ELSEWHERE = 10
+"""A log of another table is free for this one when nobody has written to it for so many times the
+silence after which a node claims its own."""
 
 GULP = 256 * 1024
 """Bytes of messages whose events are yielded at once."""
@@ -61,6 +60,7 @@ class Relay:
         *,
         node: str,
         empty: Callable[[], Board],
+        origin: Origin,
         timing: NodeTiming,
     ) -> None:
         self.track = Track()
@@ -72,17 +72,23 @@ class Relay:
         self._board = board
         self._node = node
         self._empty = empty
+        self._origin = origin
+        self._misled = False
+        """The board has runs of another table."""
         self._timing = timing
         self._outcomes: dict[tuple[int, int], Outcome] = {}
         self._created = ""
         self._target = 0
         """The end of the log when this node began to read it."""
-        self._loads = "starting"
+        self.loads = "starting"
         """Why this node must load the log: "" if it follows."""
         self._loads_since = float("inf")
         self._needed: Claim | None = None
         """The claim of a leader that goes on from its own board: what stood before does not count.
         """
+        self._impassable = 0
+        """The last message that is not understood, or does not follow, although the log was loaded:
+        only an image of what is behind it helps."""
         self._stuck = False
         """What stands in the log is not enough to load it."""
         self._own: Claim | None = None
@@ -103,10 +109,10 @@ class Relay:
         claim = self.track.claim
         if claim is not None and claim.version > VERSION:
             return None  # nobody knows what this leader's checkpoint means
-        if self._loads:
+        if self.loads:
             if not self._stuck:
                 return None
-            return "board" if self._board.begun else "empty"
+            return "board" if self._board.begun and not self._misled else "empty"
         if self._reader is None or not self.is_at_end:
             return None
         return "empty" if claim is None else "log"
@@ -146,14 +152,14 @@ class Relay:
 
     def loading(self, now: float) -> tuple[float, str]:
         """For how long this node has tried to load the log, and what it waits for."""
-        if not self._loads:
+        if not self.loads:
             return 0.0, ""
         wait = "the log contains no whole board" if self._stuck else "the leader reads the table"
-        return now - self._loads_since, f"this node loads the log again ({self._loads}): {wait}"
+        return now - self._loads_since, f"this node loads the log again ({self.loads}): {wait}"
 
     def has_read(self, seq: int, created: str) -> bool:
         """Whether this message, of the stream that was created then, has been applied."""
-        return not self._loads and self._created == created and self._applied >= seq
+        return not self.loads and self._created == created and self._applied >= seq
 
     async def moved(self) -> None:
         """Wait until something has been read, or a heartbeat's time has passed."""
@@ -170,8 +176,15 @@ class Relay:
         """The claim of this node was accepted: if it loads, it goes on from its own board, or from
         nothing.
         """
-        if self._loads:
+        if self.loads:
             self._own = claim
+
+    def leave(self, why: str) -> None:
+        """The log is of another table."""
+        self.loads, self._stuck, self._own = why, False, None
+        self._misled = True
+        if self._reader is not None:
+            self._reader.interrupt(why)
 
     # The source.
 
@@ -188,10 +201,10 @@ class Relay:
                         yield several
                         self._yielding = False
             except LoadAgain as error:
-                self._loads_since = self._loads_since if self._loads else clock()
-                self._loads, self._stuck, self._own = str(error), False, None
+                self._loads_since = self._loads_since if self.loads else clock()
+                self.loads, self._stuck, self._own = str(error), False, None
                 log.warning("the log does not go on", detail=str(error))
-            except (NATSError, MessageError) as error:
+            except NATSError as error:
                 if str(error) != told:
                     told = str(error)
                     log.warning("the log cannot be read", detail=told)
@@ -202,14 +215,14 @@ class Relay:
 
     async def _events(self) -> AsyncGenerator[Sequence[Event]]:
         facts = await self._log.facts()
-        if not self._loads and (gone := self._does_not_go_on(facts)):
+        if not self.loads and (gone := self._does_not_go_on(facts)):
             raise LoadAgain(gone)
         self.note_idle(facts)
-        if self._loads:
+        if self.loads:
             async with aclosing(self._load()) as loading:
                 async for several in loading:
                     yield several
-            self._loads, self._stuck, self._own = "", False, None
+            self.loads, self._stuck, self._own = "", False, None
             self._settle()
         async with self._log.read("log", self.track.position) as reader:
             self._reader = reader
@@ -251,10 +264,16 @@ class Relay:
             self._settle(at_end=not items or items[-1].pending == 0, reader=reader)
 
     def _take(self, track: Track, item: Item) -> Sequence[Event]:
-        """Raises LoadAgain, MessageError."""
-        self.state.heard = asyncio.get_running_loop().time()
-        claim = track.claim
-        events = track.take(item.seq, item.data)
+        """Raises LoadAgain."""
+        claim, foreign = track.claim, track.foreign
+        try:
+            events = track.take(item.seq, item.data)
+        finally:
+            if track.foreign == foreign:
+                now = self.state.heard = asyncio.get_running_loop().time()
+                self.state.led = now if track.n else self.state.led
+        if track.foreign != foreign:
+            self.state.skip(self._log.name, item)
         if track.claim is claim or track.claim is None:
             return events
         claim = track.claim
@@ -282,15 +301,9 @@ class Relay:
         """
         after = event.unless_after
         assert after is not None
-        found = board.log.before(after + 1)
-        seq = board.seq if found is None else found
-        if board.floor_time > after:
-            seq = min(seq, board.floor - 1)
-        if board.dead_floor_time > after:
-            seq = min(seq, board.dead_floor - 1)
         track = self.track
         outcome = self._outcomes.pop((track.epoch, track.n), None)
-        return replace(event, unless_after=seq, outcome=outcome)
+        return replace(event, unless_after=seq_at(board, after), outcome=outcome)
 
     def _settle(self, *, at_end: bool = False, reader: Reader | None = None) -> None:
         """All that was read has been applied."""
@@ -300,7 +313,7 @@ class Relay:
         now = asyncio.get_running_loop().time()
         if at_end and not (reader is not None and reader.waiting):
             state.at_end = now
-        if track.position >= self._target and track.status and not self._loads:
+        if track.position >= self._target and track.status and not self.loads:
             claim = track.claim
             if claim is not None and not claim.is_readable:
                 state.away(f"the leader {claim.name} writes a later version of the log")
@@ -328,7 +341,7 @@ class Relay:
     # Loading.
 
     async def _load(self) -> AsyncGenerator[list[Event]]:
-        """(N7) Raises LoadAgain, NATSError, MessageError."""
+        """(N7) Raises LoadAgain, NATSError."""
         if not self._board.begun:
             found = await self._start()
             if found is None:
@@ -357,7 +370,12 @@ class Relay:
                 if self._goes_on_alone():
                     return
                 for item in await reader.take(self._timing.pause):
-                    for event in self._take(track, item):
+                    try:
+                        events = self._take(track, item)
+                    except LoadAgain:
+                        self._impassable = item.seq
+                        raise
+                    for event in events:
                         if isinstance(event, Snapshot) and event.unless_after is not None:
                             loaded.apply(replace(self._comparison(event, loaded), outcome=None))
                         else:
@@ -377,12 +395,13 @@ class Relay:
         if own is None:
             return False
         self.track = self.track.going_on(own)
-        self._needed = None
+        self._needed, self._misled = None, False
         self._target = 0
         return True
 
     async def _start(self) -> Start | None:
         """Where to begin to read; None if this node goes on from its own board."""
+        asked = float("-inf")
         while True:
             if self._goes_on_alone():
                 return None
@@ -390,61 +409,40 @@ class Relay:
             self.note_idle(facts)
             if facts.created != self._created:
                 self._created, self._needed, self._own = facts.created, None, None
-            found: Start | None = await self._written(facts)
-            needed = self._needed
-            if found is None and needed is None and facts.first <= 1:
-                found = Track(), None
-            elif (
-                found is None
-                and needed is not None
-                and needed.base == "empty"
-                and facts.first <= needed.seq
-            ):
-                found = Track(position=needed.seq - 1), None
-            if found is not None:
+                self._impassable = self.state.foreign_at = 0
+            found = await self._beginning(facts)
+            identity = None if found is None else found[0].identity
+            why = "" if identity is None else await self._origin.objection(identity)
+            self.state.elsewhere = why
+            if why and facts.idle < ELSEWHERE * self._timing.silence:
+                self._stuck = False
+                await asyncio.sleep(2 * self._timing.heartbeat)
+                continue
+            if found is not None and not why:
                 self._stuck = False
                 return found
             self._stuck = True
-            await self._look_for_own()
+            # (N2) The claim of this node may have been accepted although nobody has told it so.
+            self._own = await own_claim(self._log, self._node) or self._own
+            if (now := asyncio.get_running_loop().time()) - asked > 2 * self._timing.heartbeat:
+                asked = now
+                await roster.ask_for_board(self._log.connection, self._log.name)
             await asyncio.sleep(self._timing.pause)
 
-    async def _look_for_own(self) -> None:
-        """(N2) The claim of this node may have been accepted although nobody has told it so."""
-        last = await self._log.last("log")
-        if last is not None and last[1].kind == "claim" and last[1].head.get("id") == self._node:
-            seq, message = last
-            head = message.head
-            self._own = Claim(seq, head["id"], head["name"], head["base"], VERSION, READABLE_FROM)
+    async def _beginning(self, facts: Facts) -> Start | None:
+        try:
+            return await beginning(
+                self._log,
+                facts,
+                needed=self._needed,
+                impassable=self._impassable,
+                timing=self._timing,
+            )
+        except Unusable as error:
+            log.warning("the log cannot be loaded", detail=str(error))
+            self._impassable = max(self._impassable, error.as_of + 1)
+            return None
 
     async def _aim(self) -> None:
         last = await self._log.last("log")
         self._target = 0 if last is None else last[0]
-
-    async def _written(self, facts: Facts) -> tuple[Track, Image] | None:
-        """The last image of a board, if it is whole and counts."""
-        last = await self._log.last("end")
-        if last is None:
-            return None
-        head = last[1].head
-        if head["r"] > VERSION or (self._needed is not None and head["as_of"] < self._needed.seq):
-            return None
-        if head["pieces"] and facts.first > head["first"]:
-            return None
-        entries = []
-        part = b""
-        count = 0
-        if head["pieces"]:
-            async with self._log.read("ckpt", head["first"] - 1) as reader:
-                while count < head["pieces"]:
-                    for item in await reader.take(self._timing.watchdog):
-                        message = decode(item.data)
-                        if message.head.get("as_of") != head["as_of"]:
-                            raise MessageError(f"message {item.seq} is of another board")
-                        part += message.body
-                        count += 1
-                        if message.is_last:
-                            entries += decode_held(part)
-                            part = b""
-                            await asyncio.sleep(0)
-        track = Track.behind(head, Claim(*head["claim"]))
-        return track, decode_image(head["board"], entries)

@@ -1,4 +1,4 @@
-"""The list of nodes: each answers for itself when somebody asks."""
+"""What nodes ask each other besides the log: who is there, and a new image of the board."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,14 @@ from nats.aio.msg import Msg
 from brain import __version__
 from brain.nodes.connection import Connection, NATSError, Unanswered
 
+BOARD = b"board"
+"""Asks the leader for an image of its board. What asks for the list is empty."""
+
+KEYS = frozenset(
+    ("name", "role", "ready", "epoch", "position", "lag", "clients", "port", "version")
+)
+"""What each node says of itself, at least."""
+
 AGAIN = 0.5
 """Seconds between two looks whether the connection is another one."""
 
@@ -20,11 +28,17 @@ class Roster:
     """Not a part of the stream: nobody keeps what is said here."""
 
     def __init__(
-        self, connection: Connection, stream: str, report: Callable[[], dict[str, Any]]
+        self,
+        connection: Connection,
+        stream: str,
+        report: Callable[[], dict[str, Any]],
+        wanted: Callable[[], object],
     ) -> None:
+        """`wanted` is called when a node asks for an image of the board."""
         self._connection = connection
         self._subject = subject(stream)
         self._report = report
+        self._wanted = wanted
 
     async def answer(self) -> None:
         """For ever."""
@@ -41,9 +55,18 @@ class Roster:
             await asyncio.sleep(AGAIN)
 
     async def _say(self, message: Msg) -> None:
+        if message.data == BOARD:
+            self._wanted()
+            return
         document = {"version": __version__, **self._report()}
         with contextlib.suppress(nats.errors.Error, OSError):
             await message.respond(json.dumps(document).encode())
+
+
+async def ask_for_board(connection: Connection, stream: str) -> None:
+    """Nobody answers: the image comes over the log."""
+    with contextlib.suppress(NATSError, nats.errors.Error, OSError):
+        await connection.client.publish(subject(stream), BOARD)
 
 
 def subject(stream: str) -> str:
@@ -55,8 +78,10 @@ async def ask(connection: Connection, stream: str, seconds: float) -> list[dict[
     found: list[dict[str, Any]] = []
 
     async def take(message: Msg) -> None:
-        if message.data:
-            found.append(json.loads(message.data))
+        with contextlib.suppress(ValueError):  # somebody else has answered
+            document = json.loads(message.data)
+            if isinstance(document, dict) and document.keys() >= KEYS:
+                found.append(document)
 
     client = connection.client  # raises Unanswered
     inbox = client.new_inbox()

@@ -5,12 +5,20 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from brain.contract.nodes import NodeReport, Role
+from brain.nodes.log import Item
 from brain.nodes.messages import decode_warnings
 from brain.nodes.timing import NodeTiming
 from brain.postgres.source_state import SourceState
 
-HINT = "look at NATS (BRAIN_NATS_URL) and at the logs of the other nodes"
+log = structlog.get_logger()
+
+FOREIGN = 60.0
+"""Seconds between two lines about messages that somebody else has written."""
+
+HINT = "look at NATS (BRAIN_NATS_URL) and at the logs of the other nodes, or run: brain doctor"
 
 
 @dataclass(slots=True)
@@ -24,18 +32,28 @@ class NodeState:
     role: Role = "follower"
     epoch: int = 0
     position: int = 0
+    foreign: int = 0
+    """Messages of the log that somebody else has written."""
+    foreign_at: int = 0
+    """The last of them. What is loaded again does not count again."""
+    elsewhere: str = ""
+    """Why the log is not of this node's table; "" if it is."""
     heard: float = -math.inf
     """When, by the loop's clock, the last message of the log was read."""
+    led: float = -math.inf
+    """The same for a message that only a leader writes which can do more than claim."""
     at_end: float = -math.inf
     """When this node was last at the end of the log."""
     _late: float | None = None
     """Since when the leader is late."""
+    _told: tuple[int, float] = (0, -math.inf)
+    """How many messages of somebody else the log has told of, and when."""
 
     def __post_init__(self) -> None:
         self.source.lateness.follow(self._late_since)
 
     def report(self) -> NodeReport:
-        return NodeReport(self.role, self.epoch, self.position, self.lag())
+        return NodeReport(self.role, self.epoch, self.position, self.lag(), self.foreign)
 
     def lag(self) -> float:
         behind = asyncio.get_running_loop().time() - self.at_end
@@ -53,10 +71,29 @@ class NodeState:
             source.lateness.answered()
         self._late = now - status["lag"] if status["lag"] else None
 
-    def away(self, detail: str) -> None:
+    def away(self, detail: str, hint: str = HINT) -> None:
         """(N9) Nobody knows what happens in the database."""
         if self.source.code != "nats" or self.source.detail != detail:
-            self.source.change("none", "nats", detail, HINT)
+            self.source.change("none", "nats", detail, hint)
+
+    def skip(self, stream: str, item: Item) -> None:
+        """A message that is none of Brain's."""
+        if item.seq <= self.foreign_at:
+            return
+        self.foreign_at = item.seq
+        self.foreign += 1
+        told, at = self._told
+        now = asyncio.get_running_loop().time()
+        if now - at < FOREIGN:
+            return
+        self._told = self.foreign, now
+        log.warning(
+            "somebody else writes to the log",
+            messages=self.foreign - told,
+            last=item.seq,
+            detail=f"{item.data[:40]!r} is no message of Brain's, and is skipped",
+            hint=f"let nobody but nodes publish to {stream}.>, or set another BRAIN_NATS_STREAM",
+        )
 
     def _late_since(self) -> float | None:
         now = asyncio.get_running_loop().time()

@@ -41,6 +41,8 @@ class NodeTiming:
     """How long a client may wait until this node has read what the client has seen elsewhere."""
     piece: int = 128 * 1024
     """Bytes of a message at most, encoded. NATS refuses more than 1 MB by default."""
+    boards: float = 5.0
+    """Between two boards that are written because a node asks for one."""
     checkpoint: int = 8 * 1024 * 1024
     """(N6) Bytes after which the board is written again, unless it is larger than that."""
 

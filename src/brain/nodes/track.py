@@ -4,11 +4,16 @@
 its leader's epoch and a number: one of an earlier epoch is skipped, and what does not follow shows
 that this reader's board is not that of the log.
 test_a_message_of_a_lower_epoch_is_skipped, test_a_message_that_does_not_follow_loads_again
+
+Whoever may publish there may write what is no message of Brain's. It is skipped: nothing is lost by
+that, because what the leader writes next is refused behind it (N1), and the next leader reads the
+database again from the last checkpoint.
+test_what_somebody_else_has_written_is_skipped
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from brain.contract.events import Changes, Event
 from brain.contract.messages import Micros
@@ -24,8 +29,18 @@ from brain.nodes.messages import (
     decode_event,
     items,
 )
-from brain.postgres.checkpoints import Checkpoint
+from brain.postgres.checkpoints import Checkpoint, Identity
 from brain.postgres.table import Column
+
+UNREADABLE: Final = (
+    MessageError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)
+"""What a message raises that is well-formed and yet none of Brain's."""
 
 
 class LoadAgain(NATSError):  # noqa: N818 - a state of the log, not an error of Brain
@@ -70,18 +85,28 @@ class Track:
     columns: dict[str, Column] | None = None
     status: dict[str, Any] = field(default_factory=dict)
     """How the leader follows the database."""
-    skipped: int = 0
-    """Messages of earlier epochs."""
+    foreign: int = 0
+    """Messages that are none of Brain's, since this reader began."""
     _parts: list[bytes] = field(default_factory=list)
 
     def take(self, seq: int, data: bytes) -> Sequence[Event]:
-        """The events of a message, to be applied at once. Raises LoadAgain, MessageError."""
-        message = decode(data)
+        """The events of a message, to be applied at once. Raises LoadAgain."""
+        try:
+            message = decode(data)
+        except MessageError:
+            self.foreign += 1
+            self.position = seq
+            return []
+        try:
+            return self._understand(seq, message)
+        except UNREADABLE as error:
+            raise LoadAgain(f"message {seq} cannot be understood: {error!r}") from None
+
+    def _understand(self, seq: int, message: Message) -> Sequence[Event]:
         if message.kind == "claim":
             self._claimed(seq, message)
             return []
         if message.epoch < self.epoch:
-            self.skipped += 1
             self.position = seq
             return []
         if self.claim is not None and not self.claim.is_readable:
@@ -104,8 +129,8 @@ class Track:
             return []
         body = b"".join(self._parts)
         self._parts.clear()
-        self._head(message.head)
         events = [decode_event(each) for each in items(body)]
+        self._head(message.head)
         self._note(events)
         return events
 
@@ -141,6 +166,11 @@ class Track:
             else:
                 self.at = getattr(event, "at", self.at)
 
+    @property
+    def identity(self) -> Identity | None:
+        """Of the table that the log is of, as far as its leaders have said."""
+        return None if self.checkpoint is None else self.checkpoint.identity
+
     @classmethod
     def behind(cls, head: dict[str, Any], claim: Claim) -> "Track":
         """As it was when the board was written."""
@@ -169,4 +199,5 @@ class Track:
             unseen=self.unseen,
             columns=self.columns,
             status=self.status,
+            foreign=self.foreign,
         )

@@ -109,6 +109,11 @@ class Poll:
         self.progress.columns = self.description.columns
         self.progress.notice(self._epoch)
 
+    @property
+    def identity(self) -> Identity:
+        """As the catalog was last read."""
+        return self._identity
+
     async def _look_whether_ids_compare(self) -> bool:
         """Not those of type json, of an array, or of an extension whose operators our search_path
         lacks.

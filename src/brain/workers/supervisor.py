@@ -176,6 +176,15 @@ class Supervisor:
         if not ending.done():
             log.error("worker killed", worker=process.number, detail="it did not stop in time")
             process.kill()
+        elif (status := await ending) != 0:
+            # Its clients come back all the same, but nobody has told them to.
+            log.warning(
+                "worker died",
+                worker=process.number,
+                pid=process.pid,
+                status=status,
+                detail="while it stopped",
+            )
         await ending
         self._forget(process)
 

@@ -14,6 +14,7 @@ from brain.doctor.nats import nats as examine
 from brain.doctor.report import Finding
 from brain.nodes.connection import Access
 from brain.nodes.log import Log
+from brain.nodes.roster import KEYS
 from tests.support.commands import run
 from tests.support.nats import NatsServer, available, nats_running
 from tests.support.ports import free_port
@@ -75,6 +76,19 @@ def test_other_settings_of_the_stream_are_reported(server: NatsServer) -> None:
     assert "max_bytes is 1000000, not 268435456" in note.what
 
 
+@pytest.mark.parametrize(
+    "changed", [{"max_msg_size": 1000}, {"no_ack": True}, {"subjects": [f"{STREAM}.log"]}]
+)
+def test_settings_with_which_nobody_can_lead_are_broken(
+    server: NatsServer, changed: dict[str, Any]
+) -> None:
+    asyncio.run(make(server.url, **changed))
+    (finding,) = found(server.url)
+    assert checks([finding]) == [("nats_stream", "broken")]
+    assert next(iter(changed)) in finding.what
+    assert f"nats stream rm {STREAM}" in finding.hint
+
+
 def test_nats_that_does_not_answer_or_refuses_is_reported() -> None:
     (finding,) = found(f"nats://127.0.0.1:{free_port()}")
     assert checks([finding]) == [("nats", "broken")]
@@ -120,9 +134,41 @@ def test_a_permission_that_is_missing_is_reported(denied: str, cannot: str) -> N
     assert cannot in finding.what.lower() or cannot in finding.what
 
 
+def test_nodes_of_which_none_leads_are_reported(server: NatsServer) -> None:
+    """Whatever keeps them from it, such as a full disk of JetStream."""
+    asyncio.run(make(server.url))
+
+    async def examined() -> list[Finding]:
+        async def answer(message: Any) -> None:
+            if message.reply:
+                node = dict.fromkeys(KEYS, 0) | {"name": "n", "role": "follower"}
+                await message.respond(json.dumps(node).encode())
+                await message.respond(b"rubbish")
+
+        client = await nats.connect(server.url)
+        await client.subscribe(f"{STREAM}.nodes", cb=answer)
+        await client.flush()
+        found = await examine(Nodes(Access([server.url]), STREAM, 1, "file"))
+        await client.close()
+        return found
+
+    (finding,) = asyncio.run(examined())
+    assert checks([finding]) == [("nats_stream", "broken")]
+    assert finding.what == f"of 1 nodes that share the stream {STREAM}, none leads"
+
+
 def test_the_command_examines_nats_too(database: str) -> None:
     url = f"nats://user:secret@127.0.0.1:{free_port()}"
     said = run("doctor", code=2, database_url=database, nats_url=url)
     assert "broken: NATS does not accept a connection" in said
     assert "Brain cannot follow public.runs as it is." in said
     assert "secret" not in said
+
+
+def test_the_command_names_the_log_that_is_well(database: str, server: NatsServer) -> None:
+    settings = {"database_url": database, "nats_url": server.url, "nats_stream": "BRAIN_well"}
+    said = run("doctor", code=0, **settings)
+    assert said.splitlines()[-2:] == [
+        "Brain streams public.runs.",
+        "It shares the table with other nodes by the stream BRAIN_well of NATS.",
+    ]

@@ -74,6 +74,7 @@ async def test_the_newest_message_of_a_subject(nats: NatsServer) -> None:
         await log.append("end", encode("end", 1, 1, as_of=1), 1)
         found = await log.last("end")
         assert found is not None
+        assert found[1] is not None
         assert (found[0], found[1].head["as_of"]) == (2, 1)
 
 

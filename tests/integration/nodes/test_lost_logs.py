@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from brain.contract.messages import AGENT
 from brain.delivery.log import RUN
 from brain.nodes.difference import image
+from brain.nodes.leader import Leader
 from brain.nodes.roster import AGAIN
 from tests.integration.nodes.test_nodes import ROW, deaf, frames, nodes, settled
 from tests.support.nats import NatsServer, cluster, nats_running
@@ -190,8 +191,13 @@ async def test_a_leader_says_that_its_board_fills_the_log(
             assert ("the board fills the log" in [line["event"] for line in lines]) is warned
 
 
-async def test_a_node_that_cannot_load_the_log_says_so(database: str, nats: NatsServer) -> None:
-    """Its clients have an old view: it is not ready until the log contains a whole board."""
+async def test_a_node_that_cannot_load_the_log_says_so(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients have an old view: it is not ready until the log contains a whole board, which a
+    leader of an older version does not write when it is asked.
+    """
+    monkeypatch.setattr(Leader, "want_board", lambda _: None)
     timing = replace(QUICK_NODES, leaderless=1.0)
     async with nodes(database, nats.url, timing=timing) as two:
         leader = await leader_of(*two)

@@ -343,6 +343,7 @@ async def test_a_node_that_lacks_what_was_discarded_loads_again(
         await lead._write_board()
         end = await log.last("end")
         assert end is not None
+        assert end[1] is not None
         keep = end[1].head["first"]
         await log.connection.ask(f"STREAM.PURGE.{log.name}", seq=keep)
         deafened.__exit__(None, None, None)
@@ -402,6 +403,7 @@ async def test_a_leader_writes_the_board_first_in_a_new_log_and_behind_its_first
             async def boards() -> list[int]:
                 last = await log.last("end")
                 assert last is not None
+                assert last[1] is not None
                 first = await log.connection.ask(
                     f"STREAM.MSG.GET.{log.name}", seq=1, next_by_subj=log.subject("end")
                 )

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from brain import Runs
 from tests.support import ROOT
+from tests.support.fleet import Fleet
 from tests.support.patience import LIFETIME, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, until
@@ -171,6 +172,28 @@ async def test_a_rolling_restart_replaces_each_worker_and_nobody_misses_an_end(
     led, _, leads = brain.log().partition("event=resigned")
     leaders = [re.findall(r"event=leader node=(\S+)", each) for each in (led, leads)]
     assert leaders[0][-1] != leaders[1][0]
+
+
+def test_a_worker_that_is_killed_while_it_closes_its_clients_is_said(brain: Brain) -> None:
+    """And the rolling restart goes on. Its clients answer nothing, so it waits for them."""
+    settle(brain)
+    killed = []
+    begun = len(brain.log())
+    with Fleet(brain, CLIENTS):
+        brain.process.send_signal(signal.SIGHUP)
+
+        def is_killed() -> bool:
+            for each in entries(brain):
+                if each["state"] == "stopping":
+                    killed.append(each["pid"])
+                    os.kill(each["pid"], signal.SIGKILL)
+            return bool(killed)
+
+        wait_until(is_killed, seconds=LIFETIME)
+    wait_until(lambda: "rolling restart done" in brain.log()[begun:], seconds=LIFETIME)
+    line = rf'event="worker died" worker=\d pid={killed[0]} status=-9 detail="while it stopped"'
+    assert re.search(line, brain.log())
+    settle(brain, *killed)
 
 
 async def test_a_suspended_worker_is_said_to_be_silent_and_no_counter_falls(

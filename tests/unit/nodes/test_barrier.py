@@ -34,7 +34,7 @@ def barrier(stream: Stream, *, looked: bool = True, loads: str = "") -> tuple[Ba
     """Of a node that has read message 50 of the stream that was created on monday."""
     relay = made()
     relay._board.apply(Snapshot([], 1000))
-    relay._applied, relay._loads, relay.track.looked = 50, loads, looked
+    relay._applied, relay.loads, relay.track.looked = 50, loads, looked
     return Barrier(stream, relay._board, relay, QUICK), relay  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ async def test_while_this_node_loads_the_log_nobody_is_served() -> None:
     found, relay = barrier(Stream("monday", 50), loads="the log went back")
     waiting = asyncio.create_task(found.reached(2000))
     await asyncio.sleep(0)
-    relay._loads = ""
+    relay.loads = ""
     relay._moved.set()
     assert await waiting
 

@@ -5,6 +5,7 @@ import pytest
 from brain.delivery.board import Board
 from brain.nodes.connection import Access, Connection
 from brain.nodes.log import Facts, Log
+from brain.nodes.origin import Origin
 from brain.nodes.relay import Relay
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING
@@ -15,7 +16,19 @@ def relay() -> Relay:
     log = Log(Connection(Access(["nats://h"]), "test", NODE_TIMING), "S", timing=NODE_TIMING)
     state = NodeState(SourceState(), NODE_TIMING)
     board = Board(1 << 20)
-    found = Relay(log, board, state, node="n", empty=lambda: Board(1 << 20), timing=NODE_TIMING)
+
+    async def unknown() -> None:
+        return None
+
+    found = Relay(
+        log,
+        board,
+        state,
+        node="n",
+        empty=lambda: Board(1 << 20),
+        origin=Origin(unknown),
+        timing=NODE_TIMING,
+    )
     found._created, found.track.position = "monday", 50
     return found
 

@@ -8,7 +8,6 @@ from brain.contract.events import Changes, Snapshot
 from brain.contract.messages import Run
 from brain.nodes.messages import (
     VERSION,
-    MessageError,
     encode,
     encode_checkpoint,
     encode_event,
@@ -50,7 +49,7 @@ def test_a_message_of_a_lower_epoch_is_skipped() -> None:
     track = begun()
     track.take(2, claim("m"))
     assert track.take(3, changes(1, 1)) == []
-    assert (track.skipped, track.position) == (1, 3)
+    assert track.position == 3
     assert track.take(4, changes(2, 1)) != []
 
 
@@ -118,7 +117,27 @@ def test_what_a_later_version_writes_is_skipped_until_it_can_be_read_again() -> 
     assert track.epoch == 4
 
 
-@pytest.mark.parametrize("message", [encode("ckpt", 1, 1), b"{}", encode("claim", 0, 0, id="n")])
-def test_what_is_none_of_the_log_s_is_an_error(message: bytes) -> None:
-    with pytest.raises(MessageError):
+@pytest.mark.parametrize(
+    "message",
+    [
+        encode("ckpt", 1, 1),
+        encode("claim", 0, 0, id="n"),
+        encode("events", 1, 1, b"{"),
+        encode("events", 1, 1, b'[["c"]]'),
+        encode("events", 1, 1, columns=7),
+        encode("events", 1, 1, checkpoint={"identity": 1}),
+    ],
+)
+def test_what_does_not_belong_into_the_log_loads_again(message: bytes) -> None:
+    with pytest.raises(LoadAgain, match="message 2"):
         begun().take(2, message)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"hello", b"[1]", encode("events", 1, 1, part=7), b"[" * 100_000]
+)
+def test_what_somebody_else_has_written_is_skipped(data: bytes) -> None:
+    track = begun()
+    assert track.take(2, data) == []
+    assert (track.position, track.n, track.foreign) == (2, 0, 1)
+    assert track.take(3, changes(1, 1)) == [Changes([("update", RUN)], 5, 3)]
