@@ -60,8 +60,8 @@ bench: $(VENV)/dev.done
 
 bench-nodes:  ## measure several nodes and workers, in ten minutes (QUICK=--quick: a smoke test)
 bench-nodes: $(VENV)/dev.done
-	@$(BIN)/python -m benchmarks.nodes $(QUICK)
-	@$(BIN)/python -m benchmarks.report $(QUICK)
+	@$(BIN)/python -m benchmarks.nodes $(QUICK); failed=$$?; \
+	$(BIN)/python -m benchmarks.report $(QUICK) && exit $$failed
 
 # Seconds of each target under atheris, and hypothesis examples of each property.
 FUZZ_SECONDS  ?= 60

@@ -431,8 +431,8 @@ async def test_an_exception_while_one_client_is_served_closes_that_client_alone(
     faulty = mutant(
         tmp_path,
         "server.websocket",
-        "def received(self, message: 'Message') -> None:\n",
-        "def received(self, message: 'Message') -> None:\n"
+        "def received(self, message: 'IncomingMessage') -> None:\n",
+        "def received(self, message: 'IncomingMessage') -> None:\n"
         "        if message.data == b'fault':\n"
         "            raise ZeroDivisionError\n",
     )

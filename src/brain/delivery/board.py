@@ -397,12 +397,11 @@ class Board(Copied):
         return entry, is_or_was, steady
 
     def _bury(self, run_id: str, xid: int, known: Entry | None, *was: Facet) -> list[Push]:
-        """Make the run's tombstone (T1). Returns what to push: nothing if it was buried already,
-        and the API has not shown it since. `was`: as in `_put`.
+        """Make the tombstone (T1) of a run, which may have been `was`. Returns what to push:
+        nothing if it was buried already and the API has not shown it since.
         """
         self.seq = seq = self.seq + 1
-        time = self.time
-        frame = self._encode_deleted(run_id, time)
+        frame = self._encode_deleted(run_id, time := self.time)
         again = pushed = known is not None and is_tombstone(known)
         if known is None:
             ever = is_or_was = was or self._unheld  # (T2)

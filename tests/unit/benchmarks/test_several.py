@@ -112,12 +112,19 @@ def test_a_part_that_fails_does_not_stop_the_others(
         found.reach("seconds", 2.0, most=1.0)
 
     monkeypatch.setattr(nodes, "PARTS", {"one": fail, "two": succeed})
-    found = Found(quick=True, runs=1)
+    found = Found(quick=False, runs=1)
     measure(found, ["one", "two"])
     assert found.failed == {"one": "no server"}
     assert found.jobs["a table"]["a row"]["figures"]["seconds"]["median"] == 2.0
     assert [each["met"] for each in found.targets] == [False]
     assert "failed: one: no server" in capsys.readouterr().out
+
+
+def test_a_quick_run_reaches_only_what_must_never_happen() -> None:
+    found = Found(quick=True, runs=1)
+    found.reach("seconds", 2.0, most=1.0)
+    found.reach("clients wrong", 1.0, most=0)
+    assert [each["what"] for each in found.targets] == ["clients wrong"]
 
 
 @pytest.mark.parametrize("name", ALONE)
