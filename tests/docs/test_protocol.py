@@ -48,7 +48,11 @@ WHY_4410 = (
         "a_client_that_has_seen_what_the_log_has_lost",
     ),
     ("no longer the one", "integration/test_app.py", "a_replaced_table_closes_every_client"),
-    ("a TRUNCATE", "integration/server/test_include.py", "a_truncate_ends_who_includes_deletes"),
+    (
+        "a TRUNCATE",
+        "integration/server/test_include.py",
+        "a_truncate_ends_clients_that_include_deletes",
+    ),
     ("a stream begins", "integration/server/test_include.py", "a_stream_that_is_interrupted_ends"),
     (
         "a lost stream",

@@ -23,7 +23,7 @@ from brain.postgres.progress import Progress
 from tests.support.following import QUICK, RUNS
 from tests.support.patience import PATIENCE
 
-QUICK_NODES = replace(NodeTiming.of(1.0), first=0.15, others=0.05, away=0.6, pause=0.03)
+QUICK_NODES = replace(NodeTiming.of(1.0), first=0.05, away=0.6, pause=0.03)
 MEMORY = 1 << 24
 
 

@@ -7,10 +7,6 @@ has confirmed it. (An advisory lock, a slot's name and a lease each fail to fenc
 suspended and wakes up.)
 test_who_reads_his_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
 
-The log may be empty, because it was lost. Then the nodes that have a board come first; of these,
-the one that has read most, because the clients of every other one that is ahead of it start over.
-test_of_the_nodes_of_a_lost_log_the_one_that_has_read_most_leads
-
 (N10) A node that is stopped resigns behind its last message, so that another one claims at once. It
 claims nothing any more.
 test_a_node_that_is_stopped_resigns
@@ -19,7 +15,7 @@ test_a_node_that_is_stopped_resigns
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeAlias
 
 import structlog
@@ -47,7 +43,6 @@ class Leadership:
         relay: Relay,
         state: NodeState,
         lead: Lead,
-        others_have_more: Callable[[], Awaitable[bool]],
         *,
         node: str,
         name: str,
@@ -60,7 +55,6 @@ class Leadership:
         self._relay = relay
         self._state = state
         self._lead = lead
-        self._others_have_more = others_have_more
         self._node = node
         self._name = name
         self._timing = timing
@@ -139,8 +133,6 @@ class Leadership:
 
     async def _claim(self, base: Base) -> None:
         """Raises NATSError."""
-        if base == "board" and await self._leaves_it_to_others():
-            return
         heard = self._state.heard
         facts = await self._log.facts()
         last = await self._log.last("log")
@@ -159,11 +151,6 @@ class Leadership:
         seq = await self._log.append("log", claim, facts.last)
         if base != "log":
             self._relay.rebase(Claim(seq, self._node, self._name, base, VERSION, READABLE_FROM))
-
-    async def _leaves_it_to_others(self) -> bool:
-        """Not for ever: they may be unable to lead. Raises NATSError."""
-        vacant = asyncio.get_running_loop().time() - self._relay.vacant_since
-        return vacant < self._timing.silence and await self._others_have_more()
 
     # Leading.
 

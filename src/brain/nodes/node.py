@@ -28,7 +28,7 @@ from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
 from brain.nodes.origin import HINT, Identify, Origin
 from brain.nodes.relay import Relay
-from brain.nodes.roster import Roster, ask
+from brain.nodes.roster import Roster
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
@@ -67,7 +67,6 @@ class Node:
         self._board = board
         self._timing = timing
         self._made = source
-        self._stream = stream
         self._node_state = NodeState(self.state, timing)
         self._connection = Connection(access, f"brain {self.name}", timing)
         self._log = Log(self._connection, stream, replicas=replicas, storage=storage, timing=timing)
@@ -87,7 +86,6 @@ class Node:
             self._relay,
             self._node_state,
             self._lead,
-            self._others_have_more,
             node=self.id,
             name=self.name,
             timing=timing,
@@ -100,7 +98,6 @@ class Node:
                 "name": self.name,
                 "port": port,
                 "clients": clients(),
-                "time": board.time,
                 "ready": self.state.source != "none" and board.begun,
                 **self.report()._asdict(),
             },
@@ -124,13 +121,6 @@ class Node:
     async def reached(self, since: Micros) -> bool:
         """Wait until it has. False: it cannot be told in time."""
         return await self._barrier.reached(since)
-
-    async def _others_have_more(self) -> bool:
-        """Whether a node that answers has read more. Raises NATSError."""
-        mine, others = self._board.time, self._timing.others
-        return any(
-            each.get("time", 0) > mine for each in await ask(self._connection, self._stream, others)
-        )
 
     def _lead(self, claim: Claim) -> Leader:
         return Leader(

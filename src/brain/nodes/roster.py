@@ -10,7 +10,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from brain import __version__
-from brain.nodes.connection import Connection, NATSError, Unanswered
+from brain.nodes.connection import Connection, NATSError
 
 BOARD = b"board"
 """Asks the leader for an image of its board. What asks for the list is empty."""
@@ -85,11 +85,8 @@ async def ask(connection: Connection, stream: str, seconds: float) -> list[dict[
 
     client = connection.client  # raises Unanswered
     inbox = client.new_inbox()
-    try:
-        subscription = await client.subscribe(inbox, cb=take)
-        await client.publish(subject(stream), b"", reply=inbox)
-        await asyncio.sleep(seconds)
-        await subscription.unsubscribe()
-    except (nats.errors.Error, OSError) as error:
-        raise Unanswered(str(error)) from error
+    subscription = await client.subscribe(inbox, cb=take)
+    await client.publish(subject(stream), b"", reply=inbox)
+    await asyncio.sleep(seconds)
+    await subscription.unsubscribe()
     return sorted(found, key=lambda each: str(each["name"]))

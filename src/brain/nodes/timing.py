@@ -18,8 +18,6 @@ class NodeTiming:
     """Added to it, at random, so that several nodes do not claim at once."""
     first: float = 0.5
     """How long a node without a board leaves an empty log to nodes that have one."""
-    others: float = 0.3
-    """How long a node that claims an empty log listens whether another one has read more."""
     heartbeat: float = 0.5
     """A leader says at least this often that it lives."""
     append: float = 2.0

@@ -11,7 +11,6 @@ from brain.contract.messages import AGENT
 from brain.delivery.log import RUN
 from brain.nodes.difference import image
 from brain.nodes.leader import Leader
-from brain.nodes.roster import AGAIN
 from tests.integration.nodes.test_nodes import ROW, deaf, frames, nodes, settled
 from tests.support.nats import NatsServer, cluster, nats_running
 from tests.support.nodes import QUICK_NODES, Following, leader_of
@@ -84,34 +83,6 @@ async def test_a_node_that_was_behind_a_lost_log_serves_nobody_who_has_seen_more
                     await asyncio.sleep(0.01)
                 assert not any(await asyncio.gather(*clients))
             await other.knows("a", "running")
-
-
-async def test_of_the_nodes_of_a_lost_log_the_one_that_has_read_most_leads(
-    database: str,
-) -> None:
-    """(N2) Also if it comes later. So nobody starts over."""
-    timing = replace(QUICK_NODES, others=0.5, silence=20.0)
-    with nats_running() as server:
-        async with nodes(database, server.url, timing=timing) as two:
-            leader = await leader_of(*two)
-            (other,) = (each for each in two if each is not leader)
-            now = asyncio.get_running_loop().time
-            with deaf(other):
-                execute(database, ROW.format("a"))
-                await leader.knows("a", "running")
-                server.stop(signal.SIGKILL)
-            server.lose_store()
-            for each in two:
-                each.node._leadership._tried = now() + PATIENCE  # neither claims
-            server.start()
-            for each in two:
-                await each.until(lambda each=each: each.node._relay.vacant_since <= now())  # type: ignore[misc]
-            await asyncio.sleep(1.2 * AGAIN)  # both answer the other
-            other.node._leadership._tried = 0.0
-            leader.node._leadership._tried = now() + 0.3
-            await other.knows("a", "running")
-            assert (await leader_of(*two)) is leader
-            assert leader.resets == other.resets == 0
 
 
 async def test_a_leader_that_follows_another_refuses_what_nobody_has_written(

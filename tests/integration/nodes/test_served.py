@@ -266,7 +266,14 @@ async def test_a_leader_reads_less_often_than_a_single_brain(
     follow = partial(
         Follow, shared, settings.table, Decoder({}, 1), mode="auto", interval=1, application="brain"
     )
-    node = app._node(settings, shared, follow, board, cast("Any", None))
+    node = app._node(
+        settings,
+        shared,
+        board,
+        hub=cast("Any", None),
+        make_follow=follow,
+        identify=cast("Any", None),
+    )
     source = node._made(board, Progress())
     assert isinstance(source, Follow)
     assert source._timing.stream.gulp > TIMING.stream.gulp
