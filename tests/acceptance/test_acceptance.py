@@ -549,6 +549,7 @@ async def test_a_client_that_reconnects_with_since_misses_nothing(
         client.transport.abort()
     execute(database, "UPDATE runs SET status = 'running' WHERE id = 'a'")
     execute(database, "INSERT INTO runs (id) VALUES ('c')")
+    await brain.knows("c", "queued")
     async with brain.connect(f"?since={last}") as client:
         seen = {m["data"]["id"]: m["data"]["status"] for m in await messages(client, 3)}
         assert seen == {"a": "running", "b": "queued", "c": "queued"}

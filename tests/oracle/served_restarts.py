@@ -274,11 +274,19 @@ class ServedWorld(World):
         self.resting = False
 
     async def _pong(self, everyone: Sequence[ServedConsumer]) -> None:
+        """A client whose connection ends before its pong is asked over its next one."""
         for consumer in everyone:
             before = consumer.pongs
-            assert consumer.connection is not None
-            await consumer.connection.send("ping")
-            await self._wait(lambda: consumer.pongs > before)  # noqa: B023 - awaited here
+            while consumer.pongs == before:
+                await self._wait(lambda: consumer.ready)  # noqa: B023 - awaited here
+                connection = consumer.connection
+                assert connection is not None
+                with contextlib.suppress(ConnectionClosed):
+                    await connection.send("ping")
+                await self._wait(
+                    lambda: consumer.pongs > before or consumer.connection is not connection  # noqa: B023
+                )
+        await self._wait(lambda: all(each.ready for each in everyone))
 
     async def _wait(self, condition: Any) -> None:
         deadline = time.monotonic() + LIFETIME
