@@ -375,7 +375,7 @@ def describe() -> dict[str, Any]:
         "day": today(),
         "machine": {
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * PAGE / 1024**3),
             "kernel": platform.release(),
             "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
