@@ -38,13 +38,13 @@ RATES = (1, 10, 100)
 """Changes a second that each client receives."""
 
 
-WRITE = 4e-6
+WRITE = 8e-6
 """Seconds of CPU for a write to one client that brings one change."""
 
 CHANGE = 0.2e-6
 """The same for each change, where a write brings many."""
 
-IDLE = 1.5
+IDLE = 2.3
 """KB of memory of a client."""
 
 
@@ -63,10 +63,10 @@ class Size:
 
 def measured() -> dict[str, tuple[float, float]]:
     """What the other programs have measured, and what is assumed here."""
-    fanout, connections = _jobs("fanout"), _jobs("connections")
+    latency, connections = _jobs("latency"), _jobs("connections")
     return {
-        "write": (_median(fanout["1 000 clients × 100/s"], "cpu_us") / 1e6, WRITE),
-        "change": (_median(fanout["5 000 clients × 1 000/s"], "cpu_us") / 1e6, CHANGE),
+        "write": (_median(latency["1 000 clients × 100/s"], "cpu_us") / 1e6, WRITE),
+        "change": (_median(latency["5 000 clients × 1 000/s"], "cpu_us") / 1e6, CHANGE),
         "idle": (_median(connections["10 000 idle clients"], "rss_kb"), IDLE),
     }
 
@@ -141,8 +141,8 @@ def assumptions() -> str:
     rows = [
         ("a change on the wire", f"{MESSAGE} bytes", "assumed"),
         ("clients of a process, at most", _spaced(CLIENTS_PER_PROCESS), "assumed"),
-        ("a write to a client with one change", f"{WRITE * 1e6:.0f} µs", "benchmarks.fanout"),
-        ("each further change in a write", f"{CHANGE * 1e6:.1f} µs", "benchmarks.fanout"),
+        ("a write to a client with one change", f"{WRITE * 1e6:.0f} µs", "benchmarks.latency"),
+        ("each further change in a write", f"{CHANGE * 1e6:.1f} µs", "benchmarks.latency"),
         ("memory of a client", f"{IDLE} KB", "benchmarks.connections"),
         ("used of a core and of a port", f"{LOAD:.0%}", "assumed"),
         ("processes of a machine", f"{PROCESSES_PER_MACHINE}", "assumed"),
