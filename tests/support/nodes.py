@@ -15,6 +15,7 @@ from brain.nodes.connection import Access, Connection
 from brain.nodes.log import Log
 from brain.nodes.node import Node
 from brain.nodes.timing import NodeTiming
+from brain.postgres.cancellation import cancel
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
 from brain.postgres.identify import identify
@@ -99,9 +100,9 @@ class Following:
 
     async def stop(self) -> None:
         """As SIGTERM does."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await cancel(self._task)
+        if not self._task.cancelled():
+            self._task.result()
 
     async def kill(self) -> None:
         """As SIGKILL does: it says nothing more."""

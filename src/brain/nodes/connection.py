@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 
 from brain.contract.errors import BrainError
 from brain.nodes.timing import NodeTiming
+from brain.postgres.cancellation import cancel
 
 log = structlog.get_logger()
 
@@ -148,8 +149,7 @@ class Connection:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel(self._task)  # one may get lost while the client closes
         await self._close()
 
     async def _close(self) -> None:

@@ -32,6 +32,7 @@ from brain.nodes.roster import Roster
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
+from brain.postgres.cancellation import cancel
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Column
 
@@ -154,9 +155,8 @@ class Node:
                 assert self._retiring is not None
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.shield(self._retiring)
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                # One cancellation may get lost in an answer that arrives at the same moment.
+                await asyncio.gather(*map(cancel, tasks))
 
     def retire(self) -> None:
         """(N10) Lead no longer. The relay goes on: clients are still told what happens."""
