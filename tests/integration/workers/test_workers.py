@@ -169,6 +169,7 @@ async def test_a_rolling_restart_replaces_each_worker_and_nobody_misses_an_end(
     assert brain.metric("brain_changes_total") >= changed + number
     wait_until(lambda: 'event="rolling restart done"' in brain.log())
     # A node that has resigned does not claim the log again while it ends: it would not write it.
+    wait_until(lambda: "event=leader" in brain.log().partition("event=resigned")[2])
     led, _, leads = brain.log().partition("event=resigned")
     leaders = [re.findall(r"event=leader node=(\S+)", each) for each in (led, leads)]
     assert leaders[0][-1] != leaders[1][0]
