@@ -17,7 +17,6 @@ from brain.contract.messages import Micros
 from brain.delivery.board import Board
 from brain.nodes.connection import NATSError
 from brain.nodes.log import Log
-from brain.nodes.messages import MessageError
 from brain.nodes.relay import Relay
 from brain.nodes.timing import NodeTiming
 
@@ -43,7 +42,7 @@ class Barrier:
                     await self._relay.moved()
                 while self.is_behind(since) and not self._relay.track.looked:
                     await self._relay.moved()
-        except (NATSError, MessageError, TimeoutError):
+        except (NATSError, TimeoutError):
             return False
         return True
 

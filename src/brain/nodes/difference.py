@@ -65,7 +65,7 @@ def difference(live: Board, loaded: Board) -> list[Image]:
             missing.append(_held(entry))
         elif (known[TIME], known[RUN]) != (entry[TIME], entry[RUN]):
             missing.append(_held(entry, known[FACETS]))
-    # At the time of the newest entry, if clients are told of it so: then this board's newest entry
+    # At the time of the newest entry, if clients receive it so: then this board's newest entry
     # has the time that it has on every other node.
     at = loaded.last_time if loaded.last_time > live.time else loaded.time
     # The table has no such row. Or the run has finished, and was evicted, before the time from

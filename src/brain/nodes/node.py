@@ -197,7 +197,8 @@ class Node:
             if self._leadership.leader is not None:
                 known = identity
                 continue
-            if why := await self._origin.objection(identity):
+            why, differs = await self._origin.compare(identity)
+            if why:
                 # The table may have been replaced, or the database moved, a moment ago.
                 if doubted == identity:
                     log.error("the log is not of this node's table", detail=why, hint=HINT)
@@ -205,7 +206,6 @@ class Node:
                 doubted = identity if doubted != identity else None
                 continue
             known, doubted = identity, None
-            differs = await self._origin.differences(identity)
             if differs and differs != told:
                 log.warning(
                     "the leader reads the table otherwise",

@@ -26,17 +26,15 @@ class Origin:
     def __init__(self, identify: Identify) -> None:
         self._identify = identify
 
-    async def objection(self, identity: Identity) -> str:
-        """Why a log with this identity is not of this node's table; "" if it is, or if nobody can
-        tell.
+    async def compare(self, identity: Identity) -> tuple[str, str]:
+        """Why a log with this identity is not of this node's table, and the settings in which the
+        leader differs. Each is "" if there is none, or if nobody can tell.
         """
         own = await self._identify()
-        return "" if own is None else elsewhere(own, identity)
-
-    async def differences(self, identity: Identity) -> str:
-        """The settings in which the leader differs."""
-        own = await self._identify()
-        return "" if own is None or elsewhere(own, identity) else differing(own, identity)
+        if own is None:
+            return "", ""
+        why = elsewhere(own, identity)
+        return why, "" if why else differing(own, identity)
 
 
 def elsewhere(own: Identity, identity: Identity) -> str:

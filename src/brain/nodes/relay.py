@@ -412,7 +412,7 @@ class Relay:
                 self._impassable = self.state.foreign_at = 0
             found = await self._beginning(facts)
             identity = None if found is None else found[0].identity
-            why = "" if identity is None else await self._origin.objection(identity)
+            why = "" if identity is None else (await self._origin.compare(identity))[0]
             self.state.elsewhere = why
             if why and facts.idle < ELSEWHERE * self._timing.silence:
                 self._stuck = False

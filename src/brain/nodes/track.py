@@ -5,9 +5,9 @@ its leader's epoch and a number: one of an earlier epoch is skipped, and what do
 that this reader's board is not that of the log.
 test_a_message_of_a_lower_epoch_is_skipped, test_a_message_that_does_not_follow_loads_again
 
-Whoever may publish there may write what is no message of Brain's. It is skipped: nothing is lost by
-that, because what the leader writes next is refused behind it (N1), and the next leader reads the
-database again from the last checkpoint.
+Anybody who may publish there may write what is no message of Brain's. It is skipped. Nothing is
+lost by that, because what the leader writes next is refused behind it (N1), and the next leader
+reads the database again from the last checkpoint.
 test_what_somebody_else_has_written_is_skipped
 """
 
