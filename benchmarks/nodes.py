@@ -30,7 +30,7 @@ same cores as the workers, so the rate by the clock (*deliveries per second*) is
 clients manage together. *By CPU* is what the workers could deliver to clients on other machines: of
 one Brain, a core divided by its CPU for a delivery; of two workers, two cores divided by the CPU of
 all their processes, nats-server and supervisor included, but no more than the busier worker allows,
-who has one core at most.
+which has one core at most.
 """
 
 import json

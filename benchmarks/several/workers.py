@@ -5,7 +5,7 @@ on the same cores as the workers, so the rate by the clock says how many deliver
 clients* can make. The rate by CPU is what the workers could deliver if the clients were on other
 machines: with one Brain, a core divided by its CPU for a delivery. With two workers, two cores
 divided by the CPU of all their processes, their nats-server and the supervisor included; and no
-more than the busier worker, who has a core at most, allows.
+more than the busier worker, which has a core at most, allows.
 """
 
 import os

@@ -10,7 +10,7 @@ from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.table import Description, Table, describe
 
 PUBLISHES_GENERATED = 180_000
-"""The first server_version_num that publishes stored generated columns, if it is told to, and that
+"""The first server_version_num that publishes stored generated columns, if it is asked to, and that
 refuses UPDATEs where a publication has only a part of the replica identity."""
 
 

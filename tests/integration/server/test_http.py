@@ -568,7 +568,7 @@ async def test_slow_and_silent_requests_end_at_the_deadline(brain: Brain, before
         assert rest.count(b"HTTP/1.1") == 1, (name, rest)
         assert seconds > 4, name
     for name, (seconds, rest) in zip(silent, others, strict=True):
-        # Half a request is told 408, unless the timer of idle connections comes first.
+        # Half a request gets 408, unless the timer of idle connections comes first.
         told = name.endswith(("again", "second")) and rest.startswith(b"HTTP/1.1 408 ")
         assert rest == b"" or told, (name, rest)
         assert seconds > 4, name
