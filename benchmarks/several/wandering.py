@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import resuming
 from benchmarks.load import STAMP
+from tests.support.crowd import split
 from tests.support.wire import TEXT
 
 ID = b'"id":"'
@@ -72,20 +73,12 @@ class Crowd(resuming.Crowd):
 
 def parse(data: bytes) -> tuple[dict[bytes, bytes], bytes]:
     """Run → stamp, of all whole messages; the bytes behind the last whole frame."""
+    frames, rest = split(data)
     found: dict[bytes, bytes] = {}
-    at = 0
-    while at + 2 <= len(data):
-        size, start = data[at + 1], at + 2
-        if size > 125:
-            start += 2 if size == 126 else 8
-            size = int.from_bytes(data[at + 2 : start])
-        if start > len(data) or start + size > len(data):
-            break
-        payload = data[start : start + size]
-        if data[at] & 0x0F == TEXT and (stamps := STAMP.findall(payload)):
+    for opcode, payload in frames:
+        if opcode == TEXT and (stamps := STAMP.findall(payload)):
             found[payload.partition(ID)[2].partition(b'"')[0]] = stamps[-1]
-        at = start + size
-    return found, data[at:]
+    return found, rest
 
 
 class Wandering(resuming.Resuming):

@@ -177,6 +177,11 @@ class Crowd:
 
 def frames(data: bytes) -> list[tuple[int, bytes]]:
     """The complete frames of a server in this: (opcode, payload)."""
+    return split(data)[0]
+
+
+def split(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The complete frames of a server in this, and the bytes behind them."""
     found: list[tuple[int, bytes]] = []
     at = 0
     while at + 2 <= len(data):
@@ -188,4 +193,4 @@ def frames(data: bytes) -> list[tuple[int, bytes]]:
             break
         found.append((data[at] & 0x0F, data[start : start + size]))
         at = start + size
-    return found
+    return found, data[at:]
