@@ -19,6 +19,7 @@ an error, the next poll reads what has changed since then.
 
 import asyncio
 import random
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -120,7 +121,7 @@ class Follow:
                 # A bug in Brain. After it the loop begins again with a poll, which corrects the
                 # board. The clients stay connected.
                 log.exception("following failed")
-                self.state.change("none", "fault", f"a bug in Brain: {error!r}")
+                self.state.change("none", "fault", f"a bug in Brain: {error!r} at {_place(error)}")
             self.state.lateness.ask(loop.time())
             was_steady = loop.time() - began > self._timing.steady
             failures = 1 if was_steady else failures + 1
@@ -185,3 +186,9 @@ class Follow:
             self._promotion.retry_in(self._timing.promote_every)
         finally:
             await streaming.close()
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, for a bug report: `poll.py, line 340`."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename.rpartition('/')[2]}, line {frame.lineno}"

@@ -461,7 +461,9 @@ async def test_when_nobody_can_reach_the_database_the_leader_waits_for_it(
         async with Following(proxy.url, nats.url, timing=timing) as node:
             await node.ready()
             proxy.refuse()
-            await node.until(lambda: node.node._relay.track.given_up == MAX_GIVEN_UP)
+            relay = node.node._relay
+            await node.until(lambda: relay.track.given_up == MAX_GIVEN_UP)
+            await node.until(lambda: not relay.track.resigned)
             await leader_of(node)
             epoch = node.node.report().epoch
             await node.until(lambda: node.node.state.code == "away")

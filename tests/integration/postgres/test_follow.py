@@ -92,6 +92,8 @@ async def test_starts_again_after_a_fault_in_brain(
             await f.sql("INSERT INTO runs (id) VALUES ('a')")
             await f.pushed("a", "queued")
         assert "following failed" in [line["event"] for line in logs]
+        details = [str(line.get("detail")) for line in logs if line["event"] == "source"]
+        assert any("RuntimeError('a fault') at test_follow.py, line " in each for each in details)
         await f.source("replication")
         await f.settled()
 
