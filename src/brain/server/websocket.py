@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 from websockets.frames import Close, Frame, Opcode
@@ -35,6 +35,7 @@ from brain.contract.messages import PING, text_frame
 from brain.contract.subscription import Subscription
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
+from brain.server.departures import Departures
 from brain.server.limits import Limits
 from brain.server.uptake import is_stalled
 
@@ -83,7 +84,11 @@ class Connections:
     """Called with the address of each client that broke a rule."""
     swept: list[float] = field(default_factory=lambda: [0.0] * SHARES)
     """When each share was last pinged."""
+    departures: Departures = field(init=False)
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
+
+    def __post_init__(self) -> None:
+        self.departures = Departures(self.loop)
 
     def place(self) -> int:
         """The share of the next connection."""
@@ -196,9 +201,15 @@ class Connection(Client, asyncio.Protocol):
                 limits.discard_timeout, self._transport.abort
             )
 
-    def eof_received(self) -> None:
-        """The client sends nothing more. Returning None closes the transport after its flush."""
+    def eof_received(self) -> bool:
+        """The client sends nothing more. True: it is not the transport that closes itself."""
+        self._all.departures.add(self._close)
+        return True
+
+    def _close(self) -> None:
+        """Close the transport after its flush."""
         self._leave(self._code, self._reason)
+        self._transport.close()
 
     def pause_writing(self) -> None:
         self._all.hub.pause(self)
@@ -208,6 +219,9 @@ class Connection(Client, asyncio.Protocol):
         self._all.hub.resume(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._all.departures.add(partial(self._gone, exc))
+
+    def _gone(self, exc: Exception | None) -> None:
         self._leave(self._code, self._reason or (str(exc) if exc else ""))
         if self._deadline is not None:
             self._deadline.cancel()
