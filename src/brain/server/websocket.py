@@ -134,6 +134,7 @@ class Connection(Client, asyncio.Protocol):
         "_code",
         "_deadline",
         "_discarded",
+        "_left",
         "_lost",
         "_message",
         "_opened",
@@ -159,6 +160,7 @@ class Connection(Client, asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._share = all_.place()
         self._discarded = 0
+        self._left = False
         self.taken: int | None = None
         self.peer = peer
         self.paused = False
@@ -203,6 +205,7 @@ class Connection(Client, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends nothing more. True: it is not the transport that closes itself."""
+        self.write = _nowhere
         self._all.departures.add(self._close)
         return True
 
@@ -219,6 +222,7 @@ class Connection(Client, asyncio.Protocol):
         self._all.hub.resume(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.write = _nowhere
         self._all.departures.add(partial(self._gone, exc))
 
     def _gone(self, exc: Exception | None) -> None:
@@ -288,8 +292,9 @@ class Connection(Client, asyncio.Protocol):
 
     def _leave(self, code: int, reason: str) -> None:
         """Write nothing more, and abort at `close_timeout` if the client does not close."""
-        if self.write is _nowhere:
+        if self._left:
             return
+        self._left = True
         self.write = _nowhere
         self._code, self._reason = code, reason
         self._all.hub.leave(self)
