@@ -269,6 +269,8 @@ class Connection(Client, asyncio.Protocol):
 
     def visit(self, now: float, last: float) -> None:
         """Ping this client, or end it if it is dead. `last` is when its share was pinged before."""
+        if self.write is _nowhere:
+            return  # it has ended, and waits to be taken down: its socket may be closed
         timeout = self._all.timeout
         if self.heard > last:
             self.taken = None  # it answered the last ping, so its socket need not tell

@@ -7,15 +7,19 @@ import asyncio
 import contextlib
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from brain.server.uptake import is_stalled, uptake
 from tests.integration.server.test_listener import on_uvloop
 from tests.support.in_process_server import InProcessServer, in_process_server
 from tests.support.patience import eventually, within
 from tests.support.wire import TEXT, Peer, frame, get, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RUNS = 40
 
@@ -190,3 +194,31 @@ async def test_what_the_kernel_takes_for_a_client_that_hangs_is_no_uptake() -> N
         await fill(it)
         assert uptake(it.connections[0]._transport) is not None
         await peer.close()
+
+
+@on_uvloop
+async def test_a_lost_connection_that_waits_to_be_taken_down_is_not_pinged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with in_process_server() as it:
+        connections = it.state.connections
+
+        def ping_all() -> None:
+            for share in range(len(connections.shares)):
+                connections.sweep(share)
+
+        peer = await Peer.open(it.port)
+        peer.send(request())
+        await eventually(lambda: it.hub.clients)
+        ping_all()
+        ping_all()  # it has not answered
+        waiting: list[Callable[[], object]] = []
+        monkeypatch.setattr(connections.departures, "add", waiting.append)
+        peer.reset()
+        await eventually(lambda: waiting)
+        await asyncio.sleep(0.01)  # the transport closes its socket in a later turn
+        with capture_logs() as lines:
+            ping_all()
+        assert not lines
+        for take_down in waiting:
+            take_down()
