@@ -6,9 +6,9 @@ Pure: it takes events and has no clock and no I/O. Its log (log.py) answers thre
 - What did I miss?      `log.piece` returns the current state of each run that changed after a seq.
 - Did I miss too much?  Yes, if `floor` is above the seq: a newer entry has been evicted.
 
-Rules R9 to R11 and R13 (R15 is in log.py, those of deleted runs in tombstones.py, the others in
-hub.py and pending.py). Below each stands a test that fails without it. In addition,
-tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
+Rules R9 to R11 and R13 (hub.py says where the others are). Each names a test that fails without it.
+In addition, tests/unit/delivery/mutants.py removes every rule, and a random history then goes
+wrong.
 
 R9   `timestamp` never decreases: it is the commit time or the last timestamp, whichever is later.
      Rows of a Snapshot have the database's time of that query; Brain's own clock is never used.

@@ -1,6 +1,6 @@
 """Catch-up: what a client missed is sent to it piece by piece, as the runs are now.
 
-Rules R4, R5, R12, R15 (its other half is in log.py) and I1. Below each stands a test that fails
+Rules R4, R5, R12, R18 and I1 (how a piece is cut is R15, in log.py). Each names a test that fails
 without it. In addition, tests/unit/delivery/mutants.py removes every rule, and a random history
 then goes wrong.
 

@@ -42,7 +42,7 @@ class Client:
     seq: int | None
     """None while the client is live; see hub.py."""
     whole: int
-    """It has been sent everything up to this seq, and has skipped no run (R5 in hub.py)."""
+    """It has been sent everything up to this seq, and has skipped no run (R5 in catch_up.py)."""
     until: int
     """A client that joined with `snapshot` does not need runs that finished up to this seq."""
     goal: int | None
@@ -57,7 +57,8 @@ class Client:
     pinged: bool
     """A message about the source also carried its next ping, so the round of pings skips it."""
     intact: bool
-    """It has been sent only flushes since it was live, so it has skipped no run (R5 in hub.py)."""
+    """It has been sent only flushes since it was live, so it has skipped no run (R5 in
+    catch_up.py)."""
 
     def end(self, code: int, reason: str) -> None:
         """Close the connection with a close frame (RFC 6455, section 7.4)."""

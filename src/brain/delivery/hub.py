@@ -18,9 +18,11 @@ A client is in one of three states:
 The invariant: a client has been sent everything up to its seq (a live one: up to the position of
 its group), as it was or superseded by something newer. What is newer is pending in its lane.
 
-Rules R3 and R14 (others in pending.py, lanes.py, groups.py, shared.py, rotation.py, catch_up.py,
-pace.py, board.py, log.py and freshness.py). Below each stands a test that fails without it; a
-random history then goes wrong, too (mutants.py).
+Rules R3 and R14. The others are in pending.py (R7, R8, W), lanes.py, groups.py and shared.py (L),
+rotation.py (R1, R2, R6, R16), batches.py (R17), catch_up.py (R4, R5, R12, R18, I1), freshness.py
+(I2), pace.py (P), board.py (R9 to R11, R13), log.py (R15) and tombstones.py (T). Each names a test
+that fails without it. In addition, tests/unit/delivery/mutants.py removes every rule, and a random
+history then goes wrong.
 
 R3   A client that drains is live again, and has missed nothing, if it was sent nothing but batches
      and its group is still where it was. Otherwise it is ready, and the tick sends it what it

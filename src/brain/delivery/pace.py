@@ -5,8 +5,8 @@ flush is late. The gap from the beginning of a flush to that of the next is what
 lately. So a change that comes alone is sent at once, and changes that come during a flush are sent
 together by the next.
 
-Below each rule stands a test that fails without it. In addition, tests/unit/delivery/mutants.py
-removes every rule, and a random history then goes wrong.
+Each rule names a test that fails without it. In addition, tests/unit/delivery/mutants.py removes
+every rule, and a random history then goes wrong.
 
 P1   A flush begins when the last one began longer ago than the gap, or when 128 KiB are pending.
      The gap is REST times the cost of a flush, at most the interval and at least LEAST.

@@ -3,9 +3,8 @@
 Every change has a place, which never changes; a lane (lanes.py) knows the place up to which it has
 been sent everything. Changes that every lane has been sent are cut off.
 
-Rules (the others are in rotation.py, lanes.py and hub.py). Below each stands a test that holds it.
-In addition, tests/unit/delivery/mutants.py removes every rule, and a random history then goes
-wrong.
+Rules R7, R8 and W (hub.py says where the others are). Each names a test that fails without it. In
+addition, tests/unit/delivery/mutants.py removes every rule, and a random history then goes wrong.
 
 R7   A batch is in the order of seq. Conflation deletes the older change and appends the newer one:
      in its place, times would decrease, and a client cut off there would resume past the rest.

@@ -10,9 +10,9 @@ serves some 250 clients with all that is pending at that moment, and the loop re
 before the next. With all clients in one turn, a change waited for the rest of that turn, of 70 ms
 with 5 000 clients, and then for its place in the next.
 
-Rules R1, R2, R6 and R16 (others in lanes.py and hub.py). Below each stands a test that fails
-without it. In addition, tests/unit/delivery/mutants.py removes every rule, and a random history
-then goes wrong.
+Rules R1, R2, R6 and R16 (hub.py says where the others are). Each names a test that fails without
+it. In addition, tests/unit/delivery/mutants.py removes every rule, and a random history then goes
+wrong.
 
 R1   The position of a group moves before the first write of a batch, which may fill a transport.
      test_a_client_that_fills_up_in_a_batch_was_sent_that_batch

@@ -1,7 +1,7 @@
 """Deleted runs: what the board remembers of them for the clients that include `deleted`.
 
-Below each rule stands a test that fails without it. In addition, tests/unit/delivery/mutants.py
-removes every rule, and a random history then goes wrong.
+Each rule names a test that fails without it. In addition, tests/unit/delivery/mutants.py removes
+every rule, and a random history then goes wrong.
 
 T1   A delete leaves a tombstone: an entry under the run's id, with a status that no filter has,
      among the finished runs. It is evicted in their order and raises the floor as they do. To

@@ -1,7 +1,7 @@
 """Records: the part of the checkpoints that outlives the process, so that after a restart `since`
 finds what it would have found before.
 
-Their rules. Each stands with the test that fails without it.
+Each rule names a test that fails without it.
 
 1   A record is (time, xmin), of which xmin is that of a pg_snapshot. It sees a row exactly if the
     row's transaction is before xmin. (Not xmax and the list of running transactions: a snapshot

@@ -53,9 +53,9 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
 USES: dict[ModuleType, tuple[tuple[ModuleType, tuple[str, ...]], ...]] = {
     board: ((log, ("Log",)), (tombstones, ("buried", "ended_early", "tombstone"))),
     cohorts: ((index, ("Index",)),),
-    shared: ((batches, ("cut",)), (groups, ("Group",)), (index, ("concerned",))),
+    shared: ((batches, ("Batches", "cut")), (groups, ("Group",)), (index, ("concerned",))),
     lanes: (
-        (batches, ("cut",)),
+        (batches, ("Batches",)),
         (groups, ("Group", "Lane")),
         (index, ("concerned",)),
         (shared, ("SharedLane",)),
@@ -71,7 +71,7 @@ USES: dict[ModuleType, tuple[tuple[ModuleType, tuple[str, ...]], ...]] = {
         (rotation, ("Rotation",)),
     ),
 }
-"""A module, and the names that it uses of others. Whom it uses stands before it."""
+"""A module, and the names that it uses of others. Those that it uses come before it."""
 
 
 @cache
