@@ -1,7 +1,7 @@
 """Batches: the bytes that the hub writes to a client at a time.
 
-R17  A batch is cut at 128 KiB, unless a single frame is larger. It is made when it is written, so
-     that what waits is a list of entries, whose bytes all groups share.
+R17  A batch is cut at 128 KiB, unless a single frame is larger. It is made only when it is written.
+     Until then it is a list of entries, whose bytes all groups share.
      test_a_batch_is_cut_at_128_kib, test_a_batch_is_made_when_it_is_written
 """
 
@@ -47,8 +47,10 @@ def cut(entries: Iterable[Entry], limit: int) -> Iterator[Batch]:
 
 
 class Batches:
-    """What several groups are sent. They share the first batch, which most plans consist of: to
-    make another costs little beside 128 KiB for each client, and all of them may be 4 MiB.
+    """What several groups are sent. They share the first batch: most plans have no other.
+
+    Each group makes the further ones for itself, which costs little beside a write of 128 KiB to
+    each client. All batches of a plan, if they were kept, could be 4 MiB.
     """
 
     def __init__(self, entries: Sequence[Entry], limit: int) -> None:

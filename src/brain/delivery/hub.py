@@ -61,7 +61,7 @@ from brain.delivery.shared import COMPARED
 class Hub:
     """`interval`: seconds between two flushes at most, by `clock`. `call_soon` calls back in the
     next turn of the event loop. `observe` receives the commit time of the oldest change of each
-    plan, when it has been written to all. `report` says how Brain follows the database.
+    plan, when all of its groups have been sent it. `report` says how Brain follows the database.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """The rotation: every lane is planned once, and its groups are written to, some in each turn.
 
-First each group is written one batch, as soon as its lane is planned. Those that lack more follow
-one another from then on, a batch each time. (With all batches of a group in consecutive turns, its
-clients had no time to read: in a burst of 20 000 changes to 1 000 clients, each of them filled up
-67 times and was caught up instead, for 18 % more CPU.)
+Each group is sent its first batch as soon as its lane is planned. When every lane is planned, the
+groups that lack more take turns, with one batch each time. (When a group was sent all of its
+batches in consecutive turns, its clients had no time to read. In a burst of 20 000 changes to 1 000
+clients, each client filled up 67 times and had to be caught up, which cost 18 % more CPU.)
 
 uvloop only queues what `write` receives, and sends it when the turn of the loop ends. So a turn
 serves some 250 clients with all that is pending at that moment, and the loop reads new changes
@@ -21,7 +21,7 @@ R2   A client that fills up leaves its group at once, and is written to no more.
 R6   A write that fails ends that client only.
      test_a_client_whose_write_raises_is_dropped_alone
 R16  A turn makes at most 250 writes, or serves one group with one batch; a plan counts by its
-     changes. A lane is planned when each group of the one before has been written a batch. The next
+     changes. A lane is planned when each group of the one before has been sent a batch. The next
      rotation begins when the pace allows it (pace.py) and every lane has been served.
      test_a_turn_serves_a_group_and_the_loop_reads_changes_in_between,
      test_no_rotation_starts_before_every_lane_has_been_served,
@@ -47,16 +47,18 @@ PLANNED: Final = 16
 
 
 @dataclass(slots=True)
-class _Plan:
+class _Unsent:
+    """A plan that some groups have not been sent completely."""
+
     oldest: Micros | None
     """The time of its oldest change."""
     groups: int
-    """Those that lack a part of it."""
+    """How many groups these are."""
 
 
 class Rotation:
     """`failed`: a write to this client has raised this. `observe` receives the time of the oldest
-    change of each plan, when it has been written to all.
+    change of each plan, when all of its groups have been sent it.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class Rotation:
         self._observe = observe
         self._round: deque[Lane] = deque()
         """Lanes that are not planned yet."""
-        self._planned: deque[tuple[Group, _Plan]] = deque()
-        """Groups of the last plan that have not been written a batch."""
-        self._left: deque[tuple[Group, _Plan]] = deque()
-        """Groups that have been, and lack more."""
+        self._planned: deque[tuple[Group, _Unsent]] = deque()
+        """Groups of the last plan that have not been sent a batch."""
+        self._left: deque[tuple[Group, _Unsent]] = deque()
+        """Groups that have been sent one, and lack more."""
 
     @property
     def under_way(self) -> bool:
@@ -112,7 +114,7 @@ class Rotation:
                 if group.left:
                     self._left.append((group, plan))
                 else:
-                    self._written(plan)
+                    self._sent_to_one(plan)
         return True
 
     def _plan(self, lane: Lane) -> None:
@@ -123,12 +125,12 @@ class Rotation:
             return  # (L5) it takes part in the next rotation
         oldest = next((entry[TIME] for _, entry, _ in self._pending.since(lane.at, lane.at)), None)
         groups = self._lanes.plan(lane)
-        plan = _Plan(oldest, len(groups))
+        plan = _Unsent(oldest, len(groups))
         self._planned.extend((group, plan) for group in groups)
         self._lanes.trim()
 
-    def _written(self, plan: _Plan) -> None:
-        """A group has been written all of this plan."""
+    def _sent_to_one(self, plan: _Unsent) -> None:
+        """One more group has been sent all of this plan."""
         plan.groups -= 1
         if not plan.groups and plan.oldest is not None:
             self._observe(plan.oldest)

@@ -1,4 +1,4 @@
-"""The shared lane: in it stands the first group of each filter, so that 10 000 are one plan.
+"""The shared lane: the first group of each filter is in it, so that 10 000 groups are one plan.
 
 L5   Its changes are matched with filters when they are pushed, not when they are planned, and as
      many in a turn as half a budget allows; the rest follow in the next turns. The lane is planned
@@ -6,8 +6,8 @@ L5   Its changes are matched with filters when they are pushed, not when they ar
      changes that concern all of them would hold it for 10 s when they are pushed.)
      test_a_plan_of_ten_thousand_filters_compares_nothing,
      test_changes_that_concern_ten_thousand_filters_are_matched_in_slices
-L7   A change that may have been anything is noted once for all cohorts of a kind (index.py), and
-     made into batches once for those that lack nothing else.
+L7   A change that may have been anything is noted once for all cohorts of a kind (index.py). Those
+     that lack nothing else share the first batch.
      test_a_change_that_may_have_been_anything_is_matched_once_for_all_of_a_kind
 L8   A group's batches are made when they are written, from the changes as they were planned. So a
      plan takes as long as there are groups, however much each of them lacks.
@@ -50,8 +50,8 @@ class Plan:
         self._made: dict[Kind, Batches] = {}
 
     def batches(self, group: Group, places: list[int]) -> Iterator[Batch]:
-        """Those of this group. `places`: the changes for it alone. Nothing is made before the first
-        is asked for (L8).
+        """The batches of this group. `places`: the changes for it alone. Nothing is made before the
+        first batch is taken (L8).
         """
         kind = group.cohort.kind
         unsure = None if kind is None else self._unsure.get(kind)

@@ -1,8 +1,8 @@
-"""Connections that end: a few in each turn of the event loop.
+"""Connections that have ended: a few of them are taken down in each turn of the event loop.
 
-When a proxy dies or a network fails, thousands end at once, and the loop hands all of them over in
-one turn. To take one down costs 15 to 30 µs: without a bound, 10 000 of them held up everybody else
-for 120 to 200 ms (`python -m benchmarks.turns`, `leaving_ms`).
+When a proxy dies or a network fails, thousands of connections end at once, and the loop reports all
+of them in one turn. To take one down costs 15 to 30 µs: without a bound, 10 000 of them held up
+everybody else for 120 to 200 ms (`python -m benchmarks.turns`, `leaving_ms`).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ class Departures:
         self._waiting: deque[Callable[[], object]] = deque()
 
     def add(self, take_down: Callable[[], object]) -> None:
-        """Call it in this turn or a later one, after those that were added before."""
+        """Call it soon, after those that were added before."""
         if not self._waiting:
             self._loop.call_soon(self._take)
         self._waiting.append(take_down)
