@@ -34,9 +34,10 @@ from brain.delivery.log import RUN, is_tombstone
 from brain.postgres.checkpoints import Checkpoint
 from brain.postgres.decoder import Decoder
 from brain.postgres.follow import Follow
-from brain.postgres.poll import Poll, Query
+from brain.postgres.poll import Poll
 from brain.postgres.replication import Stream
 from brain.postgres.snapshots import PgSnapshot
+from brain.postgres.statements import Statement
 from brain.postgres.timing import StreamTiming, Timing
 from tests.support.following import RUNS, WithoutJitter, held
 from tests.support.patience import PATIENCE, within
@@ -333,7 +334,7 @@ def horizon_at_xmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was open at the checkpoint is never read."""
     since = Poll._since
 
-    def later(self: Poll, checkpoint: Checkpoint) -> Query:
+    def later(self: Poll, checkpoint: Checkpoint) -> Statement:
         xmax = checkpoint.visible.xmax
         return since(self, replace(checkpoint, visible=PgSnapshot(xmax, xmax, frozenset())))
 
@@ -343,7 +344,7 @@ def horizon_at_xmax(monkeypatch: pytest.MonkeyPatch) -> None:
 def horizon_by_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot lists top-level transactions; a row may carry the id of a subtransaction."""
 
-    def since(self: Poll, checkpoint: Checkpoint) -> Query:
+    def since(self: Poll, checkpoint: Checkpoint) -> Statement:
         visible = checkpoint.visible
         running = ",".join(map(str, sorted(visible.running)))
         condition = sql.SQL("NOT pg_visible_in_snapshot(r.xmin::text::xid8, %s::text::pg_snapshot)")

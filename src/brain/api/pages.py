@@ -23,6 +23,7 @@ from brain.contract.messages import (
     iso,
     storable,
 )
+from brain.postgres.connection import Row
 from brain.postgres.decoder import Decoder
 from brain.postgres.snapshots import PgSnapshot
 
@@ -33,7 +34,7 @@ MAX_PAGE = 1024 * 1024
 """Bytes of a page. A thousand runs with long texts are 8 MB, held for as long as the client
 does not read."""
 
-Rows: TypeAlias = list[tuple[str | None, ...]]
+Rows: TypeAlias = list[Row]
 """At least one, each beginning with the snapshot of the query: see queries.select_page."""
 
 

@@ -8,11 +8,10 @@ from typing import TypeAlias
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from brain.api.queries import Statement
-from brain.postgres.connection import Conn, Session, configure, deadline, parameters
+from brain.postgres.connection import Conn, Row, Session, configure, deadline, parameters
+from brain.postgres.statements import Statement
 
 Pool: TypeAlias = AsyncConnectionPool[Conn]
-Row: TypeAlias = tuple[str | None, ...]
 
 CONNECTIONS = 8
 """For all requests of the API. concurrency.py shares them out by address."""

@@ -10,11 +10,10 @@ from brain.api.preconditions import Preconditions
 from brain.contract.messages import ACTIVE, FIELDS, MAX_ID_BYTES, TRANSITIONS, Status
 from brain.postgres.canonical import COMPARABLE, canonical
 from brain.postgres.decoder import Decoder
+from brain.postgres.statements import Statement
 from brain.postgres.table import Column, Description, Table
-from brain.postgres.time_zone import TIMES as TIME_FIELDS
-from brain.postgres.time_zone import TimeZone
+from brain.postgres.time_zone import TIME_FIELDS, TimeZone
 
-Statement: TypeAlias = tuple[sql.Composed, list[object]]
 ByFields: TypeAlias = Mapping[str, Collection[str]]
 
 UNRESTRICTED: ByFields = {}
@@ -22,7 +21,7 @@ UNRESTRICTED: ByFields = {}
 
 UNCOMPARED: Mapping[str, str | None] = {}
 
-TIMES: Mapping[str, str] = {
+TIME_OF: Mapping[str, str] = {
     "running": "started_at",
     "completed": "completed_at",
     "failed": "completed_at",
@@ -320,7 +319,7 @@ def _time(described: Description, zone: TimeZone, status: Status) -> sql.Composa
 
     It takes one value: the words for this status, folded.
     """
-    field = TIMES.get(status)
+    field = TIME_OF.get(status)
     now = None if field is None else _now(described, zone, field)
     if field is None or now is None:
         return None

@@ -43,7 +43,7 @@ from brain.api.pages import Cursor, Page, Rows, encode_cursor, matches, read_pag
 from brain.api.pool import Pool, fetch, open_pool
 from brain.api.preconditions import NONE, Preconditions
 from brain.api.queries import (
-    TIMES,
+    TIME_OF,
     UNCOMPARED,
     UNRESTRICTED,
     ByFields,
@@ -202,7 +202,7 @@ class RunRepository:
                 description,
                 self._decoder,
                 row,
-                now=TIMES.get(status),
+                now=TIME_OF.get(status),
                 salt=self._salt,
             )
             try:

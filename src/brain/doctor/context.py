@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from psycopg import sql
 
 from brain.doctor.report import Finding, Report
-from brain.postgres.connection import Conn, Text, deadline
+from brain.postgres.connection import Conn, Row, deadline
 from brain.postgres.decoder import Decoder
 from brain.postgres.inspection import Inspection
 from brain.postgres.table import Table
@@ -58,10 +58,10 @@ class Context:
         """The table's name, quoted."""
         return self.table.sql.as_string()
 
-    async def rows(self, query: str | sql.Composed, values: Any = None) -> list[Text]:
+    async def rows(self, query: str | sql.Composed, values: Any = None) -> list[Row]:
         return await fetch(self.conn, query, values)
 
-    async def row(self, query: str | sql.Composed, values: Any = None) -> Text:
+    async def row(self, query: str | sql.Composed, values: Any = None) -> Row:
         (row,) = await self.rows(query, values)
         return row
 
@@ -77,6 +77,6 @@ class Context:
 Check: TypeAlias = Callable[[Context], Awaitable[list[Finding]]]
 
 
-async def fetch(conn: Conn, query: str | sql.Composed, values: Any = None) -> list[Text]:
+async def fetch(conn: Conn, query: str | sql.Composed, values: Any = None) -> list[Row]:
     async with deadline():
         return await (await conn.execute(query, values)).fetchall()

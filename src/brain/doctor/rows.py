@@ -8,7 +8,7 @@ from psycopg import sql
 from brain.contract.messages import FIELDS, ID, STATUS
 from brain.doctor.context import Context
 from brain.doctor.report import Finding
-from brain.postgres.connection import Text
+from brain.postgres.connection import Row
 from brain.postgres.decoder import Decoder
 
 SAMPLE = 1000
@@ -100,7 +100,7 @@ async def values(context: Context) -> list[Finding]:
     ]
 
 
-def _misfits(decoder: Decoder, rows: Sequence[Text]) -> list[tuple[int, str, str]]:
+def _misfits(decoder: Decoder, rows: Sequence[Row]) -> list[tuple[int, str, str]]:
     """Each value that the decoder corrects: the number of its row, its column, the run's id."""
     misfits = []
     for number, row in enumerate(rows):

@@ -20,8 +20,8 @@ from brain.postgres.text import unreadable
 
 log = structlog.get_logger()
 
-Text: TypeAlias = tuple[str | None, ...]
-Conn: TypeAlias = AsyncConnection[Text]
+Row: TypeAlias = tuple[str | None, ...]
+Conn: TypeAlias = AsyncConnection[Row]
 """A connection on which every column arrives as the text that its type prints."""
 
 APPLICATION = "brain"

@@ -20,8 +20,9 @@ from brain.postgres.canonical import canonical
 from brain.postgres.connection import Conn, connect
 from brain.postgres.decoder import Decoder
 from brain.postgres.names import shown
+from brain.postgres.statements import escaped
 from brain.postgres.statuses import listed_words
-from brain.postgres.table import Description, Table, describe, escaped
+from brain.postgres.table import Description, Table, describe
 
 CANDIDATES = 100
 """Ids of which one is probably free."""

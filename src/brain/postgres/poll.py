@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import cast
 
 import psycopg
 from psycopg import sql
@@ -24,7 +24,7 @@ from psycopg import sql
 from brain.contract.events import Known, Resumed, Snapshot
 from brain.contract.messages import FIELDS, ID, Run
 from brain.postgres.checkpoints import Checkpoint, Identity
-from brain.postgres.connection import Conn, Text, deadline
+from brain.postgres.connection import Conn, Row, deadline
 from brain.postgres.decoder import Decoder
 from brain.postgres.first_look import FirstLook
 from brain.postgres.pgoutput import LSN
@@ -32,7 +32,8 @@ from brain.postgres.progress import Progress
 from brain.postgres.row_security import RowSecurity, row_security
 from brain.postgres.scanned_rows import Keep, Leave, ScannedRows
 from brain.postgres.snapshots import PgSnapshot
-from brain.postgres.table import Description, Table, describe, escaped
+from brain.postgres.statements import Statement, escaped
+from brain.postgres.table import Description, Table, describe
 from brain.postgres.timing import TIMING, PollTiming
 
 PIECE = 1000
@@ -40,9 +41,6 @@ PIECE = 1000
 
 _COMPARED = frozenset({"text", "varchar", "bpchar", "uuid", "int2", "int4", "int8", "numeric"})
 """Built-in types of ids of which it is known that PostgreSQL compares them."""
-
-Query: TypeAlias = tuple[sql.Composed, list[object]]
-"""A statement and its parameters."""
 
 _EPOCH = """
 SELECT current_user, (SELECT to_jsonb(b) ->> 'stats_reset' FROM pg_stat_bgwriter b)
@@ -309,9 +307,9 @@ class Poll:
         query, parameters = self._first(by_id) if base is None else self._since(base)
         seen = base.versions if base is not None else frozenset()
         rows = ScannedRows(self._decoder, self._known, seen, keep, leave)
-        row: Text | None
+        row: Row | None
         async with self.conn.cursor() as cursor:
-            answer = cast("AsyncGenerator[Text]", cursor.stream(query, parameters, size=PIECE))
+            answer = cast("AsyncGenerator[Row]", cursor.stream(query, parameters, size=PIECE))
             async with aclosing(answer):
                 seconds = self._timing.deadline(self._took, first=since is None)
                 async with deadline(seconds, "the end of a scan"):
@@ -366,12 +364,12 @@ class Poll:
 
     # Statements.
 
-    def _first(self, by_id: sql.Composable) -> Query:
+    def _first(self, by_id: sql.Composable) -> Statement:
         """Without a checkpoint: what is queued or running, in the table or on the board."""
         condition = sql.SQL("({} OR {})").format(self._active(), by_id)
         return self._query(sql.SQL("NULL"), condition), [list(self._known.unfinished())]
 
-    def _since(self, checkpoint: Checkpoint) -> Query:
+    def _since(self, checkpoint: Checkpoint) -> Statement:
         if not self._has_xmin:
             return self._first(self._by_id())
         # The age of a row that was frozen more than 2^31 transactions ago is negative.

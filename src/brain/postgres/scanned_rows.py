@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from brain.contract.events import Known
 from brain.contract.messages import ID, Run
-from brain.postgres.connection import Text
+from brain.postgres.connection import Row
 from brain.postgres.decoder import Decoder, is_expressible
 from brain.postgres.snapshots import PgSnapshot, widen
 
@@ -45,7 +45,7 @@ class ScannedRows:
         self._keep = keep
         self._leave = leave
 
-    def take(self, row: Text, visible: PgSnapshot) -> None:
+    def take(self, row: Row, visible: PgSnapshot) -> None:
         """A row of the scan, whose statement sees `visible`."""
         _, _, xmin, *values = row
         run_id = values[ID]

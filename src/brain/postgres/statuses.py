@@ -15,6 +15,7 @@ from psycopg import sql
 
 from brain.contract.messages import STATUSES, Status
 from brain.postgres.connection import Conn
+from brain.postgres.statements import escaped
 
 COMMON: Final[Mapping[str, Status]] = {
     "pending": "queued",
@@ -114,11 +115,11 @@ class StatusColumn:
         """The same for a query with parameters: a text, and the words with which to compare it."""
         # An enum's text, because PostgreSQL rejects a word that it does not have.
         text = self.folded(alias) if self.enum else self._compared(alias)
-        return sql.SQL(_escaped(text)), list(words) if self.enum else self._wanted(words)
+        return sql.SQL(escaped(text)), list(words) if self.enum else self._wanted(words)
 
     def folded(self, alias: str) -> sql.Composable:
         """The word, folded, for a query with parameters, whatever the type."""
-        return sql.SQL(_escaped(sql.SQL(_folded(alias)).format(self._text(alias))))
+        return sql.SQL(escaped(sql.SQL(_folded(alias)).format(self._text(alias))))
 
     def _wanted(self, words: Collection[str]) -> list[str]:
         if self.allowed is None:
@@ -151,10 +152,6 @@ def _schema(alias: str) -> str:
     A person who pastes the condition of an index reads it more easily without.
     """
     return "pg_catalog." if alias else ""
-
-
-def _escaped(part: sql.Composable) -> str:
-    return part.as_string().replace("%", "%%")
 
 
 _COLUMN = """

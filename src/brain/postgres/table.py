@@ -14,6 +14,7 @@ from brain.contract.messages import FIELDS
 from brain.postgres.column_map import REQUIRED, SAME_NAMES, ColumnMap, guess
 from brain.postgres.connection import Conn
 from brain.postgres.names import MAX_NAME, nearest, scan, shown
+from brain.postgres.statements import escaped
 from brain.postgres.statuses import StatusColumn, status_column
 
 
@@ -76,11 +77,6 @@ def _parts(text: str) -> tuple[str, str]:
     if at < len(text):
         raise ValueError("it has more than two parts")
     return first.text, second.text
-
-
-def escaped(part: sql.Composable) -> str:
-    """As SQL for a query that has parameters, in which psycopg takes a % for a placeholder."""
-    return part.as_string().replace("%", "%%")
 
 
 def init_sql(table: Table) -> str:

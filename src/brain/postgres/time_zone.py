@@ -21,7 +21,7 @@ from brain.postgres.table import Column, Description
 WITHOUT_ZONE = frozenset({"timestamp", "date"})
 """Built-in types of a time that does not say in which zone it is."""
 
-TIMES = ("started_at", "completed_at")
+TIME_FIELDS = ("started_at", "completed_at")
 """The fields of the contract that are times."""
 
 
@@ -89,6 +89,6 @@ def without_zone(description: Description) -> list[str]:
     columns = description.columns
     return [
         columns[field].name
-        for field in TIMES
+        for field in TIME_FIELDS
         if field in columns and columns[field].base in WITHOUT_ZONE
     ]
