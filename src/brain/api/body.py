@@ -64,7 +64,7 @@ def parse(data: bytes) -> object:
             object_pairs_hook=_object,
             parse_int=_integer,
             parse_float=_number,
-            parse_constant=Unfit,
+            parse_constant=Unrepresentable,
         )
     except json.JSONDecodeError as error:
         where = f"at position {error.pos}: {shown(text[error.pos :])}"
@@ -76,7 +76,7 @@ def parse(data: bytes) -> object:
     return document
 
 
-class Unfit(float):
+class Unrepresentable(float):
     """A number as it was written, if no float has its value: 1e400, NaN. It is not finite."""
 
     def __new__(cls, text: str) -> Self:
@@ -92,12 +92,12 @@ class Unfit(float):
 
 def _number(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else Unfit(text)
+    return value if math.isfinite(value) else Unrepresentable(text)
 
 
 def _integer(text: str) -> float:
     # A longer one would lose digits, or (above 4300) not be read at all.
-    return int(text) if len(text) <= MAX_DIGITS else Unfit(text)
+    return int(text) if len(text) <= MAX_DIGITS else Unrepresentable(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ R13  A Snapshot removes the unfinished runs that it reports as gone. The first o
 After a restart (postgres/records.py has the rules) the first event is Resumed instead of a
 Snapshot. Resumed runs keep the times at which they were sent, at the earliest; those that changed
 since the floor may have been ANYTHING, because nobody knows what they were. No byte leaves with a
-time that `remember` has not stored, so that time goes on there.
+time that `remember` has not stored, so that time continues there.
 test_resumed_runs_have_the_times_of_before, test_resumed_runs_may_have_been_anything,
 test_every_time_is_remembered_before_it_is_sent
 """
@@ -68,7 +68,7 @@ from brain.delivery.log import (
     Log,
     is_tombstone,
 )
-from brain.delivery.tombstones import ANYTHING, FINISHED, buried, ended_early, tombstone
+from brain.delivery.tombstones import ANYTHING, FINISHED, buried, tombstone, was_unfinished
 
 Push: TypeAlias = tuple[Entry, tuple[Facet, ...], bool]
 """An entry to push, the facets that the run has and had, and whether its status stayed the same."""
@@ -441,7 +441,7 @@ class Board(Copied):
             self._forget(entry)
             self.floor = max(self.floor, entry[SEQ])
             self.floor_time = max(self.floor_time, entry[TIME])
-            if ended_early(entry):
+            if was_unfinished(entry):
                 self._unheld = ANYTHING  # (T4)
 
 

@@ -40,7 +40,7 @@ from brain.delivery.pending import Pending
 BUDGET = 0.025
 """Seconds, of which a catch-up may hold the event loop for half."""
 
-UNREAD: Final = -1
+NOT_BEGUN: Final = -1
 """`until` of a client that joined with `snapshot` before the first Snapshot."""
 
 Pieces: TypeAlias = dict[tuple[Cohort, int, int, int], tuple[bytes, int]]
@@ -74,7 +74,7 @@ class CatchUp:
         self._live = live
         self._missed_deletes = missed_deletes
         self._ready: deque[Client] = deque()
-        self.first = UNREAD
+        self.first = NOT_BEGUN
         """The board's seq after the first Snapshot."""
 
     def __bool__(self) -> bool:
@@ -102,7 +102,7 @@ class CatchUp:
             if not self._board.begun:
                 self.add(client)
                 continue
-            if client.until == UNREAD:
+            if client.until == NOT_BEGUN:
                 client.until = client.joined = self.first
                 client.goal = self.first if cohort.ready else None
             if self._board.floor > max(client.seq, client.until) or self._missed_deletes(

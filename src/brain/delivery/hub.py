@@ -46,7 +46,7 @@ from brain.contract.subscription import Subscription
 from brain.delivery.alarm import Alarm, Timer
 from brain.delivery.batches import BATCH
 from brain.delivery.board import Board, Push
-from brain.delivery.catch_up import UNREAD, CatchUp
+from brain.delivery.catch_up import NOT_BEGUN, CatchUp
 from brain.delivery.cohorts import Client, Cohort, Cohorts
 from brain.delivery.counts import Counts
 from brain.delivery.freshness import Freshness
@@ -137,7 +137,7 @@ class Hub:
 
     def join(self, client: Client, subscription: Subscription) -> None:
         """Start writing to the client. Ends it at once if its `since` is a gap."""
-        client.seq, client.until, client.whole = 0, 0, UNREAD
+        client.seq, client.until, client.whole = 0, 0, NOT_BEGUN
         client.paused = client.intact = client.waiting = client.pinged = False
         client.group = None
         client.cohort = cohort = self._cohorts.add(subscription.filter, subscription.include)
@@ -154,7 +154,7 @@ class Hub:
                 return
             client.seq = seq
         elif subscription.snapshot:
-            client.until = self.board.seq if self.begun else UNREAD
+            client.until = self.board.seq if self.begun else NOT_BEGUN
         elif not self.begun:
             # The first Snapshot pushes nothing, but may hold changes made since the client loaded
             # the runs.
@@ -282,7 +282,7 @@ class Hub:
         """Take what `Board.apply` returned, right after it was applied."""
         if self.board.dead_floor != self._dead_floor:
             self._start_over()
-        if self._catch_up.first == UNREAD and self.begun:
+        if self._catch_up.first == NOT_BEGUN and self.begun:
             self._catch_up.first = self.board.seq
         if pushes and self._lanes.all:
             added, conflated = self._pending.add(

@@ -27,12 +27,13 @@ T5   A run that a Snapshot reports as gone is buried like a deleted one. A row o
      test_a_run_that_is_gone_is_buried, test_a_comparison_does_not_bring_back_a_run_deleted_since
 T6   TRUNCATE names no run and leaves no tombstones: `dead_floor` and `dead_floor_time` are its seq
      and its time. For clients that include `deleted`, what lies before is a gap. The board's time
-     goes on above it, or a client that loads the table would get a `since` that is a gap again.
+     continues above it, or a client that loads the table would get a `since` that is a gap again.
      test_unnamed_deletes_are_a_gap_for_clients_that_include_deletes,
      test_what_follows_a_truncate_is_no_gap
-T7   So is a Snapshot before which deletes may be unknown: a stream was interrupted, or begins.
+T7   What lies before a Snapshot is such a gap too if deletes may be unknown: a stream was
+     interrupted, or begins.
      test_unnamed_deletes_are_a_gap_for_clients_that_include_deletes
-T8   So is everything before the first Snapshot, even where memory reaches further back.
+T8   Everything before the first Snapshot is such a gap, even where memory reaches further back.
      test_deletes_before_the_start_are_a_gap_for_clients_that_include_deletes
 T9   An UPDATE of the id is a delete and an insert. A tombstone is conflated with nothing. A row
      that leaves the contract is buried like a deleted one. One that is buried again is not pushed
@@ -61,14 +62,16 @@ def tombstone(run_id: str, known: Entry | None) -> Run:
 
 
 def buried(known: Entry) -> tuple[tuple[Facet, ...], tuple[Facet, ...]]:
-    """What a run was last, and all that it has been, with the last one last (see `ended_early`)."""
+    """What a run was last, and all that it has been, in which that comes last (for
+    `was_unfinished`).
+    """
     last, ever = facet(known[RUN]), known[FACETS]
     if ever != ANYTHING and not is_tombstone(known):
         ever = (*(each for each in ever if each != last), last)
     return (last,), ever
 
 
-def ended_early(entry: Entry) -> bool:
+def was_unfinished(entry: Entry) -> bool:
     """Whether this is the tombstone of a run that was unfinished, or may have been (T4)."""
     facets = entry[FACETS]
     return is_tombstone(entry) and (facets == ANYTHING or facets[-1][0] in ACTIVE)

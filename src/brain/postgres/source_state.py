@@ -14,15 +14,16 @@ log = structlog.get_logger()
 
 POLLED = "Brain works by polling; a stream would be sooner"
 
-SAID: frozenset[UnavailableCode] = frozenset({"chosen", "replica_identity", "inheritance"})
-"""Polling is what somebody has chosen, or the detail may be about the application's own UPDATEs."""
+NO_EFFECT: frozenset[UnavailableCode] = frozenset({"chosen", "replica_identity", "inheritance"})
+"""Codes whose line in the log does not say POLLED: somebody has chosen to poll, or the detail may
+be about the application's own UPDATEs."""
 
 WarningCode: TypeAlias = Literal["id_unique", "time_zone"]
 
 
 @dataclass(frozen=True, slots=True)
 class TableWarning:
-    """What is doubtful about a table that Brain follows all the same."""
+    """What is doubtful about a table, although Brain can follow it."""
 
     code: WarningCode
     detail: str
@@ -81,7 +82,7 @@ class SourceState:
             now=source,
             **({"detail": detail} if detail else {}),
             **({"hint": hint} if hint else {}),
-            **({"effect": POLLED} if source == "poll" and hint and code not in SAID else {}),
+            **({"effect": POLLED} if source == "poll" and hint and code not in NO_EFFECT else {}),
         )
 
     def preparing(self) -> None:

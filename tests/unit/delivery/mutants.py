@@ -51,7 +51,7 @@ def variant(module: ModuleType, *changes: tuple[str, str]) -> Any:
 
 
 USES: dict[ModuleType, tuple[tuple[ModuleType, tuple[str, ...]], ...]] = {
-    board: ((log, ("Log",)), (tombstones, ("buried", "ended_early", "tombstone"))),
+    board: ((log, ("Log",)), (tombstones, ("buried", "tombstone", "was_unfinished"))),
     cohorts: ((index, ("Index",)),),
     shared: ((batches, ("Batches", "cut")), (groups, ("Group",)), (index, ("concerned",))),
     lanes: (
