@@ -29,8 +29,8 @@ PROCESS: Final = secrets.token_hex(4)
 class Position:
     """Where a page ends: its last change.
 
-    Its text begins with NUL, which no id contains: a list in the order of the ids would take it for
-    an id, and go on at some other run.
+    Its text begins with NUL, which no id contains. Otherwise a list in the order of the ids would
+    take it for an id, and continue at some other run.
     """
 
     time: Micros

@@ -1,8 +1,8 @@
 """The overlay of one of several nodes: a list shows what stands in their log, and nothing else.
 
 A list of one node and the connection that continues it may be of two. A query may see a state that
-no log will ever contain: the table is polled and has changed again, or the leader has died. Only
-the node that has shown it could know then that a client with a filter still has to be told of the
+no log will ever contain: the table is polled and has changed again, or the leader has died. Then
+only the node that has shown it could know that a client with a filter still has to receive the
 run's next change. So a list shows each run as the board has it, which is what the log contains. It
 waits for a moment until the log brings what the query has seen: without that, a client would not
 find in a list what it has just written.

@@ -115,7 +115,7 @@ def _is_found_by_value(column: Column) -> bool:
 def _etag(described: Description, salt: int) -> tuple[sql.Composable, list[object]]:
     """Changes with every change that the API can show, and with no other one: not with a
     heartbeat in another column, and not with what an UPDATE leaves as it was, as xmin would. And a
-    view has no xmin. Two values are 128 bits; md5 does not exist where FIPS rules.
+    view has no xmin. Two values are 128 bits; a server in FIPS mode has no md5.
     """
     names = [described.column("r", field) for field in FIELDS if field in described.columns]
     row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(names))

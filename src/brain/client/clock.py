@@ -1,4 +1,5 @@
-"""The database's clock, as a client can know it: elapsed times are right whatever this one says.
+"""The database's clock, as a client can estimate it: elapsed times are right even if the clock of
+the client's machine is wrong.
 
 The rule is stated in client.md, "The database's clock". The file client/database_clock.js of
 the page has it for JavaScript, and one table of cases holds both: tests/unit/client/clock.json.

@@ -21,7 +21,7 @@ REPORTED: Final = 8.0
 every 5 s, and at once when the database has been silent for 5 s."""
 
 PROOF: Final = 10.0
-"""Seconds: an older proof that all changes have come is none."""
+"""Seconds. An older proof that all changes have come does not count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,7 +289,7 @@ class Runs:
             self._doubt_later()
 
     def _doubt_later(self) -> None:
-        """Nothing but time passes, and the runs are not current any more."""
+        """Tell the listeners when the runs are no longer current because nothing has arrived."""
         if self._doubting is not None:
             self._doubting.cancel()
             self._doubting = None

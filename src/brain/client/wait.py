@@ -43,7 +43,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A row with the id is there, and no run. Reported once: it may become one."""
+    """There is a row with this id, but it is no run. Reported once: it may become one."""
 
     run_id: str
     detail: str

@@ -106,12 +106,12 @@ async def watch(
     `url` may have a query. `since` is the timestamp of the last message of an earlier watch.
     `include` asks for events beyond Message: Deleted, Ready and Source.
     `token` is for a Brain that requires tokens. A string is valid until it expires. A function is
-    called before each connection, so the watch goes on after a token has expired; the function
+    called before each connection, so the watch continues after a token has expired; the function
     raises OSError if it cannot get a token now.
     A connection is dead if nothing is received for `deadline` seconds, not even the answer to a
     ping. `options` go to `websockets.asyncio.client.connect`: `ssl`, `proxy`. By default, the proxy
     of the environment is used, but not to this machine (localhost).
-    Use contextlib.aclosing() if the connection must be closed when your code goes on.
+    Use contextlib.aclosing() if the connection must be closed when your code continues.
     """
     loop = asyncio.get_running_loop()
     if is_loopback(url):

@@ -1,9 +1,9 @@
 """Freshness: clients that include `source` learn how far behind the database Brain may be.
 
-They are told once when they are up to date, at each change of the source, and every 5 s. Clients
-that are served in one turn and have been sent the same share one frame. The turns of a round are
-spread over the interval, as pings are. The cost is the write to each client (6 to 8 of 9 us are the
-kernel's), so one write carries the frame and the client's next ping.
+Brain sends it to them when they are up to date, at each change of the source, and every 5 s.
+Clients that are served in one turn, and have been sent the same changes, receive the same frame.
+The turns of a round are spread over the interval, as pings are. The cost is the write to each
+client (6 to 8 of 9 µs are the kernel's), so one write carries the frame and the client's next ping.
 
 I2   A frame's timestamp is the time up to which its client has been sent everything, so that
      nothing is lost when it resumes from it. It is sent to live clients only, because a client that
@@ -31,7 +31,7 @@ TICK: Final = 0.05
 """Seconds between two turns: each serves a hundredth of the clients."""
 
 STRIDE: Final = 100
-"""Clients of a turn at most. If as many more are owed a frame, the next turn follows at once."""
+"""Clients of a turn at most. If as many more wait for a frame, the next turn follows at once."""
 
 
 class Sender(Protocol):

@@ -62,7 +62,7 @@ class Place:
     cluster: Path
     binaries: Path
     account: pwd.struct_passwd | None
-    """Whom to run PostgreSQL as. None: as this process."""
+    """The account that PostgreSQL runs as. None: that of this process."""
 
 
 async def prepare(data_dir: Path, shipped: Path, locks: contextlib.ExitStack) -> Place:
@@ -121,7 +121,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _account(data_dir: Path) -> pwd.struct_passwd | None:
-    """Whom to run PostgreSQL as, which refuses to run as root. None: as this process."""
+    """The account for PostgreSQL, which refuses to run as root. None: that of this process."""
     if os.geteuid() != 0:
         return None
     for folder in (data_dir / "postgres", data_dir):

@@ -188,7 +188,7 @@ class Postmaster:
                 )
 
     async def _try_start_on(self, port: int) -> str | None:
-        """None if PostgreSQL is ready, otherwise its last words."""
+        """None if PostgreSQL is ready, otherwise what it printed last."""
         settings = (
             f"port={port}",
             "listen_addresses=127.0.0.1,::1",  # `localhost` resolved to IPv4 only

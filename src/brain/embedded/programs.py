@@ -31,7 +31,7 @@ def spawn(
     stdin: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, as `account` (None: as this process)."""
-    # Neither the caller's PG* variables, which PostgreSQL would obey, nor its secrets.
+    # Without the caller's PG* variables, which PostgreSQL would obey, and without its secrets.
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return subprocess.Popen(  # noqa: S603 - programs of the wheel
         arguments,

@@ -102,9 +102,8 @@ def _unlogged_partition(candidate: Candidate) -> StreamUnavailable | None:
 
 
 def _inheritance(candidate: Candidate) -> StreamUnavailable | None:
-    """A publication takes children in as separate tables, whether or not they have a key.
-
-    Children that inherit later are not taken in.
+    """A publication lists children as separate tables, with or without a key. It does not list
+    children that inherit later.
     """
     if not candidate.inherited:
         return None

@@ -41,16 +41,16 @@ SESSION = {
     "quote_all_identifiers": "off",
 }
 """A role or a database may have other settings, and start-up options override them. Some decide how
-values look as text (seen: `21/11/2026 06:32:03 IST`, and `3e+01` for 30). Others make a query of
-ours fail: `serializable` the second of two claims of a run (40001, where it is to see the first),
-and `row_security=off` each one on a table with policies."""
+values look as text (seen: `21/11/2026 06:32:03 IST`, and `3e+01` for 30). Others make Brain's
+queries fail. With `serializable`, the second of two claims of a run fails (40001); it has to see
+the first claim. With `row_security=off`, every query of a table with policies fails."""
 
 FOREIGN_VARIABLES = ("PGDATESTYLE", "PGTZ", "PGGEQO", "PGSERVICE")
-"""Of libpq: it sends the first three after the start-up options, which they override, and takes
-from PGSERVICE whatever the URL does not say. Brain removes them from its environment. It gives
-PGOPTIONS, PGCLIENTENCODING, PGAPPNAME, PGCONNECT_TIMEOUT, PGTARGETSESSIONATTRS and
-PGLOADBALANCEHOSTS values of its own or of the URL's. The others say how to reach the database that
-the URL means (PGPASSFILE, PGSSLROOTCERT …), and count."""
+"""libpq reads them. It sends the first three after the start-up options, and so they override
+these. From PGSERVICE it takes everything that the URL does not say. Brain removes them from its
+environment. It gives PGOPTIONS, PGCLIENTENCODING, PGAPPNAME, PGCONNECT_TIMEOUT,
+PGTARGETSESSIONATTRS and PGLOADBALANCEHOSTS values of its own or of the URL's. Brain keeps the
+others, which say how to reach the database of the URL (PGPASSFILE, PGSSLROOTCERT …)."""
 
 ANSWER_TIMEOUT = 10.0
 """Seconds. A query that waits for no lock is answered within them, or the database is gone."""
@@ -224,7 +224,7 @@ def _tolerant_loader(codec: str) -> type[Loader]:
 
 
 class _Utf8Cursor(AsyncCursor[Any]):
-    """Of a database without an encoding. psycopg would encode only ASCII there."""
+    """For a database without an encoding. psycopg would encode only ASCII there."""
 
     async def execute(self, query: Any, *arguments: Any, **given: Any) -> Self:
         return await super().execute(_encoded(query), *arguments, **given)

@@ -208,9 +208,7 @@ class _Writer:
         return next((word for word in words if allowed is None or word in allowed), words[0])
 
     async def _create(self) -> tuple[str, Mapping[str, object] | None, str, str]:
-        """The new run's id in SQL, the body of a POST, an INSERT if that is none, and what an
-        INSERT lacks.
-        """
+        """The new run's id in SQL; the body of a POST, or else an INSERT; what an INSERT lacks."""
         run_id = self._column("id")
         given: dict[str, str] = {}
         if run_id.always or (run_id.default and run_id.category != "S" and run_id.type != "uuid"):

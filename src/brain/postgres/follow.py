@@ -49,7 +49,7 @@ class Follow:
     """The source of a running Brain.
 
     `application` names its connections. It must not be the name of a synchronous standby.
-    `progress`: where to go on, if the table was followed before; give it or `records`, not both.
+    `progress`: where to continue, if the table was followed before. Give it or `records`, not both.
     `watched`: whether a client waits for changes. If none does, the stream is read less often.
     """
 

@@ -1,4 +1,4 @@
-"""Which table this would be, asked over a connection of its own."""
+"""The identity of the table, read over a connection of its own."""
 
 import psycopg
 

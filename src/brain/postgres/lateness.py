@@ -11,7 +11,7 @@ all of the log? And over the stream, after two seconds of silence: does it still
 transaction delays neither, since nothing of it is to be sent; a huge one that is being decoded
 delays all that was committed behind it, and shows.
 
-Without a source, Brain is late since it lost it.
+Without a source, Brain is late from the moment at which it lost the last one.
 """
 
 import asyncio

@@ -98,7 +98,7 @@ def malformed(data: bytes, at: int) -> PgoutputError:
 
 
 WRONG: Final = (LookupError, ValueError, ArithmeticError, struct.error)
-"""What reading raises, by whatever wrong bytes."""
+"""What reading raises if the bytes are wrong."""
 
 
 def _strict(read: Callable[[bytes, int, G], R]) -> Callable[[bytes, int, G], R]:

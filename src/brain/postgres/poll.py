@@ -222,7 +222,9 @@ class Poll:
         self.pause = self._timing.pause(last, self._took, int(row[0] or 0))
 
     async def is_current(self) -> bool:
-        """Whether nothing was committed anywhere since the last poll. Of a view nobody knows."""
+        """Whether nothing was committed anywhere since the last poll. False for a view: there it is
+        not known.
+        """
         checkpoint = self.progress.checkpoint
         return (
             checkpoint is not None

@@ -26,7 +26,7 @@ class Progress:
     """While polling: once the log has been flushed up to here, this checkpoint is durable."""
 
     def read_rows(self) -> None:
-        """To be called before rows that a query has read are passed on."""
+        """Call it before rows that a query has read are passed on."""
         self.records.settle(None)
         self.durable = self.mark = None
 
@@ -44,8 +44,8 @@ class Progress:
             self.mark = inserted, self.checkpoint
 
     def notice(self, epoch: str | None) -> None:
-        """Whether PostgreSQL has crashed. If it may have lost something that was sent, the next
-        poll finds a new history.
+        """Look whether PostgreSQL has crashed. If it may have lost something that was sent, the
+        next poll finds a new history.
         """
         if self.checkpoint is None or self.checkpoint.epoch == epoch:
             return

@@ -214,7 +214,7 @@ SELECT FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
 
 
 async def removal(conn: Conn, table: Table, *, drop_table: bool) -> list[sql.Composed]:
-    """The statements that take away what `initialize` creates. Raises psycopg.Error.
+    """The statements that remove what `initialize` creates. Raises psycopg.Error.
 
     A publication that lists other tables too only loses this one. One of all tables, or of a
     schema, is not Brain's.

@@ -164,7 +164,7 @@ class Records:
         return self._sent.refused
 
     def remember(self, time: Micros) -> None:
-        """(3) To be called before anything with this time is sent."""
+        """(3) Call it before anything with this time is sent."""
         self._time = time
         if time > self._stored:
             self._store(time)
@@ -178,8 +178,9 @@ class Records:
         self._file.high = self._stored = self._sent.before_refused(time, time + AHEAD)
 
     def start(self, now: Micros) -> Micros:
-        """The time at which a new process goes on, given the database's: usually where the last one
-        ended. If the database's clock was far ahead, nobody can resume, and the clock counts.
+        """The time at which a new process begins, given the database's: usually the last time of
+        the process before. If the database's clock was far ahead, nobody can resume, and the clock
+        counts.
         """
         now, high = self._sent.allowed(now), self.high
         if high - now <= MAX_LEAD:

@@ -50,7 +50,7 @@ class StreamLost(BrainError):  # noqa: N818 - a state of affairs, not a fault
 
 
 class StreamSilent(StreamLost):
-    """Nothing arrives any more. The ordinary connection takes the same route: it is as dead."""
+    """Nothing arrives any more. The ordinary connection takes the same route, so it is dead too."""
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

@@ -41,7 +41,7 @@ class SentTimes:
         if numbers is None:
             numbers = [0] * NUMBERS  # all of the times up to `high` are one span
         self._first = numbers[0]
-        """Of the span that goes on."""
+        """Of the current span."""
         self._sent = _spans(numbers[1 : 1 + 2 * _SENT])
         """The other spans, in the order of time."""
         self.refused = tuple(_spans(numbers[1 + 2 * _SENT :]))
@@ -72,7 +72,7 @@ class SentTimes:
         return True
 
     def refuse(self, high: Micros, now: Micros) -> bool:
-        """Refuse what was sent of the time after `now`, and go on there. False if these times
+        """Refuse what was sent of the time after `now`, and continue at `now`. False if these times
         cannot be distinguished from others.
         """
         spans = [*self._sent, Span(self._first, high)]

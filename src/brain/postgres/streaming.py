@@ -90,8 +90,8 @@ class Streaming:
                 yield taken
             for comparison in watch.passed(stream.position):
                 yield [comparison]
-            # That the server speaks does not prove that nothing is on its way: it may be decoding
-            # a huge transaction.
+            # A server that sends something may still have changes to send: it may be decoding a
+            # huge transaction.
             self._state.heard = watch.proven_at()
             watch.advance()
 

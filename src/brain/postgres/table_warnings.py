@@ -1,5 +1,5 @@
-"""What is doubtful about a table that Brain follows all the same: ids that may repeat, and times in
-a zone that is not BRAIN_TIMEZONE. `brain serve` logs it, /readyz and `brain doctor` report it.
+"""What is doubtful about a table, although Brain can follow it: ids that may repeat, and times in a
+zone that is not BRAIN_TIMEZONE. `brain serve` logs it, /readyz and `brain doctor` report it.
 """
 
 from collections.abc import AsyncIterator

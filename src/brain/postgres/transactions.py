@@ -114,7 +114,7 @@ class Transactions:
         self._passed = max(self._passed, position)
 
     def take(self) -> list[Changes]:
-        """At most SLICE rows, give or take the one that an UPDATE of an id adds."""
+        """At most SLICE rows, and one more if the last was an UPDATE of an id."""
         taken = self._taken
         self._taken, self._changes, self._count = [], None, 0
         return taken

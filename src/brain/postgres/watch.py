@@ -84,7 +84,7 @@ class Watch:
         self._fingerprint: int | None = None
         self._walsender: int | None = promoted.stream.walsender
         self._owed: LogEnd | None = None
-        """What the walsender had yet to send when Brain asked for the first time since."""
+        """The oldest end of the log that the walsender had not sent yet when Brain asked."""
         self._unproven: LogEnd | None = None
         """The end of the log that the stream has yet to reach."""
         self._proven_at = now
@@ -100,7 +100,9 @@ class Watch:
         return min(late, silent) if late is not None and silent is not None else late or silent
 
     def proven_at(self) -> float:
-        """When, by the loop's clock, the log ended at the latest where the stream has read on."""
+        """The latest time, by the loop's clock, at which the log surely held nothing that the
+        stream has not read.
+        """
         end = self._unproven
         # What the server has sent since comes behind all that it had sent before. A stream that is
         # silent proves nothing, although it has reached the end: it may never send what comes next.

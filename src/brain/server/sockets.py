@@ -64,7 +64,7 @@ def hold(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Sockets that keep the port for other processes, which `share` it. Raises ListenError.
 
     They do not listen: the kernel would give them a part of the connections. No other program gets
-    the port as long as they are open, also not while nobody listens.
+    the port as long as they are open, even while nobody listens.
     """
     listeners = listen(hosts, port)
     if not SPREADS:
@@ -73,7 +73,7 @@ def hold(hosts: Sequence[str], port: int) -> list[socket.socket]:
     for listener in listeners:
         # The listener, which shares with nobody, has proved that the port is free. It shares it
         # with our own socket before it is closed, so there is no moment at which another could get
-        # it: least of all a second supervisor, whose sockets the kernel would take for ours.
+        # it, in particular not a second supervisor, whose sockets the kernel would take for ours.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.append(_sharing(listener))
         listener.close()
