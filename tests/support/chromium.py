@@ -1,32 +1,18 @@
-"""A page in an installed Chromium, over the DevTools protocol."""
+"""A page in an installed Chromium, by DevTools: for a test that has an event loop of its own."""
 
 import asyncio
 import contextlib
 import json
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.support.browser import BROWSER, OPTIONS
 from tests.support.patience import PATIENCE, eventually
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="neither chromium nor google-chrome is installed"
-)
-
-QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 
 
 class Tab:
@@ -85,10 +71,12 @@ class Tab:
 @contextlib.asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[Tab]:
     """A tab that shows `url`. `folder` is for the browser's profile."""
-    assert CHROMIUM
+    assert BROWSER
     browser = await asyncio.create_subprocess_exec(
-        CHROMIUM,
-        *QUIET.split(),
+        BROWSER,
+        "--headless",
+        "--no-first-run",
+        *OPTIONS,
         f"--user-data-dir={folder / 'profile'}",
         "--remote-debugging-port=0",
         "about:blank",

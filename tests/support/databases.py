@@ -22,7 +22,7 @@ LARGEST = 128 * 1024
 _END_SESSIONS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()"""
-"""To be asked until there is none: given a time to wait, it looks again after 100 ms."""
+"""Repeat it until there is no session. With a timeout, it looks again only after 100 ms."""
 
 _LOOK = f"""
 SELECT (SELECT stats_reset FROM pg_stat_wal),

@@ -160,7 +160,7 @@ class Following:
     async def settled(self) -> None:
         """Wait until the board equals SELECT.
 
-        A poll sees neither that a finished run was deleted, nor those that had finished before.
+        A poll does not see that a finished run was deleted, and no runs that had finished before.
         """
         deadline = time.monotonic() + PATIENCE
         while True:

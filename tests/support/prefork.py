@@ -7,7 +7,7 @@ streams, session and limits. It runs `brain.__main__.main()` at the top level of
 ends as that does, but for the modules, which are not cleared. It is a child of the caller, who
 waits for it as for any other (`subprocess.Popen` does not know the difference):
 
-    caller                   sends the start, with its three streams, and is a subreaper meanwhile
+    caller                   sends the start, with its three streams; a subreaper until it is done
       └── prefork server     forks twice; the process between the two ends at once
             └── (ended)
                   └── brain  its parent has ended, so the kernel gives it to the caller

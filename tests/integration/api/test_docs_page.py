@@ -12,7 +12,8 @@ import pytest
 
 from brain.api.docs_page import ASSETS, CSP, SWAGGER_UI
 from tests.support import ROOT
-from tests.support.chromium import needs_chromium, opened
+from tests.support.browser import needs_browser
+from tests.support.chromium import opened
 from tests.support.issuer import SECRET, token
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
@@ -71,7 +72,7 @@ def test_operations_have_examples_and_need_no_token(brain: Brain) -> None:
     )
 
 
-@needs_chromium
+@needs_browser
 async def test_in_chromium_it_loads_only_from_its_origin_and_nothing_complains(
     brain: Brain, shared: str, tmp_path: Path
 ) -> None:
