@@ -7,11 +7,10 @@ It is one more source for app.py: an async iterator of lists of events.
 """
 
 import asyncio
-import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from brain.nodes.roster import Roster
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
-from brain.postgres.cancellation import cancel
+from brain.postgres.cancellation import cancel, outlast
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Column
 
@@ -141,10 +140,13 @@ class Node:
         """Raises CredentialsError."""
         async with self._connection:
             tasks = [
-                asyncio.create_task(self._leadership.watch(), name="leadership"),
-                asyncio.create_task(self._watch(), name="node"),
-                asyncio.create_task(self._roster.answer(), name="roster"),
-                asyncio.create_task(self._watch_origin(), name="origin"),
+                asyncio.create_task(self._keep(what), name=name)
+                for name, what in (
+                    ("leadership", self._leadership.watch),
+                    ("node", self._watch),
+                    ("roster", self._roster.answer),
+                    ("origin", self._watch_origin),
+                )
             ]
             try:
                 async with aclosing(self._relay.events()) as events:
@@ -153,10 +155,19 @@ class Node:
             finally:
                 self.retire()
                 assert self._retiring is not None
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(self._retiring)
-                # One cancellation may get lost in an answer that arrives at the same moment.
-                await asyncio.gather(*map(cancel, tasks))
+                try:
+                    await outlast(self._retiring)
+                finally:
+                    await asyncio.gather(*map(cancel, tasks))
+
+    async def _keep(self, what: Callable[[], Awaitable[None]]) -> None:
+        """A bug in Brain, or an answer of NATS that nobody expects, ends none of them for good."""
+        while True:
+            try:
+                return await what()
+            except Exception:
+                log.exception("a task of this node failed")
+            await asyncio.sleep(self._timing.heartbeat)
 
     def retire(self) -> None:
         """(N10) Lead no longer. The relay goes on: clients are still told what happens."""
