@@ -26,8 +26,9 @@ from brain.nodes.leader import Leader, MakeSource
 from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
 from brain.nodes.origin import HINT, Identify, Origin
-from brain.nodes.relay import Relay
+from brain.nodes.relay import UPGRADE, Relay
 from brain.nodes.roster import Roster
+from brain.nodes.state import HINT as NATS_HINT
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
@@ -189,9 +190,12 @@ class Node:
                 state.away(state.elsewhere, HINT)
             elif silent > timing.away and not connection.is_open:
                 state.away(f"no connection to NATS: {connection.detail}")
+            elif not self._relay.is_readable:
+                state.away(self._relay.later, UPGRADE)
             elif max(silent, 0.0 if self._relay.loads else leaderless) > timing.leaderless:
-                why = self._leadership.obstacle
-                state.away(f"nobody writes the log{why and ': '}{why}")
+                why = self._relay.later or self._leadership.obstacle
+                hint = UPGRADE if self._relay.later else NATS_HINT
+                state.away(f"nobody writes the log{why and ': '}{why}", hint)
             elif loading > timing.leaderless:
                 state.away(wait)
 

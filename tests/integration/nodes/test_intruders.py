@@ -23,8 +23,6 @@ from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
 
-pytestmark = pytest.mark.faults
-
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
 RUBBISH = [
