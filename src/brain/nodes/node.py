@@ -26,7 +26,7 @@ from brain.nodes.leader import Leader, MakeSource
 from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
 from brain.nodes.origin import HINT, Identify, Origin
-from brain.nodes.relay import UPGRADE, Relay
+from brain.nodes.relay import UPGRADE_HINT, Relay
 from brain.nodes.roster import Roster
 from brain.nodes.state import HINT as NATS_HINT
 from brain.nodes.state import NodeState
@@ -191,10 +191,10 @@ class Node:
             elif silent > timing.away and not connection.is_open:
                 state.away(f"no connection to NATS: {connection.detail}")
             elif not self._relay.is_readable:
-                state.away(self._relay.later, UPGRADE)
+                state.away(self._relay.later, UPGRADE_HINT)
             elif max(silent, 0.0 if self._relay.loads else leaderless) > timing.leaderless:
                 why = self._relay.later or self._leadership.obstacle
-                hint = UPGRADE if self._relay.later else NATS_HINT
+                hint = UPGRADE_HINT if self._relay.later else NATS_HINT
                 state.away(f"nobody writes the log{why and ': '}{why}", hint)
             elif loading > timing.leaderless:
                 state.away(wait)

@@ -38,7 +38,7 @@ from brain.nodes.track import Claim, LoadAgain, Track
 
 log = structlog.get_logger()
 
-UPGRADE = "upgrade this Brain"
+UPGRADE_HINT = "upgrade this Brain"
 
 GULP = 256 * 1024
 """Bytes of messages whose events are yielded at once."""
@@ -310,7 +310,7 @@ class Relay:
             log.warning(
                 "this node does not lead" if claim.is_readable else "the log cannot be understood",
                 detail=self.later,
-                hint=UPGRADE,
+                hint=UPGRADE_HINT,
             )
         if claim.node == self._node:
             if claim.base != "log":

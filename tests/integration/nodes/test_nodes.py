@@ -20,7 +20,7 @@ from brain.nodes.difference import image
 from brain.nodes.leader import MAX_GIVEN_UP
 from brain.nodes.log import Facts, Log, Reader
 from brain.nodes.messages import VERSION, decode, encode
-from brain.nodes.relay import UPGRADE
+from brain.nodes.relay import UPGRADE_HINT
 from brain.nodes.track import Claim
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nodes import QUICK_NODES, Following, Stream, leader_of, opened
@@ -284,7 +284,7 @@ async def test_a_node_whose_leader_writes_a_later_version_serves_and_does_not_le
             f"nobody writes the log: the leader later writes version {VERSION + 1} of the log, and"
             f" this Brain version {VERSION}"
         )
-        assert state.hint == UPGRADE
+        assert state.hint == UPGRADE_HINT
         assert node.role == "follower"
         assert node.node._relay.base() is None
         assert node.node.report().epoch == epoch
@@ -306,7 +306,7 @@ async def test_a_log_that_only_a_later_version_can_read_is_said_once_and_left_al
             async with Following(database, nats.url) as node:
                 relay, state = node.node._relay, node.node.state
                 await node.until(lambda: "the leader later writes version" in state.detail)
-                assert state.hint == UPGRADE
+                assert state.hint == UPGRADE_HINT
                 now = asyncio.get_running_loop().time
                 heard = node.node._node_state.heard
                 await node.until(lambda: now() - heard > 4 * QUICK_NODES.silence)
