@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 Lead: TypeAlias = Callable[[Claim], Leader]
 
+CLAIMS = 10
+"""How often in a row a claim is tried behind messages that are none of Brain's."""
+
 
 class Leadership:
     """`node` is a random id of this process, `name` its name for people."""
@@ -147,10 +150,32 @@ class Leadership:
             return
         if base == "log" and position != self._relay.track.position:
             return
-        claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
-        seq = await self._log.append("log", claim, facts.last)
+        seq = await self._append(base, facts.last)
         if base != "log":
             self._relay.rebase(Claim(seq, self._node, self._name, base, VERSION, READABLE_FROM))
+
+    async def _append(self, base: Base, after: int) -> int:
+        """A claim behind this message. Somebody who is no leader may write all the time, and more
+        often than one can ask where the log ends: then behind what was read of him since.
+
+        Raises NATSError.
+        """
+        claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
+        track = self._relay.track
+        read = (track.epoch, track.n)
+        for _ in range(CLAIMS):
+            try:
+                return await self._log.append("log", claim, after)
+            except Superseded:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._timing.heartbeat):
+                        while track.position <= after:
+                            await self._relay.moved()
+                is_alone = self._relay.track is track and (track.epoch, track.n) == read
+                if not is_alone or track.position <= after or self._relay.base() != "log":
+                    raise
+                after = track.position
+        raise Superseded("somebody else writes to the log all the time")
 
     # Leading.
 

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from brain.nodes.connection import Access, Connection
-from brain.nodes.log import Log
+from brain.nodes.log import Facts, Log
 from brain.nodes.messages import encode
 from brain.nodes.timing import NodeTiming
 from tests.integration.nodes.test_nodes import deaf
@@ -115,6 +115,27 @@ async def test_while_somebody_else_writes_a_leader_that_dies_is_replaced(
         execute(database, ROW.format("a"))
         await other.knows("a", "running")
         writing.cancel()
+
+
+async def test_a_node_claims_a_log_that_has_another_end_whenever_it_asks(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else writes more often than one can ask where it ends."""
+    async with nodes(database, nats.url) as two:
+        leader = await leader_of(*two)
+        (other,) = (each for each in two if each is not leader)
+        await leader.kill()
+        ask = Log.facts
+
+        async def facts(log: Log) -> Facts:
+            found = await ask(log)
+            await log.connection.publish(log.subject("log"), b"rubbish")
+            return found
+
+        monkeypatch.setattr(Log, "facts", facts)
+        await other.until(lambda: other.role == "leader")
+        execute(database, ROW.format("a"))
+        await other.knows("a", "running")
 
 
 async def test_a_log_that_nobody_can_read_on_heals(database: str, nats: NatsServer) -> None:
