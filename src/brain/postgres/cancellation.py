@@ -13,6 +13,10 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import structlog
+
+log = structlog.get_logger()
+
 GRACE = 1.0
 """Seconds between the first cancellation and the second."""
 
@@ -32,7 +36,9 @@ async def cancel(task: asyncio.Task[Any]) -> None:
             await asyncio.wait([task], timeout=GRACE)
         except asyncio.CancelledError as error:
             interrupted = error
-    if task.done() and not task.cancelled():
+    if not task.done():
+        log.warning("a task does not end", task=task.get_name(), effect="nobody waits for it")
+    elif not task.cancelled():
         task.exception()  # retrieved: asyncio would log an exception that nobody has read
     if interrupted is not None:
         raise interrupted

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from brain.postgres import cancellation
 
@@ -46,6 +47,18 @@ async def test_returns_at_once_when_a_task_ends_at_the_first() -> None:
     await cancellation.cancel(task)
     assert task.cancelled()
     await cancellation.cancel(task)
+
+
+async def test_says_which_task_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancellation, "GRACE", 0.01)
+    ending = asyncio.Event()
+    task = asyncio.create_task(cancellation.outlast(asyncio.create_task(ending.wait())), name="t")
+    await asyncio.sleep(0)
+    with capture_logs() as logs:
+        await cancellation.cancel(task)
+    assert [(each["event"], each["task"]) for each in logs] == [("a task does not end", "t")]
+    ending.set()
+    await asyncio.wait([task])
 
 
 async def test_takes_the_exception_of_a_task_that_has_failed() -> None:
