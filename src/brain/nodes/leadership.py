@@ -167,6 +167,8 @@ class Leadership:
             try:
                 return await self._log.append("log", claim, after)
             except Superseded:
+                if base != "log":
+                    raise
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timing.heartbeat):
                         while track.position <= after:
