@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from brain.nodes.connection import Access, Connection
-from brain.nodes.log import Facts, Log
-from brain.nodes.messages import encode
+from brain.nodes.log import Facts, Log, Subject
+from brain.nodes.messages import Message, encode
 from brain.nodes.timing import NodeTiming
 from tests.integration.nodes.test_nodes import deaf
 from tests.support.databases import Databases
@@ -125,14 +125,26 @@ async def test_a_node_claims_a_log_that_has_another_end_whenever_it_asks(
         leader = await leader_of(*two)
         (other,) = (each for each in two if each is not leader)
         await leader.kill()
-        ask = Log.facts
+        ask_facts, ask_last = Log.facts, Log.last
+
+        async def write(log: Log) -> None:
+            await log.connection.publish(log.subject("log"), b"rubbish")
+            read = log.connection.ask(f"STREAM.INFO.{log.name}")
+            end = (await read)["state"]["last_seq"]
+            await other.until(lambda: other.node.report().position >= end)
 
         async def facts(log: Log) -> Facts:
-            found = await ask(log)
-            await log.connection.publish(log.subject("log"), b"rubbish")
+            found = await ask_facts(log)
+            await write(log)
+            return found
+
+        async def last(log: Log, subject: Subject) -> tuple[int, Message | None] | None:
+            found = await ask_last(log, subject)
+            await write(log)
             return found
 
         monkeypatch.setattr(Log, "facts", facts)
+        monkeypatch.setattr(Log, "last", last)
         await other.until(lambda: other.role == "leader")
         execute(database, ROW.format("a"))
         await other.knows("a", "running")
