@@ -26,7 +26,6 @@ async def lose_nothing(postgres: Postgres, seconds: float, *, least: int) -> Non
     assert world.checks >= least
 
 
-@pytest.mark.faults
 async def test_nodes_lose_nothing(postgres: Postgres) -> None:
     """Some 5 times one or two faults, in 9 s of CPU time."""
     await lose_nothing(postgres, 20, least=1)

@@ -101,6 +101,9 @@ class Following:
     async def stop(self) -> None:
         """As SIGTERM does."""
         await cancel(self._task)
+        # A resignation has a deadline of its own, and a busy machine needs it.
+        await asyncio.wait([self._task], timeout=PATIENCE)
+        assert self._task.done(), [repr(each) for each in asyncio.all_tasks()]
         if not self._task.cancelled():
             self._task.result()
 

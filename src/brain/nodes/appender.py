@@ -15,6 +15,7 @@ from brain.nodes.connection import NATSError
 from brain.nodes.log import Log, Subject, Superseded
 from brain.nodes.messages import Kind, encode, parts
 from brain.nodes.timing import NodeTiming
+from brain.postgres.cancellation import outlast
 
 
 class Appender:
@@ -93,11 +94,13 @@ class Appender:
             seq = await asyncio.shield(sending)
         except asyncio.CancelledError:
             # The caller that cancels writes behind it, or does not know whether it has arrived.
-            await asyncio.wait([sending])
-            if sending.cancelled() or sending.exception() is not None:
-                self._over = "a message was not confirmed"
-            else:
-                self._last, self.n = sending.result(), n
+            try:
+                await outlast(sending)
+            finally:
+                if sending.cancelled() or sending.exception() is not None:
+                    self._over = "a message was not confirmed"
+                else:
+                    self._last, self.n = sending.result(), n
             raise
         except NATSError as error:
             self._over = str(error)

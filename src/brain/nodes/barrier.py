@@ -47,11 +47,12 @@ class Barrier:
         return True
 
     async def _has_read_all(self) -> bool:
-        """Wait until this node has read what the log contains now. False: it contains nothing, or
-        was lost since it was asked.
+        """Wait until this node has read what the log contains now. False: it contains nothing.
+
+        If the log is lost between the two answers, its place is never reached in the new one.
         """
-        created = (await self._log.facts()).created
         last = await self._log.last("log")
+        created = await self._log.created()
         if last is None:
             return False
         while not self._relay.has_read(last[0], created):

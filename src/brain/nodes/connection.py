@@ -1,7 +1,10 @@
 """The connection to NATS: one that comes back for ever, and requests over it.
 
 The client library reconnects by itself, but gives up when the server refuses its credentials; then
-this one begins again.
+this one begins again. It may also keep a cancellation to itself, and wait without a bound for a
+server that reads nothing. So only this module calls what the library waits for: each call heeds
+cancellations (cancellation.py) and has a deadline.
+test_a_cancellation_that_meets_an_answer_counts
 """
 
 import asyncio
@@ -9,10 +12,10 @@ import base64
 import contextlib
 import json
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import nats.errors
@@ -20,10 +23,13 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from brain.contract.errors import BrainError
 from brain.nodes.timing import NodeTiming
-from brain.postgres.cancellation import cancel
+from brain.postgres.cancellation import cancel, heeded
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -32,6 +38,13 @@ PINGS: Final[dict[str, Any]] = {"ping_interval": 2, "max_outstanding_pings": 2}
 
 AGAIN = 0.2
 """Seconds between two tries to connect."""
+
+STUCK = 10.0
+"""Seconds without a connection after which the client is given up: it connects again every AGAIN,
+unless it waits until a server that reads nothing has taken what was written to it."""
+
+SLACK = 0.5
+"""Seconds that a call may take longer than the library waits for its answer."""
 
 
 class NATSError(BrainError):
@@ -149,35 +162,39 @@ class Connection:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            await cancel(self._task)  # one may get lost while the client closes
+            await cancel(self._task)
         await self._close()
 
     async def _close(self) -> None:
         client, self._client = self._client, None
         if client is not None and not client.is_closed:
-            with contextlib.suppress(Exception):
+            try:
                 async with asyncio.timeout(1):
-                    await client.close()
+                    await heeded(client.close())
+            except Exception:  # noqa: BLE001 - whatever the library raises
+                _abort(client)
 
     async def _keep(self, options: dict[str, Any]) -> None:
         while True:
             self._closed.clear()
             self._client = client = Client()
             try:
-                await client.connect(
-                    **options,
-                    **PINGS,
-                    name=self._name,
-                    connect_timeout=2,
-                    reconnect_time_wait=AGAIN,  # type: ignore[arg-type]
-                    max_reconnect_attempts=-1,
-                    error_cb=self._failed,
-                    disconnected_cb=self._lost,
-                    reconnected_cb=self._opened,
-                    closed_cb=self._ended,
+                await heeded(
+                    client.connect(
+                        **options,
+                        **PINGS,
+                        name=self._name,
+                        connect_timeout=2,
+                        reconnect_time_wait=AGAIN,  # type: ignore[arg-type]
+                        max_reconnect_attempts=-1,
+                        error_cb=self._failed,
+                        disconnected_cb=self._lost,
+                        reconnected_cb=self._opened,
+                        closed_cb=self._ended,
+                    )
                 )
                 await self._opened()
-                await self._closed.wait()
+                await self._until_over(client)
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 self.detail = _line(error)
             except Exception as error:
@@ -185,6 +202,17 @@ class Connection:
                 self.detail = _line(error)
             await self._close()
             await asyncio.sleep(AGAIN)
+
+    async def _until_over(self, client: Client) -> None:
+        """Until the client has given up, or is stuck."""
+        loop = asyncio.get_running_loop()
+        connected = loop.time()
+        while not self._closed.is_set() and loop.time() - connected < STUCK:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STUCK / 10):
+                    await self._closed.wait()
+            if client.is_connected:
+                connected = loop.time()
 
     async def _opened(self) -> None:
         self.generation += 1
@@ -212,19 +240,63 @@ class Connection:
     ) -> Msg:
         """Raises Unanswered."""
         before = self._failures
+        seconds = timeout or self._timing.request
         try:
-            return await self.client.request(
-                subject, body, timeout=timeout or self._timing.request, headers=headers
+            return await self._bounded(
+                self.client.request(subject, body, timeout=seconds, headers=headers), seconds
             )
         except (nats.errors.Error, OSError, TimeoutError) as error:
             # What is forbidden is not answered: NATS says so to the connection.
             why = f" ({self.detail})" if self._failures > before and self.detail else ""
             raise Unanswered(f"{subject}: {_line(error)}{why}") from error
 
+    async def publish(self, subject: str, body: bytes = b"", *, reply: str = "") -> None:
+        """Raises Unanswered."""
+        try:
+            await self._bounded(self.client.publish(subject, body, reply=reply))
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise Unanswered(f"{subject}: {_line(error)}") from error
+
+    async def subscribe(
+        self,
+        subject: str,
+        take: Callable[[Msg], Awaitable[None]],
+        *,
+        keep_all: bool = False,
+    ) -> Subscription:
+        """What has arrived and was not taken has the library's bounds, beyond which it is lost, or
+        none. Raises Unanswered.
+        """
+        limits: dict[str, Any] = {}
+        if keep_all:
+            limits = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
+        try:
+            return await self._bounded(self.client.subscribe(subject, cb=take, **limits))
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise Unanswered(f"{subject}: {_line(error)}") from error
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """The server forgets it with the connection, if it cannot be told."""
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            await self._bounded(subscription.unsubscribe())
+
+    async def _bounded(self, call: Awaitable[T], seconds: float = 0.0) -> T:
+        """The library bounds the wait for an answer, but not that for a socket which takes what is
+        asked. Raises what the call raises, and TimeoutError.
+        """
+        async with asyncio.timeout((seconds or self._timing.request) + SLACK):
+            return await heeded(call)
+
     async def ask(self, subject: str, **question: Any) -> dict[str, Any]:
         """A request to JetStream's API. Raises Unanswered, Refused."""
         answer = await self.request(f"$JS.API.{subject}", json.dumps(question).encode())
         return answered(answer)
+
+
+def _abort(client: Client) -> None:
+    """The library has no name for it: it closes a connection once all is written."""
+    with contextlib.suppress(AttributeError):
+        client._transport._io_writer.transport.abort()  # type: ignore[union-attr]  # noqa: SLF001
 
 
 def answered(answer: Msg) -> dict[str, Any]:

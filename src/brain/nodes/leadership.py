@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 Lead: TypeAlias = Callable[[Claim], Leader]
 
+CLAIMS = 10
+"""How often in a row a claim is tried behind messages that are none of Brain's."""
+
 
 class Leadership:
     """`node` is a random id of this process, `name` its name for people."""
@@ -133,24 +136,57 @@ class Leadership:
 
     async def _claim(self, base: Base) -> None:
         """Raises NATSError."""
-        heard = self._state.heard
+        relay, heard, before = self._relay, self._state.heard, self._relay.track.position
         facts = await self._log.facts()
         last = await self._log.last("log")
         # A node that wakes up after a suspension finds out here what it has not heard yet: over one
         # connection, the messages of the log arrive before these answers.
         position = 0 if last is None else last[0]
-        if self._state.heard != heard or self._relay.base() != base or self._retired:
+        if base == "log" and not await self._at_end(
+            lambda: relay.has_read(position, facts.created)
+        ):
             return
-        self._relay.note_idle(facts)
-        is_free = self._relay.track.resigned or (base == "log" and self._was_last())
+        if self._state.heard != heard or relay.base() != base or self._retired:
+            return
+        relay.note_idle(facts)
+        is_free = relay.track.resigned or (base == "log" and self._was_last())
         if facts.idle < self._timing.silence and not is_free:
             return
-        if base == "log" and position != self._relay.track.position:
-            return
-        claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
-        seq = await self._log.append("log", claim, facts.last)
+        if base == "log" and position < before:
+            return  # it has gone back
+        seq = await self._append(base, facts.last)
         if base != "log":
-            self._relay.rebase(Claim(seq, self._node, self._name, base, VERSION, READABLE_FROM))
+            relay.rebase(Claim(seq, self._node, self._name, base, VERSION, READABLE_FROM))
+
+    async def _at_end(self, condition: Callable[[], bool]) -> bool:
+        """Whether the relay comes to the end of the log, where this holds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.heartbeat):
+                while not (condition() and self._relay.base() == "log"):
+                    await self._relay.moved()
+                return True
+        return False
+
+    async def _append(self, base: Base, after: int) -> int:
+        """A claim behind this message. Somebody who is no leader may write all the time, and more
+        often than one can ask where the log ends: then behind what was read of him since.
+
+        Raises NATSError.
+        """
+        claim = encode("claim", 0, 0, id=self._node, name=self._name, base=base)
+        track = self._relay.track
+        read = (track.epoch, track.n)
+        for _ in range(CLAIMS):
+            try:
+                return await self._log.append("log", claim, after)
+            except Superseded:
+                at = after
+                if base != "log" or not await self._at_end(lambda at=at: track.position > at):  # type: ignore[misc]
+                    raise
+                if self._relay.track is not track or (track.epoch, track.n) != read:
+                    raise
+                after = track.position
+        raise Superseded("somebody else writes to the log all the time")
 
     # Leading.
 

@@ -15,7 +15,6 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
-import nats.errors
 import structlog
 from nats.aio.msg import Msg
 from psycopg.conninfo import conninfo_to_dict
@@ -127,12 +126,7 @@ class Log:
 
     async def facts(self) -> Facts:
         """Create the stream if need be. Raises NATSError."""
-        try:
-            found = await self.connection.ask(f"STREAM.INFO.{self.name}")
-        except Refused as error:
-            if error.code != NOT_FOUND:
-                raise
-            found = await self._create()
+        found = await self._info()
         self._compare(found["config"])
         state = found["state"]
         last = state["last_seq"]
@@ -140,6 +134,18 @@ class Log:
         if idle < self._timing.silence and await self._is_foreign(last):
             idle = float("inf")
         return Facts(state["first_seq"], last, found["created"], idle)
+
+    async def created(self) -> str:
+        """The same for less: one request instead of two."""
+        return str((await self._info())["created"])
+
+    async def _info(self) -> dict[str, Any]:
+        try:
+            return await self.connection.ask(f"STREAM.INFO.{self.name}")
+        except Refused as error:
+            if error.code != NOT_FOUND:
+                raise
+            return await self._create()
 
     async def _is_foreign(self, seq: int) -> bool:
         found = await self._get(seq=seq)
@@ -243,15 +249,9 @@ class Reader:
         """Raises NATSError."""
         connection, name = self._log.connection, self._log.name
         self._generation = connection.generation
-        client = connection.client
-        inbox = client.new_inbox()
+        inbox = connection.client.new_inbox()
         filter_ = self._log.subject(self._subject)
-        try:
-            self._subscription = await client.subscribe(
-                inbox, cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0
-            )
-        except (nats.errors.Error, OSError) as error:
-            raise Unanswered(str(error)) from error
+        self._subscription = await connection.subscribe(inbox, self._take, keep_all=True)
         config = {
             "name": self._consumer,
             "deliver_policy": "by_start_sequence",
@@ -289,9 +289,7 @@ class Reader:
     async def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await subscription.unsubscribe()
+            await self._log.connection.unsubscribe(subscription)
 
     async def _take(self, message: Msg) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -344,8 +342,8 @@ class Reader:
         wanted = [item for item in self._arrived if isinstance(item, str)]
         self._arrived.clear()
         for subject in wanted:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._log.connection.client.publish(subject)
+            with contextlib.suppress(NATSError):
+                await self._log.connection.publish(subject)
         if found:
             return found
         if self._broken:

@@ -7,11 +7,10 @@ It is one more source for app.py: an async iterator of lists of events.
 """
 
 import asyncio
-import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -27,12 +26,13 @@ from brain.nodes.leader import Leader, MakeSource
 from brain.nodes.leadership import Leadership
 from brain.nodes.log import Log, Storage
 from brain.nodes.origin import HINT, Identify, Origin
-from brain.nodes.relay import Relay
+from brain.nodes.relay import UPGRADE_HINT, Relay
 from brain.nodes.roster import Roster
+from brain.nodes.state import HINT as NATS_HINT
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING, NodeTiming
 from brain.nodes.track import Claim
-from brain.postgres.cancellation import cancel
+from brain.postgres.cancellation import cancel, outlast
 from brain.postgres.source_state import SourceState
 from brain.postgres.table import Column
 
@@ -141,10 +141,13 @@ class Node:
         """Raises CredentialsError."""
         async with self._connection:
             tasks = [
-                asyncio.create_task(self._leadership.watch(), name="leadership"),
-                asyncio.create_task(self._watch(), name="node"),
-                asyncio.create_task(self._roster.answer(), name="roster"),
-                asyncio.create_task(self._watch_origin(), name="origin"),
+                asyncio.create_task(self._keep(what), name=name)
+                for name, what in (
+                    ("leadership", self._leadership.watch),
+                    ("node", self._watch),
+                    ("roster", self._roster.answer),
+                    ("origin", self._watch_origin),
+                )
             ]
             try:
                 async with aclosing(self._relay.events()) as events:
@@ -153,10 +156,19 @@ class Node:
             finally:
                 self.retire()
                 assert self._retiring is not None
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(self._retiring)
-                # One cancellation may get lost in an answer that arrives at the same moment.
-                await asyncio.gather(*map(cancel, tasks))
+                try:
+                    await outlast(self._retiring)
+                finally:
+                    await asyncio.gather(*map(cancel, tasks))
+
+    async def _keep(self, what: Callable[[], Awaitable[None]]) -> None:
+        """A bug in Brain, or an answer of NATS that nobody expects, ends none of them for good."""
+        while True:
+            try:
+                return await what()
+            except Exception:
+                log.exception("a task of this node failed")
+            await asyncio.sleep(self._timing.heartbeat)
 
     def retire(self) -> None:
         """(N10) Lead no longer. The relay goes on: clients are still told what happens."""
@@ -178,9 +190,12 @@ class Node:
                 state.away(state.elsewhere, HINT)
             elif silent > timing.away and not connection.is_open:
                 state.away(f"no connection to NATS: {connection.detail}")
+            elif not self._relay.is_readable:
+                state.away(self._relay.later, UPGRADE_HINT)
             elif max(silent, 0.0 if self._relay.loads else leaderless) > timing.leaderless:
-                why = self._leadership.obstacle
-                state.away(f"nobody writes the log{why and ': '}{why}")
+                why = self._relay.later or self._leadership.obstacle
+                hint = UPGRADE_HINT if self._relay.later else NATS_HINT
+                state.away(f"nobody writes the log{why and ': '}{why}", hint)
             elif loading > timing.leaderless:
                 state.away(wait)
 

@@ -12,8 +12,8 @@ does not go on where it is: what comes next was discarded, the log ends before, 
 again, or a message does not follow (N3). Then it pushes what differs.
 test_a_node_goes_on_where_it_was, test_a_node_that_lacks_what_was_discarded_loads_again
 
-Somebody may purge the log, or write what no reader understands. Then it cannot be loaded: the nodes
-ask the leader for a new image, and a leader that cannot go on itself leads no longer.
+Somebody may purge the log, or write what no reader understands. Then the nodes wait for a new image
+(search.py), and a leader that cannot go on itself leads no longer.
 test_a_log_that_was_purged_is_loaded_again, test_a_log_that_nobody_can_read_on_heals
 """
 
@@ -26,22 +26,19 @@ import structlog
 
 from brain.contract.events import Event, Image, Outcome, Snapshot
 from brain.delivery.board import Board
-from brain.nodes import roster
-from brain.nodes.boards import Start, Unusable, beginning, own_claim
 from brain.nodes.connection import NATSError
 from brain.nodes.difference import difference, image, pieces, seq_at
 from brain.nodes.log import Facts, Item, Log, Reader, Superseded
 from brain.nodes.messages import VERSION, Base
 from brain.nodes.origin import Origin
+from brain.nodes.search import Search
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NodeTiming
 from brain.nodes.track import Claim, LoadAgain, Track
 
 log = structlog.get_logger()
 
-ELSEWHERE = 10
-"""A log of another table is free for this one when nobody has written to it for so many times the
-silence after which a node claims its own."""
+UPGRADE_HINT = "upgrade this Brain"
 
 GULP = 256 * 1024
 """Bytes of messages whose events are yielded at once."""
@@ -72,27 +69,20 @@ class Relay:
         self._board = board
         self._node = node
         self._empty = empty
-        self._origin = origin
+        self._search = Search(
+            log_, state, node=node, origin=origin, idle=self.note_idle, timing=timing
+        )
         self._misled = False
         """The board has runs of another table."""
         self._timing = timing
         self._outcomes: dict[tuple[int, int], Outcome] = {}
-        self._created = ""
         self._target = 0
         """The end of the log when this node began to read it."""
         self.loads = "starting"
         """Why this node must load the log: "" if it follows."""
         self._loads_since = float("inf")
-        self._needed: Claim | None = None
-        """The claim of a leader that goes on from its own board: what stood before does not count.
-        """
-        self._impassable = 0
-        """The last message that is not understood, or does not follow, although the log was loaded:
-        only an image of what is behind it helps."""
-        self._stuck = False
-        """What stands in the log is not enough to load it."""
-        self._own: Claim | None = None
-        """This node's, if it goes on from its own board."""
+        self._newest: tuple[str, Claim] | None = None
+        """The last claim that was read, also while the log is loaded, and of which stream."""
         self._applied = 0
         self._claim: Claim | None = None
         self._reader: Reader | None = None
@@ -104,18 +94,44 @@ class Relay:
 
     def base(self) -> Base | None:
         """(N2) From what this node would go on if it led; None if it cannot lead now."""
-        if not self._log.connection.is_open:
+        if not self._log.connection.is_open or self.later:
             return None
         claim = self.track.claim
-        if claim is not None and claim.version > VERSION:
-            return None  # nobody knows what this leader's checkpoint means
         if self.loads:
-            if not self._stuck:
+            if not self._search.stuck:
                 return None
             return "board" if self._board.begun and not self._misled else "empty"
         if self._reader is None or not self.is_at_end:
             return None
         return "empty" if claim is None else "log"
+
+    @property
+    def later(self) -> str:
+        """That the last leader writes a later version of the log than this Brain knows: nobody
+        knows what its checkpoint means.
+        """
+        claim = self._last_claim()
+        if claim is None or claim.version <= VERSION:
+            return ""
+        return (
+            f"the leader {claim.name} writes version {claim.version} of the log, and this Brain"
+            f" version {VERSION}"
+        )
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this Brain reads what the last leader writes."""
+        claim = self._last_claim()
+        return claim is None or claim.is_readable
+
+    def _last_claim(self) -> Claim | None:
+        """Of the board, or read since."""
+        of, read = self._newest or ("", None)
+        found = [
+            *([self.track.claim] if self.track.claim is not None and not self.loads else []),
+            *([read] if read is not None and of == self._search.created else []),
+        ]
+        return max(found, default=None, key=lambda claim: claim.seq)
 
     @property
     def is_at_end(self) -> bool:
@@ -154,12 +170,13 @@ class Relay:
         """For how long this node has tried to load the log, and what it waits for."""
         if not self.loads:
             return 0.0, ""
-        wait = "the log contains no whole board" if self._stuck else "the leader reads the table"
+        stuck = self._search.stuck
+        wait = "the log contains no whole board" if stuck else "the leader reads the table"
         return now - self._loads_since, f"this node loads the log again ({self.loads}): {wait}"
 
     def has_read(self, seq: int, created: str) -> bool:
         """Whether this message, of the stream that was created then, has been applied."""
-        return not self.loads and self._created == created and self._applied >= seq
+        return not self.loads and self._search.created == created and self._applied >= seq
 
     async def moved(self) -> None:
         """Wait until something has been read, or a heartbeat's time has passed."""
@@ -177,12 +194,12 @@ class Relay:
         nothing.
         """
         if self.loads:
-            self._own = claim
+            self._search.own = claim
 
     def leave(self, why: str) -> None:
         """The log is of another table."""
-        self.loads, self._stuck, self._own = why, False, None
-        self._misled = True
+        self.loads, self._misled = why, True
+        self._search.again()
         if self._reader is not None:
             self._reader.interrupt(why)
 
@@ -202,7 +219,8 @@ class Relay:
                         self._yielding = False
             except LoadAgain as error:
                 self._loads_since = self._loads_since if self.loads else clock()
-                self.loads, self._stuck, self._own = str(error), False, None
+                self.loads = str(error)
+                self._search.again()
                 log.warning("the log does not go on", detail=str(error))
             except NATSError as error:
                 if str(error) != told:
@@ -222,7 +240,8 @@ class Relay:
             async with aclosing(self._load()) as loading:
                 async for several in loading:
                     yield several
-            self.loads, self._stuck, self._own = "", False, None
+            self.loads = ""
+            self._search.again()
             self._settle()
         async with self._log.read("log", self.track.position) as reader:
             self._reader = reader
@@ -233,7 +252,7 @@ class Relay:
     def _does_not_go_on(self, facts: Facts) -> str:
         """(N8)"""
         position = self.track.position
-        if facts.created != self._created:
+        if facts.created != self._search.created:
             return "the stream was deleted and created again"
         if facts.first > position + 1:
             return f"message {position + 1} was discarded: the log begins at {facts.first}"
@@ -247,7 +266,7 @@ class Relay:
             ready: list[Event] = []
             size = 0
             for item in items:
-                for event in self._take(self.track, item):
+                for event in self._take_next(item):
                     if isinstance(event, Snapshot) and event.unless_after is not None:
                         if ready:
                             yield ready
@@ -263,6 +282,15 @@ class Relay:
                 yield ready
             self._settle(at_end=not items or items[-1].pending == 0, reader=reader)
 
+    def _take_next(self, item: Item) -> Sequence[Event]:
+        """Raises LoadAgain."""
+        try:
+            return self._take(self.track, item)
+        except LoadAgain:
+            if not self._board.begun:  # it was loaded a moment ago, and the same would come again
+                self._search.impassable = item.seq
+            raise
+
     def _take(self, track: Track, item: Item) -> Sequence[Event]:
         """Raises LoadAgain."""
         claim, foreign = track.claim, track.foreign
@@ -277,12 +305,12 @@ class Relay:
         if track.claim is claim or track.claim is None:
             return events
         claim = track.claim
-        if claim.version > VERSION:
+        before, self._newest = self._newest, (self._search.created, claim)
+        if self.later and self._newest != before:
             log.warning(
                 "this node does not lead" if claim.is_readable else "the log cannot be understood",
-                leader=claim.name,
-                detail=f"version {claim.version} of the log; this Brain writes version {VERSION}",
-                hint="upgrade this Brain",
+                detail=self.later,
+                hint=UPGRADE_HINT,
             )
         if claim.node == self._node:
             if claim.base != "log":
@@ -291,7 +319,7 @@ class Relay:
         if claim.base == "log":
             return events
         if claim.base == "board" or self._board.begun:
-            self._needed = claim
+            self._search.needed = claim
             raise LoadAgain(f"the leader {claim.name} goes on from another state ({claim.base})")
         return events
 
@@ -313,12 +341,8 @@ class Relay:
         now = asyncio.get_running_loop().time()
         if at_end and not (reader is not None and reader.waiting):
             state.at_end = now
-        if track.position >= self._target and track.status and not self.loads:
-            claim = track.claim
-            if claim is not None and not claim.is_readable:
-                state.away(f"the leader {claim.name} writes a later version of the log")
-            else:
-                self._mirror()
+        if track.position >= self._target and track.status and not self.loads and self.is_readable:
+            self._mirror()
         for future in self._images:
             if not future.done():
                 future.set_result((image(self._board), replace(track)))
@@ -343,8 +367,9 @@ class Relay:
     async def _load(self) -> AsyncGenerator[list[Event]]:
         """(N7) Raises LoadAgain, NATSError."""
         if not self._board.begun:
-            found = await self._start()
-            if found is None:
+            found = await self._search.start()
+            if isinstance(found, Claim):
+                self._go_on_alone(found)
                 return
             track, whole = found
             await self._aim()
@@ -353,8 +378,9 @@ class Relay:
             self.track = track
             return
         loaded = self._empty()
-        found = await self._start()
-        if found is None:
+        found = await self._search.start()
+        if isinstance(found, Claim):
+            self._go_on_alone(found)
             return
         track, whole = found
         if whole is not None:
@@ -366,14 +392,15 @@ class Relay:
             # (N8) What this node has applied, and the log has lost, the leader has read again from
             # the database once it has looked.
             while not (track.position >= self._target and track.looked):
-                self._stuck = track.position >= self._target
-                if self._goes_on_alone():
+                self._search.stuck = track.position >= self._target
+                if (own := self._search.take_own()) is not None:
+                    self._go_on_alone(own)
                     return
                 for item in await reader.take(self._timing.pause):
                     try:
                         events = self._take(track, item)
                     except LoadAgain:
-                        self._impassable = item.seq
+                        self._search.impassable = item.seq
                         raise
                     for event in events:
                         if isinstance(event, Snapshot) and event.unless_after is not None:
@@ -390,58 +417,10 @@ class Relay:
             yield [change]
         self.track = track
 
-    def _goes_on_alone(self) -> bool:
-        own, self._own = self._own, None
-        if own is None:
-            return False
+    def _go_on_alone(self, own: Claim) -> None:
         self.track = self.track.going_on(own)
-        self._needed, self._misled = None, False
+        self._misled = False
         self._target = 0
-        return True
-
-    async def _start(self) -> Start | None:
-        """Where to begin to read; None if this node goes on from its own board."""
-        asked = float("-inf")
-        while True:
-            if self._goes_on_alone():
-                return None
-            facts = await self._log.facts()
-            self.note_idle(facts)
-            if facts.created != self._created:
-                self._created, self._needed, self._own = facts.created, None, None
-                self._impassable = self.state.foreign_at = 0
-            found = await self._beginning(facts)
-            identity = None if found is None else found[0].identity
-            why = "" if identity is None else (await self._origin.compare(identity))[0]
-            self.state.elsewhere = why
-            if why and facts.idle < ELSEWHERE * self._timing.silence:
-                self._stuck = False
-                await asyncio.sleep(2 * self._timing.heartbeat)
-                continue
-            if found is not None and not why:
-                self._stuck = False
-                return found
-            self._stuck = True
-            # (N2) The claim of this node may have been accepted although nobody has told it so.
-            self._own = await own_claim(self._log, self._node) or self._own
-            if (now := asyncio.get_running_loop().time()) - asked > 2 * self._timing.heartbeat:
-                asked = now
-                await roster.ask_for_board(self._log.connection, self._log.name)
-            await asyncio.sleep(self._timing.pause)
-
-    async def _beginning(self, facts: Facts) -> Start | None:
-        try:
-            return await beginning(
-                self._log,
-                facts,
-                needed=self._needed,
-                impassable=self._impassable,
-                timing=self._timing,
-            )
-        except Unusable as error:
-            log.warning("the log cannot be loaded", detail=str(error))
-            self._impassable = max(self._impassable, error.as_of + 1)
-            return None
 
     async def _aim(self) -> None:
         last = await self._log.last("log")

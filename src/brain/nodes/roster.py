@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 
 from brain import __version__
@@ -47,11 +46,11 @@ class Roster:
         while True:
             # The client library subscribes again by itself, unless it is another client.
             if self._connection.generation != generation and self._connection.is_open:
-                with contextlib.suppress(NATSError, nats.errors.Error, OSError):
+                with contextlib.suppress(NATSError):
                     generation = self._connection.generation
                     if self._connection.client is not client:
                         client = self._connection.client
-                        await client.subscribe(self._subject, cb=self._say)
+                        await self._connection.subscribe(self._subject, self._say)
             await asyncio.sleep(AGAIN)
 
     async def _say(self, message: Msg) -> None:
@@ -59,14 +58,14 @@ class Roster:
             self._wanted()
             return
         document = {"version": __version__, **self._report()}
-        with contextlib.suppress(nats.errors.Error, OSError):
-            await message.respond(json.dumps(document).encode())
+        with contextlib.suppress(NATSError):
+            await self._connection.publish(message.reply, json.dumps(document).encode())
 
 
 async def ask_for_board(connection: Connection, stream: str) -> None:
     """Nobody answers: the image comes over the log."""
-    with contextlib.suppress(NATSError, nats.errors.Error, OSError):
-        await connection.client.publish(subject(stream), BOARD)
+    with contextlib.suppress(NATSError):
+        await connection.publish(subject(stream), BOARD)
 
 
 def subject(stream: str) -> str:
@@ -83,10 +82,9 @@ async def ask(connection: Connection, stream: str, seconds: float) -> list[dict[
             if isinstance(document, dict) and document.keys() >= KEYS:
                 found.append(document)
 
-    client = connection.client  # raises Unanswered
-    inbox = client.new_inbox()
-    subscription = await client.subscribe(inbox, cb=take)
-    await client.publish(subject(stream), b"", reply=inbox)
+    inbox = connection.client.new_inbox()
+    subscription = await connection.subscribe(inbox, take)
+    await connection.publish(subject(stream), reply=inbox)
     await asyncio.sleep(seconds)
-    await subscription.unsubscribe()
+    await connection.unsubscribe(subscription)
     return sorted(found, key=lambda each: str(each["name"]))

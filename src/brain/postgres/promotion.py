@@ -123,9 +123,11 @@ class Promotion:
         if self._task is None:
             return
         task, self._task = self._task, None
-        await cancel(task)
-        if task.done() and not task.cancelled() and task.exception() is None:
-            await task.result().stream.close()
+        try:
+            await cancel(task)
+        finally:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                await task.result().stream.close()
 
     async def _promote(self) -> Promoted:
         """Raises StreamUnavailable, TableError, OSError."""

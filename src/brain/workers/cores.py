@@ -21,16 +21,41 @@ def cores(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> int:
 
 
 def _limits(membership: Path, cgroups: Path) -> Iterator[int]:
-    """The limit of each cgroup (v2) that this process is in: its CPU time, in cores."""
+    """The limit of each cgroup that this process is in: its CPU time, in cores.
+
+    In a container, a path may be that of the host, and the files those of the container's root.
+    """
     try:
         lines = membership.read_text().splitlines()
     except OSError:  # macOS
         return
-    for path in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
-        group = cgroups / path
-        while group.is_relative_to(cgroups):
-            # The root has none; "max" is no limit.
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, read = cgroups, _limit
+        elif "cpu" in controllers.split(","):
+            root, read = cgroups / controllers, _limit_v1
+        else:
+            continue
+        group = root / path.lstrip("/")
+        while group.is_relative_to(root):
+            # The root of a machine has no such file.
             with contextlib.suppress(OSError, ValueError):
-                quota, period = (group / "cpu.max").read_text().split()
-                yield math.ceil(int(quota) / int(period))
+                quota, period = read(group)
+                if quota > 0:
+                    yield math.ceil(quota / period)
             group = group.parent
+
+
+def _limit(group: Path) -> tuple[int, int]:
+    """µs of CPU time in a period of so many. ValueError: "max", which is no limit."""
+    quota, period = (group / "cpu.max").read_text().split()
+    return int(quota), int(period)
+
+
+def _limit_v1(group: Path) -> tuple[int, int]:
+    """The same; -1 is no limit."""
+    quota, period = (
+        int((group / f"cpu.cfs_{each}_us").read_text()) for each in ("quota", "period")
+    )
+    return quota, period

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from brain.nodes.connection import Access, Connection
-from brain.nodes.log import Log
-from brain.nodes.messages import encode
+from brain.nodes.log import Facts, Log, Subject
+from brain.nodes.messages import Message, encode
 from brain.nodes.timing import NodeTiming
 from tests.integration.nodes.test_nodes import deaf
 from tests.support.databases import Databases
@@ -22,8 +22,6 @@ from tests.support.nodes import QUICK_NODES, Following, leader_of, opened
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
-
-pytestmark = pytest.mark.faults
 
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
@@ -117,6 +115,39 @@ async def test_while_somebody_else_writes_a_leader_that_dies_is_replaced(
         execute(database, ROW.format("a"))
         await other.knows("a", "running")
         writing.cancel()
+
+
+async def test_a_node_claims_a_log_that_has_another_end_whenever_it_asks(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else writes more often than one can ask where it ends."""
+    async with nodes(database, nats.url) as two:
+        leader = await leader_of(*two)
+        (other,) = (each for each in two if each is not leader)
+        await leader.kill()
+        ask_facts, ask_last = Log.facts, Log.last
+
+        async def write(log: Log) -> None:
+            await log.connection.publish(log.subject("log"), b"rubbish")
+            read = log.connection.ask(f"STREAM.INFO.{log.name}")
+            end = (await read)["state"]["last_seq"]
+            await other.until(lambda: other.node.report().position >= end)
+
+        async def facts(log: Log) -> Facts:
+            found = await ask_facts(log)
+            await write(log)
+            return found
+
+        async def last(log: Log, subject: Subject) -> tuple[int, Message | None] | None:
+            found = await ask_last(log, subject)
+            await write(log)
+            return found
+
+        monkeypatch.setattr(Log, "facts", facts)
+        monkeypatch.setattr(Log, "last", last)
+        await other.until(lambda: other.role == "leader")
+        execute(database, ROW.format("a"))
+        await other.knows("a", "running")
 
 
 async def test_a_log_that_nobody_can_read_on_heals(database: str, nats: NatsServer) -> None:

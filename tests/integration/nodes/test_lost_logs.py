@@ -17,8 +17,6 @@ from tests.support.nodes import QUICK_NODES, Following, leader_of
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 
-pytestmark = pytest.mark.faults
-
 
 async def test_a_client_that_has_seen_what_the_log_has_lost_starts_over(database: str) -> None:
     """(N11) A filter may have passed a state that only the lost log contained."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
+from structlog.testing import capture_logs
 
 from brain.contract.events import Image, Snapshot
 from brain.delivery.log import FRAME, RUN
@@ -19,9 +20,10 @@ from brain.nodes.difference import image
 from brain.nodes.leader import MAX_GIVEN_UP
 from brain.nodes.log import Facts, Log, Reader
 from brain.nodes.messages import VERSION, decode, encode
+from brain.nodes.relay import UPGRADE_HINT
 from brain.nodes.track import Claim
 from tests.support.nats import NatsServer, nats_running
-from tests.support.nodes import QUICK_NODES, Following, leader_of, opened
+from tests.support.nodes import QUICK_NODES, Following, Stream, leader_of, opened
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
@@ -276,11 +278,43 @@ async def test_a_node_whose_leader_writes_a_later_version_serves_and_does_not_le
                 await log.append("log", claim, last.last)
             await asyncio.sleep(0.02)
         epoch = node.node.report().epoch
-        await node.until(lambda: node.node.state.source == "none")  # nobody writes the log
+        state = node.node.state
+        await node.until(lambda: state.source == "none")
+        assert state.detail == (
+            f"nobody writes the log: the leader later writes version {VERSION + 1} of the log, and"
+            f" this Brain version {VERSION}"
+        )
+        assert state.hint == UPGRADE_HINT
         assert node.role == "follower"
         assert node.node._relay.base() is None
         assert node.node.report().epoch == epoch
         assert "a" in node.board
+
+
+async def test_a_log_that_only_a_later_version_can_read_is_said_once_and_left_alone(
+    database: str, nats: NatsServer
+) -> None:
+    """A node that starts has no board of which it could read on, and looks for one in vain."""
+    with capture_logs() as logs:
+        async with opened(nats.url, Stream.name) as log:
+            await log.facts()
+            for seq in (0, 2):
+                claim = encode("claim", 0, 0, id="later", name="later", base="log")
+                claim = claim.replace(b'"v":1,"r":1', b'"v":%d,"r":%d' % ((VERSION + 1,) * 2))
+                await log.append("log", claim, seq)
+                await log.append("log", encode("events", seq + 1, 1, b"?"), seq + 1)
+            async with Following(database, nats.url) as node:
+                relay, state = node.node._relay, node.node.state
+                await node.until(lambda: "the leader later writes version" in state.detail)
+                assert state.hint == UPGRADE_HINT
+                now = asyncio.get_running_loop().time
+                heard = node.node._node_state.heard
+                await node.until(lambda: now() - heard > 4 * QUICK_NODES.silence)
+                assert relay.base() is None
+                assert (await log.facts()).last == 4
+    said = [each["event"] for each in logs]
+    assert said.count("the log cannot be understood") == 1
+    assert said.count("the log does not go on") == 1
 
 
 async def test_nothing_is_read_from_the_database_while_nats_is_away(database: str) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from brain.contract.events import Snapshot
 from brain.nodes.barrier import Barrier
-from brain.nodes.log import Facts
 from brain.nodes.messages import decode, encode
 from brain.nodes.timing import NODE_TIMING
 from tests.unit.nodes.test_relay import relay as made
@@ -21,10 +20,10 @@ class Stream:
     """What JetStream answers."""
 
     def __init__(self, created: str, last: int | None) -> None:
-        self.created, self.end = created, last
+        self._created, self.end = created, last
 
-    async def facts(self) -> Facts:
-        return Facts(1, self.end or 0, self.created, 0)
+    async def created(self) -> str:
+        return self._created
 
     async def last(self, _: str) -> Any:
         return None if self.end is None else (self.end, MESSAGE)

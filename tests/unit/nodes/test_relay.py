@@ -5,10 +5,12 @@ import pytest
 from brain.delivery.board import Board
 from brain.nodes.connection import Access, Connection
 from brain.nodes.log import Facts, Log
+from brain.nodes.messages import VERSION
 from brain.nodes.origin import Origin
 from brain.nodes.relay import Relay
 from brain.nodes.state import NodeState
 from brain.nodes.timing import NODE_TIMING
+from brain.nodes.track import Claim
 from brain.postgres.source_state import SourceState
 
 
@@ -29,7 +31,7 @@ def relay() -> Relay:
         origin=Origin(unknown),
         timing=NODE_TIMING,
     )
-    found._created, found.track.position = "monday", 50
+    found._search.created, found.track.position = "monday", 50
     return found
 
 
@@ -61,3 +63,16 @@ def test_the_deadlines_are_in_proportion_to_the_silence() -> None:
         assert 4 * timing.heartbeat < timing.silence
         assert timing.silence + timing.jitter[0] <= timing.patience()
     assert NODE_TIMING.of(3.0) == NODE_TIMING
+
+
+def test_a_node_lets_the_log_alone_until_another_leader_than_one_of_a_later_version() -> None:
+    found = relay()
+    later = Claim(5, "l", "later", "log", VERSION + 1, VERSION + 1)
+    found._newest = ("monday", later)
+    assert found.later.startswith(f"the leader later writes version {VERSION + 1} of the log")
+    assert [found.is_readable] == [False]
+    found.loads, found.track.claim = "", Claim(9, "o", "other", "log", VERSION, VERSION)
+    assert [found.is_readable] == [True]
+    assert found.later == ""
+    found._newest, found.track.claim = ("tuesday", later), None
+    assert found.later == ""
