@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 from psycopg import conninfo
 
-from tests.support import prefork, script
+from tests.support import forks, prefork, script
 from tests.support.databases import Databases
 from tests.support.issuer import SECRET
 from tests.support.nats import NatsServer, nats_running
@@ -91,6 +91,15 @@ def pytest_collection_finish() -> None:
 
 
 _clusters = clusters()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    forks.add_option(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    return forks.run(session) or None
 
 
 def pytest_configure() -> None:

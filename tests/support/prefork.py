@@ -323,7 +323,7 @@ def _serve(descriptor: int) -> bool:
     for module in MODULES:
         importlib.import_module(module)
     _warm_up()
-    _save_coverage()
+    save_coverage()
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=descriptor)
@@ -342,7 +342,7 @@ def _warm_up() -> None:
     create_api(cast("Any", None))
 
 
-def _save_coverage() -> None:
+def save_coverage() -> None:
     """Else each forked process would save again what ran here, which takes 40 ms."""
     coverage = sys.modules.get("coverage")
     measuring = coverage and coverage.Coverage.current()
