@@ -31,6 +31,9 @@ def once(tmp_path_factory):
 
 pytestmark = pytest.mark.long
 
+FEW = [f"-pno:{name}" for name in ("anyio", "asyncio", "hypothesispytest", "schemathesis", "xdist")]
+"""Plugins that these tests do not need."""
+
 MODULES = {
     "test_ends.py": """
 import os, sys
@@ -59,7 +62,7 @@ def outcome(folder: Path, *options: str) -> tuple[int, str]:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "pytest.ini").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", *FEW, *options],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
