@@ -5,14 +5,15 @@
 Brain itself records its turns (benchmarks/observed.py): a client would see its own delays, and the
 kernel's, on top. They are in CPU time, so that other processes on the core do not count;
 `longest_wall_ms` is the same with them. In the loads with filters, each client asks for a run of
-its own by `run_id`, and each change is of a run that one client has asked for.
+its own by `run_id`, and each change is of a run that one client has asked for. `leaving_ms` is the
+longest turn when all clients end their connections at once, after the load.
 """
 
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from benchmarks.changes import RUNS, Changes, prepare
 from benchmarks.growth import came, filtering
 from benchmarks.load import Load, Options
 from tests.support import served
+from tests.support.patience import wait_until
 from tests.support.served import Brain
 
 SERVER_CORE, OTHER_CORES = machine.cores()
@@ -54,38 +56,46 @@ QUICK = (
 
 
 @contextmanager
-def clients(brain: Brain, job: Job) -> Iterator[None]:
-    """Until all that was sent to them has been read."""
+def clients(brain: Brain, job: Job) -> Iterator[Callable[[], object]]:
+    """Yields what waits until they have read everything. At the end all leave at once."""
     if job.filters:
         with filtering(brain, job.clients) as sockets:
-            yield
-            came(sockets)
+            yield lambda: came(sockets)
     else:
         with Load(Options(brain.port, "/ws", job.clients), cores=OTHER_CORES) as load:
             load.check_connected()
             load.ask("reset")
-            yield
-            machine.quiet(load)
+            yield lambda: machine.quiet(load)
+
+
+def recorded(file: Path, begun: int = 0) -> list[tuple[float, float]]:
+    """Wall and CPU seconds of the turns since the file had this size."""
+    lines = file.read_bytes()[begun:].decode().splitlines()
+    return [(float(wall), float(cpu)) for wall, cpu in map(str.split, lines)]
 
 
 def measure(url: str, job: Job, version: Path | None) -> dict[str, float]:
     with ExitStack() as closing:
-        file = closing.enter_context(tempfile.NamedTemporaryFile(prefix="brain-turns-"))
-        os.environ["BENCHMARK_TURNS"] = file.name
+        file = Path(closing.enter_context(tempfile.NamedTemporaryFile(prefix="brain-turns-")).name)
+        os.environ["BENCHMARK_TURNS"] = str(file)
         brain = closing.enter_context(machine.brain(url, cores=SERVER_CORE, version=version))
         changes = closing.enter_context(Changes(url, RUNS, cores=OTHER_CORES))
-        with clients(brain, job):
+        with clients(brain, job) as wait_until_read:
             changes.start(100, 100)  # warm up
             changes.finish(60.0)
-            begun = Path(file.name).stat().st_size
+            begun = file.stat().st_size
             changes.start(job.count, job.rate)
             changes.finish(60.0 + job.count)
-        lines = Path(file.name).read_bytes()[begun:].decode().splitlines()
-    turns = [(float(wall), float(cpu)) for wall, cpu in map(str.split, lines)]
+            wait_until_read()
+            turns = recorded(file, begun)
+            begun = file.stat().st_size
+        wait_until(lambda: brain.metric("brain_connections") == 1)  # of the scrape
+        leaving = recorded(file, begun)
     return {
         "longest_ms": max((cpu for _, cpu in turns), default=0.0) * 1000,
         "longest_wall_ms": max((wall for wall, _ in turns), default=0.0) * 1000,
         "above_20_ms": float(sum(cpu > 0.02 for _, cpu in turns)),
+        "leaving_ms": max((cpu for _, cpu in leaving), default=0.0) * 1000,
     }
 
 
@@ -113,11 +123,12 @@ def main() -> None:
     }
     targets = [
         machine.target(
-            f"longest turn, ms, {job.name}",
-            jobs[job.name]["figures"]["longest_ms"]["max"] if job.name in jobs else math.nan,
+            f"longest turn, ms, {job.name}{when}",
+            jobs[job.name]["figures"][figure]["max"] if job.name in jobs else math.nan,
             most=MAX_MS,
         )
         for job in asked
+        for figure, when in (("longest_ms", ""), ("leaving_ms", ", all leave"))
     ]
     machine.write(
         "turns-compare" if rev else "turns",

@@ -8,7 +8,6 @@ L3   The position of a live client is that of its group: the end of the last bat
      test_a_client_filled_by_a_pong_between_two_batches_was_sent_the_first
 """
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from brain.contract.messages import Micros
@@ -16,7 +15,7 @@ from brain.delivery.batches import Batch
 from brain.delivery.cohorts import Client, Cohort
 
 if TYPE_CHECKING:
-    from brain.delivery.shared import Plan
+    from collections.abc import Iterator
 
 GROUP = 250
 """Clients of a group at most, and writes of a turn of the loop. 100 to 500 are alike."""
@@ -43,7 +42,7 @@ class Lane:
 
 
 class Group:
-    __slots__ = ("batches", "cohort", "lane", "live", "opened", "places", "plan", "seq", "time")
+    __slots__ = ("batches", "cohort", "lane", "live", "opened", "seq", "time")
 
     def __init__(self, cohort: Cohort, lane: Lane, opened: int) -> None:
         self.cohort = cohort
@@ -53,20 +52,15 @@ class Group:
         """The end of what was pending when it was opened. It is sent only what follows (L1 in
         lanes.py)."""
         self.live: set[Client] = set()
-        self.batches: deque[Batch] = deque()
-        """Those of the last plan that are not written yet."""
-        self.plan: Plan | None = None
-        """The plan of the shared lane, until it has made the batches of this group (L8 in
-        shared.py)."""
-        self.places: list[int] = []
-        """The places of the changes that the plan has for this group alone."""
+        self.batches: Iterator[Batch] | None = None
+        """Those of the last plan that are not written yet. None: all are."""
         self.seq = 0
         self.time: Micros = 0
 
     @property
     def left(self) -> bool:
         """Whether batches are left."""
-        return bool(self.batches) or self.plan is not None
+        return self.batches is not None
 
     @property
     def position(self) -> int:
@@ -81,12 +75,11 @@ class Group:
 
     def next(self) -> Batch | None:
         """Take the next batch. None: nothing is left."""
-        if (plan := self.plan) is not None:
-            self.plan = None
-            self.batches.extend(plan.batches(self))
-        return self.batches.popleft() if self.batches else None
+        batch = next(self.batches, None) if self.batches is not None else None
+        if batch is None or batch.last:
+            self.batches = None
+        return batch
 
     def clear(self) -> None:
         """Discard what is left: no client would receive it."""
-        self.batches.clear()
-        self.plan = None
+        self.batches = None

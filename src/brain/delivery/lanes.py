@@ -18,7 +18,7 @@ L6   Lanes that stand at one place share their batches, until the next change.
 """
 
 from brain.contract.subscription import ALL
-from brain.delivery.batches import Batch, cut
+from brain.delivery.batches import Batches
 from brain.delivery.board import Board
 from brain.delivery.cohorts import Cohort, Cohorts
 from brain.delivery.groups import Group, Lane
@@ -48,7 +48,7 @@ class Lanes:
         self._pending = pending
         self._max_group = max_group
         self._max_batch = max_batch
-        self._made: dict[tuple[object, int, int], list[Batch]] = {}
+        self._made: dict[tuple[object, int, int], Batches] = {}
         """(cohort or whether it includes deletes, place, end) → batches (L6)."""
 
     @property
@@ -138,7 +138,7 @@ class Lanes:
         elif group.live:
             if batches := self._batches(group.cohort, lane.at):
                 group.seq, group.time = lane.seq, lane.time
-                group.batches.extend(batches)
+                group.batches = iter(batches)
                 planned.append(group)
         elif group.cohort.home is not group:
             self.close(group)
@@ -146,7 +146,7 @@ class Lanes:
         lane.at, lane.seq, lane.time = self._pending.end, self._board.seq, self._board.reached
         return planned
 
-    def _batches(self, cohort: Cohort, at: int) -> list[Batch]:
+    def _batches(self, cohort: Cohort, at: int) -> Batches:
         everything = cohort.filter == ALL
         key = (cohort.deleted if everything else cohort, at, self._pending.end)
         if key not in self._made:
@@ -160,5 +160,5 @@ class Lanes:
                 entries = (
                     entry for _, entry, facets in changes if concerned(cohort, entry[RUN], facets)
                 )
-            self._made[key] = cut(entries, self._max_batch)
+            self._made[key] = Batches(list(entries), self._max_batch)
         return self._made[key]

@@ -9,15 +9,17 @@ L5   Its changes are matched with filters when they are pushed, not when they ar
 L7   A change that may have been anything is noted once for all cohorts of a kind (index.py), and
      made into batches once for those that lack nothing else.
      test_a_change_that_may_have_been_anything_is_matched_once_for_all_of_a_kind
-L8   A group's batches are made when it is its turn to be written to, from the changes as they were
-     planned. So a plan takes as long as there are groups, however much each of them lacks.
+L8   A group's batches are made when they are written, from the changes as they were planned. So a
+     plan takes as long as there are groups, however much each of them lacks.
      test_batches_of_the_shared_lane_are_made_when_they_are_written
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from heapq import merge
 from typing import Final
 
-from brain.delivery.batches import Batch, cut
+from brain.delivery.batches import Batch, Batches, cut
 from brain.delivery.cohorts import Cohort
 from brain.delivery.groups import Group, Lane
 from brain.delivery.index import Index, Kind, concerned
@@ -45,26 +47,30 @@ class Plan:
         self._at = at
         self._unsure = unsure
         self._max_batch = max_batch
-        self._made: dict[Kind, list[Batch]] = {}
+        self._made: dict[Kind, Batches] = {}
 
-    def batches(self, group: Group) -> list[Batch]:
-        """Those of this group (L8)."""
-        kind, places = group.cohort.kind, group.places
+    def batches(self, group: Group, places: list[int]) -> Iterator[Batch]:
+        """Those of this group. `places`: the changes for it alone. Nothing is made before the first
+        is asked for (L8).
+        """
+        kind = group.cohort.kind
         unsure = None if kind is None else self._unsure.get(kind)
         if kind is None or unsure is None:
-            return self._cut(places)
+            yield from cut(self._entries(places), self._max_batch)
+            return
         if unsure[0] < group.opened:
             unsure = unsure[bisect_left(unsure, group.opened) :]
         elif not places:  # (L7)
             if kind not in self._made:
-                self._made[kind] = self._cut(unsure)
-            return self._made[kind]
-        return self._cut(sorted((*places, *unsure)))
+                self._made[kind] = Batches([*self._entries(unsure)], self._max_batch)
+            yield from self._made[kind]
+            return
+        yield from cut(self._entries(merge(places, unsure)), self._max_batch)
 
-    def _cut(self, places: list[int]) -> list[Batch]:
+    def _entries(self, places: Iterable[int]) -> Iterator[Entry]:
         changes, at = self._changes, self._at
         found = (changes[place - at] for place in places)
-        return cut((entry for entry in found if entry is not None), self._max_batch)
+        return (entry for entry in found if entry is not None)
 
 
 class SharedLane(Lane):
@@ -162,6 +168,6 @@ class SharedLane(Lane):
         for group, places in due.items():
             if group.live:
                 group.seq, group.time = self.seq, self.time
-                group.plan, group.places = plan, places
+                group.batches = plan.batches(group, places)
                 planned.append(group)
         return planned

@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 from websockets.frames import Close, Frame, Opcode
@@ -35,6 +35,7 @@ from brain.contract.messages import PING, text_frame
 from brain.contract.subscription import Subscription
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
+from brain.server.departures import Departures
 from brain.server.limits import Limits
 from brain.server.uptake import is_stalled
 
@@ -83,7 +84,11 @@ class Connections:
     """Called with the address of each client that broke a rule."""
     swept: list[float] = field(default_factory=lambda: [0.0] * SHARES)
     """When each share was last pinged."""
+    departures: Departures = field(init=False)
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
+
+    def __post_init__(self) -> None:
+        self.departures = Departures(self.loop)
 
     def place(self) -> int:
         """The share of the next connection."""
@@ -129,6 +134,7 @@ class Connection(Client, asyncio.Protocol):
         "_code",
         "_deadline",
         "_discarded",
+        "_left",
         "_lost",
         "_message",
         "_opened",
@@ -154,6 +160,7 @@ class Connection(Client, asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._share = all_.place()
         self._discarded = 0
+        self._left = False
         self.taken: int | None = None
         self.peer = peer
         self.paused = False
@@ -196,9 +203,16 @@ class Connection(Client, asyncio.Protocol):
                 limits.discard_timeout, self._transport.abort
             )
 
-    def eof_received(self) -> None:
-        """The client sends nothing more. Returning None closes the transport after its flush."""
+    def eof_received(self) -> bool:
+        """The client sends nothing more. True: it is not the transport that closes itself."""
+        self.write = _nowhere
+        self._all.departures.add(self._close)
+        return True
+
+    def _close(self) -> None:
+        """Close the transport after its flush."""
         self._leave(self._code, self._reason)
+        self._transport.close()
 
     def pause_writing(self) -> None:
         self._all.hub.pause(self)
@@ -208,6 +222,10 @@ class Connection(Client, asyncio.Protocol):
         self._all.hub.resume(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.write = _nowhere
+        self._all.departures.add(partial(self._gone, exc))
+
+    def _gone(self, exc: Exception | None) -> None:
         self._leave(self._code, self._reason or (str(exc) if exc else ""))
         if self._deadline is not None:
             self._deadline.cancel()
@@ -274,8 +292,9 @@ class Connection(Client, asyncio.Protocol):
 
     def _leave(self, code: int, reason: str) -> None:
         """Write nothing more, and abort at `close_timeout` if the client does not close."""
-        if self.write is _nowhere:
+        if self._left:
             return
+        self._left = True
         self.write = _nowhere
         self._code, self._reason = code, reason
         self._all.hub.leave(self)

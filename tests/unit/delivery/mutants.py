@@ -161,7 +161,7 @@ MUTANTS: dict[str, Mutant] = {
         7, lanes, (("len(group.live) >= self._max_group", "False"),)
     ),
     "L1 nor do clients that drain fill it more": Mutant(
-        261, hub, (("and (not self._lanes.full(group)) and", "and"),)
+        909, hub, (("and (not self._lanes.full(group)) and", "and"),)
     ),
     "L1 a new lane stands at the end of what is pending": Mutant(
         6,
@@ -186,8 +186,8 @@ MUTANTS: dict[str, Mutant] = {
         lanes,
         (
             (
-                "self._batches(group.cohort, lane.at)",
-                "self._batches(group.cohort, lane.at)[:1]",
+                "Batches(list(entries), self._max_batch)",
+                "Batches(list(entries)[:1], self._max_batch)",
             ),
         ),
     ),
@@ -235,9 +235,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "L7 those that lack more share no batches": Mutant(0, shared, (("elif not places:", "else:"),)),
     "L8 a batch that is not made is left": Mutant(
-        78,
-        groups,
-        (("return bool(self.batches) or self.plan is not None", "return bool(self.batches)"),),
+        78, groups, (("if batch is None or batch.last:", "if True:"),)
     ),
     "L8 it is made of the changes as they were planned": Mutant(
         0,

@@ -664,6 +664,29 @@ def test_a_turn_serves_a_group_and_the_loop_reads_changes_in_between() -> None:
     assert room.observed == [T + 1] * 4, "the oldest of each plan"
 
 
+def test_groups_that_lack_more_than_a_batch_take_turns() -> None:
+    room = Room()
+    (one, *_), (two, *_) = crowd(room, rows=3)
+    written = [(len(one.writes), len(two.writes))]
+    while not room.hub.idle:
+        room.tick()
+        written.append((len(one.writes), len(two.writes)))
+    assert written == [(1, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3)]
+    assert room.observed == [T + 1] * 2, "when the plan has been written whole"
+
+
+def test_a_batch_is_made_when_it_is_written() -> None:
+    room = Room()
+    readers = [[room.join() for _ in range(GROUP)] for _ in range(2)]
+    room.change(*(run(f"r{i}", error="x" * (BATCH // 3)) for i in range(4)))
+    room.rest()
+    (one, *_), (two, *_) = readers
+    assert [len(writes) for writes in (one.writes, two.writes)] == [2, 2]
+    assert one.writes == two.writes
+    assert one.writes[0] is two.writes[0]
+    assert one.writes[1] is not two.writes[1], "nobody keeps it"
+
+
 def test_no_rotation_starts_before_every_lane_has_been_served() -> None:
     room = Room(interval=0)
     first, second = crowd(room)

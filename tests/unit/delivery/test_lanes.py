@@ -182,7 +182,7 @@ def test_batches_of_the_shared_lane_are_made_when_they_are_written() -> None:
     readers = [room.join(Subscription(Filter(run_id=frozenset(("r", str(i)))))) for i in range(600)]
     room.change(run("r", "running", 1.0))
     groups = [reader.group for reader in readers if reader.group is not None]
-    assert sum(group.plan is not None for group in groups) == 600 - GROUP
+    assert sum(group.left for group in groups) == 600 - GROUP
     room.change(run("r", "running", 2.0))
     room.rest()
     assert {tuple(reader.taken()) for reader in readers} == {
