@@ -16,7 +16,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.support.patience import PATIENCE, eventually
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    filter(
+        None,
+        map(
+            shutil.which,
+            ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"),
+        ),
+    ),
+    None,
 )
 
 needs_chromium = pytest.mark.skipif(
