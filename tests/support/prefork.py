@@ -194,12 +194,14 @@ def _command(command: list[str]) -> list[str]:
 def _is_measured(words: list[str], environment: Mapping[str, str]) -> bool:
     """For coverage: the first `serve` with these settings of all workers, and all other commands.
     To measure a Brain takes as much time again as it does, and the second of a kind runs few lines
-    that the first has not run.
+    that the first has not run. Modules about the server have clients of their own kind.
     """
     if words[1:2] != ["serve"]:
         return True
     settings = (name for name in environment if name.startswith("BRAIN_"))
-    kind = "\n".join([*sorted(settings), *words[2:]]).encode() + b"\0"
+    module = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+    about = module if "/server/" in module else ""
+    kind = "\n".join([about, *sorted(settings), *words[2:]]).encode() + b"\0"
     for known in _kinds:
         fcntl.lockf(known, fcntl.LOCK_EX)
         try:
