@@ -68,9 +68,13 @@ class _Forks:
         prefork.save_coverage()
         sys.stdout.flush()
         sys.stderr.flush()
-        while self._left:  # of a worker that died, others do the rest
+        before = None
+        while self._left and len(self._left) != before:  # of a worker that died, others do the rest
+            before = len(self._left)
             items = (item for item in self._session.items if item.nodeid in self._left)
             self._run([list(each) for _, each in groupby(items, lambda item: item.path)])
+        if self._left:
+            raise self._session.Failed(f"{len(self._left)} tests have not run")
 
     def _run(self, modules: list[list[pytest.Item]]) -> None:
         queue, filled = os.pipe()
