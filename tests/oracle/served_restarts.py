@@ -4,9 +4,10 @@ random moments, and 20 clients resume over each restart (restarts.py has the sam
     .venv/bin/python -m tests.oracle.served_restarts --restarts 1000 [--seed 7] [--version 18]
 
 At the end, and every few restarts, the writers rest and what each client holds is compared with
-SELECT. A hole is a run that a client holds in another state, or lacks. A 4410 has a reason if this
-Brain's log says that clients from before start over. It prints both, and the seed. Exit status 0:
-no holes, and no 4410 without a reason.
+SELECT. A hole is a run that a client holds in another state, or lacks. A 4410 has a reason if the
+log of this Brain, or of one before it, says that clients from before start over, and the client's
+`since` is from before. It prints both, and the seed. Exit status 0: no holes, and no 4410 without a
+reason.
 """
 
 import argparse
@@ -50,6 +51,9 @@ AWAY = (
 )
 PLAN = Plan(1000, pause=4.0)
 LIMIT = 1000
+REASON = re.compile(
+    r'^timestamp=(\S+) .*event="(clients from before start over.*|table replaced.*)', re.MULTILINE
+)
 
 
 class ServedConsumer(Consumer):
@@ -166,6 +170,8 @@ class ServedWorld(World):
     brain: Brain | None = None
     port = 0
     undocumented = 0
+    _reasons: Sequence[tuple[Micros, str]] = ()
+    """When the log said that clients start over, and why."""
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL, signal.SIGTERM)
 
     def _consumer(self, number: int) -> Consumer:
@@ -185,12 +191,18 @@ class ServedWorld(World):
         return found
 
     def gap(self, name: str, since: Micros | None) -> None:
-        """A client has been sent 4410."""
-        log = self.brain.log() if self.brain is not None else ""
-        reasons = re.findall(r"(clients from before start over|table replaced).*", log)
+        """A client has been sent 4410. It may have been absent in the life that logged why."""
+        self._hear()
+        reasons = [text for at, text in self._reasons if since is None or at > since]
         text = reasons[-1] if reasons else f"NONE: {name}, since {since}"
         self.undocumented += not reasons
         self.gaps[text] += 1
+
+    def _hear(self) -> None:
+        """Note why clients start over, as the present life has logged it."""
+        log = self.brain.log() if self.brain is not None else ""
+        found = {(parse_time(at), text) for at, text in REASON.findall(log)}
+        self._reasons = sorted({*self._reasons, *found})
 
     async def _begin(self) -> None:
         dice = self.dice
@@ -240,6 +252,7 @@ class ServedWorld(World):
         status = await asyncio.to_thread(brain.stop, number)
         early = number == signal.SIGTERM and status == -signal.SIGTERM  # before it has a handler
         assert status == (-number if number == signal.SIGKILL else 0) or early, brain.log()
+        self._hear()
         if "Traceback" in brain.log():
             self.fault(brain.log())
 

@@ -4,6 +4,7 @@ A change is encoded and framed once for all clients: a server's frames are unmas
 section 5.1), so every client can be sent the same bytes.
 """
 
+import struct
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
@@ -161,13 +162,16 @@ PING: Final = b"\x89\x00"
 """An empty ping (RFC 6455, section 5.5.2)."""
 
 
+_medium = struct.Struct(">HH").pack
+
+
 def text_frame(payload: bytes) -> bytes:
     """An unmasked, unfragmented text frame (RFC 6455, section 5.2)."""
     size = len(payload)
     if size < 126:
         return b"\x81" + size.to_bytes(1, "big") + payload
     if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+        return _medium(0x817E, size) + payload
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
 
 
@@ -181,29 +185,8 @@ def iso(time: Micros) -> str:
     return f"{_second(time // 1_000_000)}.{time % 1_000_000:06d}Z"
 
 
-class _Latest:
-    """`iso`, for times one after the other: the last text is kept, because all rows of a
-    transaction have the same time, and the last second, because thousands of transactions have it.
-    """
-
-    def __init__(self) -> None:
-        self._time = self._second = 0
-        self._text = iso(0)
-        self._start = self._text[:-7]
-
-    def __call__(self, time: Micros) -> str:
-        if time != self._time:
-            micros = time - self._second
-            if not 0 <= micros < 1_000_000:
-                micros = time % 1_000_000
-                self._second = time - micros
-                self._start = iso(self._second)[:-7]
-            self._time = time
-            self._text = f"{self._start}{str(1_000_000 + micros)[1:]}Z"
-        return self._text
-
-
-_latest = _Latest()
+_latest = lru_cache(maxsize=1)(iso)
+"""All rows of a transaction have the same time."""
 
 
 def micros(moment: datetime) -> Micros:

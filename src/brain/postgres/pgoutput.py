@@ -190,7 +190,8 @@ def update(
                 raise ValueError
             place += 1
         new, lacking, place = _tuple(data, place, row_format)
-        _whole(data, place)
+        if place != len(data):  # _whole, without another call
+            raise ValueError
     except WRONG as error:
         raise malformed(data, at) from error
     return new, lacking, old, mark == _OLD
