@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 from psycopg import conninfo
 
-from tests.support import prefork, script
+from tests.support import forks, measuring, prefork, script
 from tests.support.databases import Databases
 from tests.support.issuer import SECRET
 from tests.support.nats import NatsServer, nats_running
@@ -42,9 +42,9 @@ FAULTS = (Path(__file__).parent / "faults", Path(__file__).parent / "oracle" / "
 
 
 def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of a test that has several cases besides the version of PostgreSQL, each case runs on one of
-    the versions, and about half of the cases on each. So does a test of the API, whose SQL is the
-    same on all versions, if it has one case. BRAIN_TEST_POSTGRES runs each on all that it names.
+    """Each case of a test runs on one of the versions, and about half of the cases on each: so does
+    a test that has one case besides the version. What differs between versions is marked.
+    BRAIN_TEST_POSTGRES runs each on all that it names.
     """
     tests: dict[tuple[Path, str], dict[str, list[tuple[int, pytest.Item]]]] = {}
     for item in items:
@@ -55,9 +55,7 @@ def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
             test = (item.path, getattr(item, "originalname", ""))
             tests.setdefault(test, {}).setdefault(case, []).append((version, item))
     out: set[pytest.Item] = set()
-    for (path, name), cases in tests.items():
-        if len(cases) == 1 and path.parent.name != "api":
-            continue
+    for (_, name), cases in tests.items():
         # As if drawn: not all cases of one mode on the same version.
         drawn = sorted(cases, key=lambda case: zlib.crc32(case.encode()))
         for place, case in enumerate(drawn, zlib.crc32(name.encode())):
@@ -91,6 +89,23 @@ def pytest_collection_finish() -> None:
 
 
 _clusters = clusters()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    forks.add_option(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    return forks.run(session) or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if measuring.is_measured(item):
+        return (yield)
+    with measuring.unmeasured():
+        return (yield)
 
 
 def pytest_configure() -> None:
@@ -142,17 +157,8 @@ def unmeasured() -> Iterator[None]:
     """For random tests, which run the same lines many thousand times: coverage would take more than
     half of their time, and the lines are counted by the tests that are about one rule.
     """
-    import coverage
-
-    measuring = coverage.Coverage.current()
-    if measuring is None:
+    with measuring.unmeasured():
         yield
-        return
-    measuring.stop()
-    try:
-        yield
-    finally:
-        measuring.start()
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ from brain.config import Settings
 from tests.docs.fences import DOCUMENTS, EVERYTHING, Fence, fences
 from tests.docs.reader import NODE, Reader
 from tests.support import ROOT
-from tests.support.browser import BROWSER, chromium, ordinary_tab
+from tests.support.browser import SHELL, chromium, ordinary_tab
 from tests.support.patience import PATIENCE, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, served
@@ -129,7 +129,7 @@ def brain(shared: str) -> Iterator[Brain]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser | None]:
-    if BROWSER is None:
+    if SHELL is None:
         yield None
         return
     with chromium() as browser:

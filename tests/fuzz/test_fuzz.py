@@ -136,7 +136,7 @@ def requests(draw: st.DrawFn) -> bytes:
     return bent(draw, head + behind)
 
 
-@examples(250)
+@examples(120)
 @given(requests() | requests() | requests() | st.binary(max_size=100))
 def test_an_upgrade_request_is_answered_or_refused(data: bytes) -> None:
     laws.upgrade(data)
@@ -186,7 +186,7 @@ def streams(draw: st.DrawFn) -> bytes:
     return bent(draw, data)
 
 
-@examples(200)
+@examples(100)
 @given(streams())
 def test_frames_of_a_client_are_answered_or_refused(data: bytes) -> None:
     laws.client(data)
@@ -229,7 +229,7 @@ def environments(draw: st.DrawFn) -> bytes:
     return "\0".join(pairs).encode("utf-8", "surrogateescape")
 
 
-@examples(300)
+@examples(120)
 @given(environments())
 def test_settings_are_accepted_or_refused(data: bytes) -> None:
     laws.settings(data)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.support.browser import BROWSER, needs_browser
+from tests.support.browser import SHELL, needs_browser
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE, eventually, within
@@ -208,7 +208,7 @@ def in_browser(
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass
 
-    assert BROWSER
+    assert SHELL
     quiet = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
         "--disable-background-networking --disable-component-update --disable-sync "
@@ -219,7 +219,7 @@ def in_browser(
         serving.start()
         browser = subprocess.Popen(
             [
-                BROWSER,
+                SHELL,
                 *quiet.split(),
                 f"--user-data-dir={folder}/profile",
                 "--remote-debugging-port=0",

@@ -625,9 +625,9 @@ def _set_back(seconds: float) -> None:
         text = _query(self, *parts).as_string()
         assert CLOCK in text
         text = text.replace(CLOCK, f"({CLOCK} - interval '{seconds} s')")
-        return sql.SQL(text).format()
+        return sql.Composed([sql.SQL(text)])
 
-    Poll._query = query  # type: ignore[assignment, method-assign]
+    Poll._query = query if seconds else _query  # type: ignore[method-assign, assignment]
     pgoutput.POSTGRES_EPOCH = EPOCH - int(seconds * 1e6)
 
 

@@ -47,6 +47,12 @@ from tests.support.template import ROLE, TEMPLATE, with_template
 pytestmark = [pytest.mark.usefixtures("unmeasured"), pytest.mark.long]
 
 RECONNECTS = int(os.environ.get("BRAIN_ORACLE_RECONNECTS", "20"))
+COUNTS = [
+    RECONNECTS if "BRAIN_ORACLE_RECONNECTS" in os.environ else 8,
+    pytest.param(RECONNECTS, marks=pytest.mark.faults),
+]
+"""Of reconnects: a few in `make test`, and many in `make faults`."""
+
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_ORACLE_VERSIONS", "18").split(",")]
 SEED = int(os.environ.get("BRAIN_ORACLE_SEED", str(random.randrange(1_000_000))))
 TIMING = Timing(
@@ -262,8 +268,11 @@ def _seed() -> None:
     print(f"seed: BRAIN_ORACLE_SEED={SEED}")
 
 
+@pytest.mark.parametrize("reconnects", COUNTS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_joins_without_gap_or_overlap(version: int, request: pytest.FixtureRequest) -> None:
+async def test_joins_without_gap_or_overlap(
+    version: int, reconnects: int, request: pytest.FixtureRequest
+) -> None:
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
     with contextlib.ExitStack() as stack:
@@ -273,7 +282,7 @@ async def test_joins_without_gap_or_overlap(version: int, request: pytest.Fixtur
         else:
             server = with_template(stack.enter_context(running(version)))
         hammer = Hammer(server.url(server.create_database(TEMPLATE, ROLE), ROLE), SEED)
-        await hammer.run(RECONNECTS, seconds=within(20 * RECONNECTS))
+        await hammer.run(reconnects, seconds=within(20 * reconnects))
         print(
             version,
             hammer.follow.state,
@@ -281,8 +290,8 @@ async def test_joins_without_gap_or_overlap(version: int, request: pytest.Fixtur
             f"corrections={hammer.board.corrections}",
         )
         assert hammer.oracle.faults == []
-        assert hammer.follow.state.streams >= RECONNECTS
-        assert hammer.oracle.steps > 10 * RECONNECTS
+        assert hammer.follow.state.streams >= reconnects
+        assert hammer.oracle.steps > 10 * reconnects
         assert hammer.board.corrections == 0
 
 

@@ -27,13 +27,20 @@ from tests.support.template import ROLE, TEMPLATE, with_template
 pytestmark = [pytest.mark.usefixtures("unmeasured"), pytest.mark.long]
 
 RESTARTS = int(os.environ.get("BRAIN_RESTARTS", "40"))
+COUNTS = [
+    RESTARTS if "BRAIN_RESTARTS" in os.environ else 16,
+    pytest.param(RESTARTS, marks=pytest.mark.faults),
+]
+"""Of restarts: a few in `make test`, and many in `make faults`."""
+
 VERSIONS = [int(v) for v in os.environ.get("BRAIN_RESTARTS_VERSIONS", "18").split(",")]
 SEED = int(os.environ.get("BRAIN_RESTARTS_SEED", str(random.randrange(1_000_000))))
 
 
+@pytest.mark.parametrize("restarts", COUNTS)
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_restarts_lose_nothing(
-    version: int, request: pytest.FixtureRequest, tmp_path: Path
+    version: int, restarts: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
@@ -44,7 +51,7 @@ async def test_restarts_lose_nothing(
         else:
             server = with_template(stack.enter_context(running(version)))
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
-        world = World(url, SEED, tmp_path, Plan(RESTARTS))
+        world = World(url, SEED, tmp_path, Plan(restarts))
         await world.run(seconds=within(RESTARTS))
         print(world)
         assert world.faults == []
@@ -52,15 +59,18 @@ async def test_restarts_lose_nothing(
         assert world.resumed > 0.9 * world.restarts
 
 
+@pytest.mark.parametrize("restarts", COUNTS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_crashes_of_postgresql_lose_nothing(version: int, tmp_path: Path) -> None:
+async def test_crashes_of_postgresql_lose_nothing(
+    version: int, restarts: int, tmp_path: Path
+) -> None:
     """Half of the writers commit without waiting for the disk."""
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
     with running(version, fsync="on", wal_writer_delay="10s") as server:
         with_template(server)
         url = server.url(server.create_database(TEMPLATE, ROLE), ROLE)
-        world = World(url, SEED, tmp_path, Plan(RESTARTS // 3, crashes=0.4), server)
+        world = World(url, SEED, tmp_path, Plan(restarts // 3, crashes=0.4), server)
         await world.run(seconds=within(RESTARTS))
         print(world)
         assert world.faults == []

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.support.browser import BROWSER, OPTIONS
+from tests.support.browser import OPTIONS, SHELL
 from tests.support.patience import PATIENCE, eventually
 
 
@@ -71,9 +71,9 @@ class Tab:
 @contextlib.asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[Tab]:
     """A tab that shows `url`. `folder` is for the browser's profile."""
-    assert BROWSER
+    assert SHELL
     browser = await asyncio.create_subprocess_exec(
-        BROWSER,
+        SHELL,
         "--headless",
         "--no-first-run",
         *OPTIONS,

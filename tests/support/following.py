@@ -42,10 +42,10 @@ QUICK = Timing(
     poll=PollTiming(share=1),
     stream=StreamTiming(idle=0.02),
     back_off=WithoutJitter(first=0.1, longest=0.75),
-    promote_every=0.05,
+    promote_every=0.1,
     rejoin_within=0,
-    check_every=0.05,
-    watch_every=0.05,
+    check_every=0.1,
+    watch_every=0.1,
 )
 """What takes ten seconds in production."""
 

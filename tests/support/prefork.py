@@ -31,13 +31,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import IO, Any, Final, cast
 
 from tests.support import ROOT
 from tests.support.patience import LIFETIME
@@ -80,6 +81,14 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _environment: dict[str, str] = {}
 """That of the caller, before a test changes it, and of the server."""
 
+_coverage: dict[str, str] = {}
+"""The variables by which a new interpreter measures coverage: the server has them, and no other
+interpreter that a test starts. It would run the same lines, for twice as much.
+"""
+
+_kinds: list[IO[bytes]] = []
+"""A file of what has been measured, which the workers of the tests share (forks.py)."""
+
 _servers: list["_Server"] = []
 _lock = threading.Lock()
 
@@ -87,6 +96,9 @@ _lock = threading.Lock()
 def install() -> None:
     """From now on, every start of `BRAIN` in this process is a fork."""
     if sys.platform == "linux" and os.environ.get("BRAIN_TEST_PREFORK") != "0":
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            _coverage[name] = os.environ.pop(name)
+        _kinds.append(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - until the end
         _environment.update(os.environ)
         subprocess.Popen = _Popen  # type: ignore[misc]
 
@@ -101,6 +113,9 @@ def close() -> None:
         server.connection.close()
         server.process.wait(LIFETIME)
     _servers.clear()
+    for known in _kinds:
+        known.close()
+    _kinds.clear()
 
 
 PARAMETERS: Final = tuple(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]  # type: ignore[attr-defined]
@@ -148,8 +163,8 @@ def _start(given: dict[str, Any]) -> bytes | None:
     ):
         return None
     measured = _is_measured(words, environment)
-    if not measured:
-        environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
+    if measured:  # so are the workers that it starts
+        environment |= _coverage
     start = json.dumps(
         {
             "program": words[0],
@@ -176,22 +191,27 @@ def _command(command: list[str]) -> list[str]:
     return []
 
 
-_measured: set[tuple[str, ...]] = set()
-
-
 def _is_measured(words: list[str], environment: Mapping[str, str]) -> bool:
-    """For coverage: the first `serve` with these settings in each module of tests, and all other
-    commands. To measure a Brain takes as much time again as it does, and the second of a kind runs
-    few lines that the first has not run.
+    """For coverage: the first `serve` with these settings of all workers, and all other commands.
+    To measure a Brain takes as much time again as it does, and the second of a kind runs few lines
+    that the first has not run. Modules about the server have clients of their own kind.
     """
     if words[1:2] != ["serve"]:
         return True
-    module = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
     settings = (name for name in environment if name.startswith("BRAIN_"))
-    kind = (module, *sorted(settings), *words[2:])
-    known = kind in _measured
-    _measured.add(kind)
-    return not known
+    module = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+    about = module if "/server/" in module else ""
+    kind = "\n".join([about, *sorted(settings), *words[2:]]).encode() + b"\0"
+    for known in _kinds:
+        fcntl.lockf(known, fcntl.LOCK_EX)
+        try:
+            known.seek(0)
+            if kind in known.read():
+                return False
+            known.write(kind)
+        finally:
+            fcntl.lockf(known, fcntl.LOCK_UN)
+    return True
 
 
 def like_ours(environment: Mapping[str, str]) -> bool:
@@ -222,12 +242,13 @@ class _Server:
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.connection.settimeout(LIFETIME)
         with theirs:
+            ours = {k: v for k, v in _environment.items() if not k.startswith("BRAIN_")}
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.prefork", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
-                env={k: v for k, v in _environment.items() if not k.startswith("BRAIN_")},
+                env=ours | _coverage,
             )
         self._receive()
 
@@ -323,7 +344,7 @@ def _serve(descriptor: int) -> bool:
     for module in MODULES:
         importlib.import_module(module)
     _warm_up()
-    _save_coverage()
+    save_coverage()
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=descriptor)
@@ -342,7 +363,7 @@ def _warm_up() -> None:
     create_api(cast("Any", None))
 
 
-def _save_coverage() -> None:
+def save_coverage() -> None:
     """Else each forked process would save again what ran here, which takes 40 ms."""
     coverage = sys.modules.get("coverage")
     measuring = coverage and coverage.Coverage.current()

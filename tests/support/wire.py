@@ -264,7 +264,7 @@ def _decoded(payload: bytes) -> dict[str, Any]:
     return document
 
 
-PAUSE = 0.03
+PAUSE = 0.1
 """Seconds between two runs of a Control: each costs four processes a millisecond."""
 
 

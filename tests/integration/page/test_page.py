@@ -291,7 +291,7 @@ def test_of_ten_thousand_runs_few_are_in_the_document(page: LivePage, table: str
 # Time
 
 
-@pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.parametrize("hours", [pytest.param(-1, marks=FAULTS), 1])
 def test_a_browser_whose_clock_is_wrong_shows_the_right_times(
     browser: Browser, origin: str, table: str, hours: int
 ) -> None:

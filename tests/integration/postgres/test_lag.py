@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 
 MODES: tuple[Mode, ...] = ("replication", "poll")
 ASKING = replace(QUICK, stream=StreamTiming(idle=0.02, status_every=0.02, ask_every=0.05))
-LATE = 0.5
+LATE = 0.2
 """Seconds. Each wait for it ends at once when it comes."""
 
 
@@ -125,7 +125,7 @@ async def test_a_database_that_falls_silent_makes_brain_late_until_it_speaks_aga
 
 
 async def test_a_huge_transaction_makes_late_what_is_behind_it(any_database: str) -> None:
-    async with Following(any_database, timing=replace(QUICK, watch_every=0.01)) as f:
+    async with Following(any_database, timing=replace(ASKING, watch_every=0.01)) as f:
         await f.source()
         await f.sql("CREATE TABLE huge (id bigint)")
         await again(f)
@@ -168,7 +168,7 @@ async def test_a_long_pause_between_polls_makes_late_only_if_something_was_commi
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_is_late_since_the_table_is_gone(any_database: str, mode: Mode) -> None:
-    async with Following(any_database, mode) as f:
+    async with Following(any_database, mode, timing=ASKING) as f:
         await f.source()
         await f.sql("ALTER TABLE runs RENAME TO elsewhere")
         await f.source("none")
@@ -190,7 +190,7 @@ async def test_the_proof_is_as_old_as_the_end_of_the_log_that_the_stream_has_rea
             return replace(await ask(conn, walsender), lsn=LSN(1 << 62), waiting=False)
 
         monkeypatch.setattr(watch, "log_end", far)
-    async with Following(database) as f:
+    async with Following(database, timing=ASKING) as f:
         await f.source()
         seen: list[float] = []
         for i in range(4):

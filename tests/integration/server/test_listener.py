@@ -368,6 +368,7 @@ async def test_a_client_that_never_closes_is_aborted_at_the_close_timeout() -> N
 
 
 @on_uvloop
+@pytest.mark.usefixtures("unmeasured")
 async def test_closed_connections_leave_no_task_no_reference_and_no_memory() -> None:
     """No task, no reference, no memory."""
     async with in_process_server() as it:

@@ -370,6 +370,7 @@ def lives(count: int) -> Iterator[tuple[Op, Run]]:
         )
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_memory_charged_is_the_memory_used() -> None:
     gc.collect()
     tracemalloc.start()
