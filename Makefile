@@ -19,25 +19,19 @@ run:          ## start Brain on an embedded PostgreSQL
 run: $(VENV)/run.done
 	@$(BIN)/brain serve
 
-# How pytest runs tests in so many processes: tests/support/forks.py, where a fork is safe.
-ifeq ($(shell uname),Linux)
-PROCESSES := --forks
-else
-PROCESSES := --dist loadfile --no-loadscope-reorder -n
-endif
-
 test:         ## run the tests, with coverage
-# Tests wait more than they compute, so two cores keep four workers busy.
+# Tests wait more than they compute, so two cores keep four workers busy. Each worker compiles no module that another
+# has compiled, even where the environment forbids bytecode.
 WORKERS ?= 4
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/dev.done $(VENV)/node.done
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -m "not faults" $(PROCESSES) $(WORKERS)
+	$(BIN)/coverage run -m pytest -m "not faults" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 unit:         ## run the tests that need no PostgreSQL, in seconds
 unit: $(VENV)/dev.done
-	$(BIN)/pytest tests/unit -m "not faults" $(PROCESSES) 2
+	$(BIN)/pytest tests/unit -m "not faults" -n 2 --dist worksteal
 
 check:        ## lint, types (Linux and macOS), import order
 check: $(VENV)/dev.done

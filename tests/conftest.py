@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 from psycopg import conninfo
 
-from tests.support import forks, measuring, prefork, script
+from tests.support import measuring, prefork, script
 from tests.support.databases import Databases
 from tests.support.issuer import SECRET
 from tests.support.nats import NatsServer, nats_running
@@ -89,15 +89,6 @@ def pytest_collection_finish() -> None:
 
 
 _clusters = clusters()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    forks.add_option(parser)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    return forks.run(session) or None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,12 +13,6 @@ _taken: set[int] = set()
 """Ports that were returned. Their servers may listen only seconds later."""
 
 
-def take_share(worker: int) -> None:
-    """Each worker of a test session has ports of its own (forks.py, or pytest-xdist)."""
-    global _worker  # noqa: PLW0603 - of this process
-    _worker = worker % 11
-
-
 def free_port() -> int:
     """A port below the kernel's range for clients.
 
@@ -26,6 +20,7 @@ def free_port() -> int:
     is then connected to itself, or holds the port when the server comes back.
     """
     while True:
+        # Each worker of a test session has ports of its own.
         port = 10_000 + _worker * _SHARE + _dice.randrange(_SHARE)
         if port in _taken:
             continue

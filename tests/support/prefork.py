@@ -31,14 +31,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Final, cast
+from typing import Any, Final, cast
 
 from tests.support import ROOT
 from tests.support.patience import LIFETIME
@@ -86,8 +85,8 @@ _coverage: dict[str, str] = {}
 interpreter that a test starts. It would run the same lines, for twice as much.
 """
 
-_kinds: list[IO[bytes]] = []
-"""A file of what has been measured, which the workers of the tests share (forks.py)."""
+_measured: set[tuple[str, ...]] = set()
+"""The kinds of `serve` that have been measured."""
 
 _servers: list["_Server"] = []
 _lock = threading.Lock()
@@ -98,7 +97,6 @@ def install() -> None:
     if sys.platform == "linux" and os.environ.get("BRAIN_TEST_PREFORK") != "0":
         for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
             _coverage[name] = os.environ.pop(name)
-        _kinds.append(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - until the end
         _environment.update(os.environ)
         subprocess.Popen = _Popen  # type: ignore[misc]
 
@@ -113,9 +111,6 @@ def close() -> None:
         server.connection.close()
         server.process.wait(LIFETIME)
     _servers.clear()
-    for known in _kinds:
-        known.close()
-    _kinds.clear()
 
 
 PARAMETERS: Final = tuple(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]  # type: ignore[attr-defined]
@@ -192,26 +187,19 @@ def _command(command: list[str]) -> list[str]:
 
 
 def _is_measured(words: list[str], environment: Mapping[str, str]) -> bool:
-    """For coverage: the first `serve` with these settings of all workers, and all other commands.
-    To measure a Brain takes as much time again as it does, and the second of a kind runs few lines
-    that the first has not run. Modules about the server have clients of their own kind.
+    """For coverage: the first `serve` with these settings, and all other commands. To measure a
+    Brain takes as much time again as it does, and the second of a kind runs few lines that the
+    first has not run. Modules about the server have clients of their own kind.
     """
     if words[1:2] != ["serve"]:
         return True
     settings = (name for name in environment if name.startswith("BRAIN_"))
     module = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
     about = module if "/server/" in module else ""
-    kind = "\n".join([about, *sorted(settings), *words[2:]]).encode() + b"\0"
-    for known in _kinds:
-        fcntl.lockf(known, fcntl.LOCK_EX)
-        try:
-            known.seek(0)
-            if kind in known.read():
-                return False
-            known.write(kind)
-        finally:
-            fcntl.lockf(known, fcntl.LOCK_UN)
-    return True
+    kind = (about, *sorted(settings), *words[2:])
+    known = kind in _measured
+    _measured.add(kind)
+    return not known
 
 
 def like_ours(environment: Mapping[str, str]) -> bool:
@@ -344,7 +332,7 @@ def _serve(descriptor: int) -> bool:
     for module in MODULES:
         importlib.import_module(module)
     _warm_up()
-    save_coverage()
+    _save_coverage()
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=descriptor)
@@ -363,7 +351,7 @@ def _warm_up() -> None:
     create_api(cast("Any", None))
 
 
-def save_coverage() -> None:
+def _save_coverage() -> None:
     """Else each forked process would save again what ran here, which takes 40 ms."""
     coverage = sys.modules.get("coverage")
     measuring = coverage and coverage.Coverage.current()
