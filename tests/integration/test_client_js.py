@@ -23,7 +23,7 @@ from tests.support import ROOT
 from tests.support.browser import SHELL, needs_browser
 from tests.support.faulty import Proxy, answer, closing
 from tests.support.issuer import SECRET, token
-from tests.support.patience import PATIENCE, eventually, within
+from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
 from tests.support.template import ROLE, TEMPLATE
@@ -541,9 +541,7 @@ async def test_of_the_finished_runs_the_store_keeps_the_latest_and_knows_when_th
     )
     execute(database, "UPDATE runs SET progress = 100 WHERE id LIKE 'z%%'")
     execute(database, "INSERT INTO runs (id) VALUES ('active')")
-    await eventually(
-        lambda: brain.get("/api/runs?order=changed&limit=1")[1]["runs"][0]["id"] == "active"
-    )
+    await brain.knows("active")
     origin = f"http://127.0.0.1:{brain.port}"
     async with in_node(tmp_path, origin, program=store("{ finished: 1150 }")) as page:
         await page.until(lambda: live(page))
