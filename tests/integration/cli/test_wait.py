@@ -253,6 +253,7 @@ async def test_an_id_is_found_in_the_form_of_its_column(postgres: Postgres) -> N
     given = "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"
     with served(database_url=url) as brain:
         insert(url, given)
+        await brain.knows(given, "running")
         async with Proxy(brain.port) as proxy, wait(proxy.url, given) as it:
             await subscribed(proxy)
             await asyncio.sleep(0.3)
