@@ -20,9 +20,9 @@ run: $(VENV)/run.done
 	@$(BIN)/brain serve
 
 test:         ## run the tests, with coverage
-# Tests wait more than they compute, so two cores keep four workers busy. Each worker compiles no module that another
+# Tests wait about as long as they compute, so two cores keep six workers busy. Each worker compiles no module that another
 # has compiled, even where the environment forbids bytecode.
-WORKERS ?= 4
+WORKERS ?= 6
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/dev.done $(VENV)/node.done
 	@rm -f .coverage .coverage.*

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -63,32 +64,34 @@ def commands() -> list[psutil.Process]:
     return found
 
 
-def started(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    assert process.stderr
-    assert "127.0.0.1:1" in process.stderr.readline()
-    return commands()
+@contextlib.contextmanager
+def waiting() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A shell whose `brain` waits, and the process of that command."""
+    before = set(commands())  # one of the test before may be ending
+    with shell(script.folder(), f"exec brain {' '.join(WAITING)}") as process:
+        try:
+            assert process.stderr
+            assert "127.0.0.1:1" in process.stderr.readline()
+            (command,) = set(commands()) - before
+            yield process, command
+        finally:
+            process.kill()
 
 
 def test_ctrl_c_in_the_shell_ends_both() -> None:
-    before = commands()
-    with shell(script.folder(), f"exec brain {' '.join(WAITING)}") as process:
-        assert set(started(process)) > set(before)
+    with waiting() as (process, command):
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(PATIENCE) == 130
-    assert commands() == before
+        wait_until(lambda: command not in commands())
 
 
 def test_the_command_ends_when_the_script_is_killed() -> None:
-    before = commands()
-    with shell(script.folder(), f"exec brain {' '.join(WAITING)}") as process:
-        assert set(started(process)) > set(before)
+    with waiting() as (process, command):
         process.kill()
-    wait_until(lambda: set(commands()) <= set(before))
+        wait_until(lambda: command not in commands())
 
 
 def test_it_ends_by_the_signal_that_ends_the_command() -> None:
-    before = commands()
-    with shell(script.folder(), f"exec brain {' '.join(WAITING)}") as process:
-        (command,) = set(started(process)) - set(before)
+    with waiting() as (process, command):
         command.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
