@@ -95,8 +95,9 @@ _lock = threading.Lock()
 def install() -> None:
     """From now on, every start of `BRAIN` in this process is a fork."""
     if sys.platform == "linux" and os.environ.get("BRAIN_TEST_PREFORK") != "0":
-        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-            _coverage[name] = os.environ.pop(name)
+        if "PYTEST_XDIST_WORKER" in os.environ:  # their parent starts them by these variables
+            for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+                _coverage[name] = os.environ.pop(name)
         _environment.update(os.environ)
         subprocess.Popen = _Popen  # type: ignore[misc]
 
