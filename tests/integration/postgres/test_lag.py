@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 
 MODES: tuple[Mode, ...] = ("replication", "poll")
 ASKING = replace(QUICK, stream=StreamTiming(idle=0.02, status_every=0.02, ask_every=0.05))
-LATE = 0.2
+LATE = 0.5
 """Seconds. Each wait for it ends at once when it comes."""
 
 

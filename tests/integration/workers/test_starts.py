@@ -39,7 +39,7 @@ def test_what_only_a_worker_finds_is_said_once_and_ends_all(
     (tmp_path / "fastapi.py").write_text(MISSING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     data = tmp_path / "data"
-    output = run("serve", "--workers", "2", code=2, port=0, database_url=database, data_dir=data)
+    output = run("serve", "--workers", "4", code=2, port=0, database_url=database, data_dir=data)
     assert output.count("brain: the package fastapi is not installed") == 1, output
     assert output.count('event="worker started"') == 1
     assert not list(data.iterdir())
