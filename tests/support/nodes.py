@@ -169,3 +169,9 @@ async def leader_of(*nodes: Following) -> Following:
             return leading[0]
         assert time.monotonic() < deadline, [each.node.report() for each in nodes]
         await asyncio.sleep(0.005)
+
+
+async def leader_and_other(one: Following, two: Following) -> tuple[Following, Following]:
+    """Once one of the two leads."""
+    leader = await leader_of(one, two)
+    return leader, two if leader is one else one

@@ -11,7 +11,7 @@ import pytest
 from brain.nodes.connection import Access
 from tests.support.credentials import Operator
 from tests.support.nats import NatsServer, nats_running
-from tests.support.nodes import Following, Stream, leader_of
+from tests.support.nodes import Following, Stream, leader_and_other
 from tests.support.postgres import execute
 
 DOCUMENT = Path(__file__).parents[3] / "docs/reference/nodes.md"
@@ -42,8 +42,7 @@ async def test_the_documented_rights_are_enough(
     path = operator.user(tmp_path / "user.creds", documented("publish"), documented("subscribe"))
     access = Access([server.url], path)
     async with Following(database, access=access) as one, Following(database, access=access) as two:
-        leader = await leader_of(one, two)
-        (other,) = (each for each in (one, two) if each is not leader)
+        leader, other = await leader_and_other(one, two)
         await other.ready()
         execute(database, ROW.format("a"))
         for each in (one, two):

@@ -18,7 +18,7 @@ from brain.nodes.timing import NodeTiming
 from tests.integration.nodes.test_nodes import deaf
 from tests.support.databases import Databases
 from tests.support.nats import NatsServer, nats_running
-from tests.support.nodes import QUICK_NODES, Following, leader_of, opened
+from tests.support.nodes import QUICK_NODES, Following, leader_and_other, leader_of, opened
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
@@ -108,8 +108,7 @@ async def test_while_somebody_else_writes_a_leader_that_dies_is_replaced(
                 await asyncio.sleep(QUICK_NODES.silence / 5)
 
         writing = asyncio.create_task(write())
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         await leader.kill()
         await other.until(lambda: other.role == "leader")
         execute(database, ROW.format("a"))
@@ -122,8 +121,7 @@ async def test_a_node_claims_a_log_that_has_another_end_whenever_it_asks(
 ) -> None:
     """Somebody else writes more often than one can ask where it ends."""
     async with nodes(database, nats.url) as two:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         await leader.kill()
         ask_facts, ask_last = Log.facts, Log.last
 
@@ -196,8 +194,7 @@ async def test_a_leader_that_cannot_read_what_it_writes_leads_no_longer(
 ) -> None:
     """As long as it writes, nobody else claims; and its own source waits for its board."""
     async with nodes(database, nats.url) as two, opened(nats.url, two[0].stream) as log:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         with deaf(leader):
             execute(database, ROW.format("a"))
             await other.knows("a", "running")

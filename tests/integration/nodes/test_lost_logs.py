@@ -13,7 +13,7 @@ from brain.nodes.difference import image
 from brain.nodes.leader import Leader
 from tests.integration.nodes.test_nodes import ROW, deaf, frames, nodes, settled
 from tests.support.nats import NatsServer, cluster, nats_running
-from tests.support.nodes import QUICK_NODES, Following, leader_of
+from tests.support.nodes import QUICK_NODES, Following, leader_and_other, leader_of
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 
@@ -22,8 +22,7 @@ async def test_a_client_that_has_seen_what_the_log_has_lost_starts_over(database
     """(N11) A filter may have passed a state that only the lost log contained."""
     with nats_running() as server:
         async with nodes(database, server.url) as two:
-            leader = await leader_of(*two)
-            (other,) = (each for each in two if each is not leader)
+            leader, other = await leader_and_other(*two)
             execute(database, ROW.format("a"))
             for each in two:
                 await each.knows("a", "running")
@@ -62,8 +61,7 @@ async def test_a_node_that_was_behind_a_lost_log_serves_nobody_who_has_seen_more
     """
     with nats_running() as server:
         async with nodes(database, server.url) as two:
-            leader = await leader_of(*two)
-            (other,) = (each for each in two if each is not leader)
+            leader, other = await leader_and_other(*two)
             with deaf(other):
                 execute(database, ROW.format("a"))
                 await leader.knows("a", "running")
@@ -116,8 +114,7 @@ async def test_a_burst_beyond_the_bound_of_the_stream_reaches_who_was_behind(
     monkeypatch.setattr("brain.nodes.log.MAX_BYTES", bound := 256 * 1024)
     timing = replace(QUICK_NODES, checkpoint=32 * 1024)
     async with nodes(database, nats.url, timing=timing) as two:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         for name in "abc":
             execute(database, ROW.format(name))
         await other.knows("c", "running")
@@ -171,8 +168,7 @@ async def test_a_node_that_cannot_load_the_log_says_so(
     monkeypatch.setattr(Leader, "want_board", lambda _: None)
     timing = replace(QUICK_NODES, leaderless=1.0)
     async with nodes(database, nats.url, timing=timing) as two:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         log = leader.node._log
         with deaf(other):
             execute(database, ROW.format("a"))

@@ -23,7 +23,7 @@ from brain.nodes.messages import VERSION, decode, encode
 from brain.nodes.relay import UPGRADE_HINT
 from brain.nodes.track import Claim
 from tests.support.nats import NatsServer, nats_running
-from tests.support.nodes import QUICK_NODES, Following, Stream, leader_of, opened
+from tests.support.nodes import QUICK_NODES, Following, Stream, leader_and_other, leader_of, opened
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
@@ -205,8 +205,7 @@ async def test_another_node_leads_when_the_leader_is_killed(
 async def test_a_node_that_is_stopped_resigns(database: str, nats: NatsServer) -> None:
     """(N10) The next claim follows without a silence."""
     async with nodes(database, nats.url) as two, opened(nats.url, two[0].stream) as log:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         leader.node.retire()
         await leader.until(lambda: leader.node._relay.track.resigned)
         await asyncio.sleep(QUICK_NODES.heartbeat / 4)  # when a claim is due for anybody else
@@ -245,8 +244,7 @@ async def test_a_node_that_wakes_up_does_not_claim(
 ) -> None:
     """(N2) By its own clock nothing was heard for long, and by that of the log it was."""
     async with nodes(database, nats.url) as two:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         claims: list[bytes] = []
         append = Log.append
 
@@ -362,8 +360,7 @@ async def test_a_node_that_lacks_what_was_discarded_loads_again(
 ) -> None:
     """(N8) As what differs: each change once, none back, and at the times of the others."""
     async with nodes(database, nats.url, count=2) as two, opened(nats.url, two[0].stream) as log:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         execute(database, ROW.format("a"))
         await other.knows("a", "running")
         deafened = deaf(other)
@@ -570,8 +567,7 @@ async def test_a_client_waits_for_what_it_has_seen_elsewhere(
     database: str, nats: NatsServer
 ) -> None:
     async with nodes(database, nats.url) as two:
-        leader = await leader_of(*two)
-        (other,) = (each for each in two if each is not leader)
+        leader, other = await leader_and_other(*two)
         deafened = deaf(other)
         deafened.__enter__()
         execute(database, ROW.format("a"))
