@@ -20,8 +20,8 @@ run: $(VENV)/run.done
 	@$(BIN)/brain serve
 
 test:         ## run the tests, with coverage
-# Tests wait about as long as they compute, so two cores keep six workers busy. Each worker compiles no module that another
-# has compiled, even where the environment forbids bytecode.
+# Tests wait about as long as they compute, so two cores keep six workers busy. Each worker compiles
+# no module that another has compiled, even where the environment forbids bytecode.
 WORKERS ?= 6
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/dev.done $(VENV)/node.done

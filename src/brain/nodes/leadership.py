@@ -168,8 +168,8 @@ class Leadership:
         return False
 
     async def _append(self, base: Base, after: int) -> int:
-        """A claim behind this message. Somebody who is no leader may write all the time, and more
-        often than one can ask where the log ends: then behind what was read of him since.
+        """Append a claim behind this message. If another program writes to the log more often than
+        one can ask where it ends, the claim goes behind what was read of that program since.
 
         Raises NATSError.
         """

@@ -25,7 +25,7 @@ silence after which a node claims its own."""
 
 
 class Search:
-    """`node` is the id of this process. `idle` is told what JetStream says of the stream."""
+    """`node` is the id of this process. `idle` receives what JetStream says of the stream."""
 
     def __init__(
         self,

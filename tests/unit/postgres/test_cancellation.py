@@ -108,7 +108,7 @@ async def test_what_has_a_bound_is_waited_for_by_a_task_that_is_cancelled() -> N
 
 
 class Forgetful:
-    """As asyncio.wait_for of Python 3.11: who is cancelled when the answer is there, gets it."""
+    """As asyncio.wait_for of Python 3.11: a task that is cancelled with its answer gets that."""
 
     def __init__(self, end: Callable[[], str]) -> None:
         self._end = end
