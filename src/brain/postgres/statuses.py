@@ -182,7 +182,8 @@ async def status_column(conn: Conn, oid: int, name: str) -> StatusColumn | None:
     if enum is not None:
         type_ = sql.Identifier(*json.loads(enum)).as_string()
         return StatusColumn(name, type_, False, tuple(json.loads(labels or "[]")))
-    found = (listed_words(check, name) for check in json.loads(checks or "[]"))
+    # None: it was dropped a moment ago, and pg_get_constraintdef() sees that.
+    found = (listed_words(check, name) for check in json.loads(checks or "[]") if check)
     allowed = next((words for words in found if words is not None), None)
     if allowed is not None and padded == "t":  # as the cast to text prints them
         allowed = tuple(word.rstrip(" ") for word in allowed)
