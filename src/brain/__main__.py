@@ -12,14 +12,16 @@ def main() -> None:
     _open_standard_streams()
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # The imports below take more than half a second. A signal during them has nothing to clean up.
+    # An exception could be swallowed: psycopg looks for its C modules in `try`, and Cython's own
+    # imports do as well.
     if sys.argv[1:2] in (["serve"], ["worker"]):
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit(0))
+            signal.signal(number, lambda *_: os._exit(0))
         # What they create is never garbage. The collector would look for some for 15 % of the time.
         # `app` enables it.
         gc.disable()
     elif interruptible:
-        # Without a traceback. An exception could be swallowed: a module may import another in try.
+        # Without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from brain.cli import commands  # noqa: PLC0415 - after the signal handlers are set

@@ -85,6 +85,27 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
         time.sleep(0.01)
 
 
+def test_no_import_swallows_the_signal_that_stops_serve(tmp_path: Path) -> None:
+    """Psycopg takes any error of its C module as a reason for another one, with another libpq."""
+    (tmp_path / "psycopg_c").mkdir()
+    (tmp_path / "psycopg_c" / "__init__.py").write_text("")
+    (tmp_path / "psycopg_c" / "pq.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except BaseException:\n    raise ImportError from None\n"
+        "raise AssertionError('still alive')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "brain", "serve", "--port", "none"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_command_can_be_interrupted_while_it_starts() -> None:
     # A shell starts what imports its modules itself (tests/support/prefork.py).
     process = subprocess.Popen(
