@@ -64,7 +64,9 @@ async def _of_check(
     """Every value of a column that the constraint is about."""
     name = error.diag.constraint_name
     rows = await fetch(conn, (sql.SQL(_CHECK).format(), [list(description.tree), name]))
-    rule, columns = rows[0] if rows else ("", None)
+    rule, columns = rows[0] if rows else (None, None)
+    if rule is None:  # the constraint has been dropped, or is being dropped
+        return {}
     about = {description.field(column) for column in json.loads(columns or "[]")}
     return {
         field: f"{field} cannot be {shown(value)}: the table's constraint {name} is {rule}"

@@ -182,8 +182,7 @@ async def status_column(conn: Conn, oid: int, name: str) -> StatusColumn | None:
     if enum is not None:
         type_ = sql.Identifier(*json.loads(enum)).as_string()
         return StatusColumn(name, type_, False, tuple(json.loads(labels or "[]")))
-    # None: it was dropped a moment ago, and pg_get_constraintdef() sees that.
-    found = (listed_words(check, name) for check in json.loads(checks or "[]") if check)
+    found = (listed_words(check, name) for check in json.loads(checks or "[]"))
     allowed = next((words for words in found if words is not None), None)
     if allowed is not None and padded == "t":  # as the cast to text prints them
         allowed = tuple(word.rstrip(" ") for word in allowed)
@@ -194,10 +193,13 @@ _TYPE = r'(?:::(?:text|character varying|bpchar|character|"[^"]+"|\w+)(?:\(\d+\)
 _ONE = rf"'(?:[^']|'')*'{_TYPE}"
 
 
-def listed_words(check: str, column: str) -> tuple[str, ...] | None:
+def listed_words(check: str | None, column: str) -> tuple[str, ...] | None:
     """The words of a constraint that lists them, as pg_get_constraintdef() prints it:
-    `CHECK ((status = ANY (ARRAY['a'::text, 'b'::text])))`. None for any other constraint.
+    `CHECK ((status = ANY (ARRAY['a'::text, 'b'::text])))`. None for any other constraint, and for
+    one that is being dropped: that function, which does not use the query's snapshot, returns NULL.
     """
+    if check is None:
+        return None
     quoted = re.escape(sql.Identifier(column).as_string())
     subject = rf"(?:VALUE|{quoted}|{re.escape(column)})"
     casted = rf"(?:{subject}|\({subject}\){_TYPE})"

@@ -8,9 +8,10 @@ import pytest
 from brain.contract.messages import ACTIVE, STATUSES
 from brain.postgres.connection import connect
 from brain.postgres.decoder import Decoder
+from brain.postgres.example import look
 from brain.postgres.polling import Mode
 from brain.postgres.statuses import COMMON, STRICT, status_column
-from brain.postgres.table import describe
+from brain.postgres.table import Table, describe
 from tests.support import ROOT
 from tests.support.following import RUNS, Following
 from tests.support.postgres import execute
@@ -150,3 +151,27 @@ async def test_a_column_that_has_gone_meanwhile_is_none(database: str) -> None:
     async with await connect(database, "test") as conn:
         assert await status_column(conn, int(oid), "status") is not None
         assert await status_column(conn, int(oid), "state") is None
+
+
+async def test_a_constraint_that_is_being_dropped_lists_no_words(database: str) -> None:
+    """pg_get_constraintdef() returns NULL for it. A race: here, another function of that name does.
+
+    pg_constraint is read with the query's snapshot, the definition with one of that moment.
+    """
+    ((name,),) = execute(database, "SELECT quote_ident(current_database())")
+    execute(
+        database,
+        "ALTER TABLE runs ADD CHECK (status IN ('queued', 'running', 'completed', 'failed'));"
+        " CREATE SCHEMA dropped;"
+        " CREATE FUNCTION dropped.pg_get_constraintdef(oid) RETURNS text RETURN NULL::text;"
+        f" ALTER DATABASE {name}"
+        " SET search_path = dropped, pg_catalog, public",
+    )
+    ((oid,),) = execute(database, "SELECT 'runs'::regclass::oid::bigint")
+    async with await connect(database, "test") as conn:
+        described = await status_column(conn, int(oid), "status")
+    assert described is not None
+    assert described.allowed is None
+    example = await look(database, Table("public", "runs"), Decoder({}, 100))
+    assert example.insert == ""
+    assert example.body is not None
