@@ -376,7 +376,13 @@ async def _announce_start(
     detail = None if parts.board.begun else parts.state.detail
     example = None
     if detail is None:
-        with contextlib.suppress(TableError, psycopg.Error, OSError, TimeoutError):
+        try:
             async with timeout(EXAMPLE_TIMEOUT):
                 example = await look()
+        except (TableError, psycopg.Error, OSError, TimeoutError):
+            pass  # the usual one is printed
+        except Exception:
+            # A bug in Brain, or the table was changed between two queries. Brain serves all the
+            # same.
+            log.exception("no example")
     announce(detail, example)

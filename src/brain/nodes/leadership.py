@@ -8,8 +8,8 @@ suspended and wakes up.)
 test_who_reads_his_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
 
 (N10) A node that is stopped resigns behind its last message, so that another one claims at once. It
-claims nothing any more.
-test_a_node_that_is_stopped_resigns
+claims nothing any more, and resigns also behind a claim that was in flight.
+test_a_node_that_is_stopped_resigns, test_a_node_that_is_stopped_while_it_claims_resigns
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import structlog
 
+from brain.nodes.appender import Appender
 from brain.nodes.connection import NATSError
 from brain.nodes.leader import GivesUp, Leader
 from brain.nodes.log import Log, Superseded
@@ -69,7 +70,7 @@ class Leadership:
         """How often in a row this node has led for a moment only."""
         self._told = ""
         self._before: set[asyncio.Task[None]] = set()
-        """Leaders that may not have ended yet."""
+        """Leaders of before that may not have ended yet."""
         relay.claimed = self._claimed
 
     async def watch(self) -> None:
@@ -203,9 +204,20 @@ class Leadership:
             self._task = asyncio.create_task(self._run(leader), name="leader")
         else:
             self._state.role = "follower"
+            if claim.node == self._node:  # it was in flight when this node was stopped (N10)
+                self._remember(asyncio.create_task(self._resign(claim.seq), name="resign"))
+
+    async def _resign(self, epoch: int) -> None:
+        """Behind a claim of this node, which does not lead."""
+        with contextlib.suppress(NATSError):
+            await Appender(self._log, epoch, head=dict, timing=self._timing).resign()
+            log.info("resigned", epoch=epoch)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         task.cancel()
+        self._remember(task)
+
+    def _remember(self, task: asyncio.Task[None]) -> None:
         self._before.add(task)
         task.add_done_callback(self._before.discard)
 

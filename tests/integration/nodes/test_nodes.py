@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
@@ -219,6 +220,29 @@ async def test_a_node_that_is_stopped_resigns(database: str, nats: NatsServer) -
             await each.knows("a", "running")
 
 
+async def test_a_node_that_is_stopped_while_it_claims_resigns(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(N10) Its claim was accepted. Otherwise the others would take it for a leader."""
+    timing = replace(QUICK_NODES, silence=3600)
+    append = Log.append
+    claimed: list[bytes] = []
+
+    async def stopped(self: Log, subject: Any, data: bytes, after: int) -> int:
+        if b'"k":"claim"' in data and not claimed:
+            claimed.append(data)
+            first.node.retire()
+            await asyncio.sleep(0)
+        return await append(self, subject, data, after)
+
+    monkeypatch.setattr(Log, "append", stopped)
+    async with Following(database, nats.url, timing=timing) as first:
+        await first.until(lambda: bool(claimed))
+        async with Following(database, nats.url, timing=timing) as second:
+            await second.until(lambda: second.role == "leader")
+            assert first.role == "follower"
+
+
 async def test_who_reads_his_own_claim_leads(
     database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +377,37 @@ async def test_a_node_goes_on_where_it_was(database: str) -> None:
                 await each.knows("b", "running")
                 assert each.statuses() == [("a", "running"), ("b", "running")]
                 assert not any(isinstance(event, Image) for event in each.events[1:])
+
+
+async def test_a_node_that_does_not_understand_nats_loads_again(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug, or an answer that nobody expects. Its clients stay."""
+    request = Client.request
+    odd: list[str] = []
+
+    async def answered(client: Client, subject: str, *given: Any, **options: Any) -> Msg:
+        answer = await request(client, subject, *given, **options)
+        if subject in odd:
+            odd.clear()
+            answer.data = b"{}"
+        return answer
+
+    async with nodes(database, nats.url) as two:
+        _, other = await leader_and_other(*two)
+        monkeypatch.setattr(Client, "request", answered)
+        with capture_logs() as logs:
+            odd.append(f"$JS.API.STREAM.INFO.{other.stream}")
+            reader = other.node._relay._reader
+            assert reader is not None
+            reader.interrupt("asks again")
+            await other.until(lambda: not odd and not other.node._relay.loads)
+            execute(database, ROW.format("a"))
+            for each in two:
+                await each.knows("a", "running")
+        assert [each.resets for each in two] == [0, 0]
+    failed = [each["event"] for each in logs if each["log_level"] == "error"]
+    assert failed == ["the log cannot be read"]
 
 
 async def test_a_node_that_lacks_what_was_discarded_loads_again(

@@ -4,6 +4,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from brain.access.addresses import Address
 from brain.access.grants import Grant, TokenError
@@ -100,3 +101,27 @@ async def test_cheap_checks_come_before_the_turn_and_the_token(sent: bytes, stat
             peer.send(sent)
             assert (await peer.answer()).status == status
         assert (tokens.checked, limiter.waits) == ((1, 1) if status == 401 else (0, 0))
+
+
+@pytest.mark.parametrize("fails", ["token", "log"])
+async def test_an_upgrade_that_fails_by_a_bug_leaves_no_connection_open(fails: str) -> None:
+    """Nobody reads from it at that moment: its end would never be noticed."""
+
+    class Broken:
+        async def check(self, _token: str) -> Grant:
+            raise RuntimeError("a bug")
+
+    async def broken(_since: int) -> bool:
+        raise RuntimeError("a bug")
+
+    async with in_process_server() as it:
+        if fails == "token":
+            tokens: Any = Broken()
+            it.state.tokens = tokens
+        else:
+            it.state.is_ahead, it.state.reached = lambda _: True, broken
+        with capture_logs() as logs:
+            async with await Peer.open(it.port) as peer:
+                peer.send(request("/ws?since=2026-01-01T00:00:00Z", Authorization="Bearer x"))
+                assert await peer.rest() == b""
+        assert [line["event"] for line in logs] == ["connection failed"]
