@@ -45,7 +45,7 @@ from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
 from brain.shared_log import shared_log
-from brain.signals import HangUp, ignore_signals
+from brain.signals import HangUp, end_soon
 from brain.started import Started
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ async def serve(
                 hang_up=hang_up,
             )
             _on_signal(task.cancel, worker, hang_up)
-    ignore_signals()
+    end_soon()
     log.info("stopped")
 
 
