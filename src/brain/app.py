@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 import structlog
@@ -100,6 +100,7 @@ async def serve(
     Raises EmbeddedError, ListenError, SettingsError.
     """
     check_configured(settings)
+    asyncio.get_running_loop().set_exception_handler(report_lost)
     task = asyncio.current_task()
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
@@ -141,6 +142,16 @@ async def serve(
             _on_signal(task.cancel, worker, hang_up)
     end_soon()
     log.info("stopped")
+
+
+def report_lost(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nobody awaits, unless it is that of a connection that was given up.
+
+    uvloop goes on to look up its host. Where no name server answers, that would be an error line
+    every 2 s, besides the line that says what is the matter.
+    """
+    if not isinstance(context.get("exception"), socket.gaierror):
+        loop.default_exception_handler(context)
 
 
 def _on_signal(stop: Callable[[], object], worker: "Worker | None", hang_up: HangUp) -> None:
