@@ -71,13 +71,12 @@ class HTTPProtocol(HttpToolsProtocol):
         """Why the parser stopped, if a callback stopped it."""
         self._upgrade_task: asyncio.Task[None] | None = None
         self._unread = b""
-        """What has arrived and waits in the work queue."""
+        """It has arrived, and waits in the work queue."""
         self.peer = ""
         self.accepted = 0.0
         self.heard = 0.0
         """When the client was last seen to read, or to have nothing to read."""
         self.taken: int | None = None
-        """What `uptake` returned at the last look (uptake.py)."""
 
     # The connection
 
@@ -125,7 +124,9 @@ class HTTPProtocol(HttpToolsProtocol):
     def expire(self) -> None:
         """The deadline has passed."""
         seconds = self._limits.request_deadline
-        if self._begun:
+        if self._unread:
+            self._expect_request()  # it has arrived, and this server is late
+        elif self._begun:
             self._refuse(
                 Rejection("deadline", f"a request must be complete within {seconds:.0f} s")
             )
@@ -166,8 +167,7 @@ class HTTPProtocol(HttpToolsProtocol):
             if self._room <= 0:
                 self._refuse(self._too_large())
                 return
-            # The parser gets at most the length of one head at a time: when a callback sets a
-            # bound, little has been parsed beyond it.
+            # At most the length of a head at a time: a callback that sets a bound is in time.
             size = min(self._room, self._limits.max_head)
             part, data = data[:size], data[size:]
             self._room -= len(part)

@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-BUDGET: Final = 0.005
-"""Seconds of each turn. To take a connection down costs 15 to 30 µs, to answer a close frame twice
-as much, and to read a hundred small frames 1.5 ms: a number of calls would bound nothing."""
+BUDGET: Final = 0.008
+"""Seconds of each turn. To take a connection down costs 15 to 30 µs, to answer an upgrade or a
+close frame twice as much, and to read a hundred small frames 1.5 ms: a number of calls would bound
+nothing. It is enough for the requests of all connections that one turn accepts (backlog.py)."""
 
 
 class WorkQueue:

@@ -184,6 +184,17 @@ async def test_a_request_whose_client_ends_its_stream_at_once_is_read() -> None:
 
 
 @on_uvloop
+async def test_a_request_that_waits_for_this_server_is_not_overdue() -> None:
+    async with in_process_server() as it, await Peer.open(it.port) as peer:
+        await eventually(lambda: it.state.waiting)
+        (http,) = it.state.waiting
+        http.data_received(get("/"))
+        it.state.waiting[http] = 0
+        it.state.expire()
+        assert (await peer.answer()).status == 204
+
+
+@on_uvloop
 async def test_requests_of_clients_that_reset_at_once_leave_nothing() -> None:
     async with in_process_server() as it:
         slow_work(it)
