@@ -593,6 +593,19 @@ async def test_the_close_frames_of_a_shutdown_are_spread() -> None:
             await peer.close()
 
 
+@on_uvloop
+async def test_a_second_stop_does_not_wait_until_all_close_frames_are_sent() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "SPREAD", 1000 * LIFETIME)
+        async with in_process_server() as it:
+            peers = [await Peer.upgraded(it.port) for _ in range(101)]
+            it.server.stop()
+            await peers[0].farewell()
+            it.server.stop()
+        for peer in peers:
+            await peer.close()
+
+
 async def test_a_second_sigterm_stops_at_once(database: str) -> None:
     execute(
         database,
