@@ -63,6 +63,8 @@ class NodeState:
         """What the leader has just said of its source."""
         now = asyncio.get_running_loop().time()
         source = self.source
+        if source.code == "nats" and status["source"] != "none":
+            log.info("source", now=status["source"])  # what `away` has said is over
         source.source, source.code = status["source"], status["code"]
         source.detail, source.hint = status["detail"], status["hint"]
         source.warnings = decode_warnings(status.get("warnings", ()))
