@@ -28,6 +28,7 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.delivery.log import OVERHEAD
 from brain.following import decoder_of, records_folder
+from brain.hang_up import HangUp
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
@@ -93,7 +94,7 @@ Announce: TypeAlias = Callable[[str | None, Example | None], None]
 async def serve(
     settings: Settings, announce: Callable[[Started], None], worker: "Worker | None" = None
 ) -> None:
-    """Run until SIGTERM or SIGINT. `worker`: as one of several.
+    """Run until SIGTERM, SIGINT or SIGHUP. `worker`: as one of several.
 
     `announce` is called once connections are accepted and the table has been read, or cannot be.
     Raises EmbeddedError, ListenError, SettingsError.
@@ -103,7 +104,10 @@ async def serve(
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
     # embedded PostgreSQL. Otherwise that child process would outlive us.
-    _on_signal(task.cancel, worker)
+    hang_up = HangUp()
+    _on_signal(task.cancel, worker, hang_up)
+    if worker is None:
+        hang_up.listen()
     with contextlib.suppress(asyncio.CancelledError):
         async with contextlib.AsyncExitStack() as closing:
             if worker is None:
@@ -132,12 +136,14 @@ async def serve(
                     replace(started, detail=detail, example=example)
                 ),
                 worker=worker,
+                hang_up=hang_up,
             )
-            _on_signal(task.cancel, worker)
+            _on_signal(task.cancel, worker, hang_up)
     log.info("stopped")
 
 
-def _on_signal(stop: Callable[[], object], worker: "Worker | None") -> None:
+def _on_signal(stop: Callable[[], object], worker: "Worker | None", hang_up: HangUp) -> None:
+    hang_up.stop = stop
     if worker is not None:
         worker.stop, stop = stop, worker.request_stop
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,6 +158,7 @@ async def _serve(
     *,
     announce: Announce,
     worker: "Worker | None",
+    hang_up: HangUp,
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = decoder_of(settings)
@@ -214,7 +221,7 @@ async def _serve(
                 node.retire()
             server.stop()
 
-        _on_signal(stop, worker)
+        _on_signal(stop, worker, hang_up)
         if worker is not None:
             worker.force, worker.report = server.stop, operations.report
         async with asyncio.TaskGroup() as tasks:

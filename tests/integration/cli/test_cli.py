@@ -46,9 +46,11 @@ def embedded() -> Iterator[Brain]:
     [
         ("importing", signal.SIGTERM),
         ("importing", signal.SIGINT),
+        ("importing", signal.SIGHUP),
         ("postgres.new-*", signal.SIGTERM),
         ("postgres/PG_VERSION", signal.SIGINT),
         ("postgres/postmaster.pid", signal.SIGTERM),
+        ("postgres/postmaster.pid", signal.SIGHUP),
         ("stopping", signal.SIGTERM),
     ],
 )
