@@ -20,7 +20,7 @@ import psycopg
 import pytest
 import uvloop
 
-from brain.delivery import freshness
+from brain.delivery import source_messages
 from brain.server import listener as server
 from brain.server.limits import Limits
 from brain.server.listener import DESCRIPTORS
@@ -245,7 +245,7 @@ async def test_a_message_about_the_source_takes_the_ping_of_the_round_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who is told nothing of the source is pinged by the round itself."""
-    monkeypatch.setattr(freshness, "EVERY", 0.05)
+    monkeypatch.setattr(source_messages, "EVERY", 0.05)
     async with (
         in_process_server() as it,
         await Peer.upgraded(it.port, "/ws?include=source") as told,
