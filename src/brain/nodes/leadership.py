@@ -2,10 +2,10 @@
 
 (N2) A node that has heard nothing from the log for 3 s, is connected, and has applied all that
 came, claims the log: it appends a claim, which must come behind the last message there is. Of
-several that try, one gets in. Who reads his own claim as the last one leads, whether or not anybody
-has confirmed it. (An advisory lock, a slot's name and a lease each fail to fence a leader that was
-suspended and wakes up.)
-test_who_reads_his_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
+several that try, one gets in. A node that reads its own claim as the last one leads, whether or not
+NATS has confirmed it to the node. (An advisory lock, a slot's name and a lease each fail to fence a
+leader that was suspended and wakes up.)
+test_a_node_that_reads_its_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
 
 (N10) A node that is stopped resigns behind its last message, so that another one claims at once. It
 claims nothing any more, and resigns also behind a claim that was in flight.

@@ -350,5 +350,5 @@ async def test_another_service_that_answers_is_no_log(nats: NatsServer) -> None:
 
         await client.subscribe("other.log", cb=answer)
         log = Log(connection, "other", timing=QUICK_NODES)
-        with pytest.raises(Exception, match="not JetStream has answered"):
+        with pytest.raises(Exception, match="something else than JetStream has answered"):
             await log.append("log", b"", 0)

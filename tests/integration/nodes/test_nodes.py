@@ -250,7 +250,7 @@ async def test_a_node_that_is_stopped_while_it_claims_resigns(
             assert first.role == "follower"
 
 
-async def test_who_reads_his_own_claim_leads(
+async def test_a_node_that_reads_its_own_claim_leads(
     database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(N2) Nobody has told it that the claim was accepted."""
