@@ -116,7 +116,9 @@ class Leadership:
             wait = random.uniform(0, self._timing.heartbeat / 5)
             return now - max(self._tried, self._state.heard) > wait
         if base == "log" and self._was_last():
-            wait = min(self._timing.silence, self._timing.heartbeat / 5 * float(2**self._lost))
+            wait = min(
+                self._timing.silence, self._timing.heartbeat / 5 * 2.0 ** min(self._lost, 32)
+            )
             return now - self._tried > wait
         vacant_since = self._relay.vacant_since
         if vacant_since < now and base != "log":
