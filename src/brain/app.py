@@ -196,7 +196,7 @@ async def _serve(
         hub,
         follow.state,
         records,
-        state.limiter,
+        lambda: state.open,
         decoder,
         state.rejections.counts,
         loop.time,
