@@ -82,6 +82,7 @@ NO_HINTS = {
     "give the run another id": "an id that is no text cannot be named in SQL by every client",
     "upgrade it to 15 or newer": "needs a PostgreSQL that is older than any in the wheel",
     "check that it runs": "for errors that no rule knows",
+    "make room on the disk of PostgreSQL": "for whoever runs the machine",
     "the package {} is not installed": "installs packages; test_public_api.py reads it",
     "the package nats-py is not installed": "installs a package; test_public_api.py reads it",
     "this Brain shares no log with others": "test_served.py sets it",
