@@ -31,7 +31,7 @@ ELSEWHERE = {
     "cli/target.py": "tests/unit/cli/test_target.py::test_a",
     "its nearest columns are": "tests/integration/postgres/test_column_map.py::test_",
     "give it to one of them": "tests/integration/postgres/test_column_map.py::test_",
-    "is ready: brain serve": "tests/integration/cli/test_cli.py::test_init_db_creates_the_table",
+    " is ready: {} serve": "tests/integration/cli/test_cli.py::test_init_db_creates_the_table",
     "there is no table": "tests/integration/doctor/test_doctor.py::test_a_missing_table_or_column",
     "-- If the table exists there": "tests/integration/doctor/test_publication_rule.py::test_init",
     "raise max_replication_slots": "tests/integration/doctor/test_doctor.py::test_no_replication",

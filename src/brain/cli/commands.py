@@ -324,7 +324,7 @@ def doctor_command(
         nonlocal status
         url = console.database_url(settings)
         report = await doctor.examine(settings, url)
-        print(report.json() if as_json else report.text())
+        print(report.json() if as_json else report.text(console.program()))
         status = report.status
 
     console.run(examine())
