@@ -81,6 +81,8 @@ class Relay:
         self.loads = "starting"
         """Why this node must load the log: "" if it follows."""
         self._loads_since = float("inf")
+        self.obstacle = ""
+        """Why the log could not be read the last time; "" if it answers."""
         self._newest: tuple[str, Claim] | None = None
         """The last claim that was read, also while the log is loaded, and of which stream."""
         self._applied = 0
@@ -206,7 +208,7 @@ class Relay:
     # The source.
 
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
-        told, clock = "", asyncio.get_running_loop().time
+        clock = asyncio.get_running_loop().time
         self._loads_since = clock()
         while True:
             while not self._log.connection.is_open:
@@ -223,9 +225,9 @@ class Relay:
                 self._search.again()
                 log.warning("the log does not go on", detail=str(error))
             except NATSError as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("the log cannot be read", detail=told)
+                if str(error) != self.obstacle:
+                    self.obstacle = str(error)
+                    log.warning("the log cannot be read", detail=self.obstacle)
             finally:
                 self._yielding = False
                 self._reader = None
@@ -233,6 +235,7 @@ class Relay:
 
     async def _events(self) -> AsyncGenerator[Sequence[Event]]:
         facts = await self._log.facts()
+        self.obstacle = ""
         if not self.loads and (gone := self._does_not_go_on(facts)):
             raise LoadAgain(gone)
         self.note_idle(facts)
