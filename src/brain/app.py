@@ -184,6 +184,7 @@ async def _serve(
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
+        foreign=settings.database_url is not None,
     )
     node = None
     if settings.nats_url:
