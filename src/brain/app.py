@@ -28,7 +28,6 @@ from brain.delivery.board import Board
 from brain.delivery.hub import Hub
 from brain.delivery.log import OVERHEAD
 from brain.following import decoder_of, records_folder
-from brain.hang_up import HangUp
 from brain.metrics import Metrics, Parts
 from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
@@ -46,6 +45,7 @@ from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
 from brain.shared_log import shared_log
+from brain.signals import HangUp, ignore_signals
 from brain.started import Started
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ async def serve(
                 hang_up=hang_up,
             )
             _on_signal(task.cancel, worker, hang_up)
+    ignore_signals()
     log.info("stopped")
 
 
@@ -183,6 +184,7 @@ async def _serve(
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
+        foreign=settings.database_url is not None,
     )
     node = None
     if settings.nats_url:

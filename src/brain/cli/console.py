@@ -90,8 +90,8 @@ def database_url(settings: Settings) -> str:
     server = running(settings.data_dir)
     if server is None:
         fail(
-            f"no embedded PostgreSQL runs in {settings.data_dir}: start `brain serve` there, or "
-            "set BRAIN_DATABASE_URL"
+            f"no embedded PostgreSQL runs in {settings.data_dir}: start `{program()} serve` there,"
+            " or set BRAIN_DATABASE_URL"
         )
     return server.url
 
@@ -128,7 +128,7 @@ def welcome(started: "Started", settings: Settings) -> str:
     else:
         port = "" if started.embedded_port == 5432 else f" -p {started.embedded_port}"
         psql = f"psql -h localhost{port} -U cecelia cecelia"
-    brain = _program()
+    brain = program()
     table = f"{settings.table} of {started.database}"
     if started.detail is None:
         first = (
@@ -198,7 +198,7 @@ def in_shell(text: str) -> str:
     return '"{}"'.format(re.sub(r'([\\"$`])', r"\\\1", text))
 
 
-def _program() -> str:
+def program() -> str:
     """How to call this very Brain from the folder in which it runs."""
     called, found = sys.argv[0], shutil.which("brain")
     if Path(called).name == "__main__.py":

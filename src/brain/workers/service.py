@@ -13,10 +13,10 @@ import structlog
 from brain.config import DATABASE_VARIABLES, Settings, variables
 from brain.database import check_configured, database
 from brain.environment import unknown
-from brain.hang_up import HangUp
 from brain.postgres.connection import redact
 from brain.postgres.example import ExampleRun
 from brain.server.sockets import hold
+from brain.signals import HangUp, ignore_signals
 from brain.started import Started
 from brain.workers.channel import Message
 from brain.workers.nats_server import nats_server
@@ -69,6 +69,7 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
                 await supervisor.end()
                 hang_up.replace = _nothing
                 _on_signals(hang_up, task.cancel)
+    ignore_signals()
     log.info("stopped")
     return 0
 

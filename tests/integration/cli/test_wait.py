@@ -180,6 +180,7 @@ async def test_a_run_that_does_not_exist_is_waited_for_unless_it_must(
     async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "later") as patient:
         async with wait(brain.url(), "later", "--must-exist") as strict:
             assert await strict.ends() == (3, [], ["brain: run 'later' does not exist"])
+        await patient.says("run 'later' does not exist yet; waiting for it")
         await subscribed(proxy)
         insert(shared, "later", "queued")
         update(shared, "later", "failed")

@@ -143,6 +143,18 @@ async def test_the_api_prints_the_grants_that_its_role_lacks(admin: str, nobody:
             assert (await api.request(method, path, json=body)).is_success
 
 
+@follows("GRANT USAGE ON SCHEMA {} TO {}; GRANT SELECT ON {} TO {};")
+async def test_a_brain_that_may_not_read_the_table_reads_it_once_its_hint_is_followed(
+    admin: str, nobody: str
+) -> None:
+    execute(admin, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    async with Following(nobody, "poll", writer=admin) as f:
+        await f.until(lambda: f.follow.state.source == "none" and f.follow.state.hint != "")
+        assert "permission denied" in f.follow.state.detail
+        paste(f.follow.state.hint, admin)
+        await f.source()
+
+
 @follows("brain doctor lists some of them")
 async def test_words_beyond_the_bound_are_in_the_doctors_list(any_database: str) -> None:
     execute(any_database, "ALTER TABLE runs DROP CONSTRAINT runs_status_check")

@@ -189,6 +189,17 @@ def test_a_node_without_nats_says_so_and_keeps_running(database: str) -> None:
             node.wait_ready("replication")
 
 
+def test_a_node_of_a_nats_without_jetstream_says_what_it_was_told(database: str) -> None:
+    account = "accounts { A { users: [ { user: u, password: p } ] } }"
+    with nats_running(account) as server:
+        url = server.url.replace("//", "//u:p@")
+        node = Brain(database_url=database, nats_url=url, nats_takeover=1, wait=False)
+        try:
+            node.wait_for('now=none detail="nobody writes the log: .*(JetStream|[$]JS.API)')
+        finally:
+            assert node.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("configuration", "user"),
     [

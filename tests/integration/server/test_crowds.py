@@ -11,9 +11,12 @@ import signal
 import pytest
 from structlog.testing import capture_logs
 
+from brain.access.jwks import Secret
+from brain.access.tokens import Tokens
 from brain.server.work_queue import BUDGET, WorkQueue
 from tests.integration.server.test_listener import on_uvloop
 from tests.support.in_process_server import InProcessServer, in_process_server
+from tests.support.issuer import SECRET, token
 from tests.support.patience import eventually
 from tests.support.served import served
 from tests.support.wire import BINARY, CLOSE, TEXT, Peer, closing, frame, request
@@ -156,3 +159,21 @@ async def test_a_client_that_comes_back_at_once_finds_its_place_free(
             brain.process.send_signal(signal.SIGCONT)
             answer = await again.answer()
         assert answer.status == 101, answer
+
+
+@on_uvloop
+async def test_clients_whose_tokens_expire_at_once_are_ended_in_several_turns() -> None:
+    async with in_process_server() as it:
+        slow_work(it)
+        it.state.tokens = tokens = Tokens(Secret(SECRET))
+        ask = request(Authorization=f"Bearer {token(exp=tokens.now() + 1)}")
+        peers = [await Peer.open(it.port) for _ in range(CROWD)]
+        for peer in peers:
+            peer.send(ask)
+        await eventually(lambda: it.hub.clients == CROWD)
+        seen = await sizes(it)
+        assert max(before - after for before, after in itertools.pairwise(seen)) <= 2
+        for peer in peers:
+            assert (await peer.answer()).status == 101
+            assert await peer.farewell() == 4401
+            await peer.close()

@@ -1,6 +1,7 @@
-"""SIGHUP: the terminal in which Brain runs was closed, or somebody asks for other workers.
+"""The signals that end Brain.
 
-`__main__` blocks it during the imports, for what it means is known only after them.
+SIGHUP has two meanings: the terminal in which Brain runs was closed, or somebody asks for other
+workers. `__main__` blocks it during the imports, for which one it is is known only after them.
 """
 
 import asyncio
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
 
 TERMINAL: Final = Path("/dev/tty")
 """The terminal of this process. It cannot be opened if there is none."""
+
+
+ENDINGS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def ignore_signals() -> None:
+    """Everything has ended. The loop and the interpreter take 0.2 s more, in which a second signal
+    would kill this process, and its exit status would not be 0.
+    """
+    for number in ENDINGS:
+        # Closing the loop would bring back the default action.
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 class HangUp:

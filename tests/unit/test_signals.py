@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain import hang_up
-from brain.hang_up import HangUp
+from brain import signals
+from brain.signals import HangUp
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ class Brain:
     def __init__(self, patched: pytest.MonkeyPatch, *, workers: bool, terminal: bool) -> None:
         self.did: list[str] = []
         self.terminal = terminal
-        patched.setattr(hang_up, "_has_terminal", lambda: self.terminal)
+        patched.setattr(signals, "_has_terminal", lambda: self.terminal)
         made = HangUp()
         made.stop = lambda: self.did.append("stop")
         if workers:
