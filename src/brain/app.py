@@ -33,7 +33,7 @@ from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.connection import redact
-from brain.postgres.example import Example, look
+from brain.postgres.example import ExampleRun, look
 from brain.postgres.follow import Follow
 from brain.postgres.identify import identify
 from brain.postgres.records import Records
@@ -45,6 +45,7 @@ from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
 from brain.shared_log import shared_log
+from brain.signals import HangUp, ignore_signals
 from brain.started import Started
 
 if TYPE_CHECKING:
@@ -86,14 +87,14 @@ class Source(Protocol):
     def events(self) -> AsyncGenerator[Sequence[Event]]: ...
 
 
-Announce: TypeAlias = Callable[[str | None, Example | None], None]
+Announce: TypeAlias = Callable[[str | None, ExampleRun | None], None]
 """Takes why Brain does not follow the table yet, and the example."""
 
 
 async def serve(
     settings: Settings, announce: Callable[[Started], None], worker: "Worker | None" = None
 ) -> None:
-    """Run until SIGTERM or SIGINT. `worker`: as one of several.
+    """Run until SIGTERM, SIGINT or SIGHUP. `worker`: as one of several.
 
     `announce` is called once connections are accepted and the table has been read, or cannot be.
     Raises EmbeddedError, ListenError, SettingsError.
@@ -103,7 +104,10 @@ async def serve(
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
     # embedded PostgreSQL. Otherwise that child process would outlive us.
-    _on_signal(task.cancel, worker)
+    hang_up = HangUp()
+    _on_signal(task.cancel, worker, hang_up)
+    if worker is None:
+        hang_up.listen()
     with contextlib.suppress(asyncio.CancelledError):
         async with contextlib.AsyncExitStack() as closing:
             if worker is None:
@@ -132,12 +136,15 @@ async def serve(
                     replace(started, detail=detail, example=example)
                 ),
                 worker=worker,
+                hang_up=hang_up,
             )
-            _on_signal(task.cancel, worker)
+            _on_signal(task.cancel, worker, hang_up)
+    ignore_signals()
     log.info("stopped")
 
 
-def _on_signal(stop: Callable[[], object], worker: "Worker | None") -> None:
+def _on_signal(stop: Callable[[], object], worker: "Worker | None", hang_up: HangUp) -> None:
+    hang_up.stop = stop
     if worker is not None:
         worker.stop, stop = stop, worker.request_stop
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,6 +159,7 @@ async def _serve(
     *,
     announce: Announce,
     worker: "Worker | None",
+    hang_up: HangUp,
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = decoder_of(settings)
@@ -215,7 +223,7 @@ async def _serve(
                 node.retire()
             server.stop()
 
-        _on_signal(stop, worker)
+        _on_signal(stop, worker, hang_up)
         if worker is not None:
             worker.force, worker.report = server.stop, operations.report
         async with asyncio.TaskGroup() as tasks:
@@ -362,14 +370,20 @@ async def _wait_for_first_read(parts: Parts) -> None:
 
 
 async def _announce_start(
-    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[Example]]
+    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[ExampleRun]]
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
     detail = None if parts.board.begun else parts.state.detail
     example = None
     if detail is None:
-        with contextlib.suppress(TableError, psycopg.Error, OSError, TimeoutError):
+        try:
             async with timeout(EXAMPLE_TIMEOUT):
                 example = await look()
+        except (TableError, psycopg.Error, OSError, TimeoutError):
+            pass  # the usual one is printed
+        except Exception:
+            # A bug in Brain, or the table was changed between two queries. Brain serves all the
+            # same.
+            log.exception("no example")
     announce(detail, example)

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn
 
 import httptools
+import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -35,6 +36,8 @@ from brain.server.protocols import other_protocol
 from brain.server.refused import Refused
 from brain.server.state import BEHIND, CLOSING, UNREAD, ServerState
 from brain.server.websocket import Connection
+
+log = structlog.get_logger()
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
 _NOT_A_URL = Rejection(
@@ -326,10 +329,18 @@ class HTTPProtocol(HttpToolsProtocol):
         elif wait or self._state.tokens is not None or self._state.is_ahead(subscription.since):
             self.transport.pause_reading()
             self._upgrade_task = self.loop.create_task(
-                self._upgrade_later(handshake, subscription, rest, client, wait), name="upgrade"
+                self._upgrade_or_abort(handshake, subscription, rest, client, wait), name="upgrade"
             )
         else:
             self._switch(handshake, subscription, rest, client, None)
+
+    async def _upgrade_or_abort(self, *upgrade: Any) -> None:
+        try:
+            await self._upgrade_later(*upgrade)
+        except Exception as error:
+            # A bug in Brain. Nothing is read from this connection, so nobody would see it end.
+            log.exception("connection failed", error=repr(error))
+            self.transport.abort()
 
     async def _upgrade_later(
         self,

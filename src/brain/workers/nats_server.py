@@ -115,8 +115,19 @@ class NatsServer:
         return f"nats://{self.token}@127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Raises NatsServerError."""
-        folder = self._folder = self._configured()
+        """Raises NatsServerError, and leaves nothing behind then."""
+        try:
+            await self._start()
+        except (OSError, NatsServerError) as error:
+            await self.stop()
+            if isinstance(error, NatsServerError):
+                raise
+            raise NatsServerError(
+                f"nats-server did not start ({error.strerror}): fix that, {ALTERNATIVE}."
+            ) from error
+
+    async def _start(self) -> None:
+        folder = self._configured()
         self._began = time.monotonic()
         theirs, self._pipe = os.pipe()
         with tempfile.TemporaryFile() as output:
@@ -136,7 +147,6 @@ class NatsServer:
             while (port := self._listens_on(folder)) is None:
                 if self._guard.poll() is not None or time.monotonic() > deadline:
                     detail = last_lines(output) or _last_logged(folder) or "it said nothing"
-                    await self.stop()
                     raise NatsServerError(
                         f"nats-server did not start ({detail}): fix that, {ALTERNATIVE}."
                     )
@@ -149,6 +159,7 @@ class NatsServer:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="nats-", dir=self.data_dir)).resolve()
+            self._folder = folder
             # JSON is a form that its configuration may have.
             text = json.dumps(
                 {
@@ -193,10 +204,16 @@ class NatsServer:
             log.warning("nats-server died", restart_in=round(delay, 2))
             await self.stop()
             await asyncio.sleep(delay)
-            try:
-                await self.start()
-            except NatsServerError as error:
-                log.error("nats-server not started", detail=str(error))  # noqa: TRY400 - no bug
+            while not await self._is_started():
+                await asyncio.sleep(self.restarts.again())
+
+    async def _is_started(self) -> bool:
+        try:
+            await self.start()
+        except NatsServerError as error:
+            log.error("nats-server not started", detail=str(error))  # noqa: TRY400 - no bug
+            return False
+        return True
 
     async def stop(self) -> None:
         """The guard kills it: it keeps nothing."""

@@ -47,9 +47,11 @@ def embedded() -> Iterator[Brain]:
     [
         ("importing", signal.SIGTERM),
         ("importing", signal.SIGINT),
+        ("importing", signal.SIGHUP),
         ("postgres.new-*", signal.SIGTERM),
         ("postgres/PG_VERSION", signal.SIGINT),
         ("postgres/postmaster.pid", signal.SIGTERM),
+        ("postgres/postmaster.pid", signal.SIGHUP),
         ("stopping", signal.SIGTERM),
     ],
 )
@@ -84,6 +86,19 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
     while left := [line for line in _processes() if str(brain.folder) in line]:
         assert time.monotonic() < until, (left, brain.log())
         time.sleep(0.01)
+
+
+def test_signals_at_the_very_end_do_not_change_the_exit_status(shared: str) -> None:
+    # A shell starts an interpreter that ends as usual (tests/support/prefork.py).
+    brain = Brain(database_url=shared, follows="", shell='exec "$@"')
+    brain.process.send_signal(signal.SIGTERM)
+    brain.wait_for("event=stopped")
+    while brain.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            brain.process.send_signal(number)
+        time.sleep(0.001)
+    assert brain.process.returncode == 0
+    assert "Traceback" not in brain.log()
 
 
 def test_no_import_swallows_the_signal_that_stops_serve(tmp_path: Path) -> None:

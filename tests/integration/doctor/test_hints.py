@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from psycopg import conninfo
 
 from brain.doctor.checks import examine
 from brain.postgres.decoder import Decoder
@@ -16,12 +15,6 @@ from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture
-def admin(any_postgres: Postgres, any_database: str) -> str:
-    """The same database, for who may do anything."""
-    return any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
 
 
 @follows(

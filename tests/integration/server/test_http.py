@@ -310,7 +310,8 @@ async def test_an_upgrade_with_an_unread_answer_before_it_starts_lagging(
     async with await Peer.open(brain.port, rcvbuf=4096) as peer:
         peer.stall()
         peer.send(get("/api/runs?limit=1000"))
-        await asyncio.sleep(0.5)
+        # Behind a request that Brain has not answered, it refuses an upgrade.
+        await eventually(lambda: peer.arrived > 2000)
         peer.send(request("/ws?snapshot=true&run_id=long-1&run_id=long-2"))
         await eventually(lambda: brain.metric("brain_clients_lagging") == 1)
         peer.wake()
