@@ -53,7 +53,16 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         # The reader of our output has closed it (`head`). Typer handles that.
         raise
     except EXPECTED as error:
-        fail(error)
+        # HTTP's status, or a close code: WatchError has it.
+        lacks_token = getattr(error, "code", None) in (401, 4401)
+        fail(f"{error}; {_token_hint()}" if lacks_token else error)
+
+
+def _token_hint() -> str:
+    return (
+        f"set BRAIN_TOKEN to a valid token: `{program()} token` prints one where BRAIN_JWT_SECRET"
+        " is set"
+    )
 
 
 def run_until_interrupted(work: Coroutine[Any, Any, None]) -> None:

@@ -528,7 +528,18 @@ def test_watch_sends_the_token_of_the_environment(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
         url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
-        assert "closed with 4401" in run("watch", url, code=2)
+        said = run("watch", url, code=2)
+        assert "closed with 4401" in said
+        hint = re.search("set BRAIN_TOKEN to a valid token: `(.*)` prints one where", said)
+        assert hint, said
+        command = [*shlex.split(hint[1]), "--minutes", "1"]
+        environment = os.environ | {"BRAIN_JWT_SECRET": SECRET}
+        printed = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
+        assert "for-bearers" in run(
+            "wait", "for-bearers", "--status", "queued", "--url", url, token=printed.stdout.strip()
+        )
         assert "refused with 401: the token is not valid" in run(
             "watch", url, code=2, token="hunter2"
         )
