@@ -33,7 +33,7 @@ from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.connection import redact
-from brain.postgres.example import Example, look
+from brain.postgres.example import ExampleRun, look
 from brain.postgres.follow import Follow
 from brain.postgres.identify import identify
 from brain.postgres.records import Records
@@ -87,7 +87,7 @@ class Source(Protocol):
     def events(self) -> AsyncGenerator[Sequence[Event]]: ...
 
 
-Announce: TypeAlias = Callable[[str | None, Example | None], None]
+Announce: TypeAlias = Callable[[str | None, ExampleRun | None], None]
 """Takes why Brain does not follow the table yet, and the example."""
 
 
@@ -195,6 +195,7 @@ async def _serve(
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
+        foreign=settings.database_url is not None,
     )
     node = None
     if settings.nats_url:
@@ -208,7 +209,7 @@ async def _serve(
         hub,
         follow.state,
         records,
-        state.limiter,
+        lambda: state.open,
         decoder,
         state.rejections.counts,
         loop.time,
@@ -380,7 +381,7 @@ async def _wait_for_first_read(parts: Parts) -> None:
 
 
 async def _announce_start(
-    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[Example]]
+    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[ExampleRun]]
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)

@@ -2,10 +2,10 @@
 
 (N2) A node that has heard nothing from the log for 3 s, is connected, and has applied all that
 came, claims the log: it appends a claim, which must come behind the last message there is. Of
-several that try, one gets in. Who reads his own claim as the last one leads, whether or not anybody
-has confirmed it. (An advisory lock, a slot's name and a lease each fail to fence a leader that was
-suspended and wakes up.)
-test_who_reads_his_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
+several that try, one gets in. A node that reads its own claim as the last one leads, whether or not
+NATS has confirmed it to the node. (An advisory lock, a slot's name and a lease each fail to fence a
+leader that was suspended and wakes up.)
+test_a_node_that_reads_its_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
 
 (N10) A node that is stopped resigns behind its last message, so that another one claims at once. It
 claims nothing any more, and resigns also behind a claim that was in flight.
@@ -116,7 +116,9 @@ class Leadership:
             wait = random.uniform(0, self._timing.heartbeat / 5)
             return now - max(self._tried, self._state.heard) > wait
         if base == "log" and self._was_last():
-            wait = min(self._timing.silence, self._timing.heartbeat / 5 * float(2**self._lost))
+            wait = min(
+                self._timing.silence, self._timing.heartbeat / 5 * 2.0 ** min(self._lost, 32)
+            )
             return now - self._tried > wait
         vacant_since = self._relay.vacant_since
         if vacant_since < now and base != "log":

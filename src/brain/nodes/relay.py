@@ -81,6 +81,8 @@ class Relay:
         self.loads = "starting"
         """Why this node must load the log: "" if it follows."""
         self._loads_since = float("inf")
+        self.obstacle = ""
+        """Why the log could not be read the last time; "" if it answers."""
         self._newest: tuple[str, Claim] | None = None
         """The last claim that was read, also while the log is loaded, and of which stream."""
         self._applied = 0
@@ -221,8 +223,9 @@ class Relay:
                 self._load_again(str(error))
                 log.warning("the log does not go on", detail=str(error))
             except NATSError as error:
-                if str(error) != told:
-                    told = str(error)
+                self.obstacle = str(error)
+                if self.obstacle != told:
+                    told = self.obstacle
                     log.warning("the log cannot be read", detail=told)
             except Exception as error:
                 # A bug in Brain, or an answer of NATS that nobody expects. What was read may not
@@ -243,6 +246,7 @@ class Relay:
 
     async def _events(self) -> AsyncGenerator[Sequence[Event]]:
         facts = await self._log.facts()
+        self.obstacle = ""
         if not self.loads and (gone := self._does_not_go_on(facts)):
             raise LoadAgain(gone)
         self.note_idle(facts)

@@ -97,6 +97,9 @@ class HTTPProtocol(HttpToolsProtocol):
         else:
             self._rejection = entered
         self.accepted = self.heard = self.loop.time()
+        if peer is None:  # it has reset the connection while Brain was busy, and hears no answer
+            transport.abort()
+            return
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -14,7 +14,7 @@ from brain.config import DATABASE_VARIABLES, Settings, variables
 from brain.database import check_configured, database
 from brain.environment import unknown
 from brain.postgres.connection import redact
-from brain.postgres.example import Example
+from brain.postgres.example import ExampleRun
 from brain.server.sockets import hold
 from brain.signals import HangUp, end_soon
 from brain.started import Started
@@ -90,7 +90,9 @@ def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str,
 def _started(started: Started, message: Message) -> Started:
     example = message["example"]
     return replace(
-        started, detail=message["detail"], example=None if example is None else Example(**example)
+        started,
+        detail=message["detail"],
+        example=None if example is None else ExampleRun(**example),
     )
 
 

@@ -132,7 +132,7 @@ class Supervisor:
                 task.cancel()
 
     async def end(self) -> None:
-        """End all workers that there are."""
+        """End all workers, and wait until they have ended."""
         if self._processes:
             log.info("stopping", workers=len(self._processes))
         for process in self._processes:

@@ -25,15 +25,20 @@ class CountingPolicy(Policy):
         return super().client_address(peer, headers)
 
 
-async def test_x_forwarded_for_is_parsed_once_and_handed_to_the_application() -> None:
-    clients: list[Any] = []
+def noting(clients: list[Any]) -> Any:
+    """An application that answers 204, and notes the address of each client."""
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         clients.append(scope["client"])
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async with in_process_server(app=app) as it:
+    return app
+
+
+async def test_x_forwarded_for_is_parsed_once_and_handed_to_the_application() -> None:
+    clients: list[Any] = []
+    async with in_process_server(app=noting(clients)) as it:
         it.state.policy = policy = CountingPolicy()
         async with await Peer.open(it.port) as peer:
             peer.send(get("/", "localhost", "X-Forwarded-For: 192.168.1.7"))
@@ -48,13 +53,7 @@ async def test_x_forwarded_for_is_parsed_once_and_handed_to_the_application() ->
 
 async def test_without_a_proxy_the_application_sees_the_peer_and_its_port() -> None:
     clients: list[Any] = []
-
-    async def app(scope: Any, _receive: Any, send: Any) -> None:
-        clients.append(scope["client"])
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async with in_process_server(app=app) as it, await Peer.open(it.port) as peer:
+    async with in_process_server(app=noting(clients)) as it, await Peer.open(it.port) as peer:
         peer.send(get("/", "localhost", "X-Forwarded-For: 192.168.1.7"))
         assert (await peer.answer()).status == 204
         assert clients == [peer.writer.get_extra_info("sockname")]
