@@ -7,9 +7,7 @@ uvicorn's own `ws=` hook loses a frame sent in the segment of the request, accep
 leaves a GET with a body unanswered. tests/unit/server/test_uvicorn.py names the private parts used
 here.
 
-The methods stand in the order in which a connection needs them. It is accepted. Its bytes go to the
-parser. When the head of a request is complete, the access rules are applied to it. Then the request
-goes to the application, is refused, or becomes a WebSocket.
+The methods stand in the order in which a connection needs them.
 """
 
 import asyncio
@@ -32,7 +30,7 @@ from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
 from brain.server.handshake import Handshake, HandshakeError, parse_handshake
 from brain.server.probes import BARE, is_probe
-from brain.server.protocols import head_without_upgrade, other_protocol
+from brain.server.protocols import head_without_upgrade, offers_websocket, other_protocol
 from brain.server.refused import Refused
 from brain.server.state import BEHIND, CLOSING, UNREAD, ServerState
 from brain.server.websocket import Connection
@@ -70,8 +68,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._parse_error = _NOT_HTTP
         """Why the parser stopped, if a callback stopped it."""
         self._upgrade_task: asyncio.Task[None] | None = None
-        self._unread = b""
-        """It has arrived, and waits in the work queue."""
+        self._unread = b""  # it waits in the work queue
         self.peer = ""
         self.accepted = 0.0
         self.heard = 0.0
@@ -97,10 +94,10 @@ class HTTPProtocol(HttpToolsProtocol):
         else:
             self._rejection = entered
         self.accepted = self.heard = self.loop.time()
-        if peer is None:  # it has reset the connection while Brain was busy, and hears no answer
-            transport.abort()
-            return
-        self._expect_request()
+        if peer is None:
+            transport.abort()  # it has reset the connection while Brain was busy
+        else:
+            self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.waiting.pop(self, None)
@@ -130,9 +127,8 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._unread:
             self._expect_request()  # it has arrived, and this server is late
         elif self._begun:
-            self._refuse(
-                Rejection("deadline", f"a request must be complete within {seconds:.0f} s")
-            )
+            detail = f"a request must be complete within {seconds:.0f} s"
+            self._refuse(Rejection("deadline", detail))
         else:
             # Without a byte of a request there is nothing to answer.
             self._note(Rejection("deadline", f"no request began within {seconds:.0f} s"))
@@ -163,6 +159,17 @@ class HTTPProtocol(HttpToolsProtocol):
         data, self._unread = self._unread, b""
         if not data or self.transport.is_closing():
             return
+        try:
+            self._parse(data)
+        except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """By a bug in Brain. Nobody would see this connection end."""
+        log.error("connection failed", error=repr(error), exc_info=error)
+        self.transport.abort()
+
+    def _parse(self, data: bytes) -> None:
         if self not in self._state.waiting and not self._unanswered():
             # Before the parser reports that a request begins: an empty line before it begins none.
             self._expect_request()
@@ -199,11 +206,8 @@ class HTTPProtocol(HttpToolsProtocol):
         return head
 
     def _too_large(self) -> Rejection:
-        if self._in_head:
-            return Rejection(
-                "head_size", f"the head of a request has at most {self._limits.max_head} bytes"
-            )
-        return BODY_TOO_LARGE
+        detail = f"the head of a request has at most {self._limits.max_head} bytes"
+        return Rejection("head_size", detail) if self._in_head else BODY_TOO_LARGE
 
     # A request, from the parser
 
@@ -270,12 +274,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         """The parser looks at all Connection headers; uvicorn would look only at the last."""
         if self._is_upgrade is None:
-            self._is_upgrade = self.parser.should_upgrade() and any(
-                offer.strip().lower() == b"websocket"
-                for name, value in self.headers
-                if name == b"upgrade"
-                for offer in value.split(b",")
-            )
+            self._is_upgrade = self.parser.should_upgrade() and offers_websocket(self.headers)
         return self._is_upgrade
 
     def _check(self) -> Address | Rejection:
@@ -341,10 +340,8 @@ class HTTPProtocol(HttpToolsProtocol):
     async def _upgrade_or_abort(self, *upgrade: Any) -> None:
         try:
             await self._upgrade_later(*upgrade)
-        except Exception as error:
-            # A bug in Brain. Nothing is read from this connection, so nobody would see it end.
-            log.exception("connection failed", error=repr(error))
-            self.transport.abort()
+        except Exception as error:  # noqa: BLE001 - as in `_read`
+            self._fail(error)
 
     async def _upgrade_later(
         self,

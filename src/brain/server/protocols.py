@@ -19,6 +19,15 @@ def other_protocol(data: bytes) -> Rejection | None:
     return None
 
 
+def offers_websocket(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        offer.strip().lower() == b"websocket"
+        for name, value in headers
+        if name == b"upgrade"
+        for offer in value.split(b",")
+    )
+
+
 def head_without_upgrade(
     method: bytes, target: bytes, http_version: str, headers: Iterable[tuple[bytes, bytes]]
 ) -> bytes:

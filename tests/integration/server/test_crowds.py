@@ -195,6 +195,18 @@ async def test_a_request_that_waits_for_this_server_is_not_overdue() -> None:
 
 
 @on_uvloop
+async def test_a_connection_whose_bytes_meet_a_bug_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with in_process_server() as it, await Peer.open(it.port) as peer:
+        monkeypatch.setattr(it.state, "policy", None)
+        with capture_logs() as lines:
+            peer.send(request())
+            assert await peer.rest() == b""
+        assert [line["event"] for line in lines] == ["connection failed"]
+
+
+@on_uvloop
 async def test_requests_of_clients_that_reset_at_once_leave_nothing() -> None:
     async with in_process_server() as it:
         slow_work(it)
