@@ -55,8 +55,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._lease: Lease | None = None
         self._rejection: Rejection | None = None
         """Set if no slot was free when the connection was accepted: the answer to its requests."""
-        self._begun = False
-        """Whether the first byte of a request has arrived, but not yet its last."""
+        self._begun = False  # the first byte of a request has arrived, not yet its last
         self._in_head = True
         self._room = self._limits.max_head
         """Bytes that may still arrive of the head, or of what follows it."""
@@ -65,14 +64,12 @@ class HTTPProtocol(HttpToolsProtocol):
         self._receiving: RequestResponseCycle | None = None
         """The one of `_cycles` whose body is still arriving."""
         self._is_upgrade: bool | None = None
-        self._parse_error = _NOT_HTTP
-        """Why the parser stopped, if a callback stopped it."""
+        self._parse_error = _NOT_HTTP  # or why a callback has stopped the parser
         self._upgrade_task: asyncio.Task[None] | None = None
-        self._unread = b""  # it waits in the work queue
+        self._unread = b""  # what waits in the work queue
         self.peer = ""
         self.accepted = 0.0
-        self.heard = 0.0
-        """When the client was last seen to read, or to have nothing to read."""
+        self.heard = 0.0  # when it was last seen to read, or to have nothing to read
         self.taken: int | None = None
 
     # The connection
@@ -106,8 +103,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._lease is not None:
             self._state.limiter.leave(self._lease)
         super().connection_lost(exc)
-        # uvicorn does this only if the connection ends in order. Otherwise the timer would keep
-        # this object for 5 s.
+        # uvicorn does this only at an orderly end. The timer would keep this object for 5 s.
         self._unset_keepalive_if_required()
         for cycle in self._cycles:
             # uvicorn does this only for the last; an earlier one would write to a closed transport.
@@ -115,9 +111,7 @@ class HTTPProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def _expect_request(self) -> None:
-        """Start the deadline of a request. The dict is in the order of deadlines: the latest is
-        last.
-        """
+        """Start the deadline of a request. The dict is in the order of deadlines."""
         self._state.waiting.pop(self, None)
         self._state.waiting[self] = self.loop.time() + self._limits.request_deadline
 
@@ -163,6 +157,12 @@ class HTTPProtocol(HttpToolsProtocol):
             self._parse(data)
         except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
             self._fail(error)
+
+    def shutdown(self) -> None:
+        if self._unread:
+            self._state.connections.queue.add(self.shutdown)  # behind `_read`
+        else:
+            super().shutdown()
 
     def _fail(self, error: Exception) -> None:
         """By a bug in Brain. Nobody would see this connection end."""

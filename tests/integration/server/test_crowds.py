@@ -165,6 +165,22 @@ async def test_requests_that_come_at_once_are_read_in_several_turns(ask: bytes) 
 
 
 @on_uvloop
+async def test_requests_that_wait_when_the_server_stops_are_answered() -> None:
+    async with in_process_server() as it:
+        slow_work(it)
+        peers = [await Peer.open(it.port) for _ in range(CROWD)]
+        await eventually(lambda: len(it.state.waiting) == CROWD)
+        for number, http in enumerate(list(it.state.waiting)):
+            http.data_received(request() if number % 2 else get("/"))
+        it.state.closing = True
+        for http in list(it.state.http):
+            http.shutdown()
+        for number, peer in enumerate(peers):
+            assert (await peer.answer()).status == (503 if number % 2 else 204)
+            await peer.close()
+
+
+@on_uvloop
 async def test_a_request_whose_client_ends_its_stream_at_once_is_read() -> None:
     asked = []
 

@@ -37,6 +37,7 @@ OVERRIDDEN = {
     "connection_lost": ["self", "exc"],
     "data_received": ["self", "data"],
     "eof_received": ["self"],
+    "shutdown": ["self"],
     "on_message_begin": ["self"],
     "on_url": ["self", "url"],
     "on_header": ["self", "name", "value"],
