@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 import structlog
@@ -45,7 +45,7 @@ from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
 from brain.shared_log import shared_log
-from brain.signals import HangUp, ignore_signals
+from brain.signals import HangUp, end_soon
 from brain.started import Started
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ async def serve(
     Raises EmbeddedError, ListenError, SettingsError.
     """
     check_configured(settings)
+    asyncio.get_running_loop().set_exception_handler(report_lost)
     task = asyncio.current_task()
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
@@ -139,8 +140,18 @@ async def serve(
                 hang_up=hang_up,
             )
             _on_signal(task.cancel, worker, hang_up)
-    ignore_signals()
+    end_soon()
     log.info("stopped")
+
+
+def report_lost(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nobody awaits, unless it is that of a connection that was given up.
+
+    uvloop goes on to look up its host. Where no name server answers, that would be an error line
+    every 2 s, besides the line that says what is the matter.
+    """
+    if not isinstance(context.get("exception"), socket.gaierror):
+        loop.default_exception_handler(context)
 
 
 def _on_signal(stop: Callable[[], object], worker: "Worker | None", hang_up: HangUp) -> None:
@@ -198,7 +209,7 @@ async def _serve(
         hub,
         follow.state,
         records,
-        state.limiter,
+        lambda: state.open,
         decoder,
         state.rejections.counts,
         loop.time,

@@ -7,6 +7,7 @@ workers. `__main__` blocks it during the imports, for which one it is is known o
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,18 +17,26 @@ if TYPE_CHECKING:
 TERMINAL: Final = Path("/dev/tty")
 """The terminal of this process. It cannot be opened if there is none."""
 
-
 ENDINGS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def ignore_signals() -> None:
-    """Everything has ended. The loop and the interpreter take 0.2 s more, in which a second signal
-    would kill this process, and its exit status would not be 0.
+END: Final = 2.0
+"""Seconds for the loop and the interpreter to end, which takes 0.2."""
+
+
+def end_soon(status: int = 0) -> None:
+    """Everything has ended that must end in order. What is left cannot change the exit status.
+
+    A second signal would kill this process. And the loop waits for each look-up of a host name that
+    is under way: 15 s where no name server answers, in which a service manager kills it.
     """
     for number in ENDINGS:
         # Closing the loop would bring back the default action.
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
+    late = threading.Timer(END, os._exit, (status,))
+    late.daemon = True
+    late.start()
 
 
 class HangUp:

@@ -3,12 +3,15 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from brain import signals
 from brain.signals import HangUp
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +93,21 @@ async def test_what_came_during_the_imports_counts_when_it_is_listened_for(
     brain = Brain(monkeypatch, workers=False, terminal=False)
     await asyncio.sleep(0.02)
     assert brain.did == ["stop"]
+
+
+ENDING = """
+import asyncio, threading
+from brain.signals import end_soon
+
+async def main():
+    threading.Thread(target=threading.Event().wait).start()
+    end_soon(3)
+
+asyncio.run(main())
+"""
+"""A process that something keeps from ending, as a look-up of a host that no server answers."""
+
+
+def test_what_hangs_at_the_very_end_is_not_waited_for() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], timeout=PATIENCE, check=False)
+    assert done.returncode == 3

@@ -102,7 +102,7 @@ class Hub:
             self._lanes,
             self.counts,
             max_writes=max_group,
-            failed=self._failed,
+            failed=self.fail,
             observe=observe,
         )
         self._catch_up = CatchUp(
@@ -258,7 +258,7 @@ class Hub:
         try:
             write(data)
         except Exception as error:  # noqa: BLE001 - one client's failure must not end the caller
-            self._failed(client, error)
+            self.fail(client, error)
 
     def _start_over(self) -> None:
         """End the clients that include `deleted` (T6, T7): the catch-up does it, in its budget."""
@@ -271,7 +271,8 @@ class Hub:
                     self._catch_up.add(client)
                     self._alarm.set(0)
 
-    def _failed(self, client: Client, error: Exception) -> None:
+    def fail(self, client: Client, error: Exception) -> None:
+        """Serving the client has raised this: it is counted, and ended."""
         self.counts.failures += 1
         self.leave(client)
         client.drop(error)

@@ -81,7 +81,7 @@ class TokenConnection(Connection):
             self._refuse(error.rejection)
             return
         except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
-            self.drop(error)
+            self._all.hub.fail(self, error)
             return
         self._grant = grant
         self._cancel()

@@ -160,7 +160,7 @@ class Server(uvicorn.Server):
         while True:
             await asyncio.sleep(self._state.limits.tidy_interval)
             self._state.tidy()
-            now = len(self._state.http) + self._state.limiter.websockets
+            now = self._state.open
             peak = max(peak, now)
             was_fallen, fallen = fallen, now + self._state.limits.crowd < peak and now < peak / 2
             if fallen:

@@ -110,7 +110,7 @@ class Connections:
             try:
                 connection.visit(now, last)
             except Exception as error:  # noqa: BLE001 - one client's failure must never end the round
-                connection.drop(error)
+                self.hub.fail(connection, error)
 
     def unsent(self) -> list[tuple[float, int, "Connection"]]:
         """Each client that does not keep up: when it was last heard, and its queued bytes."""
@@ -202,7 +202,7 @@ class Connection(Client, asyncio.Protocol):
         try:
             self._parse(data)
         except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
-            self.drop(error)
+            self._all.hub.fail(self, error)
 
     def _discard(self, size: int) -> None:
         """A closing client sent more, and only its end of stream matters now. A flood is not read

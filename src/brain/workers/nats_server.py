@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -223,7 +224,11 @@ class NatsServer:
         if self._guard is not None:
             guard = self._guard
             if not await until(lambda: guard.poll() is not None, STOP_DEADLINE):
-                log.error("nats-server does not end", pid=guard.pid)
+                # The guard hangs, perhaps suspended. It is in a session of its own.
+                log.warning("nats-server killed", pid=guard.pid, detail="it did not end in time")
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(guard.pid, signal.SIGKILL)
+                await until(lambda: guard.poll() is not None, STOP_DEADLINE)
             self._guard = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from brain.environment import unknown
 from brain.postgres.connection import redact
 from brain.postgres.example import ExampleRun
 from brain.server.sockets import hold
-from brain.signals import HangUp, ignore_signals
+from brain.signals import HangUp, end_soon
 from brain.started import Started
 from brain.workers.channel import Message
 from brain.workers.nats_server import nats_server
@@ -36,6 +36,7 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
     gc.enable()  # `__main__` has disabled it for the imports
     task = asyncio.current_task()
     assert task is not None
+    status = 0
     # As in `app`: until there are workers, a signal stops the embedded PostgreSQL that starts.
     hang_up = HangUp()
     hang_up.replace = _nothing
@@ -62,16 +63,17 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
             try:
                 begun = await supervisor.begin()
                 if isinstance(begun, int):
-                    return begun
-                announce(_started(Started(port, redact(url), embedded_port), begun))
-                await supervisor.run()
+                    status = begun
+                else:
+                    announce(_started(Started(port, redact(url), embedded_port), begun))
+                    await supervisor.run()
             finally:
                 await supervisor.end()
                 hang_up.replace = _nothing
                 _on_signals(hang_up, task.cancel)
-    ignore_signals()
+    end_soon(status)
     log.info("stopped")
-    return 0
+    return status
 
 
 def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ takes half of a turn's budget.
 import asyncio
 import itertools
 import signal
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,7 +20,7 @@ from tests.support.in_process_server import InProcessServer, in_process_server
 from tests.support.issuer import SECRET, token
 from tests.support.patience import eventually
 from tests.support.served import served
-from tests.support.wire import BINARY, CLOSE, TEXT, Peer, closing, frame, request
+from tests.support.wire import BINARY, CLOSE, TEXT, Peer, closing, frame, get, request
 
 CROWD = 20
 MASK = b"\x11\x22\x33\x44"
@@ -143,6 +144,61 @@ async def test_a_flood_does_not_wait_for_its_turn() -> None:
         assert await peer.farewell() == 1008
 
 
+@pytest.mark.parametrize("ask", [request(), get("/"), b"no HTTP\r\n\r\n"])
+@on_uvloop
+async def test_requests_that_come_at_once_are_read_in_several_turns(ask: bytes) -> None:
+    async with in_process_server() as it:
+        slow_work(it)
+        peers = [await Peer.open(it.port) for _ in range(CROWD)]
+        await eventually(lambda: len(it.state.waiting) == CROWD)
+        for peer in peers:
+            peer.send(ask)
+        seen = [len(it.state.waiting)]
+        while it.state.waiting:
+            await asyncio.sleep(0)
+            seen.append(len(it.state.waiting))
+        assert max(before - after for before, after in itertools.pairwise(seen)) <= 2
+        status = 400 if ask.startswith(b"no") else 101 if b"Upgrade" in ask else 204
+        for peer in peers:
+            assert (await peer.answer()).status == status
+            await peer.close()
+
+
+@on_uvloop
+async def test_a_request_whose_client_ends_its_stream_at_once_is_read() -> None:
+    asked = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del receive, send
+        asked.append(scope["path"])
+
+    async with in_process_server(app=app) as it:
+        slow_work(it)
+        peers = [await Peer.open(it.port) for _ in range(CROWD)]
+        for peer in peers:
+            peer.send(get("/a"))
+            peer.writer.write_eof()
+        await eventually(lambda: len(asked) == CROWD)
+        for peer in peers:
+            await peer.close()
+
+
+@on_uvloop
+async def test_requests_of_clients_that_reset_at_once_leave_nothing() -> None:
+    async with in_process_server() as it:
+        slow_work(it)
+        peers = [await Peer.open(it.port) for _ in range(CROWD)]
+        await eventually(lambda: len(it.state.waiting) == CROWD)
+        for peer in peers:
+            peer.send(request())
+        await asyncio.sleep(0)
+        for peer in peers:
+            peer.reset()
+        await eventually(lambda: not it.state.http and not it.hub.clients)
+        await asyncio.sleep(0.01)  # what waited has been read
+        assert not it.state.waiting
+
+
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_client_that_comes_back_at_once_finds_its_place_free(
     shared: str, reset: bool
@@ -152,8 +208,7 @@ async def test_a_client_that_comes_back_at_once_finds_its_place_free(
         brain.process.send_signal(signal.SIGSTOP)  # what follows reaches it in one turn
         if reset:
             first.reset()
-        else:
-            await first.close()
+        await first.close()
         async with await Peer.open(brain.port) as again:
             again.send(request())
             brain.process.send_signal(signal.SIGCONT)

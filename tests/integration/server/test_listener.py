@@ -334,6 +334,7 @@ async def test_a_transport_that_raises_closes_only_its_own_client(by: str) -> No
         else:
             assert it.hub.clients == 59
             assert it.hub.lagging == 0
+            assert it.hub.counts.failures == (by != "a refusal")
             served_ = 0
             for peer in peers:
                 last = b""

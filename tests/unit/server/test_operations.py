@@ -39,6 +39,6 @@ async def test_the_lag_of_a_node_whose_leader_has_read_nothing_is_null() -> None
     )
     limiter = ConnectionLimiter(policy, max_connections=0, max_connections_per_ip=0)
     server = ServerState(policy, limiter, Connections(hub, loop, 60))
-    parts = Parts(board, hub, state, Records(), limiter, Decoder({}, 64), {}, loop.time)
+    parts = Parts(board, hub, state, Records(), lambda: server.open, Decoder({}, 64), {}, loop.time)
     document = Operations(parts, server, Metrics(time.time)).readiness()
     assert json.loads(json.dumps(document, allow_nan=False))["lag_seconds"] is None

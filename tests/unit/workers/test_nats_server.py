@@ -11,9 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from brain.contract.back_off import BackOff
+from brain.workers import nats_server as module
 from brain.workers.nats_server import nats_server
 from brain.workers.restarts import Restarts
-from tests.support.patience import eventually
+from tests.support.patience import LIFETIME, eventually
 
 
 async def test_a_nats_server_that_cannot_be_started_is_started_later(
@@ -52,3 +53,18 @@ async def test_a_nats_server_that_cannot_be_started_is_started_later(
         line["detail"] for line in logs if line["event"] == "nats-server not started"
     )
     assert not left()
+
+
+async def test_a_nats_server_whose_guard_is_suspended_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_DEADLINE", 0.1)
+    async with nats_server(tmp_path, Restarts()):
+        folder = str(tmp_path)
+        (guard,) = (each for each in psutil.Process().children() if folder in each.cmdline()[-1])
+        family = [guard, *guard.children(recursive=True)]
+        assert any(each.name() == "nats-server" for each in family)
+        for each in family:
+            each.suspend()
+    _, left = psutil.wait_procs(family, LIFETIME)
+    assert not left
