@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # A shell's background job ignores SIGINT, and its children inherit that: tests that send SIGINT
 # would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# And nohup lets them ignore SIGHUP.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 prefork.install()
 
