@@ -61,8 +61,8 @@ WHY_4410 = (
     ),
     (
         "another node leads",
-        "integration/nodes/test_nodes.py",
-        "another_leader_does_not_know_what_was_deleted",
+        "integration/nodes/test_served.py",
+        "a_node_that_is_stopped_is_replaced_at_once",
     ),
     ("Brain was restarted", "integration/server/test_include.py", "over_a_restart_deletes_are"),
 )

@@ -588,22 +588,6 @@ async def test_a_polling_leader_tells_all_nodes_that_it_polls(
         assert frames(two[0]) == frames(two[1])
 
 
-async def test_another_leader_does_not_know_what_was_deleted_before_it(
-    database: str, nats: NatsServer
-) -> None:
-    """A client that includes deletes starts over; any other continues."""
-    async with nodes(database, nats.url) as two:
-        leader, other = await leader_and_other(*two)
-        execute(database, ROW.format("a"))
-        for each in two:
-            await each.knows("a", "running")
-        seen = other.board.reached
-        assert other.board.since(seen, deleted=True) is not None
-        await leader.kill()
-        await other.until(lambda: other.board.since(seen, deleted=True) is None)
-        assert other.board.since(seen) is not None
-
-
 async def test_a_new_history_begins_on_every_node(database: str, nats: NatsServer) -> None:
     async with nodes(database, nats.url) as two:
         execute(database, ROW.format("a"))
