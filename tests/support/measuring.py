@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,12 @@ def current() -> "Coverage | None":
 
 _UNIT = ROOT / "tests" / "unit"
 
+_OF_PROCESSES = tuple(
+    ROOT / "tests" / each
+    for each in ("acceptance", "containers", "docs", "release", "integration/page")
+)
+"""Tests that run Brain in other processes, which are measured, and hardly a line of it here."""
+
 _cases: set[tuple[Path, str, str, str]] = set()
 
 
@@ -100,10 +107,18 @@ def unmeasured() -> Iterator[None]:
         measuring.start()
 
 
+@cache
+def _is_of_processes(path: Path) -> bool:
+    return any(map(path.is_relative_to, _OF_PROCESSES))
+
+
 def is_measured(item: "pytest.Item") -> bool:
     """Of a test that has cases, the first of each source of changes: the others take the same path,
-    but in unit tests, whose cases are often the branches of one function.
+    but in unit tests, whose cases are often the branches of one function. No test whose Brain is
+    another process.
     """
+    if _is_of_processes(item.path):
+        return False
     callspec = getattr(item, "callspec", None)
     if callspec is None or item.path.is_relative_to(_UNIT):
         return True
