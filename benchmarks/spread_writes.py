@@ -11,7 +11,7 @@ from typing import Final, cast
 
 import uvloop
 
-from brain.delivery.freshness import EVERY, TICK
+from brain.delivery.source_messages import EVERY, TICK
 
 UPGRADED: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

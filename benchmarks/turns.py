@@ -6,11 +6,13 @@ Brain itself records its turns (benchmarks/observed.py): a client would see its 
 kernel's, on top. They are in CPU time, so that other processes on the core do not count;
 `longest_wall_ms` is the same with them. In the loads with filters, each client asks for a run of
 its own by `run_id`, and each change is of a run that one client has asked for. `leaving_ms` is the
-longest turn when all clients end their connections at once, after the load.
+longest turn when all clients end their connections at once, after the load, and `closing_ms` when
+they all send a close frame at once.
 """
 
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from benchmarks.load import Load, Options
 from tests.support import served
 from tests.support.patience import wait_until
 from tests.support.served import Brain
+from tests.support.wire import closing
 
 SERVER_CORE, OTHER_CORES = machine.cores()
 MAX_MS = 40.0
@@ -74,6 +77,27 @@ def recorded(file: Path, begun: int = 0) -> list[tuple[float, float]]:
     return [(float(wall), float(cpu)) for wall, cpu in map(str.split, lines)]
 
 
+def leave(brain: Brain, file: Path, begun: int) -> list[tuple[float, float]]:
+    """The turns since the file had this size, until all clients have gone."""
+    wait_until(lambda: brain.metric("brain_clients") == 0)
+    return recorded(file, begun)
+
+
+def close(brain: Brain, file: Path, count: int) -> list[tuple[float, float]]:
+    """The turns in which so many clients close. Their frames come while the process is stopped, so
+    that the loop reads them all in one turn.
+    """
+    with filtering(brain, count) as sockets:
+        # The turn in which the last of them connected is over.
+        wait_until(lambda: brain.metric("brain_clients") == count)
+        begun = file.stat().st_size
+        brain.process.send_signal(signal.SIGSTOP)
+        for each in sockets:
+            each.send(closing(1000))
+        brain.process.send_signal(signal.SIGCONT)
+        return leave(brain, file, begun)
+
+
 def measure(url: str, job: Job, version: Path | None) -> dict[str, float]:
     with ExitStack() as closing:
         file = Path(closing.enter_context(tempfile.NamedTemporaryFile(prefix="brain-turns-")).name)
@@ -89,13 +113,14 @@ def measure(url: str, job: Job, version: Path | None) -> dict[str, float]:
             wait_until_read()
             turns = recorded(file, begun)
             begun = file.stat().st_size
-        wait_until(lambda: brain.metric("brain_connections") == 1)  # of the scrape
-        leaving = recorded(file, begun)
+        leaving = leave(brain, file, begun)
+        closed = close(brain, file, job.clients)
     return {
         "longest_ms": max((cpu for _, cpu in turns), default=0.0) * 1000,
         "longest_wall_ms": max((wall for wall, _ in turns), default=0.0) * 1000,
         "above_20_ms": float(sum(cpu > 0.02 for _, cpu in turns)),
         "leaving_ms": max((cpu for _, cpu in leaving), default=0.0) * 1000,
+        "closing_ms": max((cpu for _, cpu in closed), default=0.0) * 1000,
     }
 
 
@@ -128,7 +153,11 @@ def main() -> None:
             most=MAX_MS,
         )
         for job in asked
-        for figure, when in (("longest_ms", ""), ("leaving_ms", ", all leave"))
+        for figure, when in (
+            ("longest_ms", ""),
+            ("leaving_ms", ", all leave"),
+            ("closing_ms", ", all close"),
+        )
     ]
     machine.write(
         "turns-compare" if rev else "turns",

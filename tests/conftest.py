@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -27,9 +28,14 @@ from tests.support.served import Brain, served
 from tests.support.template import ROLE, with_template
 from tests.support.wire import Baseline, Control, baseline, settled
 
+if TYPE_CHECKING:
+    from brain.postgres.polling import Mode
+
 # A shell's background job ignores SIGINT, and its children inherit that: tests that send SIGINT
 # would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# And nohup lets them ignore SIGHUP.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 prefork.install()
 
@@ -214,6 +220,19 @@ def any_database(servers: Callable[[int], Databases], any_postgres: Postgres) ->
 def superuser_url(postgres: Postgres, database: str) -> str:
     """The same database as `database`, for who may do anything."""
     return postgres.url(str(conninfo.conninfo_to_dict(database)["dbname"]))
+
+
+@pytest.fixture
+def admin(any_postgres: Postgres, any_database: str) -> str:
+    """The same database as `any_database`, for who may do anything."""
+    return any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
+
+
+@pytest.fixture(params=["replication", "poll"])
+def mode(request: pytest.FixtureRequest) -> "Mode":
+    """How Brain follows the database: each in turn."""
+    found: Mode = request.param
+    return found
 
 
 SIDE_BY_SIDE = 5

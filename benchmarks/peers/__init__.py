@@ -25,6 +25,7 @@ from typing import Self
 from urllib.parse import quote
 
 from benchmarks import machine
+from tests.support.ports import accepts
 
 HERE = Path(__file__).parent
 BUILT = Path(__file__).parents[1] / "build"
@@ -225,7 +226,7 @@ class Server:
             else None
         )
         deadline = time.monotonic() + 30
-        while not (_listened_on(self.port) and peer.ready(self)):
+        while not (accepts(self.port) and peer.ready(self)):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"{peer.name} did not start:\n{self.log()[-2000:]}")
@@ -280,11 +281,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _listened_on(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def build_all() -> dict[str, str]:

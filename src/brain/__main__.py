@@ -17,6 +17,8 @@ def main() -> None:
     if sys.argv[1:2] in (["serve"], ["worker"]):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(0))
+        # What it means is known after them (signals.py).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         # What they create is never garbage. The collector would look for some for 15 % of the time.
         # `app` enables it.
         gc.disable()

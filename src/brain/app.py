@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 import structlog
@@ -33,7 +33,7 @@ from brain.page.routes import add_page
 from brain.postgres.cancellation import cancel, timeout
 from brain.postgres.canonical import Columns
 from brain.postgres.connection import redact
-from brain.postgres.example import Example, look
+from brain.postgres.example import ExampleRun, look
 from brain.postgres.follow import Follow
 from brain.postgres.identify import identify
 from brain.postgres.records import Records
@@ -45,6 +45,7 @@ from brain.server.sockets import listen
 from brain.server.state import ServerState
 from brain.server.websocket import Connections
 from brain.shared_log import shared_log
+from brain.signals import HangUp, end_soon
 from brain.started import Started
 
 if TYPE_CHECKING:
@@ -86,24 +87,28 @@ class Source(Protocol):
     def events(self) -> AsyncGenerator[Sequence[Event]]: ...
 
 
-Announce: TypeAlias = Callable[[str | None, Example | None], None]
+Announce: TypeAlias = Callable[[str | None, ExampleRun | None], None]
 """Takes why Brain does not follow the table yet, and the example."""
 
 
 async def serve(
     settings: Settings, announce: Callable[[Started], None], worker: "Worker | None" = None
 ) -> None:
-    """Run until SIGTERM or SIGINT. `worker`: as one of several.
+    """Run until SIGTERM, SIGINT or SIGHUP. `worker`: as one of several.
 
     `announce` is called once connections are accepted and the table has been read, or cannot be.
     Raises EmbeddedError, ListenError, SettingsError.
     """
     check_configured(settings)
+    asyncio.get_running_loop().set_exception_handler(report_lost)
     task = asyncio.current_task()
     assert task is not None
     # A signal before the server starts or after it has stopped cancels this task, which stops an
     # embedded PostgreSQL. Otherwise that child process would outlive us.
-    _on_signal(task.cancel, worker)
+    hang_up = HangUp()
+    _on_signal(task.cancel, worker, hang_up)
+    if worker is None:
+        hang_up.listen()
     with contextlib.suppress(asyncio.CancelledError):
         async with contextlib.AsyncExitStack() as closing:
             if worker is None:
@@ -132,12 +137,25 @@ async def serve(
                     replace(started, detail=detail, example=example)
                 ),
                 worker=worker,
+                hang_up=hang_up,
             )
-            _on_signal(task.cancel, worker)
+            _on_signal(task.cancel, worker, hang_up)
+    end_soon()
     log.info("stopped")
 
 
-def _on_signal(stop: Callable[[], object], worker: "Worker | None") -> None:
+def report_lost(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nobody awaits, unless it is that of a connection that was given up.
+
+    uvloop goes on to look up its host. Where no name server answers, that would be an error line
+    every 2 s, besides the line that says what is the matter.
+    """
+    if not isinstance(context.get("exception"), socket.gaierror):
+        loop.default_exception_handler(context)
+
+
+def _on_signal(stop: Callable[[], object], worker: "Worker | None", hang_up: HangUp) -> None:
+    hang_up.stop = stop
     if worker is not None:
         worker.stop, stop = stop, worker.request_stop
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,6 +170,7 @@ async def _serve(
     *,
     announce: Announce,
     worker: "Worker | None",
+    hang_up: HangUp,
 ) -> None:
     loop = asyncio.get_running_loop()
     decoder = decoder_of(settings)
@@ -176,6 +195,7 @@ async def _serve(
         mode=settings.source,
         interval=settings.poll_interval,
         application="brain",
+        foreign=settings.database_url is not None,
     )
     node = None
     if settings.nats_url:
@@ -189,7 +209,7 @@ async def _serve(
         hub,
         follow.state,
         records,
-        state.limiter,
+        lambda: state.open,
         decoder,
         state.rejections.counts,
         loop.time,
@@ -214,7 +234,7 @@ async def _serve(
                 node.retire()
             server.stop()
 
-        _on_signal(stop, worker)
+        _on_signal(stop, worker, hang_up)
         if worker is not None:
             worker.force, worker.report = server.stop, operations.report
         async with asyncio.TaskGroup() as tasks:
@@ -361,14 +381,20 @@ async def _wait_for_first_read(parts: Parts) -> None:
 
 
 async def _announce_start(
-    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[Example]]
+    server: Server, parts: Parts, announce: Announce, look: Callable[[], Awaitable[ExampleRun]]
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
     detail = None if parts.board.begun else parts.state.detail
     example = None
     if detail is None:
-        with contextlib.suppress(TableError, psycopg.Error, OSError, TimeoutError):
+        try:
             async with timeout(EXAMPLE_TIMEOUT):
                 example = await look()
+        except (TableError, psycopg.Error, OSError, TimeoutError):
+            pass  # the usual one is printed
+        except Exception:
+            # A bug in Brain, or the table was changed between two queries. Brain serves all the
+            # same.
+            log.exception("no example")
     announce(detail, example)

@@ -15,7 +15,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from brain import __version__
-from brain.access.limits import ConnectionLimiter
 from brain.access.rejections import REJECTION_CODES
 from brain.contract.families import Family, Merge
 from brain.contract.include import SourceName, SourceReport
@@ -82,7 +81,7 @@ class Parts:
     hub: Hub
     state: SourceState
     records: Records
-    limiter: ConnectionLimiter
+    connections: Callable[[], int]
     decoder: Decoder
     rejections: Mapping[str, int]
     clock: Callable[[], float]
@@ -199,7 +198,7 @@ class _Reader:
         yield _gauge(
             "brain_connections",
             "Open connections, HTTP and WebSocket.",
-            sum(parts.limiter.connections.values()),
+            parts.connections(),
         )
         yield _counter("brain_changes", "Changes to push.", counts.changes)
         yield _counter(

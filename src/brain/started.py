@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from brain.postgres.example import Example
+from brain.postgres.example import ExampleRun
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class Started:
     database: str
     """Without the password."""
     embedded_port: int | None
-    example: Example | None = None
+    example: ExampleRun | None = None
     """What to create and change. None if the table could not be looked at."""
     detail: str | None = None
     """Why Brain does not follow the table yet, or None if it does."""

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import jsonschema
 import psycopg
 import pytest
-from psycopg import AsyncConnection, conninfo
+from psycopg import AsyncConnection
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
@@ -81,11 +81,6 @@ def brain(shared: tuple[Brain, str]) -> Brain:
 def database(shared: tuple[Brain, str]) -> str:
     """The URL of its database."""
     return shared[1]
-
-
-@pytest.fixture
-def superuser_url(postgres: Postgres, database: str) -> str:
-    return postgres.url(str(conninfo.conninfo_to_dict(database)["dbname"]))
 
 
 SECOND = float(os.environ.get("BRAIN_TEST_SECOND", PATIENCE))

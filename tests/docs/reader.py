@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from tests.docs.fences import Fence
 from tests.integration.api.test_examples import timeless
 from tests.support import ROOT, script
 from tests.support.patience import PATIENCE, wait_until
-from tests.support.ports import free_port
+from tests.support.ports import accepts, free_port
 from tests.support.postgres import _readable, execute
 from tests.support.proxy import Proxy
 from tests.support.served import Brain
@@ -271,11 +270,6 @@ def _link_environment(folder: Path) -> None:
         link = folder / each.relative_to(sys.prefix)
         if not link.exists():
             link.symlink_to(each)
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _plain(line: str) -> str:

@@ -59,6 +59,11 @@ WHY_4410 = (
         "integration/postgres/test_deletes.py",
         "a_lost_stream_that_cannot_be_joined",
     ),
+    (
+        "another node leads",
+        "integration/nodes/test_served.py",
+        "a_node_that_is_stopped_is_replaced_at_once",
+    ),
     ("Brain was restarted", "integration/server/test_include.py", "over_a_restart_deletes_are"),
 )
 """Words of each reason for 4410, and the test that meets it."""

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from tests.support import ROOT
 from tests.support.crowd import Crowd, Member, capped, frames
 from tests.support.mutant import mutant
 from tests.support.patience import PATIENCE
-from tests.support.ports import free_port
+from tests.support.ports import accepts, free_port
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served
 from tests.support.wire import (
@@ -358,7 +357,7 @@ def test_5000_clients_reconnect_at_once_after_a_restart(database: str, superuser
     second = Brain(wait=False, database_url=database, max_connections=0, port=first.port)
     try:
         second.port = first.port
-        while not listening(second.port):
+        while not accepts(second.port):
             time.sleep(0.01)
         began = time.monotonic()
         control = Control(second, database)
@@ -411,11 +410,6 @@ def test_5000_clients_reconnect_at_once_after_a_restart(database: str, superuser
         if second.process.poll() is None:
             second.process.kill()
             second.process.wait()
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.cheap

@@ -210,7 +210,7 @@ async def test_deletes_and_crashes_end_with_the_truth_within_the_bounds_of_each_
             delete = asyncio.create_task(asyncio.to_thread(delete_most, url, lap))
             if lap % 2 == 0:
                 await asyncio.sleep(dice.uniform(0, 0.4))
-                await asyncio.to_thread(crash, server)
+                await asyncio.to_thread(server.crash)
             await delete
             execute(
                 url,
@@ -244,11 +244,6 @@ def delete_most(url: str, lap: int) -> None:
             "BEGIN; SET LOCAL synchronous_commit = off;"
             f" DELETE FROM runs WHERE id LIKE 'r{lap}-%' AND id NOT LIKE '%7'; COMMIT",
         )
-
-
-def crash(server: Postgres) -> None:
-    server.kill()
-    server.start()
 
 
 async def converged(holders: list[Holder], url: str) -> None:

@@ -148,6 +148,7 @@ class Host:
 def bounded(connection: Connection) -> None:
     held = len(connection._message.data) if connection._message else 0
     max_message = connection._all.limits.max_message
+    assert len(connection._unread) <= max_message
     assert held <= max_message
     if connection._protocol is not None:
         assert len(connection._protocol.reader.buffer) <= max_message + STRIDE

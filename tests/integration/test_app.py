@@ -2,13 +2,16 @@
 
 import re
 import signal
+import socket
 import time
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from structlog.testing import capture_logs
 
+from brain.app import report_lost
 from brain.contract.close_codes import GAP
 from tests.support.following import QUICK, Following
 from tests.support.patience import PATIENCE
@@ -152,3 +155,12 @@ async def test_a_client_shown_a_run_before_any_poll_receives_its_change(
             run = (await peer.message())["data"]
             assert brain.get("/api/runs/r")[1] == run
             assert [run["agent"], run["status"]] != ["b", "running"]
+
+
+def test_only_the_look_up_of_a_connection_that_was_given_up_is_not_reported() -> None:
+    """Uvloop goes on with it, and nobody awaits what it finds."""
+    reported: list[Any] = []
+    loop = Mock(default_exception_handler=reported.append)
+    for error in (socket.gaierror(-3, "no answer"), OSError("another")):
+        report_lost(loop, {"message": "Future exception was never retrieved", "exception": error})
+    assert [str(context["exception"]) for context in reported] == ["another"]

@@ -29,7 +29,7 @@ from brain.client.watch import Timing
 from brain.contract.close_codes import CLOSE_CODES, Retry
 from brain.contract.messages import RunData
 from tests.support import ROOT
-from tests.support.faulty import Proxy, answer, closing
+from tests.support.faulty import FaultyProxy, answer, closing
 from tests.support.issuer import token
 from tests.support.patience import PATIENCE, eventually, within
 from tests.support.postgres import Postgres, execute
@@ -161,7 +161,7 @@ async def test_what_include_asks_for_is_yielded(brain: Brain, database: str) -> 
 
 async def test_a_watch_resumes_from_the_timestamp_of_any_event(brain: Brain, database: str) -> None:
     async with (
-        Proxy(brain.port) as proxy,
+        FaultyProxy(brain.port) as proxy,
         Watching(proxy.url, run_id="resumed", include=["deleted", "source"]) as w,
     ):
         await w.until(lambda: w.of(Source))
@@ -240,7 +240,7 @@ async def test_what_changed_during_an_outage_follows(
     brain: Brain, database: str, *, reset: bool
 ) -> None:
     one, two = f"cut-{reset}-1", f"cut-{reset}-2"
-    async with Proxy(brain.port) as proxy, Watching(proxy.url, run_id=[one, two]) as w:
+    async with FaultyProxy(brain.port) as proxy, Watching(proxy.url, run_id=[one, two]) as w:
         await w.connected()
         execute(database, f"INSERT INTO runs (id) VALUES ('{one}')")
         await w.receives(one, "queued")
@@ -265,7 +265,10 @@ async def test_what_changed_during_an_outage_follows(
 
 
 async def test_a_silent_connection_is_given_up(brain: Brain, database: str) -> None:
-    async with Proxy(brain.port) as proxy, Watching(proxy.url, run_id="stall", deadline=1.0) as w:
+    async with (
+        FaultyProxy(brain.port) as proxy,
+        Watching(proxy.url, run_id="stall", deadline=1.0) as w,
+    ):
         await w.connected()
         execute(database, "INSERT INTO runs (id) VALUES ('stall')")
         await w.receives("stall", "queued")
@@ -321,7 +324,7 @@ async def test_no_message_is_lost_among_pings() -> None:
 
 
 async def test_without_a_message_to_resume_from_it_resets(brain: Brain, database: str) -> None:
-    async with Proxy(brain.port) as proxy, Watching(proxy.url, run_id="unheard") as w:
+    async with FaultyProxy(brain.port) as proxy, Watching(proxy.url, run_id="unheard") as w:
         await w.connected()
         proxy.target = 1
         proxy.cut()
@@ -369,7 +372,7 @@ async def test_the_server_is_killed_and_starts_again(postgres: Postgres) -> None
 
 async def test_retry_after_is_respected(brain: Brain) -> None:
     for status in (429, 503):
-        async with Proxy(brain.port) as proxy:
+        async with FaultyProxy(brain.port) as proxy:
             proxy.answers.append(answer(status, "Retry-After: 1"))
             async with Watching(proxy.url) as w:
                 await w.connected()
@@ -380,7 +383,7 @@ async def test_retry_after_is_respected(brain: Brain) -> None:
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 async def test_retries_after_a_temporary_status(brain: Brain, status: int) -> None:
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         proxy.answers += 2 * [answer(status)]
         async with Watching(proxy.url) as w:
             await w.connected()
@@ -389,7 +392,7 @@ async def test_retries_after_a_temporary_status(brain: Brain, status: int) -> No
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 414, 421, 426, 431, 505])
 async def test_ends_after_a_permanent_status(brain: Brain, status: int) -> None:
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         proxy.answers.append(answer(status))
         with pytest.raises(WatchError, match=f"refused with {status}: said by the test") as raised:
             await anext(watch(proxy.url, proxy=None))
@@ -554,7 +557,7 @@ def test_the_wait_is_a_random_time_between_half_a_bound_that_doubles_and_all_of_
 
 
 async def test_an_unreachable_server_is_not_flooded() -> None:
-    async with Proxy(1) as proxy, Watching(proxy.url) as w:
+    async with FaultyProxy(1) as proxy, Watching(proxy.url) as w:
         await asyncio.sleep(1.5)
         await w.until(lambda: len(proxy.came) >= 2)
         assert len(proxy.came) <= 15
@@ -707,7 +710,7 @@ async def test_wait_returns_a_run_that_ended_before(brain: Brain, database: str)
 
 async def test_wait_returns_the_end_that_is_pushed(brain: Brain, database: str) -> None:
     execute(database, "INSERT INTO runs (id, status) VALUES ('w-pushed', 'running')")
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         waiting = asyncio.create_task(wait(proxy.url, "w-pushed", timeout=PATIENCE, proxy=None))
         while len(proxy.came) < 2:  # it has subscribed, and asks
             await asyncio.sleep(0.01)
@@ -794,7 +797,7 @@ async def test_wait_is_told_of_a_deletion_and_does_not_have_to_ask(
         execute(url, f"INSERT INTO runs VALUES ('{given}', 'running')")
         # A poll tells only of the deletion of what an earlier one has seen.
         await polling.knows(given.lower(), "running")
-        async with Proxy(polling.port) as proxy:
+        async with FaultyProxy(polling.port) as proxy:
             waiting = asyncio.create_task(wait(proxy.url, given, timing=timing, proxy=None))
             await eventually(lambda: answers)  # it asks when it has subscribed
             assert isinstance(answers[0], RunData)
@@ -813,7 +816,7 @@ async def test_wait_asks_again_when_the_api_refuses_for_now(brain: Brain, databa
     execute(database, "INSERT INTO runs (id, status) VALUES ('w-busy', 'completed')")
     await brain.knows("w-busy", "completed")  # it is not pushed any more
     timing, waits = recorded()
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         waiting = asyncio.create_task(
             wait(proxy.url, "w-busy", timeout=PATIENCE, timing=timing, proxy=None)
         )
@@ -832,7 +835,7 @@ async def test_wait_ends_when_the_api_refuses_for_good(
     brain: Brain, status: int, header: str
 ) -> None:
     """A 404 that is not Brain's comes from a server without its API."""
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         waiting = asyncio.create_task(wait(proxy.url, "w-refused", timeout=PATIENCE, proxy=None))
         while not proxy.came:
             await asyncio.sleep(0)

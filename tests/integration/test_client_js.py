@@ -21,7 +21,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.browser import SHELL, needs_browser
-from tests.support.faulty import Proxy, answer, closing
+from tests.support.faulty import FaultyProxy, answer, closing
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE, within
 from tests.support.postgres import Postgres, execute
@@ -264,7 +264,7 @@ async def test_shows_the_current_state_and_what_changed_during_an_outage(
 ) -> None:
     execute(database, "INSERT INTO runs (id, agent) VALUES ('one', 'js'), ('other', 'python')")
     async with (
-        Proxy(brain.port) as proxy,
+        FaultyProxy(brain.port) as proxy,
         in_node(tmp_path, f"{proxy.url}?snapshot=true&agent=js") as page,
     ):
         await page.holds(one="queued")
@@ -301,7 +301,7 @@ async def test_hears_of_deletes_and_of_the_source_if_the_url_asks_for_them(
 async def test_gives_up_a_silent_connection(brain: Brain, database: str, tmp_path: Path) -> None:
     execute(database, "INSERT INTO runs (id) VALUES ('stall')")
     async with (
-        Proxy(brain.port) as proxy,
+        FaultyProxy(brain.port) as proxy,
         in_node(tmp_path, f"{proxy.url}?snapshot=true&run_id=stall", 1500) as page,
     ):
         await page.holds(stall="queued")
@@ -344,7 +344,10 @@ async def test_resets_when_the_server_does_not_remember(postgres: Postgres, tmp_
 async def test_without_a_message_to_resume_from_it_resets(
     brain: Brain, database: str, tmp_path: Path
 ) -> None:
-    async with Proxy(brain.port) as proxy, in_node(tmp_path, f"{proxy.url}?run_id=unheard") as page:
+    async with (
+        FaultyProxy(brain.port) as proxy,
+        in_node(tmp_path, f"{proxy.url}?run_id=unheard") as page,
+    ):
         await page.until(page.connections)
         proxy.target = 1
         proxy.cut()
@@ -373,7 +376,7 @@ async def test_ends_after_a_permanent_close_code_and_retries_after_others(tmp_pa
 
 @needs_node
 async def test_a_server_that_refuses_is_not_flooded(brain: Brain, tmp_path: Path) -> None:
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         proxy.answers += 100 * [answer(503)]
         async with in_node(tmp_path, proxy.url) as page:
             await page.until(lambda: proxy.came)
@@ -428,7 +431,7 @@ async def test_in_a_real_browser_with_a_token(
 async def test_in_a_real_browser(brain: Brain, database: str, tmp_path: Path) -> None:
     """The page has another origin than Brain, and needs no setting."""
     execute(database, "INSERT INTO runs (id, agent) VALUES ('shown', 'browser')")
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         with in_browser(tmp_path, f"{proxy.url}?snapshot=true&agent=browser", 1500) as page:
             await page.holds(shown="queued")
             execute(database, "UPDATE runs SET status = 'running', progress = 5 WHERE id = 'shown'")
@@ -466,7 +469,7 @@ async def test_the_store_is_the_list_and_every_change(
         database, "INSERT INTO runs (id, status) VALUES ('was', 'completed'), ('is', 'running')"
     )
     async with (
-        Proxy(brain.port) as proxy,
+        FaultyProxy(brain.port) as proxy,
         in_node(tmp_path, proxy.url.replace("ws", "http", 1), program=store()) as page,
     ):
         await page.holds(was="completed", **{"is": "running"})

@@ -4,9 +4,7 @@ import asyncio
 import fcntl
 import os
 import socket
-import struct
 import subprocess
-import termios
 import time
 
 import pytest
@@ -15,7 +13,7 @@ from brain.log import MAX_LINES, Log
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.served import served
-from tests.support.wire import Control, Peer
+from tests.support.wire import Control, Peer, unread
 
 SMALL = 4096
 """Bytes: the smallest size of a pipe."""
@@ -27,19 +25,13 @@ def small_pipe() -> tuple[int, int]:
     return read, write
 
 
-def held(read: int) -> int:
-    """Bytes in the pipe."""
-    found: int = struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, bytes(4)))[0]
-    return found
-
-
 def test_lines_keep_their_order_and_lost_ones_are_counted() -> None:
     read, write = small_pipe()
     log = Log(write)
     long = "x" * 10_000  # more than the pipe holds, so the thread blocks
     log.write(f"{long}\n")
     until = time.monotonic() + PATIENCE
-    while held(read) < SMALL:
+    while unread(read) < SMALL:
         assert time.monotonic() < until
     for number in range(MAX_LINES + 70):
         log.write(f"{number}\n")
@@ -64,7 +56,7 @@ async def test_no_client_waits_for_a_log_that_nobody_reads(database: str) -> Non
         control = Control(brain, database)
         with control.undisturbed():
             until = time.monotonic() + PATIENCE
-            while held(read) < SMALL - 200:
+            while unread(read) < SMALL - 200:
                 async with await Peer.upgraded(
                     brain.port
                 ):  # "client connected", "client disconnected"

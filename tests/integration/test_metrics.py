@@ -1,6 +1,7 @@
 """/metrics compared with what was done, and with docs/reference/metrics.md."""
 
 import asyncio
+import contextlib
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from brain.metrics import MERGED, Metrics, exposition
 from tests.support import ROOT
-from tests.support.patience import PATIENCE, wait_until
+from tests.support.patience import PATIENCE, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, messages, served
 from tests.support.wire import Peer, get, request
@@ -45,6 +46,17 @@ def table(text: str) -> str:
         )
         lines.append(f"| `{name}` | {family.type} | {described} | {family.documentation} |")
     return "\n".join(lines) + "\n"
+
+
+async def test_connections_of_a_proxy_are_open_connections(brain: Brain) -> None:
+    before = brain.metric("brain_connections")
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            opened = await asyncio.open_connection(
+                "127.0.0.1", brain.port, local_addr=("127.0.0.5", 0)
+            )
+            stack.callback(opened[1].close)
+        await eventually(lambda: brain.metric("brain_connections") == before + 3)
 
 
 def test_every_metric_is_described_in_its_help_and_in_the_docs(brain: Brain) -> None:

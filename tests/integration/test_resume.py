@@ -441,11 +441,6 @@ def crashing(version: int) -> Iterator[tuple[Postgres, str]]:
         yield server, url
 
 
-def crash(server: Postgres) -> None:
-    server.kill()
-    server.start()
-
-
 def commit_unflushed(url: str, statement: str) -> None:
     execute(url, f"BEGIN; SET LOCAL synchronous_commit = off; {statement}; COMMIT")
 
@@ -481,7 +476,7 @@ async def test_clients_stay_when_postgresql_crashes_and_nothing_was_lost(
             execute(url, "UPDATE runs SET progress = 5 WHERE id = 'a'")
             last = await at_progress(client, 5)
             await until_durable(brains, url)
-            await asyncio.to_thread(crash, server)
+            await asyncio.to_thread(server.crash)
             execute(url, "UPDATE runs SET status = 'completed' WHERE id = 'b'")
             while (found := await message(client))["data"]["id"] == "a":
                 assert found["data"] == last["data"]
@@ -489,7 +484,7 @@ async def test_clients_stay_when_postgresql_crashes_and_nothing_was_lost(
         # And so does who comes back after another crash, and a restart of Brain.
         await until_durable(brains, url)
         brains.end(signal.SIGKILL)
-        await asyncio.to_thread(crash, server)
+        await asyncio.to_thread(server.crash)
         execute(url, "UPDATE runs SET status = 'failed' WHERE id = 'a'")
         found = (await since(brains.begin(), last["timestamp"], 1, "&status=failed&run_id=a"))[0]
         assert states([found]) == [("a", "failed")]
@@ -510,7 +505,7 @@ async def test_who_saw_a_change_that_a_crash_of_postgresql_lost_starts_over(
             lost = await at_progress(client, 50)
             if not alive:
                 brains.end(signal.SIGKILL)
-            await asyncio.to_thread(crash, server)
+            await asyncio.to_thread(server.crash)
             assert execute(url, "SELECT progress FROM runs WHERE id = 'a'") == [(None,)]
             if alive:
                 with pytest.raises(ConnectionClosed):
@@ -531,7 +526,7 @@ async def test_a_poll_finds_what_took_the_id_of_a_lost_transaction(tmp_path: Pat
         commit_unflushed(url, LOST)
         async with brain.connect("?snapshot=true") as client:
             await at_progress(client, 50)
-        await asyncio.to_thread(crash, server)
+        await asyncio.to_thread(server.crash)
         execute(url, "UPDATE runs SET progress = 7 WHERE id = 'b'")
         async with asyncio.timeout(PATIENCE):
             while await progress_of(brain, "b") != 7:

@@ -12,7 +12,7 @@ import pytest
 
 from brain import Change, Runs, WatchError
 from brain.client import freshness, pages
-from tests.support.faulty import Proxy
+from tests.support.faulty import FaultyProxy
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute
@@ -223,7 +223,7 @@ async def test_while_writers_write_no_change_is_lost(
     )
     stop = asyncio.Event()
     with served(database_url=url, source=source, follows=source) as brain:
-        async with asyncio.TaskGroup() as writers, Proxy(brain.port) as proxy:
+        async with asyncio.TaskGroup() as writers, FaultyProxy(brain.port) as proxy:
             for i in range(3):
                 # A poll does not see that a finished run was deleted.
                 deletes = source == "replication"
@@ -283,7 +283,7 @@ async def test_a_deleted_run_leaves_the_store_also_during_an_outage(
     execute(shared, "INSERT INTO runs (id) VALUES ('a'), ('b'), ('c')")
     execute(shared, "INSERT INTO runs (id, status) VALUES ('done', 'completed')")
     await brain.knows("done", "completed")
-    async with Proxy(brain.port) as proxy, holding(brain, proxy.url) as runs:
+    async with FaultyProxy(brain.port) as proxy, holding(brain, proxy.url) as runs:
         execute(shared, "DELETE FROM runs WHERE id IN ('a', 'done')")
         await equal(runs, shared)
         target, proxy.target = proxy.target, 1
@@ -386,7 +386,7 @@ async def test_changes_yield_each_run_once_to_a_slow_consumer(brain: Brain, shar
 async def test_a_listener_hears_of_changes_and_of_outages_until_it_ends(
     brain: Brain, shared: str
 ) -> None:
-    async with Proxy(brain.port) as proxy, holding(brain, proxy.url) as runs:
+    async with FaultyProxy(brain.port) as proxy, holding(brain, proxy.url) as runs:
         await eventually(lambda: runs.freshness.state == "live")
         states = ["live"]
 
@@ -434,7 +434,7 @@ async def test_a_refusal_is_raised(shared: str) -> None:
 async def test_it_waits_for_a_brain_that_is_away(brain: Brain, shared: str) -> None:
     execute(shared, "INSERT INTO runs (id) VALUES ('late')")
     await brain.knows("late")
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         target, proxy.target = proxy.target, 1
         entering = holding(brain, proxy.url)
         task = asyncio.ensure_future(entering.__aenter__())

@@ -433,7 +433,7 @@ class World:
         self.streams += life.follow.state.streams
         if self.server is not None and self.dice.random() < self.plan.crashes / 2:
             self.crashes += 1
-            await asyncio.to_thread(self._crash, self.server)
+            await asyncio.to_thread(self.server.crash)
             await asyncio.sleep(self.dice.uniform(0, 0.5))
 
     async def _restart(self) -> None:
@@ -446,14 +446,10 @@ class World:
         self.skew = self.dice.choice((0, 0, 0.5, 3))
         if self.server is not None and self.dice.random() < self.plan.crashes:
             self.crashes += 1
-            await asyncio.to_thread(self._crash, self.server)
+            await asyncio.to_thread(self.server.crash)
         elif self.dice.random() < 0.3:
             await asyncio.sleep(self.dice.uniform(0, 0.1))
         await self._begin()
-
-    def _crash(self, server: Postgres) -> None:
-        server.kill()
-        server.start()
 
     async def _until(self, condition: Callable[[], bool], life: Life) -> None:
         deadline = time.monotonic() + PATIENCE

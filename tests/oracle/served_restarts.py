@@ -241,7 +241,7 @@ class ServedWorld(World):
         self.restarts += 1
         if self.server is not None and self.dice.random() < self.plan.crashes:
             self.crashes += 1
-            await asyncio.to_thread(self._crash, self.server)
+            await asyncio.to_thread(self.server.crash)
         await asyncio.sleep(self.dice.choice((0, 0, 0.2)) * self.dice.random())
         await self._begin()
 

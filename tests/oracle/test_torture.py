@@ -49,14 +49,22 @@ def verdict(source: Path | None, seed: int, *, minutes: float, patience: float) 
 def converges(seed: int, minutes: float, **least: int) -> None:
     """The schedule is always the same; what it meets is not. `make torture` draws a new schedule.
 
-    `least`: of changes, messages and final states that were checked. Fewer could detect nothing.
+    `least`: of changes, messages and final states that were checked. Fewer could detect nothing, so
+    a machine that is too busy for them gets more time.
     """
-    status, output = verdict(None, seed, minutes=minutes, patience=60)
-    assert status == 0, output
-    for name, count in least.items():
-        counted = re.search(rf"(\d+) {name.replace('_', ' ')}", output)
-        assert counted, name
-        assert int(counted[1]) > count, f"only {counted[0]}"
+    for factor in (1, 2, 4):
+        status, output = verdict(None, seed, minutes=minutes * factor, patience=60)
+        assert status == 0, output
+        counts = {name: _count(name, output) for name in least}
+        if all(counts[name] > least[name] for name in least):
+            return
+    pytest.fail(f"only {counts}")
+
+
+def _count(name: str, output: str) -> int:
+    found = re.search(rf"(\d+) {name.replace('_', ' ')}", output)
+    assert found, name
+    return int(found[1])
 
 
 @pytest.mark.cheap

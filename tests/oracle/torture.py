@@ -18,7 +18,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from tests.oracle.witness import KINDS
 from tests.oracle.writers import EXTRA, Writers
 from tests.support import ROOT
 from tests.support.patience import LIFETIME, PATIENCE
-from tests.support.ports import free_port
+from tests.support.ports import accepts, free_port
 from tests.support.postgres import VERSIONS, Postgres, execute, running
 from tests.support.served import Brain
 from tests.support.template import ROLE, TEMPLATE, with_template
@@ -205,7 +204,7 @@ class Scene:
                 self.brain.process.send_signal(signal.SIGCONT)
             case "Brain", _:
                 number = signal.Signals[how]
-                up = self._listening()
+                up = accepts(self.port)
                 self.brain.process.send_signal(number)
                 yield
                 status = self.brain.process.wait(PATIENCE)
@@ -240,10 +239,6 @@ class Scene:
                     with contextlib.suppress(psycopg.Error):
                         execute(self.server.url(), query)
                 yield
-
-    def _listening(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def unexcused(self, gaps: Sequence[tuple[float, float]]) -> list[str]:
         """The clients that were told 4410 without a reason that docs/reference/protocol.md names.

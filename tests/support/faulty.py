@@ -17,7 +17,7 @@ from tests.support.patience import PATIENCE
 from tests.support.ports import close
 
 
-class Proxy:
+class FaultyProxy:
     """Passes bytes between a client and `port`, and causes faults."""
 
     def __init__(self, port: int) -> None:

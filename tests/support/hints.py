@@ -108,7 +108,7 @@ def shell(hint: str, then: str = "", **settings: str) -> str:
 
 _COMMAND = re.compile(
     r"BRAIN_[A-Z_]+"
-    r"|\bbrain (?:serve|init-db|doctor|psql|watch|wait|demo|token)\b"
+    r"|(?:\bbrain|\{\}) (?:serve|init-db|doctor|psql|watch|wait|demo|token)\b"
     r"|\b(?:ALTER|CREATE|DROP|GRANT|ROLLBACK PREPARED) [A-Z{]"
     r"|\bpg_(?:terminate_backend|reload_conf|drop_replication_slot)\("
     r"|; --"

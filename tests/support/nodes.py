@@ -34,7 +34,7 @@ class Stream:
     name = ""
 
 
-class Following:
+class InProcessNode:
     """A node inside `async with`."""
 
     def __init__(
@@ -160,7 +160,7 @@ async def opened(
         yield Log(connection, name, timing=timing, **settings)
 
 
-async def leader_of(*nodes: Following) -> Following:
+async def leader_of(*nodes: InProcessNode) -> InProcessNode:
     """The one that leads, once one does."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -171,7 +171,9 @@ async def leader_of(*nodes: Following) -> Following:
         await asyncio.sleep(0.005)
 
 
-async def leader_and_other(one: Following, two: Following) -> tuple[Following, Following]:
+async def leader_and_other(
+    one: InProcessNode, two: InProcessNode
+) -> tuple[InProcessNode, InProcessNode]:
     """Once one of the two leads."""
     leader = await leader_of(one, two)
     return leader, two if leader is one else one

@@ -13,6 +13,12 @@ _taken: set[int] = set()
 """Ports that were returned. Their servers may listen only seconds later."""
 
 
+def accepts(port: int) -> bool:
+    """Whether somebody on loopback accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def free_port() -> int:
     """A port below the kernel's range for clients.
 

@@ -227,6 +227,10 @@ class Postgres:
             # They hold the shared memory until they are gone.
             wait_until(lambda: not any(_living(int(each)) for each in children), pause=0.005)
 
+    def crash(self) -> None:
+        self.kill()
+        self.start()
+
     def restart(self, **settings: str) -> None:
         """Restart on the same port, with these settings changed."""
         self.stop()

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import re
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -118,6 +120,12 @@ def parsed(data: bytes, at: int = 0) -> tuple[Frame, int] | None:
     if len(data) < start + size:
         return None
     return Frame(data[at] & 0x0F, data[start : start + size]), start + size
+
+
+def unread(descriptor: int) -> int:
+    """Bytes of a pipe or a socket that the kernel holds."""
+    found: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0]
+    return found
 
 
 class Peer:
@@ -239,6 +247,11 @@ class Peer:
     def stall(self) -> None:
         """Stop reading. Soon the kernel's buffer is full, too."""
         self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that the kernel holds for this end, while it is stalled."""
+        return unread(self.writer.get_extra_info("socket").fileno())
 
     def wake(self) -> None:
         self.writer.transport.resume_reading()  # type: ignore[attr-defined]

@@ -1,14 +1,21 @@
 """What requests and pages hold, as FastAPI validates and documents it."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from brain.api.sentences import BREAKS_RULE
-from brain.contract.messages import MAX_ID_BYTES, RunData, Status, parse_time, storable
+from brain.contract.messages import (
+    MAX_ID_BYTES,
+    RunData,
+    Status,
+    no_default,
+    parse_time,
+    storable,
+)
 
 
 def _utc(text: str) -> str:
@@ -99,11 +106,6 @@ class RunPatch(_Request):
         return self
 
 
-def _no_default(schema: dict[str, Any]) -> None:
-    """Of a field that only some answers have."""
-    schema.pop("default", None)
-
-
 class RunList(BaseModel):
     """A page of runs. It has at most 1 MiB, so it may be shorter than the limit.
 
@@ -128,7 +130,7 @@ class RunList(BaseModel):
         list[datetime],
         Field(
             description="When each of the runs changed last, in their order",
-            json_schema_extra=_no_default,
+            json_schema_extra=no_default,
         ),
     ] = []
     exact_after: Annotated[
@@ -136,7 +138,7 @@ class RunList(BaseModel):
         Field(
             description="A time of `changed_at` up to this one means: the run has not changed "
             "since then. When it changed before is not known.",
-            json_schema_extra=_no_default,
+            json_schema_extra=no_default,
         ),
     ] = None
     complete: Annotated[
@@ -144,21 +146,21 @@ class RunList(BaseModel):
         Field(
             description="No run that is missing here changed later than one of these. false: "
             "Brain's memory ends within this list, and runs that changed before may be missing.",
-            json_schema_extra=_no_default,
+            json_schema_extra=no_default,
         ),
     ] = True
     total: Annotated[
         int | None,
         Field(
             description="How many runs match. null: the database did not say it in time",
-            json_schema_extra=_no_default,
+            json_schema_extra=no_default,
         ),
     ] = None
     total_is_estimate: Annotated[
         bool,
         Field(
             description="`total` is an estimate of PostgreSQL's planner",
-            json_schema_extra=_no_default,
+            json_schema_extra=no_default,
         ),
     ] = False
 

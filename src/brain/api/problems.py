@@ -38,6 +38,7 @@ from brain.api.errors import (
     postgres_message,
 )
 from brain.api.sentences import sentences
+from brain.api.write import write
 from brain.contract.problems import CONTENT_TYPE, problem_document
 from brain.postgres.table import TableError
 
@@ -107,6 +108,10 @@ def problem_answer(request: Request, error: Exception) -> Response:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
+    if isinstance(error, psycopg.Error | PrivilegeMissing | TableError):
+        problem = problem_of(request, error)
+        if problem.status == 503:  # the value of a field makes it a 409 or a 422
+            write(request).detail = problem.detail
     return problem_answer(request, error)
 
 

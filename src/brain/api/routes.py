@@ -48,7 +48,8 @@ from brain.api.preconditions import Preconditions
 from brain.api.problems import handle_errors
 from brain.api.repository import RunRepository, Version
 from brain.api.sentences import field_name
-from brain.api.write_log import WriteLog, write
+from brain.api.write import write
+from brain.api.write_log import WriteLog
 from brain.contract.messages import ID, STATUS, RunData, body, shown
 from brain.contract.subscription import (
     BOUNDS,

@@ -4,42 +4,23 @@ after, and the answer.
 Never a value of the request but its id: the others may be secrets, and so may a query.
 """
 
-from dataclasses import dataclass
-
 import structlog
-from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain.access.grants import OPEN, Grant
 from brain.access.rate_limit import RateLimitedLogger
 from brain.api.middleware import GRANT, RUN
+from brain.api.write import WRITE, Write
 
 log = structlog.get_logger()
-
-WRITE = "brain.write"
-"""Where the ASGI scope of a request holds its Write."""
 
 METHODS = ("POST", "PATCH")
 
 MAX_SHOWN = 80
 """Characters of an id or a subject in a line."""
 
-
-@dataclass(slots=True)
-class Write:
-    """What is known of a request that writes. Its route fills it in."""
-
-    run: str = ""
-    """The id; "" if there is none yet."""
-    was: str = ""
-    """The status that clients saw before; "" if there was no run, or Brain does not hold it."""
-    now: str = ""
-    """The status after it; "" if nothing was written."""
-
-
-def write(request: Request) -> Write:
-    found: Write = request.scope.get(WRITE) or Write()
-    return found
+MAX_DETAIL = 400
+"""Characters of a detail."""
 
 
 class WriteLog:
@@ -85,12 +66,14 @@ class WriteLog:
         fields |= {"answer": answer or "none", "peer": str((scope["client"] or ("",))[0])}
         if granted.subject:
             fields["subject"] = _shown(granted.subject)
+        if written.detail:
+            fields["detail"] = _shown(written.detail, MAX_DETAIL)
         if 200 <= answer < 300:
             log.info("write", **fields)
         else:
             self._lines.info("write", **fields)
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, size: int = MAX_SHOWN) -> str:
     """On one line, in printable ASCII."""
-    return ascii(text[:MAX_SHOWN])[1:-1] + ("..." if len(text) > MAX_SHOWN else "")
+    return ascii(text[:size])[1:-1] + ("..." if len(text) > size else "")

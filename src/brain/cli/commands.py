@@ -224,9 +224,9 @@ def wait_command(
 ) -> None:
     """Wait until runs end, and print each as it does. Outages do not matter.
 
-    Exit status: 0 completed (or reached --status), 1 failed, 2 refused,
+    Exit status: 0 completed (or reached --status), 1 failed, 2 refused, 124 timed out, 130 Ctrl-C.
 
-    3 deleted (or absent, with --must-exist), 124 timed out, 130 Ctrl-C.
+    And 3: a run was deleted or, with --must-exist, does not exist.
     """
     from brain.cli import wait  # noqa: PLC0415 - as for `watch`
 
@@ -296,8 +296,9 @@ def init_db_command(
 ) -> None:
     """Create the table, its index and its publication where they are missing.
 
-    Then examine them, as `brain doctor` does, for the role that `brain serve` connects as. Running
-    it twice changes nothing. Exit status: 0 Brain can follow the table, 2 it cannot.
+    Then examine them, as `brain doctor` does, for the role that `brain serve` connects as.
+
+    Running it twice changes nothing. Exit status: 0 Brain can follow the table, 2 it cannot.
     """
     settings = console.load_settings(database_url=database_url)
     if drop_table and not remove:
@@ -324,7 +325,7 @@ def doctor_command(
         nonlocal status
         url = console.database_url(settings)
         report = await doctor.examine(settings, url)
-        print(report.json() if as_json else report.text())
+        print(report.json() if as_json else report.text(console.program()))
         status = report.status
 
     console.run(examine())

@@ -53,7 +53,16 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         # The reader of our output has closed it (`head`). Typer handles that.
         raise
     except EXPECTED as error:
-        fail(error)
+        # HTTP's status, or a close code: WatchError has it.
+        lacks_token = getattr(error, "code", None) in (401, 4401)
+        fail(f"{error}; {_token_hint()}" if lacks_token else error)
+
+
+def _token_hint() -> str:
+    return (
+        f"set BRAIN_TOKEN to a valid token: `{program()} token` prints one where BRAIN_JWT_SECRET"
+        " is set"
+    )
 
 
 def run_until_interrupted(work: Coroutine[Any, Any, None]) -> None:
@@ -90,8 +99,8 @@ def database_url(settings: Settings) -> str:
     server = running(settings.data_dir)
     if server is None:
         fail(
-            f"no embedded PostgreSQL runs in {settings.data_dir}: start `brain serve` there, or "
-            "set BRAIN_DATABASE_URL"
+            f"no embedded PostgreSQL runs in {settings.data_dir}: start `{program()} serve` there,"
+            " or set BRAIN_DATABASE_URL"
         )
     return server.url
 
@@ -128,7 +137,7 @@ def welcome(started: "Started", settings: Settings) -> str:
     else:
         port = "" if started.embedded_port == 5432 else f" -p {started.embedded_port}"
         psql = f"psql -h localhost{port} -U cecelia cecelia"
-    brain = _program()
+    brain = program()
     table = f"{settings.table} of {started.database}"
     if started.detail is None:
         first = (
@@ -198,7 +207,7 @@ def in_shell(text: str) -> str:
     return '"{}"'.format(re.sub(r'([\\"$`])', r"\\\1", text))
 
 
-def _program() -> str:
+def program() -> str:
     """How to call this very Brain from the folder in which it runs."""
     called, found = sys.argv[0], shutil.which("brain")
     if Path(called).name == "__main__.py":

@@ -19,7 +19,7 @@ from brain.following import decoder_of
 from brain.postgres.canonical import canonical
 from brain.postgres.connection import connect, error_line, redact
 from brain.postgres.decoder import Decoder
-from brain.postgres.example import Example, look
+from brain.postgres.example import ExampleRun, look
 from brain.postgres.table import Description, describe
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class _Writer:
     decoder: Decoder
     description: Description
     runs: "RunRepository"
-    example: Example
+    example: ExampleRun
     """What the API can create, or an INSERT."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from looking for a free id until it is used."""

@@ -3,13 +3,14 @@
 import sys
 
 import psycopg
+from psycopg import sql
 
 from brain.cli import console
 from brain.cli.doctor import examine
 from brain.config import Settings
-from brain.postgres.connection import APPLICATION, connect, error_line, redact
+from brain.postgres.connection import APPLICATION, Conn, connect, error_line, redact
 from brain.postgres.publication import initialize, polled, publication_sql, removal
-from brain.postgres.table import TableError, init_sql
+from brain.postgres.table import Table, TableError, init_sql
 
 
 async def remove(settings: Settings, *, drop_table: bool, only_print: bool) -> None:
@@ -53,7 +54,9 @@ async def print_sql(settings: Settings) -> None:
                 print(text)
     except psycopg.Error as error:
         print(f"-- {redact(url)} does not answer: {error_line(error)}")
-        print("-- If the table exists there, run `brain init-db` for its publication.")
+        print(
+            f"-- If the table exists there, run `{console.program()} init-db` for its publication."
+        )
 
 
 async def create(settings: Settings) -> None:
@@ -68,12 +71,30 @@ async def create(settings: Settings) -> None:
             unavailable = await initialize(conn, settings.table, APPLICATION)
         except TableError as error:
             unfit = error
+        except psycopg.errors.InsufficientPrivilege as error:
+            grant = await _grant_to_create(conn, settings.table)
+            console.fail(
+                f"{error_line(error)}: run {grant} as its owner, or name a role that may create"
+                " the table in --database-url"
+            )
     if unavailable is not None:
         print(f"NOTICE: {polled(settings.table, unavailable)}", file=sys.stderr)
     report = await examine(settings, console.serving_url(settings))
-    print(report.text())
+    print(report.text(console.program()))
     if report.status == 2:
         raise SystemExit(2)
     if unfit is not None:  # it has been changed since
         raise unfit
-    print(f"{settings.table} of {redact(url)} is ready: brain serve")
+    print(f"{settings.table} of {redact(url)} is ready: {console.program()} serve")
+
+
+async def _grant_to_create(conn: Conn, table: Table) -> str:
+    """From PostgreSQL 15 on an ordinary role may not create a table in the schema public."""
+    exists = "SELECT current_user, current_database(), to_regnamespace(%s) IS NOT NULL"
+    schema = sql.Identifier(table.schema)
+    row = await (await conn.execute(exists, (schema.as_string(),))).fetchone()
+    assert row is not None
+    role, database = (sql.Identifier(str(name)).as_string() for name in row[:2])
+    if row[2] == "t":
+        return f"GRANT CREATE ON SCHEMA {schema.as_string()} TO {role};"
+    return f"GRANT CREATE ON DATABASE {database} TO {role};"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -47,9 +48,16 @@ async def print_nodes(settings: Settings, *, as_json: bool) -> None:
             nodes = await ask(connection, stream, SECONDS)
     except NATSError as error:
         fail(error)
-    print(json.dumps(nodes) if as_json else table(nodes, stream))
+    print(as_list(nodes) if as_json else table(nodes, stream))
     if not any(node["role"] == "leader" for node in nodes):
         raise SystemExit(1)
+
+
+def as_list(nodes: Sequence[dict[str, Any]]) -> str:
+    """JSON, which has no infinity."""
+    return json.dumps(
+        [{**node, "lag": node["lag"] if math.isfinite(node["lag"]) else None} for node in nodes]
+    )
 
 
 def table(nodes: Sequence[dict[str, Any]], stream: str) -> str:

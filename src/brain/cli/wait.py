@@ -9,7 +9,7 @@ from typing import Final, assert_never
 from brain.cli.lines import Closed, printable, readable, say, write_line
 from brain.cli.target import Target
 from brain.client.events import Away, Connected
-from brain.client.wait import Ended, Event, Gone, Hidden, Silent, outcomes
+from brain.client.wait import Absent, Ended, Event, Gone, Hidden, Silent, outcomes
 from brain.client.watch import TIMING, Timing
 from brain.contract.messages import MAX_ID_BYTES, RunData, Status, storable
 
@@ -136,6 +136,8 @@ class _Reporter:
                 say(f"connected, but the API does not answer ({reason}); trying again")
             case Hidden(run_id=run_id, detail=detail):
                 say(f"run {run_id!r} is not shown: {detail}; still waiting")
+            case Absent(run_id=run_id):
+                say(f"run {run_id!r} does not exist yet; waiting for it")
             case _:
                 assert_never(event)
 

@@ -50,6 +50,13 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """There is no run with this id, yet. Reported once: nobody sees otherwise that it is wrong."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Silent:
     """The API gives no answer now, so an end may be noticed late. Reported once per outage."""
 
@@ -57,7 +64,7 @@ class Silent:
 
 
 Outcome: TypeAlias = Ended | Gone
-Event: TypeAlias = Outcome | Connected | Away | Silent | Hidden
+Event: TypeAlias = Outcome | Connected | Away | Silent | Hidden | Absent
 
 
 async def wait(
@@ -170,6 +177,8 @@ class _Waiter:
         self._away = False
         self._hidden: set[str] = set()
         """Those that were reported as Hidden."""
+        self._absent: set[str] = set()
+        """Those that were reported as Absent."""
 
     async def guarded(self, work: Awaitable[None]) -> None:
         try:
@@ -248,6 +257,9 @@ class _Waiter:
         elif found.detail and run_id not in self._hidden:
             self._hidden.add(run_id)
             self.events.put_nowait(Hidden(run_id, found.detail))
+        elif not (found.detail or self.pending[run_id] or run_id in self._absent):
+            self._absent.add(run_id)
+            self.events.put_nowait(Absent(run_id))
 
     def _look(self, run_id: str, run: RunData) -> None:
         self.pending[run_id] = True

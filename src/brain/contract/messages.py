@@ -57,11 +57,12 @@ Micros = int
 """A time in microseconds since 1970-01-01T00:00:00Z: PostgreSQL's own resolution."""
 
 
-def _drop_default(schema: dict[str, Any]) -> None:
+def no_default(schema: dict[str, Any]) -> None:
+    """Of a field that may be absent."""
     schema.pop("default", None)
 
 
-Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_drop_default)]
+Optional: TypeAlias = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=no_default)]
 """A field that is absent, never null, where the row has NULL."""
 
 

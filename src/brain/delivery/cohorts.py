@@ -65,7 +65,7 @@ class Client:
         raise NotImplementedError
 
     def drop(self, error: Exception) -> None:
-        """Close the connection because writing to it has raised this."""
+        """Close the connection because serving it has raised this."""
         raise NotImplementedError
 
 

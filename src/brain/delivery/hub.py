@@ -19,10 +19,10 @@ The invariant: a client has been sent everything up to its seq (a live one: up t
 its group), as it was or superseded by something newer. What is newer is pending in its lane.
 
 Rules R3 and R14. The others are in pending.py (R7, R8, W), lanes.py, groups.py and shared.py (L),
-rotation.py (R1, R2, R6, R16), batches.py (R17), catch_up.py (R4, R5, R12, R18, I1), freshness.py
-(I2), pace.py (P), board.py (R9 to R11, R13), log.py (R15) and tombstones.py (T). Each names a test
-that fails without it. In addition, tests/unit/delivery/mutants.py removes every rule, and a random
-history then goes wrong.
+rotation.py (R1, R2, R6, R16), batches.py (R17), catch_up.py (R4, R5, R12, R18, I1),
+source_messages.py (I2), pace.py (P), board.py (R9 to R11, R13), log.py (R15) and tombstones.py (T).
+Each names a test that fails without it. In addition, tests/unit/delivery/mutants.py removes every
+rule, and a random history then goes wrong.
 
 R3   A client that drains is live again, and has missed nothing, if it was sent nothing but batches
      and its group is still where it was. Otherwise it is ready, and the tick sends it what it
@@ -49,13 +49,13 @@ from brain.delivery.board import Board, Push
 from brain.delivery.catch_up import NOT_BEGUN, CatchUp
 from brain.delivery.cohorts import Client, Cohort, Cohorts
 from brain.delivery.counts import Counts
-from brain.delivery.freshness import Freshness
 from brain.delivery.groups import GROUP, Group
 from brain.delivery.lanes import Lanes
 from brain.delivery.pace import EARLY, Pace
 from brain.delivery.pending import Pending
 from brain.delivery.rotation import Rotation
 from brain.delivery.shared import COMPARED
+from brain.delivery.source_messages import SourceMessages
 
 
 class Hub:
@@ -102,7 +102,7 @@ class Hub:
             self._lanes,
             self.counts,
             max_writes=max_group,
-            failed=self._failed,
+            failed=self.fail,
             observe=observe,
         )
         self._catch_up = CatchUp(
@@ -116,7 +116,7 @@ class Hub:
             live=self._live,
             missed_deletes=self._missed_deletes,
         )
-        self._freshness = Freshness(self, report, clock=clock, call_later=call_later)
+        self._source_messages = SourceMessages(self, report, clock=clock, call_later=call_later)
         self._dead_floor = 0
         """The board's, when clients that include `deleted` were last ended to start over."""
 
@@ -146,7 +146,7 @@ class Hub:
         client.goal = self.board.seq if cohort.ready else None
         self.clients += 1
         if cohort.source:
-            self._freshness.add(client)
+            self._source_messages.add(client)
         if subscription.since is not None:
             seq = self.board.since(subscription.since, deleted=cohort.deleted)
             if seq is None:
@@ -164,7 +164,7 @@ class Hub:
             self._catch_up.add(client)
             self._alarm.set(0)
             if cohort.source and not self.begun:
-                self._freshness.greet(client)
+                self._source_messages.greet(client)
             return
         group = self._lanes.home(cohort)
         if cohort.deleted and group.position < self.board.seq:  # (R14)
@@ -184,7 +184,7 @@ class Hub:
         if client.paused:  # `ready` has filled its transport
             self._cut_off(client, group)
         elif group.cohort.source:
-            self._freshness.greet(client)
+            self._source_messages.greet(client)
 
     def position_time(self, client: Client) -> Micros:
         """A `since` from which nothing is lost to this live client (I1)."""
@@ -200,7 +200,7 @@ class Hub:
             client.group.live.discard(client)
         client.cohort, client.group, client.seq = None, None, 0
         if cohort.source:
-            self._freshness.forget_one()
+            self._source_messages.forget_one()
         if self._cohorts.remove(cohort):
             for group in list(cohort.groups):
                 self._lanes.close(group)
@@ -258,7 +258,7 @@ class Hub:
         try:
             write(data)
         except Exception as error:  # noqa: BLE001 - one client's failure must not end the caller
-            self._failed(client, error)
+            self.fail(client, error)
 
     def _start_over(self) -> None:
         """End the clients that include `deleted` (T6, T7): the catch-up does it, in its budget."""
@@ -271,7 +271,8 @@ class Hub:
                     self._catch_up.add(client)
                     self._alarm.set(0)
 
-    def _failed(self, client: Client, error: Exception) -> None:
+    def fail(self, client: Client, error: Exception) -> None:
+        """Serving the client has raised this: it is counted, and ended."""
         self.counts.failures += 1
         self.leave(client)
         client.drop(error)

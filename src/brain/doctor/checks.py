@@ -131,7 +131,7 @@ async def _inspect(
     try:
         inspection = await inspect(conn, table)
     except TableError as error:
-        report.findings.append(unusable(table, error))
+        report.findings.append(unusable(error))
         return None
     application = conn.info.parameter_status("application_name") or APPLICATION
     return Context(

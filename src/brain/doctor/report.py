@@ -1,6 +1,7 @@
 """What `brain doctor` finds, as text for people and as JSON for programs."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
@@ -92,7 +93,8 @@ class Report:
     def json(self) -> str:
         return json.dumps({"status": self.status} | asdict(self), indent=2)
 
-    def text(self) -> str:
+    def text(self, program: str = "brain") -> str:
+        """`program`: how a hint calls Brain."""
         version = f", PostgreSQL {self.version}" if self.version else ""
         lines = [f"{self.database}{version}, table {self.table}", ""]
         for finding in sorted(self.findings, key=lambda finding: -EXIT_STATUSES[finding.level]):
@@ -100,7 +102,8 @@ class Report:
             lines.append(f"  detail  {finding.detail}.")
             label = "hint"
             for line in finding.hint.splitlines():
-                lines.append(f"  {label:6}  {line}")
+                called = re.sub("^brain ", lambda _: f"{program} ", line)
+                lines.append(f"  {label:6}  {called}")
                 label = ""
             lines.append("")
         conclusion = {

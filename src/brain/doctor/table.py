@@ -6,15 +6,12 @@ from brain.doctor.indexes import check_unique
 from brain.doctor.report import NO_CHANGES, Finding, Level
 from brain.postgres.column_map import guess
 from brain.postgres.privileges import Missing, missing_privileges
-from brain.postgres.table import MissingTableError, Table, TableError
+from brain.postgres.table import TableError
 from brain.postgres.table_warnings import table_warnings
 
 
-def unusable(table: Table, error: TableError) -> Finding:
-    hint = error.hint
-    if isinstance(error, MissingTableError):
-        hint = f"brain init-db  # or name another table than {table} in BRAIN_TABLE"
-    return Finding("table", "broken", str(error), NO_CHANGES, hint)
+def unusable(error: TableError) -> Finding:
+    return Finding("table", "broken", str(error), NO_CHANGES, error.hint)
 
 
 async def readable(context: Context) -> list[Finding]:

@@ -46,7 +46,7 @@ class Appender:
         """Why this leader writes nothing more."""
 
     async def events(self, body: bytes, numbered: Callable[[int], object] | None = None) -> None:
-        """`numbered` is told the number of the (last) message before it is sent.
+        """`numbered` receives the number of the (last) message before it is sent.
 
         Raises NATSError.
         """
@@ -93,7 +93,7 @@ class Appender:
         try:
             seq = await asyncio.shield(sending)
         except asyncio.CancelledError:
-            # The caller that cancels writes behind it, or does not know whether it has arrived.
+            # The message is sent, and cannot be taken back. A resignation goes behind it.
             try:
                 await outlast(sending)
             finally:

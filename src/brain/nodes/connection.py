@@ -123,7 +123,7 @@ def _after(lines: Sequence[str], words: str) -> int:
 
 
 class Connection:
-    """`async with` keeps it open. `renewed` is called after each time that it was opened."""
+    """`async with` keeps it open."""
 
     def __init__(self, access: Access, name: str, timing: NodeTiming) -> None:
         self.detail = "connecting"
@@ -138,7 +138,6 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._failures = 0
-        self._renewed: list[Callable[[], object]] = []
 
     @property
     def is_open(self) -> bool:
@@ -150,9 +149,6 @@ class Connection:
         if self._client is None or not self._client.is_connected:
             raise Unanswered(f"no connection to NATS: {self.detail}")
         return self._client
-
-    def on_renewed(self, call: Callable[[], object]) -> None:
-        self._renewed.append(call)
 
     async def __aenter__(self) -> Self:
         """Does not wait until it is open. Raises CredentialsError."""
@@ -217,8 +213,6 @@ class Connection:
     async def _opened(self) -> None:
         self.generation += 1
         self.detail = ""
-        for call in self._renewed:
-            call()
 
     async def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -304,7 +298,9 @@ def answered(answer: Msg) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(answer.data)
     except ValueError:
-        raise Unanswered(f"not JetStream has answered: {answer.data[:40]!r}") from None
+        raise Unanswered(
+            f"something else than JetStream has answered: {answer.data[:40]!r}"
+        ) from None
     if "error" in document:
         error = document["error"]
         raise Refused(error.get("err_code", 0), error.get("description", "an error"))

@@ -2,14 +2,14 @@
 
 (N2) A node that has heard nothing from the log for 3 s, is connected, and has applied all that
 came, claims the log: it appends a claim, which must come behind the last message there is. Of
-several that try, one gets in. Who reads his own claim as the last one leads, whether or not anybody
-has confirmed it. (An advisory lock, a slot's name and a lease each fail to fence a leader that was
-suspended and wakes up.)
-test_who_reads_his_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
+several that try, one gets in. A node that reads its own claim as the last one leads, whether or not
+NATS has confirmed it to the node. (An advisory lock, a slot's name and a lease each fail to fence a
+leader that was suspended and wakes up.)
+test_a_node_that_reads_its_own_claim_leads, test_a_node_that_wakes_up_does_not_claim
 
 (N10) A node that is stopped resigns behind its last message, so that another one claims at once. It
-claims nothing any more.
-test_a_node_that_is_stopped_resigns
+claims nothing any more, and resigns also behind a claim that was in flight.
+test_a_node_that_is_stopped_resigns, test_a_node_that_is_stopped_while_it_claims_resigns
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import structlog
 
+from brain.nodes.appender import Appender
 from brain.nodes.connection import NATSError
 from brain.nodes.leader import GivesUp, Leader
 from brain.nodes.log import Log, Superseded
@@ -69,7 +70,7 @@ class Leadership:
         """How often in a row this node has led for a moment only."""
         self._told = ""
         self._before: set[asyncio.Task[None]] = set()
-        """Leaders that may not have ended yet."""
+        """Leaders of before that may not have ended yet."""
         relay.claimed = self._claimed
 
     async def watch(self) -> None:
@@ -115,7 +116,9 @@ class Leadership:
             wait = random.uniform(0, self._timing.heartbeat / 5)
             return now - max(self._tried, self._state.heard) > wait
         if base == "log" and self._was_last():
-            wait = min(self._timing.silence, self._timing.heartbeat / 5 * float(2**self._lost))
+            wait = min(
+                self._timing.silence, self._timing.heartbeat / 5 * 2.0 ** min(self._lost, 32)
+            )
             return now - self._tried > wait
         vacant_since = self._relay.vacant_since
         if vacant_since < now and base != "log":
@@ -203,9 +206,20 @@ class Leadership:
             self._task = asyncio.create_task(self._run(leader), name="leader")
         else:
             self._state.role = "follower"
+            if claim.node == self._node:  # it was in flight when this node was stopped (N10)
+                self._remember(asyncio.create_task(self._resign(claim.seq), name="resign"))
+
+    async def _resign(self, epoch: int) -> None:
+        """Behind a claim of this node, which does not lead."""
+        with contextlib.suppress(NATSError):
+            await Appender(self._log, epoch, head=dict, timing=self._timing).resign()
+            log.info("resigned", epoch=epoch)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         task.cancel()
+        self._remember(task)
+
+    def _remember(self, task: asyncio.Task[None]) -> None:
         self._before.add(task)
         task.add_done_callback(self._before.discard)
 

@@ -193,7 +193,7 @@ class Node:
             elif not self._relay.is_readable:
                 state.away(self._relay.later, UPGRADE_HINT)
             elif max(silent, 0.0 if self._relay.loads else leaderless) > timing.leaderless:
-                why = self._relay.later or self._leadership.obstacle
+                why = self._relay.later or self._leadership.obstacle or self._relay.obstacle
                 hint = UPGRADE_HINT if self._relay.later else NATS_HINT
                 state.away(f"nobody writes the log{why and ': '}{why}", hint)
             elif loading > timing.leaderless:

@@ -81,6 +81,8 @@ class Relay:
         self.loads = "starting"
         """Why this node must load the log: "" if it follows."""
         self._loads_since = float("inf")
+        self.obstacle = ""
+        """Why the log could not be read the last time; "" if it answers."""
         self._newest: tuple[str, Claim] | None = None
         """The last claim that was read, also while the log is loaded, and of which stream."""
         self._applied = 0
@@ -206,8 +208,8 @@ class Relay:
     # The source.
 
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
-        told, clock = "", asyncio.get_running_loop().time
-        self._loads_since = clock()
+        told = ""
+        self._loads_since = asyncio.get_running_loop().time()
         while True:
             while not self._log.connection.is_open:
                 await asyncio.sleep(self._timing.pause / 2)
@@ -218,21 +220,33 @@ class Relay:
                         yield several
                         self._yielding = False
             except LoadAgain as error:
-                self._loads_since = self._loads_since if self.loads else clock()
-                self.loads = str(error)
-                self._search.again()
+                self._load_again(str(error))
                 log.warning("the log does not go on", detail=str(error))
             except NATSError as error:
-                if str(error) != told:
-                    told = str(error)
+                self.obstacle = str(error)
+                if self.obstacle != told:
+                    told = self.obstacle
                     log.warning("the log cannot be read", detail=told)
+            except Exception as error:
+                # A bug in Brain, or an answer of NATS that nobody expects. What was read may not
+                # have been applied. The clients stay connected.
+                log.exception("the log cannot be read")
+                self._load_again(f"a bug in Brain: {error!r}")
+                await asyncio.sleep(self._timing.heartbeat)
             finally:
                 self._yielding = False
                 self._reader = None
             await asyncio.sleep(self._timing.pause)
 
+    def _load_again(self, why: str) -> None:
+        if not self.loads:
+            self._loads_since = asyncio.get_running_loop().time()
+        self.loads = why
+        self._search.again()
+
     async def _events(self) -> AsyncGenerator[Sequence[Event]]:
         facts = await self._log.facts()
+        self.obstacle = ""
         if not self.loads and (gone := self._does_not_go_on(facts)):
             raise LoadAgain(gone)
         self.note_idle(facts)

@@ -57,7 +57,7 @@ class Search:
         self._timing = timing
 
     def again(self) -> None:
-        """The log must be loaded, or was."""
+        """Begin again: the log must be loaded, or it just was."""
         self.stuck, self.own = False, None
 
     def take_own(self) -> Claim | None:

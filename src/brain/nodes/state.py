@@ -23,8 +23,8 @@ HINT = "look at NATS (BRAIN_NATS_URL) and at the logs of the other nodes, or run
 
 @dataclass(slots=True)
 class NodeState:
-    """`source` is what /readyz, clients and metrics are told of the source: what the leader says,
-    or that the log is away.
+    """`source` is what /readyz, messages and metrics say of the source: what the leader says, or
+    that the log is away.
     """
 
     source: SourceState
@@ -41,7 +41,7 @@ class NodeState:
     heard: float = -math.inf
     """When, by the loop's clock, the last message of the log was read."""
     led: float = -math.inf
-    """The same for a message that only a leader writes which can do more than claim."""
+    """The same for a message that a leader has written behind its claim."""
     at_end: float = -math.inf
     """When this node was last at the end of the log."""
     _late: float | None = None
@@ -63,6 +63,8 @@ class NodeState:
         """What the leader has just said of its source."""
         now = asyncio.get_running_loop().time()
         source = self.source
+        if source.code == "nats" and status["source"] != "none":
+            log.info("source", now=status["source"])  # what `away` has said is over
         source.source, source.code = status["source"], status["code"]
         source.detail, source.hint = status["detail"], status["hint"]
         source.warnings = decode_warnings(status.get("warnings", ()))

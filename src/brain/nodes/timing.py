@@ -21,8 +21,8 @@ class NodeTiming:
     heartbeat: float = 0.5
     """A leader says at least this often that it lives."""
     append: float = 2.0
-    """How long the log may take to confirm a message. Less than `silence`: who leads no longer
-    knows it before somebody else does."""
+    """How long the log may take to confirm a message. Less than `silence`: a leader that cannot
+    write stops before another node leads."""
     request: float = 2.0
     """The same for every other request."""
     watchdog: float = 2.5
@@ -46,7 +46,9 @@ class NodeTiming:
 
     @classmethod
     def of(cls, silence: float) -> "NodeTiming":
-        """With the other deadlines in proportion: who may lead no longer must know it first."""
+        """With the other deadlines in proportion, so that a leader that cannot write stops before
+        another node leads.
+        """
         share = min(1.0, silence / 3)
         return cls(
             silence=silence,

@@ -29,7 +29,7 @@ CANDIDATES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ExampleRun:
     body: Mapping[str, object] | None
     """Of a POST that creates the run. None if the API cannot create one in this table."""
     insert: str = ""
@@ -40,7 +40,7 @@ class Example:
     """Why there is no command for the one or the other."""
 
 
-def usual(table: Table) -> Example:
+def usual(table: Table) -> ExampleRun:
     """For a table that cannot be looked at yet."""
     names = {field: _quoted(name, field) for field, name in table.columns.created().items()}
     schema, name = _quoted(table.schema, "public"), _quoted(table.name, "runs")
@@ -48,7 +48,7 @@ def usual(table: Table) -> Example:
         f"UPDATE {name if table.schema == 'public' else f'{schema}.{name}'}"
         f" SET {names['status']}='running' WHERE {names['id']}='test-run-1'"
     )
-    return Example({"id": "test-run-1"}, update=update)
+    return ExampleRun({"id": "test-run-1"}, update=update)
 
 
 def _quoted(name: str, usual_name: str) -> str:
@@ -56,7 +56,7 @@ def _quoted(name: str, usual_name: str) -> str:
     return name if name == usual_name else sql.Identifier(name).as_string()
 
 
-async def look(url: str, table: Table, decoder: Decoder) -> Example:
+async def look(url: str, table: Table, decoder: Decoder) -> ExampleRun:
     """Raises TableError, psycopg.Error."""
     async with await connect(url, "brain-example", statement_timeout="2s", lock_timeout="1s") as c:
         return await _Writer(c, table, decoder, await describe(c, table)).example()
@@ -162,7 +162,7 @@ class _Writer:
         self._name = ""
         """In SQL."""
 
-    async def example(self) -> Example:
+    async def example(self) -> ExampleRun:
         oid = self._description.oid
         row = await (await self._conn.execute(_TABLE, (oid,))).fetchone()
         assert row is not None
@@ -174,16 +174,18 @@ class _Writer:
             created, body, insert, lacks = await self._create()
         if not may_update:
             lacks = lacks or f"this role may not update {self._table}"
-            return Example(body, insert, "", lacks)
+            return ExampleRun(body, insert, "", lacks)
         if created:
             word = self._next(self._first())
         else:
             created, word = await self._existing()
             if not created:
-                return Example(body, insert, "", lacks or "Brain cannot tell the id of the new run")
+                return ExampleRun(
+                    body, insert, "", lacks or "Brain cannot tell the id of the new run"
+                )
         status, run_id = self._quoted("status"), self._quoted("id")
         update = f"UPDATE {self._name} SET {status}={_literal(word)} WHERE {run_id}={created}"
-        return Example(body, insert, update, lacks)
+        return ExampleRun(body, insert, update, lacks)
 
     def _column(self, field: str) -> _Column:
         return self._columns[self._description.columns[field].name]

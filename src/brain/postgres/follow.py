@@ -34,6 +34,7 @@ from brain.postgres.polling import Mode, Polling
 from brain.postgres.progress import Progress
 from brain.postgres.promotion import Promoted, Promotion
 from brain.postgres.records import Records
+from brain.postgres.remedies import remedy
 from brain.postgres.replication import StreamLost, StreamSilent, Watched, always
 from brain.postgres.source_state import SourceState
 from brain.postgres.streaming import Streaming
@@ -51,6 +52,7 @@ class Follow:
     `application` names its connections. It must not be the name of a synchronous standby.
     `progress`: where to continue, if the table was followed before. Give it or `records`, not both.
     `watched`: whether a client waits for changes. If none does, the stream is read less often.
+    `foreign`: the database is not Brain's own, which it starts again by itself.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Follow:
         records: Records | None = None,
         progress: Progress | None = None,
         watched: Watched = always,
+        foreign: bool = True,
     ) -> None:
         self.state = SourceState()
         self._url = url
@@ -78,6 +81,7 @@ class Follow:
         self._application = application
         self._timing = timing
         self._watched = watched
+        self._foreign = foreign
         if progress is None:
             progress = Progress(records=records if records is not None else Records())
         self._progress = progress
@@ -116,7 +120,8 @@ class Follow:
             except TableError as error:
                 self.state.change("none", "table", str(error), error.hint)
             except (psycopg.Error, OSError, TimeoutError, StreamSilent) as error:
-                self.state.change("none", "away", error_line(error))
+                hint = remedy(error, self._url, self._table) if self._foreign else ""
+                self.state.change("none", "away", error_line(error), hint)
             except Exception as error:
                 # A bug in Brain. After it the loop begins again with a poll, which corrects the
                 # board. The clients stay connected.

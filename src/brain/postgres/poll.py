@@ -321,8 +321,13 @@ class Poll:
                 visible, at = PgSnapshot.parse(str(row[0])), int(str(row[1]))
                 self.progress.records.compare(at)
                 while row is not None:
-                    taken, row = row, await anext(answer, None)
-                    rows.take(taken, visible)
+                    # One deadline for many rows: it costs as much as a row.
+                    async with deadline(seconds, "the rest of a scan"):
+                        for _ in range(PIECE):
+                            taken, row = row, await anext(answer, None)
+                            rows.take(taken, visible)
+                            if row is None or len(rows.changed) == PIECE:
+                                break
                     if len(rows.changed) == PIECE:
                         yield Snapshot(rows.take_changed(), at, complete=False, new=new), None
                         new = False

@@ -304,7 +304,8 @@ async def describe(conn: Conn, table: Table) -> Description:
         raise MissingTableError(
             f"there is no table {table} in database {conn.info.dbname!r}: "
             "create it with `brain init-db`, or name another table in BRAIN_TABLE"
-            + await _alike(conn, table)
+            + await _alike(conn, table),
+            f"brain init-db  # or name another table than {table} in BRAIN_TABLE",
         )
     oid, kind, persistence, replica, key, identity, columns, tree = (value or "" for value in row)
     found = {

@@ -95,6 +95,7 @@ BY_SQLSTATE: dict[str, tuple[UnavailableCode, str, str]] = {
         "what answers is a pooler, which does not support replication",
         "name the database itself in BRAIN_DATABASE_URL",
     ),
+    "53100": ("other", "the disk of PostgreSQL is full", "make room on the disk of PostgreSQL"),
     "0A000": ("unsupported", "this server has no logical replication", ""),
 }
 """SQLSTATE: the code, the detail and the hint."""
@@ -125,6 +126,8 @@ def from_error(error: psycopg.Error, user: str) -> StreamUnavailable:
     sqlstate = error.sqlstate or next(
         (sqlstate for text, sqlstate in _SQLSTATE_BY_TEXT.items() if text in str(error)), ""
     )
+    if sqlstate == "55000" and "max_replication_slots" in str(error):  # it is 0
+        sqlstate = "53400"
     meaning = from_sqlstate(sqlstate, user)
     # libpq's words for a refusal would alarm where Brain polls, and works.
     said = _LIBPQ.sub("", error_line(error)) if sqlstate else error_line(error)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from brain.access.grants import Grant, TokenError
@@ -80,7 +81,7 @@ class TokenConnection(Connection):
             self._refuse(error.rejection)
             return
         except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
-            self.drop(error)
+            self._all.hub.fail(self, error)
             return
         self._grant = grant
         self._cancel()
@@ -99,7 +100,9 @@ class TokenConnection(Connection):
         if left <= 0:
             self._refuse(Rejection("token", "the token has expired"))
         else:
-            self._timer = self._all.loop.call_later(min(left, MAX_TIMER), self._watch, grant)
+            # Tokens of many clients may expire in the same second.
+            later = partial(self._all.queue.add, partial(self._watch, grant))
+            self._timer = self._all.loop.call_later(min(left, MAX_TIMER), later)
 
     def _refuse(self, rejection: Rejection) -> None:
         close_code = REJECTIONS[rejection.code].close_code

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn
 
 import httptools
+import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -31,10 +32,12 @@ from brain.server.answers import raw_answer, reject
 from brain.server.authentication import TokenConnection, permitted
 from brain.server.handshake import Handshake, HandshakeError, parse_handshake
 from brain.server.probes import BARE, is_probe
-from brain.server.protocols import other_protocol
+from brain.server.protocols import head_without_upgrade, other_protocol
 from brain.server.refused import Refused
 from brain.server.state import BEHIND, CLOSING, UNREAD, ServerState
 from brain.server.websocket import Connection
+
+log = structlog.get_logger()
 
 _NOT_HTTP = Rejection("malformed", "the request is not HTTP")
 _NOT_A_URL = Rejection(
@@ -67,6 +70,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self._parse_error = _NOT_HTTP
         """Why the parser stopped, if a callback stopped it."""
         self._upgrade_task: asyncio.Task[None] | None = None
+        self._unread = b""
+        """What has arrived and waits in the work queue."""
         self.peer = ""
         self.accepted = 0.0
         self.heard = 0.0
@@ -93,6 +98,9 @@ class HTTPProtocol(HttpToolsProtocol):
         else:
             self._rejection = entered
         self.accepted = self.heard = self.loop.time()
+        if peer is None:  # it has reset the connection while Brain was busy, and hears no answer
+            transport.abort()
+            return
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -141,6 +149,19 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if not self._unread:
+            self._state.connections.queue.add(self._read)
+        self._unread += data
+        if len(self._unread) > self._limits.max_head:
+            self._read()  # a flood must not gather
+
+    def eof_received(self) -> None:
+        self._read()  # the transport closes when this returns
+
+    def _read(self) -> None:
+        data, self._unread = self._unread, b""
+        if not data or self.transport.is_closing():
+            return
         if self not in self._state.waiting and not self._unanswered():
             # Before the parser reports that a request begins: an empty line before it begins none.
             self._expect_request()
@@ -168,25 +189,14 @@ class HTTPProtocol(HttpToolsProtocol):
                 return
 
     def _without_upgrade(self) -> bytes:
-        """The head just parsed, for a new parser, without the upgrade that Brain ignores (RFC 9110,
-        section 7.8). The old one takes what follows a head with an upgrade for another protocol,
-        also where it is a body.
-        """
-        head = [b"%s %s HTTP/%s" % (
-            self.parser.get_method(), self.url, self.parser.get_http_version().encode()
-        )]  # fmt: skip
-        for name, value in self.headers:
-            if name == b"connection":
-                options = [each for each in value.split(b",") if each.strip().lower() != b"upgrade"]
-                if options:
-                    head.append(b"%s:%s" % (name, b",".join(options)))
-            elif name != b"upgrade":
-                head.append(b"%s:%s" % (name, value))
+        """The head just parsed, for a new parser: the old one would not parse a body behind it."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        head = head_without_upgrade(method, self.url, version, self.headers)
         self.parser = httptools.HttpRequestParser(self)
         # As uvicorn does, for what a client sends behind a request with `Connection: close`.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._in_head, self._room = True, self._limits.max_head
-        return b"\r\n".join([*head, b"", b""])
+        return head
 
     def _too_large(self) -> Rejection:
         if self._in_head:
@@ -323,10 +333,18 @@ class HTTPProtocol(HttpToolsProtocol):
         elif wait or self._state.tokens is not None or self._state.is_ahead(subscription.since):
             self.transport.pause_reading()
             self._upgrade_task = self.loop.create_task(
-                self._upgrade_later(handshake, subscription, rest, client, wait), name="upgrade"
+                self._upgrade_or_abort(handshake, subscription, rest, client, wait), name="upgrade"
             )
         else:
             self._switch(handshake, subscription, rest, client, None)
+
+    async def _upgrade_or_abort(self, *upgrade: Any) -> None:
+        try:
+            await self._upgrade_later(*upgrade)
+        except Exception as error:
+            # A bug in Brain. Nothing is read from this connection, so nobody would see it end.
+            log.exception("connection failed", error=repr(error))
+            self.transport.abort()
 
     async def _upgrade_later(
         self,

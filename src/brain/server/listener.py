@@ -37,6 +37,9 @@ SPREAD, REQUESTS_AFTER, ABORT_AFTER = 1.0, 1.0, 3.0
 """Seconds of a shutdown: the close frames are spread over the first; HTTP requests are aborted
 after the second, WebSockets after the third."""
 
+LOOK = 0.02
+"""Seconds between two looks at what is left."""
+
 
 def trim_heap() -> None:
     """Return free heap pages to the OS: after 10 000 closed connections RSS stays up 58 MB without
@@ -157,7 +160,7 @@ class Server(uvicorn.Server):
         while True:
             await asyncio.sleep(self._state.limits.tidy_interval)
             self._state.tidy()
-            now = len(self._state.http) + self._state.limiter.websockets
+            now = self._state.open
             peak = max(peak, now)
             was_fallen, fallen = fallen, now + self._state.limits.crowd < peak and now < peak / 2
             if fallen:
@@ -194,9 +197,7 @@ class Server(uvicorn.Server):
             connection.end(SERVICE_RESTART.code, SERVICE_RESTART.reason)
             if i % 100 == 99:
                 # Spread, so that they do not all reconnect in the same instant.
-                await asyncio.sleep(
-                    began + SPREAD * (i + 1) / len(everyone) - connections.loop.time()
-                )
+                await self._pause(began + SPREAD * (i + 1) / len(everyone))
         while (connections.closing or unupgraded or requests) and not self.force_exit:
             now = connections.loop.time() - began
             if now >= REQUESTS_AFTER:
@@ -204,7 +205,7 @@ class Server(uvicorn.Server):
                     protocol.transport.abort()
             if now >= ABORT_AFTER:
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(LOOK)
         if connections.closing:
             log.warning(
                 "aborted", clients=len(connections.closing), detail="they did not close in time"
@@ -219,3 +220,10 @@ class Server(uvicorn.Server):
                 request.cancel()
             await asyncio.wait(requests, timeout=CANCEL_TIMEOUT)
         await super().shutdown(sockets)
+
+    async def _pause(self, until: float) -> None:
+        """Until this time, or a second signal."""
+        clock = self._state.connections.loop.time
+        await asyncio.sleep(0)
+        while not self.force_exit and (left := until - clock()) > 0:
+            await asyncio.sleep(min(left, LOOK))

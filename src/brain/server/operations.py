@@ -57,6 +57,11 @@ def _shown(description: str, example: Any, content_type: str = "application/json
     return {"description": description, "content": content}
 
 
+def _seconds(value: float) -> float | None:
+    """JSON has no infinity."""
+    return round(value, 3) if math.isfinite(value) else None
+
+
 Collect: TypeAlias = Callable[[], Awaitable[dict[str, Any] | None]]
 """Asks all workers for what `report` says, as one. None if their supervisor does not answer."""
 
@@ -91,11 +96,11 @@ class Operations:
             "code": state.code,
             "detail": "the server is stopping" if server.closing else state.detail or None,
             "hint": state.hint or None,
-            "lag_seconds": round(parts.lag(), 3) if parts.board.begun else None,
+            "lag_seconds": _seconds(parts.lag()) if parts.board.begun else None,
             "role": node.role,
             "epoch": node.epoch,
             "position": node.position,
-            "log_lag_seconds": round(node.lag, 3) if math.isfinite(node.lag) else None,
+            "log_lag_seconds": _seconds(node.lag),
             "since_seconds": round(parts.since(now), 3),
             "since_detail": parts.records.voided or None,
             "resume_seconds": round(parts.resume(now), 3),

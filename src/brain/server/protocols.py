@@ -1,4 +1,6 @@
-"""Other protocols than HTTP/1.1, which clients speak to this port by mistake."""
+"""Other protocols than HTTP/1.1: those that clients speak to this port by mistake, or ask for."""
+
+from collections.abc import Iterable
 
 from brain.access.rejections import Rejection
 
@@ -15,3 +17,20 @@ def other_protocol(data: bytes) -> Rejection | None:
         if data.startswith(beginning):
             return Rejection("malformed", detail)
     return None
+
+
+def head_without_upgrade(
+    method: bytes, target: bytes, http_version: str, headers: Iterable[tuple[bytes, bytes]]
+) -> bytes:
+    """The head of this request without the upgrade that Brain ignores (RFC 9110, section 7.8).
+    Names of headers are in lower case.
+    """
+    head = [b"%s %s HTTP/%s" % (method, target, http_version.encode())]
+    for name, value in headers:
+        if name == b"connection":
+            options = [each for each in value.split(b",") if each.strip().lower() != b"upgrade"]
+            if options:
+                head.append(b"%s:%s" % (name, b",".join(options)))
+        elif name != b"upgrade":
+            head.append(b"%s:%s" % (name, value))
+    return b"\r\n".join([*head, b"", b""])

@@ -59,6 +59,11 @@ class ServerState:
         self.connections.fault = lambda peer: self.limiter.fault(peer, clock())
 
     @property
+    def open(self) -> int:
+        """Connections, HTTP and WebSocket."""
+        return len(self.http) + self.limiter.websockets
+
+    @property
     def limits(self) -> Limits:
         return self.connections.limits
 
@@ -68,10 +73,9 @@ class ServerState:
 
     def make_room(self) -> Rejection | None:
         """For a connection just accepted: close the one idle longest, or return a rejection."""
-        everybody = len(self.http) + self.limiter.websockets
-        if everybody > self.limiter.room:
+        if self.open > self.limiter.room:
             detail = (
-                f"{everybody - 1} connections are open, and this process has file descriptors "
+                f"{self.open - 1} connections are open, and this process has file descriptors "
                 "for no more (ulimit -n)"
             )
         elif len(self.http) > self.limits.max_unupgraded:

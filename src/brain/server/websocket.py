@@ -35,9 +35,9 @@ from brain.contract.messages import PING, text_frame
 from brain.contract.subscription import Subscription
 from brain.delivery.cohorts import Client
 from brain.delivery.hub import Hub
-from brain.server.departures import Departures
 from brain.server.limits import Limits
 from brain.server.uptake import is_stalled
+from brain.server.work_queue import WorkQueue
 
 log = structlog.get_logger()
 
@@ -84,11 +84,11 @@ class Connections:
     """Called with the address of each client that broke a rule."""
     swept: list[float] = field(default_factory=lambda: [0.0] * SHARES)
     """When each share was last pinged."""
-    departures: Departures = field(init=False)
+    queue: WorkQueue = field(init=False)
     _next: "itertools.cycle[int]" = field(default_factory=lambda: itertools.cycle(range(SHARES)))
 
     def __post_init__(self) -> None:
-        self.departures = Departures(self.loop)
+        self.queue = WorkQueue(self.loop)
 
     def place(self) -> int:
         """The share of the next connection."""
@@ -110,7 +110,7 @@ class Connections:
             try:
                 connection.visit(now, last)
             except Exception as error:  # noqa: BLE001 - one client's failure must never end the round
-                connection.drop(error)
+                self.hub.fail(connection, error)
 
     def unsent(self) -> list[tuple[float, int, "Connection"]]:
         """Each client that does not keep up: when it was last heard, and its queued bytes."""
@@ -124,8 +124,8 @@ class Connections:
 
 
 class Connection(Client, asyncio.Protocol):
-    """Created when the 101 has been written; `start` joins the hub. `lost` is called once, at the
-    end.
+    """Created when the 101 has been written; `start` joins the hub. `lost` is called at the end,
+    perhaps twice.
     """
 
     __slots__ = (
@@ -142,6 +142,7 @@ class Connection(Client, asyncio.Protocol):
         "_reason",
         "_share",
         "_transport",
+        "_unread",
         "heard",
         "peer",
         "taken",
@@ -161,6 +162,7 @@ class Connection(Client, asyncio.Protocol):
         self._share = all_.place()
         self._discarded = 0
         self._left = False
+        self._unread = b""
         self.taken: int | None = None
         self.peer = peer
         self.paused = False
@@ -179,15 +181,28 @@ class Connection(Client, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = self._all.loop.time()
-        if self._protocol is None and len(data) == 6 and data.startswith(PONG_TO_IT):
+        if self._left:
+            self._discard(len(data))
             return
-        if self.write is _nowhere:
+        if not self._unread:
+            if self._protocol is None and len(data) == 6 and data.startswith(PONG_TO_IT):
+                return
+            self._all.queue.add(self._read)
+        self._unread += data
+        if len(self._unread) > self._all.limits.max_message:
+            self._read()  # a flood must not gather
+
+    def _read(self) -> None:
+        data, self._unread = self._unread, b""
+        if not data:
+            return
+        if self._left:  # Brain has ended it meanwhile
             self._discard(len(data))
             return
         try:
             self._parse(data)
         except Exception as error:  # noqa: BLE001 - whatever a client sends ends only that client
-            self.drop(error)
+            self._all.hub.fail(self, error)
 
     def _discard(self, size: int) -> None:
         """A closing client sent more, and only its end of stream matters now. A flood is not read
@@ -205,8 +220,12 @@ class Connection(Client, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends nothing more. True: it is not the transport that closes itself."""
-        self.write = _nowhere
-        self._all.departures.add(self._close)
+        if not self._unread:  # otherwise it may wait for an answer
+            self.write = _nowhere
+        if not self.unsent:
+            # Its socket is about to be closed: the client that comes back now finds its place free.
+            self._lost()
+        self._all.queue.add(self._close)
         return True
 
     def _close(self) -> None:
@@ -223,7 +242,8 @@ class Connection(Client, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.write = _nowhere
-        self._all.departures.add(partial(self._gone, exc))
+        self._lost()
+        self._all.queue.add(partial(self._gone, exc))
 
     def _gone(self, exc: Exception | None) -> None:
         self._leave(self._code, self._reason or (str(exc) if exc else ""))
@@ -237,7 +257,6 @@ class Connection(Client, asyncio.Protocol):
             self._protocol.parser.close()
             self._protocol.parser_exc = None
             self._protocol = None
-        self._lost()
         self._all.rejections.lines.info(
             "client disconnected",
             peer=self.peer,
@@ -351,8 +370,9 @@ class Connection(Client, asyncio.Protocol):
             self._leave(int(close.code), ascii(close.reason)[1:-1])
         else:
             self._leave(ABNORMAL_CLOSURE.code, "")
-        write(close_bytes)
-        self._transport.write_eof()
+        if not self._transport.is_closing():
+            write(close_bytes)
+            self._transport.write_eof()
 
     def _frame(self, frame: Frame) -> None:
         """Raises UnicodeDecodeError."""

@@ -56,9 +56,9 @@ class Channel:
             self._writer.write(_line({"kind": kind, **message}))
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Until the other side ends."""
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while line := await self._reader.readline():
+        """Until the other side ends. If it is killed, the last line may be a part of one."""
+        with contextlib.suppress(OSError):
+            while (line := await self._reader.readline()).endswith(b"\n"):
                 yield json.loads(line)
 
     async def flush(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -115,8 +116,19 @@ class NatsServer:
         return f"nats://{self.token}@127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Raises NatsServerError."""
-        folder = self._folder = self._configured()
+        """Raises NatsServerError, and leaves nothing behind then."""
+        try:
+            await self._start()
+        except (OSError, NatsServerError) as error:
+            await self.stop()
+            if isinstance(error, NatsServerError):
+                raise
+            raise NatsServerError(
+                f"nats-server did not start ({error.strerror}): fix that, {ALTERNATIVE}."
+            ) from error
+
+    async def _start(self) -> None:
+        folder = self._configured()
         self._began = time.monotonic()
         theirs, self._pipe = os.pipe()
         with tempfile.TemporaryFile() as output:
@@ -136,7 +148,6 @@ class NatsServer:
             while (port := self._listens_on(folder)) is None:
                 if self._guard.poll() is not None or time.monotonic() > deadline:
                     detail = last_lines(output) or _last_logged(folder) or "it said nothing"
-                    await self.stop()
                     raise NatsServerError(
                         f"nats-server did not start ({detail}): fix that, {ALTERNATIVE}."
                     )
@@ -149,6 +160,7 @@ class NatsServer:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="nats-", dir=self.data_dir)).resolve()
+            self._folder = folder
             # JSON is a form that its configuration may have.
             text = json.dumps(
                 {
@@ -193,10 +205,16 @@ class NatsServer:
             log.warning("nats-server died", restart_in=round(delay, 2))
             await self.stop()
             await asyncio.sleep(delay)
-            try:
-                await self.start()
-            except NatsServerError as error:
-                log.error("nats-server not started", detail=str(error))  # noqa: TRY400 - no bug
+            while not await self._is_started():
+                await asyncio.sleep(self.restarts.again())
+
+    async def _is_started(self) -> bool:
+        try:
+            await self.start()
+        except NatsServerError as error:
+            log.error("nats-server not started", detail=str(error))  # noqa: TRY400 - no bug
+            return False
+        return True
 
     async def stop(self) -> None:
         """The guard kills it: it keeps nothing."""
@@ -206,7 +224,11 @@ class NatsServer:
         if self._guard is not None:
             guard = self._guard
             if not await until(lambda: guard.poll() is not None, STOP_DEADLINE):
-                log.error("nats-server does not end", pid=guard.pid)
+                # The guard hangs, perhaps suspended. It is in a session of its own.
+                log.warning("nats-server killed", pid=guard.pid, detail="it did not end in time")
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(guard.pid, signal.SIGKILL)
+                await until(lambda: guard.poll() is not None, STOP_DEADLINE)
             self._guard = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -77,9 +77,10 @@ class WorkerProcess:
         note: Note,
         collect: Collect,
     ) -> "WorkerProcess":
-        """Start a process that listens on these sockets."""
+        """Start a process that listens on these sockets. Raises OSError."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as on_error, theirs:
+            on_error.callback(ours.close)
             assign(ours, sockets)
             # In a session of its own: Ctrl-C in a terminal reaches the supervisor alone, which
             # stops the workers. -P: not another `brain` that is in this folder.
@@ -89,12 +90,18 @@ class WorkerProcess:
                 env=dict(environ),
                 start_new_session=True,
             )
-        channel = await Channel.open(ours)
+            channel = await Channel.open(ours)
+            on_error.pop_all()
         return cls(number, process, channel, note=note, collect=collect)
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def hung_up(self) -> bool:
+        """Nothing comes from it any more: it has ended, or is about to."""
+        return self._reading.done()
 
     @property
     def state(self) -> State:
@@ -107,19 +114,27 @@ class WorkerProcess:
         return "ready" if self.document is not None and self.document["ready"] else "unready"
 
     async def _read(self) -> None:
-        async for message in self._channel.messages():
-            match message["kind"]:
-                case "started":
-                    if not self.started.done():
-                        self.started.set_result(message)
-                case "report":
-                    self._take_report(message)
-                case "collect":
-                    self._collect(self, message["id"])
+        try:
+            async for message in self._channel.messages():
+                self._take(message)
+        except Exception:
+            # Whatever it says next, nobody would hear it.
+            log.exception("worker killed", worker=self.number, pid=self.pid)
+            self.kill()
         if not self.started.done():
             self.started.set_result(None)
         for _, waiting in self._answers:
             waiting.cancel()
+
+    def _take(self, message: Message) -> None:
+        match message["kind"]:
+            case "started":
+                if not self.started.done():
+                    self.started.set_result(message)
+            case "report":
+                self._take_report(message)
+            case "collect":
+                self._collect(self, message["id"])
 
     def _take_report(self, message: Message) -> None:
         if (report := message["report"]) is not None:
@@ -131,7 +146,9 @@ class WorkerProcess:
                 waiting.set_result(None)
 
     async def ask(self, seconds: float = REPORT_DEADLINE) -> bool:
-        """Ask for a report. False if the worker is silent."""
+        """Ask for a report. False if the worker is silent, or has ended."""
+        if self.hung_up:
+            return False
         if self._asked - self._answered < MAX_QUESTIONS:
             self._asked += 1
             self._channel.send("report", id=self._asked)

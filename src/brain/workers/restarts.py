@@ -24,5 +24,9 @@ class Restarts:
         if time.monotonic() - began >= self.steady:
             self._failures = 0
         self.count += 1
+        return self.again()
+
+    def again(self) -> float:
+        """Seconds to wait after a start that has failed: no process has died."""
         self._failures += 1
         return self.back_off.delay(self._failures)

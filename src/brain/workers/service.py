@@ -7,8 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -16,8 +14,9 @@ from brain.config import DATABASE_VARIABLES, Settings, variables
 from brain.database import check_configured, database
 from brain.environment import unknown
 from brain.postgres.connection import redact
-from brain.postgres.example import Example
+from brain.postgres.example import ExampleRun
 from brain.server.sockets import hold
+from brain.signals import HangUp, end_soon
 from brain.started import Started
 from brain.workers.channel import Message
 from brain.workers.nats_server import nats_server
@@ -25,9 +24,6 @@ from brain.workers.restarts import Restarts
 from brain.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
-
-TERMINAL: Final = Path("/dev/tty")
-"""The terminal of this process. It cannot be opened if there is none."""
 
 
 async def serve_workers(settings: Settings, count: int, announce: Callable[[Started], None]) -> int:
@@ -40,8 +36,12 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
     gc.enable()  # `__main__` has disabled it for the imports
     task = asyncio.current_task()
     assert task is not None
+    status = 0
     # As in `app`: until there are workers, a signal stops the embedded PostgreSQL that starts.
-    _on_signals(task.cancel, lambda: None)
+    hang_up = HangUp()
+    hang_up.replace = _nothing
+    _on_signals(hang_up, task.cancel)
+    hang_up.listen()
     with contextlib.suppress(asyncio.CancelledError):
         async with contextlib.AsyncExitStack() as closing:
             held = hold(settings.host, settings.port)
@@ -58,18 +58,22 @@ async def serve_workers(settings: Settings, count: int, announce: Callable[[Star
                 )
                 environ["BRAIN_NATS_STORAGE"] = "memory"
             supervisor = Supervisor(count, held, environ, nats)
-            _on_signals(supervisor.stop, supervisor.replace)
+            hang_up.replace = supervisor.replace
+            _on_signals(hang_up, supervisor.stop)
             try:
                 begun = await supervisor.begin()
                 if isinstance(begun, int):
-                    return begun
-                announce(_started(Started(port, redact(url), embedded_port), begun))
-                await supervisor.run()
+                    status = begun
+                else:
+                    announce(_started(Started(port, redact(url), embedded_port), begun))
+                    await supervisor.run()
             finally:
                 await supervisor.end()
-                _on_signals(task.cancel, lambda: None)
+                hang_up.replace = _nothing
+                _on_signals(hang_up, task.cancel)
+    end_soon(status)
     log.info("stopped")
-    return 0
+    return status
 
 
 def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str, str]:
@@ -86,33 +90,17 @@ def worker_environ(environ: Mapping[str, str], port: int, url: str) -> dict[str,
 def _started(started: Started, message: Message) -> Started:
     example = message["example"]
     return replace(
-        started, detail=message["detail"], example=None if example is None else Example(**example)
+        started,
+        detail=message["detail"],
+        example=None if example is None else ExampleRun(**example),
     )
 
 
-def _on_signals(stop: Callable[[], object], replace: Callable[[], object]) -> None:
-    loop = asyncio.get_running_loop()
+def _on_signals(hang_up: HangUp, stop: Callable[[], object]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    had_terminal = _has_terminal()
-    closed = False
-
-    def hang_up() -> None:
-        # SIGHUP has two meanings. If the terminal in which Brain runs is closed, Brain ends: the
-        # signal then comes once or more, from the kernel and from the shell.
-        nonlocal closed
-        if not had_terminal or _has_terminal():
-            replace()
-        elif not closed:
-            closed = True
-            stop()
-
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    hang_up.stop = stop
 
 
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open(TERMINAL, os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
+def _nothing() -> None:
+    """There are no workers to replace."""

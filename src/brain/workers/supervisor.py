@@ -132,7 +132,7 @@ class Supervisor:
                 task.cancel()
 
     async def end(self) -> None:
-        """End all workers that there are."""
+        """End all workers, and wait until they have ended."""
         if self._processes:
             log.info("stopping", workers=len(self._processes))
         for process in self._processes:
@@ -152,6 +152,7 @@ class Supervisor:
             process.kill()
 
     async def _start(self, number: int) -> WorkerProcess:
+        """Raises OSError: out of processes or descriptors, or Python is being upgraded."""
         sockets = share(self._held)
         try:
             process = await WorkerProcess.start(
@@ -207,7 +208,22 @@ class Supervisor:
                     restart_in=round(delay, 2),
                 )
                 await asyncio.sleep(delay)
-                slot.process = await self._start(slot.number)
+                slot.process = await self._start_at_last(slot.number)
+
+    async def _start_at_last(self, number: int) -> WorkerProcess:
+        """Try until it starts: meanwhile the other workers serve."""
+        while True:
+            try:
+                return await self._start(number)
+            except OSError as error:
+                delay = self._restarts.again()
+                log.error(  # noqa: TRY400 - no bug
+                    "worker not started",
+                    worker=number,
+                    detail=str(error),
+                    restart_in=round(delay, 2),
+                )
+                await asyncio.sleep(delay)
 
     async def _restart_rolling(self) -> None:
         while True:
@@ -216,7 +232,10 @@ class Supervisor:
             # another round follows.
             self._replace_requested.clear()
             log.info("rolling restart", workers=self._count)
-            if all([await self._replace_process(slot) for slot in await self._leader_last()]):
+            for slot in await self._leader_last():
+                if not await self._replace_process(slot):
+                    break
+            else:
                 log.info("rolling restart done", workers=self._count)
 
     async def _leader_last(self) -> list[Slot]:
@@ -227,13 +246,13 @@ class Supervisor:
 
     async def _replace_process(self, slot: Slot) -> bool:
         async with slot.lock:
-            new = await self._start(slot.number)
+            try:
+                new = await self._start(slot.number)
+            except OSError as error:
+                _given_up(slot, str(error))
+                return False
             if (detail := await self._wait_ready(new)) is not None:
-                log.error(
-                    "rolling restart given up",
-                    worker=slot.number,
-                    detail=f"{detail}: the worker before it stays",
-                )
+                _given_up(slot, detail)
                 new.stop()
                 await self._wait_ended(new, self._timing.stop)
                 return False
@@ -282,8 +301,8 @@ class Supervisor:
         """The report of all workers: `readiness` and `metrics`."""
         asked = {each for each in self._processes if each.started.done()}
         answered = await self._ask(asked)
-        self._silences += len(asked - answered)
-        silent = asked - answered
+        silent = {each for each in asked - answered if not each.hung_up}
+        self._silences += len(silent)
         entries: list[tuple[dict[str, Any], Mapping[str, Any] | None]] = []
         for slot in self._slots:
             of_slot = {slot.process} | {p for p in self._processes if p.number == slot.number}
@@ -335,6 +354,14 @@ class Supervisor:
                 "samples": [("brain_worker_silences_total", {}, self._silences)],
             },
         ]
+
+
+def _given_up(slot: Slot, detail: str) -> None:
+    log.error(
+        "rolling restart given up",
+        worker=slot.number,
+        detail=f"{detail}: the worker before it stays",
+    )
 
 
 def _leads(document: Mapping[str, Any]) -> bool:

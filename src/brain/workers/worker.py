@@ -114,8 +114,13 @@ class Worker:
 
     def _send_report(self, number: int) -> None:
         assert self._channel is not None
-        report = None if self.report is None else self.report()
-        self._channel.send("report", id=number, report=report)
+        try:
+            report = None if self.report is None else self.report()
+            self._channel.send("report", id=number, report=report)
+        except Exception:
+            # A bug in a report makes this worker silent. It must not end `_follow`, which hears
+            # that the worker is to stop.
+            log.exception("no report")
 
     async def collect(self) -> Report | None:
         """The report of all workers. None if the supervisor does not answer."""

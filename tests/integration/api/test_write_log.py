@@ -90,6 +90,23 @@ def test_a_request_that_writes_nothing_has_its_line_too(
     assert written(brain, method, path, body) == f"level=info event=write {line}"
 
 
+def test_what_the_database_did_not_write_has_its_reason(brain: Brain, shared: str) -> None:
+    """Otherwise an operator whose disk is full reads `answer=503` and nothing else."""
+    execute(
+        shared,
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$;"
+        "CREATE TRIGGER full_disk BEFORE INSERT ON runs FOR EACH ROW EXECUTE FUNCTION full_disk()",
+    )
+    try:
+        line = written(brain, "POST", "/api/runs", {"id": "full", "error": SECRET})
+    finally:
+        execute(shared, "DROP TRIGGER full_disk ON runs; DROP FUNCTION full_disk")
+    assert line == (
+        'level=info event=write method=POST run=full answer=503 detail="could not extend file"'
+    )
+
+
 def test_reads_and_other_paths_have_none(brain: Brain) -> None:
     before = lines(brain)
     for method, path in (("GET", "/api/runs"), ("GET", "/api/runs/x"), ("POST", "/api/other")):

@@ -18,6 +18,7 @@ import pytest
 from brain import __version__
 from tests.support import ROOT
 from tests.support.commands import run
+from tests.support.hints import follows, paste
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute
@@ -46,9 +47,11 @@ def embedded() -> Iterator[Brain]:
     [
         ("importing", signal.SIGTERM),
         ("importing", signal.SIGINT),
+        ("importing", signal.SIGHUP),
         ("postgres.new-*", signal.SIGTERM),
         ("postgres/PG_VERSION", signal.SIGINT),
         ("postgres/postmaster.pid", signal.SIGTERM),
+        ("postgres/postmaster.pid", signal.SIGHUP),
         ("stopping", signal.SIGTERM),
     ],
 )
@@ -83,6 +86,19 @@ def test_serve_can_be_stopped_at_any_moment(moment: str, number: signal.Signals)
     while left := [line for line in _processes() if str(brain.folder) in line]:
         assert time.monotonic() < until, (left, brain.log())
         time.sleep(0.01)
+
+
+def test_signals_at_the_very_end_do_not_change_the_exit_status(shared: str) -> None:
+    # A shell starts an interpreter that ends as usual (tests/support/prefork.py).
+    brain = Brain(database_url=shared, follows="", shell='exec "$@"')
+    brain.process.send_signal(signal.SIGTERM)
+    brain.wait_for("event=stopped")
+    while brain.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            brain.process.send_signal(number)
+        time.sleep(0.001)
+    assert brain.process.returncode == 0
+    assert "Traceback" not in brain.log()
 
 
 def test_no_import_swallows_the_signal_that_stops_serve(tmp_path: Path) -> None:
@@ -183,7 +199,7 @@ def test_psql_opens_the_embedded_database(embedded: Brain) -> None:
 
 
 def test_psql_without_a_server_says_what_to_do(tmp_path: Path) -> None:
-    assert "start `brain serve` there, or set BRAIN_DATABASE_URL" in run(
+    assert f"start `{shlex.join(BRAIN)} serve` there, or set BRAIN_DATABASE_URL" in run(
         "psql", code=2, data_dir=tmp_path
     )
 
@@ -205,7 +221,7 @@ def test_init_db_prints_the_sql_that_it_runs(postgres: Postgres) -> None:
     printed = run("init-db", "--sql", database_url=url)
     execute(url, printed)
     for _ in range(2):
-        assert "is ready: brain serve" in run("init-db", database_url=url)
+        assert f"is ready: {shlex.join(BRAIN)} serve" in run("init-db", database_url=url)
     execute(url, "INSERT INTO runs DEFAULT VALUES")
     assert execute(url, "SELECT status FROM runs") == [("queued",)]
     assert execute(url, "SELECT pubname FROM pg_publication") == [("brain_public_runs",)]
@@ -338,7 +354,7 @@ def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
         said = run("init-db", "--database-url", superuser_url, database_url=server)
         assert "could be better: the role may not replicate" in said
         assert "Brain follows public.runs by polling." in said
-        assert "is ready: brain serve" in said
+        assert f"is ready: {shlex.join(BRAIN)} serve" in said
         # Another database, or an environment that names none: the given URL serves.
         for url in (superuser_url, server.replace("init_reader@", "nobody@") + "_else"):
             said = run("init-db", "--database-url", superuser_url, database_url=url)
@@ -348,13 +364,30 @@ def test_init_db_ends_with_the_verdict_for_the_role_that_serves(
         execute(superuser_url, "DROP OWNED BY init_reader; DROP ROLE init_reader")
 
 
+@follows("GRANT CREATE ON SCHEMA {} TO {};", "GRANT CREATE ON DATABASE {} TO {};")
+def test_init_db_for_a_role_that_may_not_create_the_table_says_what_to_grant(
+    postgres: Postgres,
+) -> None:
+    execute(postgres.url(), "DROP ROLE IF EXISTS creator; CREATE ROLE creator LOGIN")
+    name = postgres.create_database()
+    admin, url = postgres.url(name), postgres.url(name, "creator")
+    for table in ("public.runs", '"Ap""p".runs'):
+        said = run("init-db", code=2, database_url=url, table=table)
+        assert "or name a role that may create the table in --database-url" in said
+        hint = re.search("run (GRANT .*;) as its owner", said)
+        assert hint, said
+        paste(hint[1], admin)
+        assert "is ready" in run("init-db", database_url=url, table=table)
+    execute(admin, "DROP OWNED BY creator; DROP ROLE creator")
+
+
 def test_init_db_prints_the_map_for_a_table_with_other_names(database: str) -> None:
     execute(database, "CREATE TABLE jobs (job_id text PRIMARY KEY, state text)")
     said = run("init-db", code=2, database_url=database, table="jobs")
     assert "the table public.jobs has no column id and no column status" in said
     (column_map,) = re.findall(r"BRAIN_COLUMN_MAP=(\S+)", said)
     said = run("init-db", database_url=database, table="jobs", column_map=column_map)
-    assert "is ready: brain serve" in said
+    assert f"is ready: {shlex.join(BRAIN)} serve" in said
 
 
 @pytest.mark.parametrize(
@@ -495,7 +528,18 @@ def test_watch_sends_the_token_of_the_environment(database: str) -> None:
     with served(database_url=database, jwt_secret=SECRET) as brain:
         execute(database, "INSERT INTO runs (id) VALUES ('for-bearers')")
         url = f"ws://127.0.0.1:{brain.port}/ws?snapshot=true&run_id=for-bearers"
-        assert "closed with 4401" in run("watch", url, code=2)
+        said = run("watch", url, code=2)
+        assert "closed with 4401" in said
+        hint = re.search("set BRAIN_TOKEN to a valid token: `(.*)` prints one where", said)
+        assert hint, said
+        command = [*shlex.split(hint[1]), "--minutes", "1"]
+        environment = os.environ | {"BRAIN_JWT_SECRET": SECRET}
+        printed = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
+        assert "for-bearers" in run(
+            "wait", "for-bearers", "--status", "queued", "--url", url, token=printed.stdout.strip()
+        )
         assert "refused with 401: the token is not valid" in run(
             "watch", url, code=2, token="hunter2"
         )

@@ -72,7 +72,7 @@ def test_an_environment_that_python_reads_at_its_start_is_not_forked(
     [
         (["--help"], {}),
         (["serve"], {"BRAIN_PORT": "nonsense"}),
-        (["wait", "代理", "--timeout", "0.1", "--url", "127.0.0.1:1"], {}),
+        (["wait", "代理", "--timeout", "1", "--url", "127.0.0.1:1"], {}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

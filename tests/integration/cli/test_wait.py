@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.support.faulty import Proxy, answer
+from tests.support.faulty import FaultyProxy, answer
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import Postgres, execute
 from tests.support.served import Brain, served
@@ -71,12 +71,12 @@ def update(shared: str, run_id: str, status: str) -> None:
     execute(shared, f"UPDATE runs SET status = '{status}' WHERE id = '{run_id}'")
 
 
-async def subscribed(proxy: Proxy) -> None:
+async def subscribed(proxy: FaultyProxy) -> None:
     """It has connected, and asked once."""
     await eventually(lambda: len(proxy.came) >= 2)
 
 
-async def seen(proxy: Proxy) -> None:
+async def seen(proxy: FaultyProxy) -> None:
     """It has read what the API answered."""
     await eventually(lambda: proxy.passed)
     await asyncio.sleep(0.3)
@@ -96,7 +96,7 @@ async def test_runs_that_ended_before_make_the_status_of_the_worst(
 
 async def test_an_end_that_is_pushed_ends_it(brain: Brain, shared: str) -> None:
     insert(shared, "pushed")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "pushed", "--json") as it:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "pushed", "--json") as it:
         await subscribed(proxy)
         await asyncio.sleep(0.2)
         assert it.process.returncode is None
@@ -126,7 +126,7 @@ async def test_no_end_is_missed_during_a_restart(postgres: Postgres) -> None:
         insert(url, "one")
         insert(url, "two")
         # A reverse proxy in between answers 502 for a while.
-        async with Proxy(brain.port) as proxy, wait(proxy.url, "one", "two") as it:
+        async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "one", "two") as it:
             await eventually(lambda: len(proxy.came) >= 3)  # it has asked for both
             brain.process.kill()
             brain.process.wait()
@@ -154,7 +154,7 @@ async def test_no_end_is_missed_during_a_restart(postgres: Postgres) -> None:
 
 async def test_a_run_that_was_deleted_is_gone(brain: Brain, shared: str) -> None:
     insert(shared, "deleted")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "deleted", "--must-exist") as it:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "deleted", "--must-exist") as it:
         await subscribed(proxy)
         await seen(proxy)
         execute(shared, "DELETE FROM runs WHERE id = 'deleted'")
@@ -163,7 +163,7 @@ async def test_a_run_that_was_deleted_is_gone(brain: Brain, shared: str) -> None
 
 async def test_a_run_that_was_deleted_during_an_outage_is_gone(brain: Brain, shared: str) -> None:
     insert(shared, "unseen")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "unseen", "--must-exist") as it:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "unseen", "--must-exist") as it:
         await subscribed(proxy)
         proxy.target = 1
         proxy.cut()
@@ -177,9 +177,10 @@ async def test_a_run_that_was_deleted_during_an_outage_is_gone(brain: Brain, sha
 async def test_a_run_that_does_not_exist_is_waited_for_unless_it_must(
     brain: Brain, shared: str
 ) -> None:
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "later") as patient:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "later") as patient:
         async with wait(brain.url(), "later", "--must-exist") as strict:
             assert await strict.ends() == (3, [], ["brain: run 'later' does not exist"])
+        await patient.says("run 'later' does not exist yet; waiting for it")
         await subscribed(proxy)
         insert(shared, "later", "queued")
         update(shared, "later", "failed")
@@ -203,7 +204,7 @@ async def test_a_run_that_leaves_the_contract_is_not_called_deleted(
     brain: Brain, shared: str
 ) -> None:
     insert(shared, "leaves")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "leaves", "--must-exist") as it:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "leaves", "--must-exist") as it:
         await subscribed(proxy)
         await seen(proxy)
         update(shared, "leaves", "paused")
@@ -233,7 +234,7 @@ async def test_a_refusal_ends_it(brain: Brain, shared: str) -> None:
 
 async def test_ctrl_c_ends_it_without_a_word(brain: Brain, shared: str) -> None:
     insert(shared, "interrupted")
-    async with Proxy(brain.port) as proxy, wait(proxy.url, "interrupted") as it:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, "interrupted") as it:
         await subscribed(proxy)
         it.process.send_signal(signal.SIGINT)
         assert await it.ends() == (130, [], [])
@@ -254,7 +255,7 @@ async def test_an_id_is_found_in_the_form_of_its_column(postgres: Postgres) -> N
     with served(database_url=url) as brain:
         insert(url, given)
         await brain.knows(given, "running")
-        async with Proxy(brain.port) as proxy, wait(proxy.url, given) as it:
+        async with FaultyProxy(brain.port) as proxy, wait(proxy.url, given) as it:
             await subscribed(proxy)
             await asyncio.sleep(0.3)
             update(url, given, "completed")
@@ -267,7 +268,7 @@ async def test_many_runs_with_long_ids_are_waited_for(brain: Brain, shared: str)
     run_ids = [f"{i}{'é' * 500}" for i in range(12)]
     for run_id in run_ids:
         insert(shared, run_id)
-    async with Proxy(brain.port) as proxy, wait(proxy.url, *run_ids) as it:
+    async with FaultyProxy(brain.port) as proxy, wait(proxy.url, *run_ids) as it:
         await eventually(lambda: len(proxy.came) >= len(run_ids) + 7)
         execute(shared, "UPDATE runs SET status = 'completed' WHERE id LIKE '%éé'")
         status, out, error = await it.ends()
@@ -276,7 +277,7 @@ async def test_many_runs_with_long_ids_are_waited_for(brain: Brain, shared: str)
 
 async def test_an_answer_that_is_cut_off_is_asked_for_again(brain: Brain, shared: str) -> None:
     insert(shared, "cut")
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         proxy.api_answers += 2 * [answer(200)[:-9]]
         async with wait(proxy.url, "cut") as it:
             await it.says("the API does not answer (9 bytes of the answer are missing)")
@@ -286,7 +287,7 @@ async def test_an_answer_that_is_cut_off_is_asked_for_again(brain: Brain, shared
 
 async def test_a_server_that_does_not_answer_the_api_is_told(brain: Brain, shared: str) -> None:
     insert(shared, "untold")
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         proxy.api_answers += [answer(503), answer(503)]
         async with wait(proxy.url, "untold") as it:
             await it.says("the API does not answer (refused with 503: said by the test)")

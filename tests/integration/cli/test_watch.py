@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faulty import Proxy
+from tests.support.faulty import FaultyProxy
 from tests.support.patience import PATIENCE, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, served
@@ -167,7 +167,7 @@ def test_elapsed_is_by_the_clock_of_the_database(brain: Brain, shared: str) -> N
 
 async def test_an_outage_freezes_what_elapses(brain: Brain, shared: str) -> None:
     start(shared, "outage", 2)
-    async with Proxy(brain.port) as proxy:
+    async with FaultyProxy(brain.port) as proxy:
         with terminal("watch", proxy.url, "--agent", "outage") as it:
             await eventually(lambda: "outage-2" in it.screen.text())
             proxy.target = 1

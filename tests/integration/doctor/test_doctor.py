@@ -239,7 +239,10 @@ async def test_a_missing_table_or_column_is_broken(postgres: Postgres) -> None:
     url = postgres.url(postgres.create_database(owner=ROLE), ROLE)
     report = await look(url)
     assert report.status == 2
-    shell(the(report, "table").hint, BRAIN_DATABASE_URL=url)
+    hint = the(report, "table").hint
+    called = hint.replace("brain", "/in a clone/.venv/bin/brain", 1)
+    assert f"  hint    {called}\n" in report.text("/in a clone/.venv/bin/brain")
+    shell(hint, BRAIN_DATABASE_URL=url)
     assert (await look(url)).findings == []
     execute(url, "ALTER TABLE runs DROP COLUMN status")
     assert "no column status" in the(await look(url), "table").what

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from psycopg import conninfo
 
 from brain.doctor.checks import examine
 from brain.postgres.decoder import Decoder
@@ -16,12 +15,6 @@ from tests.support.postgres import Postgres, execute
 from tests.support.template import ROLE
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture
-def admin(any_postgres: Postgres, any_database: str) -> str:
-    """The same database, for who may do anything."""
-    return any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
 
 
 @follows(
@@ -148,6 +141,18 @@ async def test_the_api_prints_the_grants_that_its_role_lacks(admin: str, nobody:
             assert message.startswith("permission denied for ")
             paste(grants, admin)
             assert (await api.request(method, path, json=body)).is_success
+
+
+@follows("GRANT USAGE ON SCHEMA {} TO {}; GRANT SELECT ON {} TO {};")
+async def test_a_brain_that_may_not_read_the_table_reads_it_once_its_hint_is_followed(
+    admin: str, nobody: str
+) -> None:
+    execute(admin, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    async with Following(nobody, "poll", writer=admin) as f:
+        await f.until(lambda: f.follow.state.source == "none" and f.follow.state.hint != "")
+        assert "permission denied" in f.follow.state.detail
+        paste(f.follow.state.hint, admin)
+        await f.source()
 
 
 @follows("brain doctor lists some of them")

@@ -1,6 +1,7 @@
 """`serve`, `init-db`, `init-db --sql` and `doctor` agree on whether a table may be published."""
 
 import os
+import shlex
 import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -323,7 +324,7 @@ def test_init_db_says_why_a_table_is_not_published_and_its_hint_works(database: 
     done = init_db(database)
     assert f"NOTICE: {reason}" in done.stderr
     assert f"\n{hint}\n" in done.stderr
-    assert "is ready: brain serve" in done.stdout
+    assert f"is ready: {shlex.join(BRAIN)} serve" in done.stdout
     printed = init_db(database, "--sql").stdout
     assert f"\n-- {reason}" in printed
     assert f"\n-- {hint}\n" in printed

@@ -86,8 +86,8 @@ async def test_a_server_that_reads_nothing_is_given_up(
     write on, and until all is written before it tries another server.
     """
     monkeypatch.setattr("brain.nodes.connection.STUCK", 0.3)
-    monkeypatch.setitem(PINGS, "ping_interval", 0.1)
-    timing = replace(QUICK_NODES, request=0.1)
+    monkeypatch.setitem(PINGS, "ping_interval", 0.3)
+    timing = replace(QUICK_NODES, request=1.0)
     with Proxy(nats.port) as first, Proxy(nats.port) as second:
         second.refuse()
         access = Access([each.url.replace("tcp:", "nats:") for each in (first, second)])

@@ -11,7 +11,7 @@ import pytest
 from brain.nodes.connection import Access
 from tests.support.credentials import Operator
 from tests.support.nats import NatsServer, nats_running
-from tests.support.nodes import Following, Stream, leader_and_other
+from tests.support.nodes import InProcessNode, Stream, leader_and_other
 from tests.support.postgres import execute
 
 DOCUMENT = Path(__file__).parents[3] / "docs/reference/nodes.md"
@@ -41,7 +41,10 @@ async def test_the_documented_rights_are_enough(
     """For two nodes: one leads, the other one follows, and takes its place."""
     path = operator.user(tmp_path / "user.creds", documented("publish"), documented("subscribe"))
     access = Access([server.url], path)
-    async with Following(database, access=access) as one, Following(database, access=access) as two:
+    async with (
+        InProcessNode(database, access=access) as one,
+        InProcessNode(database, access=access) as two,
+    ):
         leader, other = await leader_and_other(one, two)
         await other.ready()
         execute(database, ROW.format("a"))
@@ -58,7 +61,7 @@ async def test_a_user_of_another_operator_is_refused(
     database: str, server: NatsServer, tmp_path: Path
 ) -> None:
     access = Access([server.url], Operator().user(tmp_path / "user.creds"))
-    async with Following(database, access=access) as node:
+    async with InProcessNode(database, access=access) as node:
         await node.until(lambda: "uthorization" in node.node.state.detail)
         assert node.node.state.source == "none"
         assert not node.board.begun
@@ -70,7 +73,7 @@ async def test_a_user_without_the_right_to_write_follows_nobody(
     """And the reason stands in its state."""
     some = [each for each in documented("publish") if each != f"{Stream.name}.>"]
     path = operator.user(tmp_path / "user.creds", some, documented("subscribe"))
-    async with Following(database, access=Access([server.url], path)) as node:
+    async with InProcessNode(database, access=Access([server.url], path)) as node:
         await node.until(lambda: node.node.state.code == "nats")
         assert node.role == "follower"
         assert not node.board.begun

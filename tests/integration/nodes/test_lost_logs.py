@@ -13,7 +13,7 @@ from brain.nodes.difference import image
 from brain.nodes.leader import Leader
 from tests.integration.nodes.test_nodes import ROW, deaf, frames, nodes, settled
 from tests.support.nats import NatsServer, cluster, nats_running
-from tests.support.nodes import QUICK_NODES, Following, leader_and_other, leader_of
+from tests.support.nodes import QUICK_NODES, InProcessNode, leader_and_other, leader_of
 from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 
@@ -39,7 +39,7 @@ async def test_a_client_that_has_seen_what_the_log_has_lost_starts_over(database
             assert not await other.node.reached(seen)  # nobody can tell
             server.start()
             await other.until(lambda: other.board.time > seen)
-            async with Following(database, server.url) as late:
+            async with InProcessNode(database, server.url) as late:
                 await late.ready()
                 await settled(other, late)
                 for each in (other, late):
@@ -135,7 +135,7 @@ async def test_a_burst_beyond_the_bound_of_the_stream_reaches_who_was_behind(
         await settled(leader, other)
         assert frames(other) == frames(leader)
         assert other.resets == 0
-        async with Following(database, nats.url, timing=timing) as late:
+        async with InProcessNode(database, nats.url, timing=timing) as late:
             await late.ready()
             await settled(leader, late)
             assert image(late.board) == image(leader.board)

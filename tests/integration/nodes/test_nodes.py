@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
@@ -23,7 +24,14 @@ from brain.nodes.messages import VERSION, decode, encode
 from brain.nodes.relay import UPGRADE_HINT
 from brain.nodes.track import Claim
 from tests.support.nats import NatsServer, nats_running
-from tests.support.nodes import QUICK_NODES, Following, Stream, leader_and_other, leader_of, opened
+from tests.support.nodes import (
+    QUICK_NODES,
+    InProcessNode,
+    Stream,
+    leader_and_other,
+    leader_of,
+    opened,
+)
 from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
@@ -36,11 +44,11 @@ ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 @contextlib.asynccontextmanager
 async def nodes(
     database: str, *nats: str, count: int = 2, **options: Any
-) -> AsyncIterator[list[Following]]:
+) -> AsyncIterator[list[InProcessNode]]:
     """So many, which follow one leader."""
     async with contextlib.AsyncExitStack() as stack:
         found = [
-            await stack.enter_async_context(Following(database, *nats, **options))
+            await stack.enter_async_context(InProcessNode(database, *nats, **options))
             for _ in range(count)
         ]
         await leader_of(*found)
@@ -49,18 +57,18 @@ async def nodes(
         yield found
 
 
-def frames(of: Following) -> list[bytes]:
+def frames(of: InProcessNode) -> list[bytes]:
     return [entry[FRAME] for entry in of.board.log.current()]
 
 
-async def settled(*several: Following) -> None:
+async def settled(*several: InProcessNode) -> None:
     await eventually(
         lambda: len({(each.node.report().position, each.board.time) for each in several}) == 1
     )
 
 
 @contextlib.contextmanager
-def deaf(node: Following) -> Iterator[None]:
+def deaf(node: InProcessNode) -> Iterator[None]:
     """No message of the log arrives there."""
     take = Reader._take_message
 
@@ -142,7 +150,7 @@ async def test_a_node_that_starts_takes_over_the_board(database: str, nats: Nats
         execute(database, "UPDATE runs SET agent = 'x'")
         execute(database, ROW.format("c"))
         await first.knows("c", "running")
-        async with Following(database, nats.url) as second:
+        async with InProcessNode(database, nats.url) as second:
             await second.ready()
             await second.knows("c", "running")
             await settled(first, second)
@@ -157,7 +165,7 @@ async def test_a_node_is_ready_when_it_has_reached_the_end_that_the_log_had(
     async with nodes(database, nats.url, count=1) as (first,):
         execute(database, ROW.format("a"))
         await first.knows("a", "running")
-        second = Following(database, nats.url)
+        second = InProcessNode(database, nats.url)
         relay = second.node._relay
         async with opened(nats.url, second.stream) as log:
             end = await log.last("log")
@@ -221,7 +229,30 @@ async def test_a_node_that_is_stopped_resigns(database: str, nats: NatsServer) -
             await each.knows("a", "running")
 
 
-async def test_who_reads_his_own_claim_leads(
+async def test_a_node_that_is_stopped_while_it_claims_resigns(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(N10) Its claim was accepted. Otherwise the others would take it for a leader."""
+    timing = replace(QUICK_NODES, silence=3600)
+    append = Log.append
+    claimed: list[bytes] = []
+
+    async def stopped(self: Log, subject: Any, data: bytes, after: int) -> int:
+        if b'"k":"claim"' in data and not claimed:
+            claimed.append(data)
+            first.node.retire()
+            await asyncio.sleep(0)
+        return await append(self, subject, data, after)
+
+    monkeypatch.setattr(Log, "append", stopped)
+    async with InProcessNode(database, nats.url, timing=timing) as first:
+        await first.until(lambda: bool(claimed))
+        async with InProcessNode(database, nats.url, timing=timing) as second:
+            await second.until(lambda: second.role == "leader")
+            assert first.role == "follower"
+
+
+async def test_a_node_that_reads_its_own_claim_leads(
     database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(N2) Nobody has told it that the claim was accepted."""
@@ -235,7 +266,7 @@ async def test_who_reads_his_own_claim_leads(
         raise AssertionError
 
     monkeypatch.setattr(Log, "append", lost)
-    async with Following(database, nats.url) as node:
+    async with InProcessNode(database, nats.url) as node:
         await node.until(lambda: node.role == "leader")
         await node.ready()
         assert node.node.report().epoch == 1
@@ -303,7 +334,7 @@ async def test_a_log_that_only_a_later_version_can_read_is_said_once_and_left_al
                 claim = claim.replace(b'"v":1,"r":1', b'"v":%d,"r":%d' % ((VERSION + 1,) * 2))
                 await log.append("log", claim, seq)
                 await log.append("log", encode("events", seq + 1, 1, b"?"), seq + 1)
-            async with Following(database, nats.url) as node:
+            async with InProcessNode(database, nats.url) as node:
                 relay, state = node.node._relay, node.node.state
                 await node.until(lambda: "the leader later writes version" in state.detail)
                 assert state.hint == UPGRADE_HINT
@@ -355,6 +386,38 @@ async def test_a_node_goes_on_where_it_was(database: str) -> None:
                 await each.knows("b", "running")
                 assert each.statuses() == [("a", "running"), ("b", "running")]
                 assert not any(isinstance(event, Image) for event in each.events[1:])
+
+
+async def test_a_node_that_does_not_understand_nats_loads_again(
+    database: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug, or an answer that nobody expects. Its clients stay."""
+    request = Client.request
+    odd: list[Client] = []
+
+    async def answered(client: Client, subject: str, *given: Any, **options: Any) -> Msg:
+        answer = await request(client, subject, *given, **options)
+        if client in odd and ".STREAM.INFO." in subject:
+            answer.data = b"{}"
+        return answer
+
+    async with nodes(database, nats.url) as two:
+        _, other = await leader_and_other(*two)
+        relay = other.node._relay
+        assert relay._reader is not None
+        monkeypatch.setattr(Client, "request", answered)
+        with capture_logs() as logs:
+            odd.append(other.node._connection.client)
+            relay._reader.interrupt("asks again")
+            await other.until(lambda: "a bug in Brain" in relay.loads)
+            odd.clear()
+            await other.until(lambda: not relay.loads)
+            execute(database, ROW.format("a"))
+            for each in two:
+                await each.knows("a", "running")
+        assert [each.resets for each in two] == [0, 0]
+    failed = {each["event"] for each in logs if each["log_level"] == "error"}
+    assert "the log cannot be read" in failed
 
 
 async def test_a_node_that_lacks_what_was_discarded_loads_again(
@@ -409,7 +472,7 @@ async def test_a_log_that_was_lost_begins_with_the_board_of_a_node(
                 assert each.board.since(before) is not None
             await settled(*several)
             assert len({tuple(frames(each)) for each in several}) == 1
-            async with Following(database, server.url) as late:
+            async with InProcessNode(database, server.url) as late:
                 await late.ready()
                 await late.knows("a", "failed")
                 assert late.board.since(before) is not None
@@ -460,7 +523,7 @@ async def test_all_nodes_restart_and_the_log_remembers(database: str, nats: Nats
             await each.knows("a", "completed")
         since = two[0].board.last_time
     execute(database, "INSERT INTO runs (id, status) VALUES ('b', 'completed')")
-    async with Following(database, nats.url) as node:
+    async with InProcessNode(database, nats.url) as node:
         await node.ready()
         await node.knows("b", "completed")
         assert "a" in node.board
@@ -472,9 +535,9 @@ async def test_a_leader_that_cannot_reach_the_database_lets_another_one_lead(
     database: str, nats: NatsServer
 ) -> None:
     with Proxy(database) as proxy:
-        async with Following(proxy.url, nats.url) as first:
+        async with InProcessNode(proxy.url, nats.url) as first:
             await first.ready()
-            async with Following(database, nats.url) as second:
+            async with InProcessNode(database, nats.url) as second:
                 await second.ready()
                 assert first.role == "leader"
                 proxy.refuse()
@@ -491,7 +554,7 @@ async def test_when_nobody_can_reach_the_database_the_leader_waits_for_it(
 ) -> None:
     with Proxy(database) as proxy:
         timing = replace(QUICK_NODES, leaderless=0.4)
-        async with Following(proxy.url, nats.url, timing=timing) as node:
+        async with InProcessNode(proxy.url, nats.url, timing=timing) as node:
             await node.ready()
             proxy.refuse()
             relay = node.node._relay
@@ -512,7 +575,7 @@ async def test_a_polling_leader_tells_all_nodes_that_it_polls(
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         two = [
-            await stack.enter_async_context(Following(database, nats.url, mode="poll"))
+            await stack.enter_async_context(InProcessNode(database, nats.url, mode="poll"))
             for _ in range(2)
         ]
         for each in two:
@@ -587,7 +650,7 @@ async def test_a_client_waits_for_what_it_has_seen_elsewhere(
 
 async def test_without_nats_such_a_client_is_sent_away(database: str) -> None:
     with nats_running() as server:
-        async with Following(
+        async with InProcessNode(
             database, server.url, timing=replace(QUICK_NODES, barrier=0.1)
         ) as node:
             await node.ready()

@@ -1,5 +1,6 @@
 """Nodes as processes: what each says of itself, and clients that come back elsewhere."""
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from brain import app
 from brain.config import Settings
@@ -157,7 +159,9 @@ def test_without_a_log_nothing_of_it_is_imported() -> None:
 async def test_a_node_that_is_stopped_is_replaced_at_once_and_exits_with_0(
     database: str, nats: NatsServer
 ) -> None:
-    """(N10) Its clients are told to come back, and the other node leads before a silence."""
+    """(N10) Its clients are told to come back, and the other node leads before a silence. Who
+    includes deletes starts over: nobody knows what was deleted in between.
+    """
     settings = {
         "database_url": database,
         "nats_url": nats.url,
@@ -167,8 +171,12 @@ async def test_a_node_that_is_stopped_is_replaced_at_once_and_exits_with_0(
     with served(**settings) as one, served(**settings) as two:
         assert roles(one, two) == ["follower", "leader"]
         leader, other = (one, two) if one.get("/readyz")[1]["role"] == "leader" else (two, one)
-        async with other.connect() as client:
+        async with other.connect() as client, other.connect("?include=deleted") as forgetful:
             assert leader.stop() == 0
+            with pytest.raises(ConnectionClosed) as closed:
+                await asyncio.wait_for(forgetful.recv(), PATIENCE)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 4410
             execute(database, ROW.format("after"))
             assert (await message(client))["data"]["id"] == "after"
             assert other.get("/readyz")[1]["role"] == "leader"
@@ -189,6 +197,17 @@ def test_a_node_without_nats_says_so_and_keeps_running(database: str) -> None:
             assert node.get("/api/runs")[0] == 200
             server.start()
             node.wait_ready("replication")
+
+
+def test_a_node_of_a_nats_without_jetstream_says_what_it_was_told(database: str) -> None:
+    account = "accounts { A { users: [ { user: u, password: p } ] } }"
+    with nats_running(account) as server:
+        url = server.url.replace("//", "//u:p@")
+        node = Brain(database_url=database, nats_url=url, nats_takeover=1, wait=False)
+        try:
+            node.wait_for('now=none detail="nobody writes the log: .*(JetStream|[$]JS.API)')
+        finally:
+            assert node.stop() == 0
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,30 @@ def test_back_closes_the_details(page: LivePage, table: str) -> None:
     page.shows("one", "running")
 
 
+def test_a_filter_that_was_set_beside_the_details_stays_when_they_close(
+    page: LivePage, table: str
+) -> None:
+    add(table, "one", "two")
+    search = page.tab.locator("#search")
+    for by_key in (True, False):
+        search.fill("one")
+        page.row("one").click()
+        expect(page.tab.locator("#detail h2")).to_have_text("one")
+        search.fill("two")
+        page.tab.locator(".chip").nth(1).click()
+        page.shows("two", "running")
+        if by_key:
+            page.press("Escape")
+        else:
+            page.tab.go_back()
+        expect(page.tab.locator("#detail")).to_be_hidden()
+        expect(search).to_have_value("two")
+        page.shows("two", "running")
+        page.lacks("one")
+        assert "q=two&status=running" in page.tab.url
+        page.tab.locator(".chip").nth(1).click()
+
+
 # The keyboard
 
 

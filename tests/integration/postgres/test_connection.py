@@ -58,11 +58,11 @@ async def test_the_session_overrides_a_role_and_a_database(
         "intervalstyle": "iso_8601",
         "extra_float_digits": "-15",
         "bytea_output": "escape",
-        "statement_timeout": "1",
         "default_transaction_isolation": "serializable",
         "row_security": "off",
         "search_path": "odd",
         "quote_all_identifiers": "on",
+        "statement_timeout": "1",  # the last: it holds for these statements as well
     }
     for setting, value in odd.items():
         execute(superuser_url, f"ALTER ROLE cecelia IN DATABASE {name} SET {setting} = {value}")

@@ -7,13 +7,6 @@ from brain.contract.messages import STATUS
 from brain.postgres.polling import Mode
 from tests.support.following import Following
 
-
-@pytest.fixture(params=["replication", "poll"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    found: Mode = request.param
-    return found
-
-
 LOOSE = (
     "ALTER TABLE runs DROP CONSTRAINT runs_status_check",
     "ALTER TABLE runs ALTER status DROP NOT NULL",

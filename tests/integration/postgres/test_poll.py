@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 
 import psycopg
@@ -27,7 +27,9 @@ from brain.postgres.snapshots import PgSnapshot
 from brain.postgres.table import TableError
 from brain.postgres.timing import PollTiming
 from tests.support.following import RUNS, connected, held
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
+from tests.support.proxy import Proxy
 from tests.support.template import ROLE, TEMPLATE
 
 Writer = AsyncConnection[TupleRow]
@@ -588,3 +590,22 @@ async def test_fetches_rows_as_they_are_now(database: str) -> None:
     async with writing(database) as writer, reading(database) as reader:
         await writer.execute("INSERT INTO runs VALUES ('a', 'failed', 5), ('b', 'queued', 6)")
         assert await reader.poll.fetch(["a", "none"]) == {"a": ("a", "failed", 5, *[None] * 5)}
+
+
+async def test_a_scan_whose_rest_does_not_come_fails(database: str) -> None:
+    """A proxy, or a dead network, may pass on the first rows and no more."""
+    execute(
+        database,
+        "INSERT INTO runs (id, error) SELECT i, repeat('e', 8000) FROM generate_series(1, 5000) i",
+    )
+    timing = PollTiming(first_scan=1.0)
+    with Proxy(database) as proxy:
+        async with await connect(proxy.url, "test") as conn:
+            poll = Poll(conn, RUNS, Decoder({}, 8192), Board(1 << 26), Progress(), timing=timing)
+            await poll.read_catalog()
+            async with asyncio.timeout(PATIENCE), aclosing(poll.read()) as pieces:
+                await anext(pieces)
+                proxy.fall_silent()
+                with pytest.raises(psycopg.OperationalError, match="kept Brain waiting for"):
+                    async for _ in pieces:
+                        pass

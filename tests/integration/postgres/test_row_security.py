@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from psycopg import AsyncConnection, conninfo
+from psycopg import AsyncConnection
 from structlog.testing import capture_logs
 
 from brain.contract.messages import ID
@@ -21,11 +21,6 @@ ENABLE = "ALTER TABLE runs ENABLE ROW LEVEL SECURITY"
 
 SELDOM = replace(QUICK, check_every=3600, watch_every=3600)
 """Only what the stream tells makes Brain look at the table."""
-
-
-@pytest.fixture
-def admin(any_postgres: Postgres, any_database: str) -> str:
-    return any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
 
 
 @pytest.fixture

@@ -21,17 +21,6 @@ from tests.support.served import served
 from tests.support.template import ROLE
 
 
-@pytest.fixture(params=["replication", "poll"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    found: Mode = request.param
-    return found
-
-
-@pytest.fixture
-def admin(any_postgres: Postgres, any_database: str) -> str:
-    return any_postgres.url(str(conninfo.conninfo_to_dict(any_database)["dbname"]))
-
-
 async def look(url: str, *, table: Table = RUNS, zone: TimeZone = DEFAULT) -> list[Finding]:
     """What the doctor finds, but for the source."""
     report = await examine(url, table, Decoder({}, 8192, zone), stream=False)

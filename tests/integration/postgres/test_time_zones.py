@@ -29,12 +29,6 @@ ZONES = (
 )
 
 
-@pytest.fixture(params=["replication", "poll"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    found: Mode = request.param
-    return found
-
-
 def offset(zone: ZoneInfo, start: datetime, hours: int) -> timedelta | None:
     return (start + timedelta(hours=hours)).astimezone(zone).utcoffset()
 

@@ -5,6 +5,8 @@ A control client is connected throughout, and misses no message.
 
 import asyncio
 import re
+import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -30,6 +32,7 @@ from tests.support.wire import (
     request,
     settled,
 )
+from tests.support.workers import suspended
 
 MAX_HEAD = Limits().max_head
 
@@ -307,7 +310,8 @@ async def test_an_upgrade_with_an_unread_answer_before_it_starts_lagging(
     async with await Peer.open(brain.port, rcvbuf=4096) as peer:
         peer.stall()
         peer.send(get("/api/runs?limit=1000"))
-        await asyncio.sleep(0.5)
+        # Behind a request that Brain has not answered, it refuses an upgrade.
+        await eventually(lambda: peer.arrived > 2000)
         peer.send(request("/ws?snapshot=true&run_id=long-1&run_id=long-2"))
         await eventually(lambda: brain.metric("brain_clients_lagging") == 1)
         peer.wake()
@@ -430,6 +434,21 @@ async def test_a_peer_of_another_network_is_rejected(limited: Brain, ask: bytes)
     assert answer.status == 403
     assert "127.0.0.9" in answer.problem()
     assert limited.metric('brain_rejections_total{code="network"}') == before + 1
+
+
+async def test_a_peer_that_reset_its_connection_before_brain_took_it_is_nobody(
+    brain: Brain,
+) -> None:
+    """As a health check that gives up while Brain is busy. Its address can no longer be asked for,
+    and no rule may be said to forbid it.
+    """
+    before = brain.metric('brain_rejections_total{code="network"}')
+    with suspended(brain.process.pid), socket.create_connection(("127.0.0.1", brain.port)) as peer:
+        peer.sendall(get("/readyz"))
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+    await left(brain, 2)
+    assert brain.metric('brain_rejections_total{code="network"}') == before
 
 
 @pytest.mark.parametrize("ask", [request(), get("/metrics")])

@@ -20,7 +20,7 @@ import psycopg
 import pytest
 import uvloop
 
-from brain.delivery import freshness
+from brain.delivery import source_messages
 from brain.server import listener as server
 from brain.server.limits import Limits
 from brain.server.listener import DESCRIPTORS
@@ -247,7 +247,7 @@ async def test_a_message_about_the_source_takes_the_ping_of_the_round_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who is told nothing of the source is pinged by the round itself."""
-    monkeypatch.setattr(freshness, "EVERY", 0.05)
+    monkeypatch.setattr(source_messages, "EVERY", 0.05)
     async with (
         in_process_server() as it,
         await Peer.upgraded(it.port, "/ws?include=source") as told,
@@ -336,6 +336,7 @@ async def test_a_transport_that_raises_closes_only_its_own_client(by: str) -> No
         else:
             assert it.hub.clients == 59
             assert it.hub.lagging == 0
+            assert it.hub.counts.failures == (by != "a refusal")
             served_ = 0
             for peer in peers:
                 last = b""
@@ -592,6 +593,19 @@ async def test_the_close_frames_of_a_shutdown_are_spread() -> None:
         assert loop.time() - began > server.SPREAD * 0.6
         for peer in peers:
             assert (await peer.frames())[-1].code == 1012
+            await peer.close()
+
+
+@on_uvloop
+async def test_a_second_stop_does_not_wait_until_all_close_frames_are_sent() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "SPREAD", 1000 * LIFETIME)
+        async with in_process_server() as it:
+            peers = [await Peer.upgraded(it.port) for _ in range(101)]
+            it.server.stop()
+            await peers[0].farewell()
+            it.server.stop()
+        for peer in peers:
             await peer.close()
 
 

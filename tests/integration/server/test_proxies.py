@@ -82,7 +82,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=public.decode())
 
 
-class Proxy:
+class TLSProxy:
     def __init__(self, port: int, trust: ssl.SSLContext) -> None:
         self.port, self.trust = port, trust
 
@@ -132,7 +132,7 @@ def at(brain: Brain) -> dict[str, str]:
 @contextmanager
 def before(
     name: str, folder: Path, addresses: Mapping[str, str], page: Path = PAGE
-) -> Iterator[Proxy]:
+) -> Iterator[TLSProxy]:
     """The configuration of the page for this proxy, with other addresses of Brain."""
     program = PROGRAMS[name]
     if program is None:
@@ -184,7 +184,7 @@ def before(
                 break
             except OSError:
                 time.sleep(0.02)
-        yield Proxy(port, trust)
+        yield TLSProxy(port, trust)
     finally:
         process.terminate()
         process.wait(PATIENCE)
@@ -259,7 +259,7 @@ def test_without_pings_a_proxy_closes_an_idle_connection(
         assert all(seconds > IDLE - 1 for seconds in asyncio.run(all_last()))
 
 
-async def _lasts(proxy: Proxy) -> float:
+async def _lasts(proxy: TLSProxy) -> float:
     began = time.monotonic()
     async with proxy.connect(ping_interval=None) as client:
         with pytest.raises(ConnectionClosed):

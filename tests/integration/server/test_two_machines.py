@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.integration.server.test_proxies import Proxy, before
+from tests.integration.server.test_proxies import TLSProxy, before
 from tests.support import ROOT
 from tests.support.patience import LIFETIME
 from tests.support.ports import free_port
@@ -46,7 +46,7 @@ def ended(brain: Brain) -> Iterator[None]:
 
 
 @contextmanager
-def behind(name: str, folder: Path, first: Brain, second: Brain) -> Iterator[Proxy]:
+def behind(name: str, folder: Path, first: Brain, second: Brain) -> Iterator[TLSProxy]:
     addresses = {
         "10.0.0.1:5221": f"127.0.0.1:{first.port}",
         "10.0.0.2:5221": f"127.0.0.1:{second.port}",
@@ -60,7 +60,7 @@ def test_the_page_has_both_configurations() -> None:
     assert {"nginx", "haproxy"} <= set(fences)
 
 
-async def comes(proxy: Proxy, stack: contextlib.AsyncExitStack) -> None:
+async def comes(proxy: TLSProxy, stack: contextlib.AsyncExitStack) -> None:
     """Connect, and try again as a client of Brain does."""
     deadline = asyncio.get_running_loop().time() + LIFETIME
     while True:

@@ -213,7 +213,7 @@ async def test_a_lost_connection_that_waits_to_be_taken_down_is_not_pinged(
         ping_all()
         ping_all()  # it has not answered
         waiting: list[Callable[[], object]] = []
-        monkeypatch.setattr(connections.departures, "add", waiting.append)
+        monkeypatch.setattr(connections.queue, "add", waiting.append)
         peer.reset()
         await eventually(lambda: waiting)
         await asyncio.sleep(0.01)  # the transport closes its socket in a later turn

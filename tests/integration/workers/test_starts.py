@@ -83,7 +83,7 @@ def test_a_rolling_restart_whose_first_worker_fails_changes_nothing(
         before = {each["pid"] for each in settle(brain).values()}
         (tmp_path / "fastapi.py").write_text(MISSING)
         brain.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: 'event="rolling restart given up" worker=1' in brain.log())
+        wait_until(lambda: 'event="rolling restart given up" worker=' in brain.log())
         assert {each["pid"] for each in settle(brain).values()} == before
         (tmp_path / "fastapi.py").unlink()
         brain.process.send_signal(signal.SIGHUP)

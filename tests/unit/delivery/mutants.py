@@ -16,7 +16,6 @@ from brain.delivery import (
     board,
     catch_up,
     cohorts,
-    freshness,
     groups,
     hub,
     index,
@@ -26,6 +25,7 @@ from brain.delivery import (
     pending,
     rotation,
     shared,
+    source_messages,
     tombstones,
 )
 from tests.unit.delivery.world import Engine
@@ -64,7 +64,7 @@ USES: dict[ModuleType, tuple[tuple[ModuleType, tuple[str, ...]], ...]] = {
         (alarm, ("Alarm",)),
         (catch_up, ("CatchUp",)),
         (cohorts, ("Cohorts",)),
-        (freshness, ("Freshness",)),
+        (source_messages, ("SourceMessages",)),
         (lanes, ("Lanes",)),
         (pace, ("Pace",)),
         (pending, ("Pending",)),
@@ -434,7 +434,7 @@ MUTANTS: dict[str, Mutant] = {
         (("return self.time if self.left else self.lane.time", "return self.lane.time"),),
     ),
     "I2 source is sent to live clients only": Mutant(
-        899, freshness, (("(client.seq is None or waiting)", "True"),)
+        899, source_messages, (("(client.seq is None or waiting)", "True"),)
     ),
     "I2 a client that has caught up is told of the source": Mutant(
         1, hub, (("elif group.cohort.source:", "elif False:"),)

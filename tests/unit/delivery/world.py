@@ -279,7 +279,7 @@ class World:
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(callback)
-        endless = type(getattr(callback, "__self__", None)).__name__ == "Freshness"
+        endless = type(getattr(callback, "__self__", None)).__name__ == "SourceMessages"
         queue = self.beats if endless else self.timers
         heapq.heappush(queue, (self.now + delay, next(self.numbers), timer))
         return timer

@@ -39,3 +39,9 @@ def test_an_error_without_a_sqlstate_is_known_by_its_text(text: str, detail: str
 
 def test_a_lock_timeout_means_that_the_slot_is_blocked() -> None:
     assert isinstance(from_error(psycopg.errors.LockNotAvailable("x"), "u"), SlotBlocked)
+
+
+def test_a_server_that_has_no_slots_at_all_is_not_told_to_change_its_wal_level() -> None:
+    text = "replication slots can only be used if max_replication_slots > 0"
+    found = from_error(psycopg.errors.ObjectNotInPrerequisiteState(text), "u")
+    assert (found.code, found.hint) == ("slots", BY_SQLSTATE["53400"][2])

@@ -4,6 +4,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from brain.access.addresses import Address
 from brain.access.grants import Grant, TokenError
@@ -24,15 +25,20 @@ class CountingPolicy(Policy):
         return super().client_address(peer, headers)
 
 
-async def test_x_forwarded_for_is_parsed_once_and_handed_to_the_application() -> None:
-    clients: list[Any] = []
+def noting(clients: list[Any]) -> Any:
+    """An application that answers 204, and notes the address of each client."""
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         clients.append(scope["client"])
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async with in_process_server(app=app) as it:
+    return app
+
+
+async def test_x_forwarded_for_is_parsed_once_and_handed_to_the_application() -> None:
+    clients: list[Any] = []
+    async with in_process_server(app=noting(clients)) as it:
         it.state.policy = policy = CountingPolicy()
         async with await Peer.open(it.port) as peer:
             peer.send(get("/", "localhost", "X-Forwarded-For: 192.168.1.7"))
@@ -47,13 +53,7 @@ async def test_x_forwarded_for_is_parsed_once_and_handed_to_the_application() ->
 
 async def test_without_a_proxy_the_application_sees_the_peer_and_its_port() -> None:
     clients: list[Any] = []
-
-    async def app(scope: Any, _receive: Any, send: Any) -> None:
-        clients.append(scope["client"])
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async with in_process_server(app=app) as it, await Peer.open(it.port) as peer:
+    async with in_process_server(app=noting(clients)) as it, await Peer.open(it.port) as peer:
         peer.send(get("/", "localhost", "X-Forwarded-For: 192.168.1.7"))
         assert (await peer.answer()).status == 204
         assert clients == [peer.writer.get_extra_info("sockname")]
@@ -100,3 +100,27 @@ async def test_cheap_checks_come_before_the_turn_and_the_token(sent: bytes, stat
             peer.send(sent)
             assert (await peer.answer()).status == status
         assert (tokens.checked, limiter.waits) == ((1, 1) if status == 401 else (0, 0))
+
+
+@pytest.mark.parametrize("fails", ["token", "log"])
+async def test_an_upgrade_that_fails_by_a_bug_leaves_no_connection_open(fails: str) -> None:
+    """Nobody reads from it at that moment: its end would never be noticed."""
+
+    class Broken:
+        async def check(self, _token: str) -> Grant:
+            raise RuntimeError("a bug")
+
+    async def broken(_since: int) -> bool:
+        raise RuntimeError("a bug")
+
+    async with in_process_server() as it:
+        if fails == "token":
+            tokens: Any = Broken()
+            it.state.tokens = tokens
+        else:
+            it.state.is_ahead, it.state.reached = lambda _: True, broken
+        with capture_logs() as logs:
+            async with await Peer.open(it.port) as peer:
+                peer.send(request("/ws?since=2026-01-01T00:00:00Z", Authorization="Bearer x"))
+                assert await peer.rest() == b""
+        assert [line["event"] for line in logs] == ["connection failed"]

@@ -36,6 +36,7 @@ OVERRIDDEN = {
     "connection_made": ["self", "transport"],
     "connection_lost": ["self", "exc"],
     "data_received": ["self", "data"],
+    "eof_received": ["self"],
     "on_message_begin": ["self"],
     "on_url": ["self", "url"],
     "on_header": ["self", "name", "value"],

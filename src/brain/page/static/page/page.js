@@ -56,7 +56,7 @@ class Page {
     this.#read();
     this.#runs = this.#connect();
     listen((action, key) => this.#act(action, key));
-    addEventListener('popstate', () => this.#read());
+    addEventListener('popstate', () => this.#travel());
     document.addEventListener('visibilitychange', () => {
       if (!document.hidden) this.#failedUnseen = false;
       this.#tick();
@@ -114,6 +114,14 @@ class Page {
     const { filter, run } = parse(location.search);
     this.#store.filter = filter;
     this.#show(run);
+  }
+
+  /** Back from the details: a filter that was set beside them stays. */
+  #travel() {
+    const closes = this.#opened !== undefined && parse(location.search).run === undefined;
+    if (!closes) return this.#read();
+    this.#show(undefined);
+    this.#write('replaceState');
   }
 
   /** @param {'pushState' | 'replaceState'} method */

@@ -75,8 +75,8 @@ export const TEXTS = {
 
   tokenWanted: { en: 'Token wanted', zh: '需要令牌' },
   tokenHint: {
-    en: 'This Brain requires a token. The page keeps it until the tab is closed.',
-    zh: '此 Brain 需要令牌。页面会保存它，直到标签页关闭。',
+    en: 'Where BRAIN_JWT_SECRET is set, `brain token` prints one. The tab keeps it until closed.',
+    zh: '此 Brain 需要令牌：在设置了 BRAIN_JWT_SECRET 的地方，`brain token` 会打印一个。页面会保存它，直到标签页关闭。',
   },
   tokenLabel: { en: 'Token', zh: '令牌' },
   tokenSend: { en: 'Connect', zh: '连接' },

@@ -1,9 +1,10 @@
-"""Freshness: clients that include `source` learn how far behind the database Brain may be.
+"""`source` messages, which say how far behind the database Brain may be.
 
-Brain sends it to them when they are up to date, at each change of the source, and every 5 s.
-Clients that are served in one turn, and have been sent the same changes, receive the same frame.
-The turns of a round are spread over the interval, as pings are. The cost is the write to each
-client (6 to 8 of 9 µs are the kernel's), so one write carries the frame and the client's next ping.
+A client that includes `source` receives one when it is up to date, at each change of the source,
+and every 5 s. Clients that are served in one turn, and have been sent the same changes, receive the
+same frame. The turns of a round are spread over the interval, as pings are. The cost is the write
+to each client (6 to 8 of 9 µs are the kernel's), so one write carries the frame and the client's
+next ping.
 
 I2   A frame's timestamp is the time up to which its client has been sent everything, so that
      nothing is lost when it resumes from it. It is sent to live clients only, because a client that
@@ -45,7 +46,7 @@ class Sender(Protocol):
     def send(self, client: Client, data: bytes) -> None: ...
 
 
-class Freshness:
+class SourceMessages:
     def __init__(
         self,
         sender: Sender,

@@ -9,9 +9,9 @@ from brain.contract.events import Snapshot
 from brain.contract.include import Included, SourceName, SourceReport, source_message
 from brain.contract.messages import PING, Micros, iso, parse_time
 from brain.contract.subscription import Filter, Subscription
-from brain.delivery import freshness
-from brain.delivery.freshness import EVERY, STRIDE, TICK
+from brain.delivery import source_messages
 from brain.delivery.groups import GROUP
+from brain.delivery.source_messages import EVERY, STRIDE, TICK
 from tests.unit.delivery.runs import PLENTY, T, run
 from tests.unit.delivery.test_hub import Reader, Room
 
@@ -207,14 +207,14 @@ def test_a_client_that_is_not_told_is_not_pinged() -> None:
     room.wait(3 * EVERY)
     assert (lags.pings, lags.pinged) == (0, False)
     assert gone.pings == 0
-    assert list(room.hub._freshness._round) == [lags]
+    assert list(room.hub._source_messages._round) == [lags]
 
 
 def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A timer is always a little late, so a hundredth of the clients is always exceeded."""
-    monkeypatch.setattr(freshness, "STRIDE", 10)
+    monkeypatch.setattr(source_messages, "STRIDE", 10)
     made: list[bytes] = []
 
     def counted(report: SourceReport, time: Micros) -> bytes:
@@ -223,7 +223,7 @@ def test_a_late_turn_is_not_followed_by_one_for_the_few_that_are_left(
 
     room = TimedRoom()
     readers = [room.join(Subscription(include=SOURCE)) for _ in range(1000)]
-    monkeypatch.setattr(freshness, "source_message", counted)
+    monkeypatch.setattr(source_messages, "source_message", counted)
     late = 1.04
     while len(made) < 100:
         due = min(each.due for each in room.timers if not each.cancelled)
@@ -260,9 +260,9 @@ def test_source_has_the_time_of_what_its_client_was_sent() -> None:
     )
     room.change(run("r"), at=T + 5)
     room.source = "poll"
-    room.hub._freshness._due = 2 * GROUP
+    room.hub._source_messages._due = 2 * GROUP
     while min(len(sources(reader)) for reader in (*early, *late)) < 2:
-        room.hub._freshness._tick()
+        room.hub._source_messages._tick()
     for reader in early:
         assert kinds(reader) == ["source", "run_update", "source"]
         assert times(reader) == [T, T + 5, T + 5]
