@@ -32,8 +32,6 @@ from tests.support.postgres import execute
 from tests.support.served import BRAIN, Brain, message, served
 from tests.support.wire import PING, PONG, TEXT, Frame, Peer, closing, frame, get, request
 
-pytestmark = pytest.mark.long
-
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: `close` resets the connection."""
 
