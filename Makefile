@@ -26,7 +26,7 @@ WORKERS ?= 6
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/dev.done $(VENV)/node.done
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -m "not faults" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	COVERAGE_OF_TESTS=1 $(BIN)/pytest -m "not faults" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 unit:         ## run the tests that need no PostgreSQL, in seconds

@@ -76,13 +76,24 @@ def _chosen(config: pytest.Config) -> bool:
     return any("::" in each for each in config.args) or bool(config.option.keyword)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage meanwhile: nearly all that is made stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not os.environ.get("BRAIN_TEST_POSTGRES") and not _chosen(config):
         out = _left_out(items)
         config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
+    of_faults = {path: any(map(path.is_relative_to, FAULTS)) for path in {i.path for i in items}}
     for item in items:
-        if any(map(item.path.is_relative_to, FAULTS)) and item.get_closest_marker("cheap") is None:
+        if of_faults[item.path] and item.get_closest_marker("cheap") is None:
             item.add_marker(pytest.mark.faults)
     # Else the last worker has a minute's work when the others have none.
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
@@ -92,6 +103,7 @@ def pytest_collection_finish() -> None:
     """Freeze what exists before the first test: a collection then takes 1 ms instead of 100."""
     gc.collect()
     gc.freeze()
+    measuring.begin()
 
 
 _clusters = clusters()
@@ -113,6 +125,7 @@ def pytest_unconfigure() -> None:
     _clusters.__exit__(None, None, None)
     script.close()
     prefork.close()
+    measuring.end()
 
 
 def _clear(error: BaseException) -> None:

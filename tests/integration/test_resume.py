@@ -22,6 +22,8 @@ from tests.support.postgres import Postgres, available, execute, running
 from tests.support.served import Brain, Message, message, messages, until
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+pytestmark = pytest.mark.long
+
 GAP = 4410
 ENDS = [signal.SIGTERM, signal.SIGKILL]
 

@@ -26,6 +26,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -39,7 +40,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
-from tests.support import ROOT
+from tests.support import ROOT, measuring
 from tests.support.patience import LIFETIME
 from tests.support.served import BRAIN
 
@@ -80,14 +81,6 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _environment: dict[str, str] = {}
 """That of the caller, before a test changes it, and of the server."""
 
-_coverage: dict[str, str] = {}
-"""The variables by which a new interpreter measures coverage: the server has them, and no other
-interpreter that a test starts. It would run the same lines, for twice as much.
-"""
-
-_measured: set[tuple[str, ...]] = set()
-"""The kinds of `serve` that have been measured."""
-
 _servers: list["_Server"] = []
 _lock = threading.Lock()
 
@@ -95,9 +88,6 @@ _lock = threading.Lock()
 def install() -> None:
     """From now on, every start of `BRAIN` in this process is a fork."""
     if sys.platform == "linux" and os.environ.get("BRAIN_TEST_PREFORK") != "0":
-        if "PYTEST_XDIST_WORKER" in os.environ:  # their parent starts them by these variables
-            for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-                _coverage[name] = os.environ.pop(name)
         _environment.update(os.environ)
         subprocess.Popen = _Popen  # type: ignore[misc]
 
@@ -160,7 +150,7 @@ def _start(given: dict[str, Any]) -> bytes | None:
         return None
     measured = _is_measured(words, environment)
     if measured:  # so are the workers that it starts
-        environment |= _coverage
+        environment |= measuring.variables
     start = json.dumps(
         {
             "program": words[0],
@@ -188,19 +178,19 @@ def _command(command: list[str]) -> list[str]:
 
 
 def _is_measured(words: list[str], environment: Mapping[str, str]) -> bool:
-    """For coverage: the first `serve` with these settings, and all other commands. To measure a
-    Brain takes as much time again as it does, and the second of a kind runs few lines that the
-    first has not run. Modules about the server have clients of their own kind.
+    """For coverage: the first `serve` with these settings, and of a test the first command with
+    these words, whatever their numbers. To measure a Brain takes as much time again as it does, and
+    the second of a kind runs few lines that the first has not run. Modules about the server have
+    clients of their own kind.
     """
-    if words[1:2] != ["serve"]:
-        return True
+    test = os.environ.get("PYTEST_CURRENT_TEST", "")
+    module, _, function = test.partition("::")
+    if words[1:2] == ["serve"]:
+        about = module if "/server/" in module else ""
+    else:
+        about = f"{module}::{re.split(r'[ [(]', function)[0]}"
     settings = (name for name in environment if name.startswith("BRAIN_"))
-    module = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
-    about = module if "/server/" in module else ""
-    kind = (about, *sorted(settings), *words[2:])
-    known = kind in _measured
-    _measured.add(kind)
-    return not known
+    return measuring.is_first(about, *sorted(settings), re.sub(r"\d+", "", " ".join(words)))
 
 
 def like_ours(environment: Mapping[str, str]) -> bool:
@@ -232,12 +222,13 @@ class _Server:
         self.connection.settimeout(LIFETIME)
         with theirs:
             ours = {k: v for k, v in _environment.items() if not k.startswith("BRAIN_")}
+            imports = "measured" if measuring.is_first("the imports") else "unmeasured"
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.prefork", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.support.prefork", str(theirs.fileno()), imports],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
-                env=ours | _coverage,
+                env=ours | measuring.asked,
             )
         self._receive()
 
@@ -298,7 +289,9 @@ def _become(start: dict[str, Any]) -> None:
         take_terminal()
     resource.setrlimit(resource.RLIMIT_NOFILE, start["files"])
     os.chdir(start["folder"])
-    if not start["measured"]:
+    if start["measured"]:
+        atexit.register(measuring.end)
+    else:
         _stop_coverage()
     os.environ.clear()
     os.environ.update(start["environment"])
@@ -328,12 +321,17 @@ def _text(descriptor: int, mode: str, errors: str = "surrogateescape") -> Any:
     )
 
 
-def _serve(descriptor: int) -> bool:
+def _serve(descriptor: int, imports: str) -> bool:
     """Whether this is a forked process, which has become what it is to run."""
+    if imports == "measured":
+        measuring.begin()
     for module in MODULES:
         importlib.import_module(module)
     _warm_up()
-    _save_coverage()
+    if imports == "measured":
+        _save_coverage()
+    else:
+        measuring.begin()
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=descriptor)
@@ -346,28 +344,28 @@ def _serve(descriptor: int) -> bool:
 
 
 def _warm_up() -> None:
-    """Create an API, as every Brain does: what that imports and compiles late takes 50 ms."""
+    """Make and ask for what every Brain does: what that imports and compiles late takes 75 ms."""
     from brain.api.routes import create_api
+    from brain.config import Settings
+    from brain.page.routes import add_page
 
-    create_api(cast("Any", None))
+    Settings.load(database_url="postgresql://user@host/database")
+    add_page(create_api(cast("Any", None)))
+    inspect.getsourcelines(create_api)  # as FastAPI does for each route that is asked
 
 
 def _save_coverage() -> None:
     """Else each forked process would save again what ran here, which takes 40 ms."""
-    coverage = sys.modules.get("coverage")
-    measuring = coverage and coverage.Coverage.current()
-    if measuring:
-        measuring.stop()
-        measuring.save()
-        measuring.start()
+    if running := measuring.current():
+        running.stop()
+        running.save()
+        running.start()
 
 
 def _stop_coverage() -> None:
-    """Measure nothing from here on, and save nothing at the end or on SIGTERM."""
-    coverage = sys.modules.get("coverage")
-    if measuring := coverage and coverage.Coverage.current():
-        measuring.stop()
-        atexit.unregister(measuring._atexit)
+    """Measure nothing from here on, and save nothing on SIGTERM."""
+    if running := measuring.current():
+        running.stop()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -382,7 +380,7 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-if __name__ == "__main__" and _serve(int(sys.argv[1])):
+if __name__ == "__main__" and _serve(int(sys.argv[1]), sys.argv[2]):
     try:
         importlib.import_module("brain.__main__").main()
     except SystemExit as end:

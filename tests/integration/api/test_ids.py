@@ -63,6 +63,7 @@ def blocking(any_database: str) -> Iterator[Blocking]:
 IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @settings(
     max_examples=20,
     deadline=None,

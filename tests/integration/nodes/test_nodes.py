@@ -36,6 +36,8 @@ from tests.support.patience import PATIENCE, eventually
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 
 

@@ -28,6 +28,8 @@ from tests.support.patience import PATIENCE, eventually, wait_until
 from tests.support.postgres import execute
 from tests.support.served import Brain, message, served, until
 
+pytestmark = pytest.mark.long
+
 PAIR = "BRAIN_TEST_pair"
 ROW = "INSERT INTO runs (id, status) VALUES ('{}', 'running')"
 

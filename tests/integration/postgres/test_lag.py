@@ -15,6 +15,8 @@ from tests.support.following import QUICK, Following, connected
 from tests.support.postgres import execute
 from tests.support.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 MODES: tuple[Mode, ...] = ("replication", "poll")
 ASKING = replace(QUICK, stream=StreamTiming(idle=0.02, status_every=0.02, ask_every=0.05))
 LATE = 0.5

@@ -22,6 +22,8 @@ from tests.support.patience import PATIENCE
 from tests.support.postgres import Postgres, execute, running
 from tests.support.template import ROLE, TEMPLATE, with_template
 
+pytestmark = pytest.mark.long
+
 Start: TypeAlias = Callable[..., AbstractAsyncContextManager[Following]]
 
 

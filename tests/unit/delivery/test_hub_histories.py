@@ -19,7 +19,7 @@ from tests.unit.delivery.judge import Violation
 from tests.unit.delivery.mutants import MUTANTS, engine
 from tests.unit.delivery.world import histories
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = [pytest.mark.usefixtures("unmeasured"), pytest.mark.long]
 
 FIRST = int(os.environ.get("BRAIN_FIRST_HISTORY", "0"))
 RULES = (("I", 2), ("L", 8), ("P", 3), ("R", 18), ("T", 9), ("W", 2))
