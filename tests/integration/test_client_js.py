@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.support.browser import SHELL, needs_browser
+from tests.support.browser import headless, needs_browser
 from tests.support.faulty import FaultyProxy, answer, closing
 from tests.support.issuer import SECRET, token
 from tests.support.patience import PATIENCE, within
@@ -208,31 +208,13 @@ def in_browser(
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass
 
-    assert SHELL
-    quiet = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-        "--disable-background-networking --disable-component-update --disable-sync "
-        "--disable-dev-shm-usage"
-    )
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
-        browser = subprocess.Popen(
-            [
-                SHELL,
-                *quiet.split(),
-                f"--user-data-dir={folder}/profile",
-                "--remote-debugging-port=0",
-                f"http://localhost:{server.server_port}/",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
         try:
-            yield page
+            with headless(folder, f"http://localhost:{server.server_port}/"):
+                yield page
         finally:
-            browser.terminate()
-            browser.wait(PATIENCE)
             server.shutdown()
             serving.join()
 

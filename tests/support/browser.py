@@ -6,9 +6,13 @@ wait for a locator, or with `wait_until`.
 """
 
 import contextlib
+import os
 import re
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +46,27 @@ OPTIONS = [
 ]
 
 expect.set_options(timeout=PATIENCE * 1000)
+
+
+@contextlib.contextmanager
+def headless(folder: Path, url: str) -> Iterator[None]:
+    """A browser that shows `url`, and that nobody drives. `folder` is for its profile.
+
+    In a session of its own: Debian's chromium-headless-shell is a script, whose end would leave the
+    browser.
+    """
+    assert SHELL
+    more = ("--no-first-run", "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}")
+    with subprocess.Popen(
+        [SHELL, "--headless", *OPTIONS, *more, url],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

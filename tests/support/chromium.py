@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.support.browser import OPTIONS, SHELL
+from tests.support.browser import headless
 from tests.support.patience import PATIENCE, eventually
 
 
@@ -71,19 +70,7 @@ class Tab:
 @contextlib.asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[Tab]:
     """A tab that shows `url`. `folder` is for the browser's profile."""
-    assert SHELL
-    browser = await asyncio.create_subprocess_exec(
-        SHELL,
-        "--headless",
-        "--no-first-run",
-        *OPTIONS,
-        f"--user-data-dir={folder / 'profile'}",
-        "--remote-debugging-port=0",
-        "about:blank",
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with headless(folder, "about:blank"):
         address = folder / "profile" / "DevToolsActivePort"
         await eventually(lambda: address.exists() and address.read_text().count("\n") == 1)
         port = address.read_text().splitlines()[0]
@@ -99,6 +86,3 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Tab]:
             yield tab
             listening.cancel()
             await asyncio.wait([listening])
-    finally:
-        browser.terminate()
-        await browser.wait()
