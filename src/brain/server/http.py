@@ -5,9 +5,7 @@ request before anything else, bounds a request in size and in time (httptools ha
 no deadline for receiving), and answers an upgrade from the request that is parsed already.
 uvicorn's own `ws=` hook loses a frame sent in the segment of the request, accepts HTTP/1.0 and
 leaves a GET with a body unanswered. tests/unit/server/test_uvicorn.py names the private parts used
-here.
-
-The methods stand in the order in which a connection needs them.
+here. The methods stand in the order in which a connection needs them.
 """
 
 import asyncio
@@ -140,11 +138,12 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if not self._unread:
-            self._state.connections.queue.add(self._read)
+        is_first = not self._unread
         self._unread += data
         if len(self._unread) > self._limits.max_head:
             self._read()  # a flood must not gather
+        elif is_first:
+            self._state.connections.queue.add(self._read)
 
     def eof_received(self) -> None:
         self._read()  # the transport closes when this returns

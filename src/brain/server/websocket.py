@@ -184,13 +184,14 @@ class Connection(Client, asyncio.Protocol):
         if self._left:
             self._discard(len(data))
             return
-        if not self._unread:
-            if self._protocol is None and len(data) == 6 and data.startswith(PONG_TO_IT):
-                return
-            self._all.queue.add(self._read)
+        is_first = not self._unread
+        if is_first and self._protocol is None and len(data) == 6 and data.startswith(PONG_TO_IT):
+            return
         self._unread += data
         if len(self._unread) > self._all.limits.max_message:
             self._read()  # a flood must not gather
+        elif is_first:
+            self._all.queue.add(self._read)
 
     def _read(self) -> None:
         data, self._unread = self._unread, b""

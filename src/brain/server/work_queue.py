@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-BUDGET: Final = 0.008
+BUDGET: Final = 0.004
 """Seconds of each turn. To take a connection down costs 15 to 30 µs, to answer an upgrade or a
 close frame twice as much, and to read a hundred small frames 1.5 ms: a number of calls would bound
-nothing. It is enough for the requests of all connections that one turn accepts (backlog.py)."""
+nothing. With twice as much, 10 000 clients that leave take turns of 47 ms instead of 34: more of
+them arrive in each."""
 
 
 class WorkQueue:
@@ -31,32 +32,41 @@ class WorkQueue:
         self._loop = loop
         self._clock = clock
         self._waiting: deque[Callable[[], object]] = deque()
-        self._due = False
-        """Whether the next turn works on them."""
+        self._deadline: float | None = None
+        """Of the work of this turn. None if there was none, and the next turn need not look."""
+        self._busy = False
 
     def add(self, call: Callable[[], object]) -> None:
-        """Call it soon, after those that were added before."""
+        """Call it after those that were added before: now, if this turn has time left for it."""
+        if not (self._waiting or self._busy):
+            now = self._clock()
+            if self._deadline is None:
+                self._deadline = now + BUDGET
+                self._loop.call_soon(self._begin_turn)
+            if now < self._deadline:
+                self._make(call)
+                return
         self._waiting.append(call)
-        self._arrange()
 
-    def _arrange(self) -> None:
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self._work)
-
-    def _work(self) -> None:
-        deadline = self._clock() + BUDGET
+    def _begin_turn(self) -> None:
+        if not self._waiting:
+            self._deadline = None
+            return
+        self._deadline = self._clock() + BUDGET
+        self._loop.call_soon(self._begin_turn)
         # Only what waits now: a call may add others.
         for _ in range(len(self._waiting)):
-            call = self._waiting.popleft()
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - one client's failure must not keep the others
-                self._loop.call_exception_handler(
-                    {"message": "a client could not be served", "exception": error}
-                )
-            if self._clock() > deadline:
+            self._make(self._waiting.popleft())
+            if self._clock() > self._deadline:
                 break
-        self._due = False
-        if self._waiting:
-            self._arrange()
+
+    def _make(self, call: Callable[[], object]) -> None:
+        self._busy = True
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - one client's failure must not keep the others
+            self._loop.call_exception_handler(
+                {"message": "a client could not be served", "exception": error}
+            )
+        finally:
+            self._busy = False

@@ -34,6 +34,13 @@ def slow_work(it: InProcessServer) -> None:
     it.state.connections.queue = WorkQueue(asyncio.get_running_loop(), clock)
 
 
+def spend_turn(it: InProcessServer) -> None:
+    """What comes now waits for the next turn."""
+    slow_work(it)
+    for _ in range(3):
+        it.state.connections.queue.add(lambda: None)
+
+
 async def sizes(it: InProcessServer) -> list[int]:
     """How many clients the hub has, turn by turn, until there are none."""
     seen = [it.hub.clients]
@@ -137,6 +144,7 @@ async def test_bytes_that_wait_are_read_in_their_order() -> None:
 async def test_a_flood_does_not_wait_for_its_turn() -> None:
     async with in_process_server() as it, await Peer.upgraded(it.port) as peer:
         (connection,) = it.connections
+        spend_turn(it)
         connection.data_received(frame(b"x"))
         assert it.hub.clients
         connection.data_received(frame(b"x") * 1000)
@@ -148,9 +156,9 @@ async def test_a_flood_does_not_wait_for_its_turn() -> None:
 @on_uvloop
 async def test_requests_that_come_at_once_are_read_in_several_turns(ask: bytes) -> None:
     async with in_process_server() as it:
-        slow_work(it)
         peers = [await Peer.open(it.port) for _ in range(CROWD)]
         await eventually(lambda: len(it.state.waiting) == CROWD)
+        spend_turn(it)
         for peer in peers:
             peer.send(ask)
         seen = [len(it.state.waiting)]
@@ -167,9 +175,9 @@ async def test_requests_that_come_at_once_are_read_in_several_turns(ask: bytes) 
 @on_uvloop
 async def test_requests_that_wait_when_the_server_stops_are_answered() -> None:
     async with in_process_server() as it:
-        slow_work(it)
         peers = [await Peer.open(it.port) for _ in range(CROWD)]
         await eventually(lambda: len(it.state.waiting) == CROWD)
+        spend_turn(it)
         for number, http in enumerate(list(it.state.waiting)):
             http.data_received(request() if number % 2 else get("/"))
         it.state.closing = True
@@ -204,6 +212,7 @@ async def test_a_request_that_waits_for_this_server_is_not_overdue() -> None:
     async with in_process_server() as it, await Peer.open(it.port) as peer:
         await eventually(lambda: it.state.waiting)
         (http,) = it.state.waiting
+        spend_turn(it)
         http.data_received(get("/"))
         it.state.waiting[http] = 0
         it.state.expire()
@@ -225,9 +234,9 @@ async def test_a_connection_whose_bytes_meet_a_bug_is_closed(
 @on_uvloop
 async def test_requests_of_clients_that_reset_at_once_leave_nothing() -> None:
     async with in_process_server() as it:
-        slow_work(it)
         peers = [await Peer.open(it.port) for _ in range(CROWD)]
         await eventually(lambda: len(it.state.waiting) == CROWD)
+        spend_turn(it)
         for peer in peers:
             peer.send(request())
         await asyncio.sleep(0)

@@ -30,7 +30,7 @@ async def test_a_turn_does_what_its_budget_allows_in_order() -> None:
     for _ in range(4):
         seen.append(len(done))
         await asyncio.sleep(0)
-    assert seen == [0, 4, 8, 10]
+    assert seen == [4, 8, 10, 10]
     assert done == sorted(done)
 
 
@@ -44,8 +44,30 @@ async def test_what_a_call_adds_is_done_in_a_later_turn() -> None:
 
     queue.add(again)
     for turn in range(3):
-        assert len(done) == turn
+        assert len(done) == turn + 1
         await asyncio.sleep(0)
+
+
+async def test_what_comes_later_waits_behind_what_waits() -> None:
+    done: list[str] = []
+    queue = WorkQueue(asyncio.get_running_loop())
+    queue.add(lambda: queue.add(partial(done.append, "added")))
+    queue.add(partial(done.append, "later"))
+    await asyncio.sleep(0)
+    assert done == ["added", "later"]
+
+
+async def test_a_turn_without_work_ends_the_look_at_turns() -> None:
+    done: list[int] = []
+    clock = Clock()
+    queue = WorkQueue(asyncio.get_running_loop(), clock)
+    for turn in range(3):
+        clock.now = turn * BUDGET
+        queue.add(partial(done.append, turn))
+        assert len(done) == turn + 1, "each begins a turn of its own"
+        for _ in range(2):
+            await asyncio.sleep(0)
+        assert queue._deadline is None
 
 
 async def test_one_that_fails_keeps_no_other() -> None:
