@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -375,6 +376,8 @@ def torture(
             f"The log of Brain: {scene.folder / 'log'}. To repeat: python -m tests.oracle.torture"
             f" --minutes {seconds / 60:g} --seed {seed}"
         )
+    else:
+        shutil.rmtree(scene.folder)
     return not bad
 
 

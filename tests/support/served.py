@@ -1,9 +1,11 @@
 """A running Brain, as its own process, and what tests ask it."""
 
 import asyncio
+import atexit
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +29,13 @@ Message: TypeAlias = dict[str, Any]
 BRAIN = [sys.executable, "-m", "brain"]
 
 
+def _folder() -> Path:
+    """Until this process ends: those of one `make test` take 330 MB together."""
+    made = Path(tempfile.mkdtemp(prefix="brain-served-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
 class Brain:
     """`brain serve` with these settings.
 
@@ -44,7 +53,7 @@ class Brain:
         errors: int = subprocess.STDOUT,
         **settings: object,
     ) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="brain-served-"))
+        self.folder = folder or _folder()
         self.folder.chmod(0o755)  # under root, the embedded PostgreSQL runs as `nobody`
         self.log_file = self.folder / "log"
         environment = {
