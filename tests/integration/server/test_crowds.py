@@ -41,6 +41,23 @@ def spend_turn(it: InProcessServer) -> None:
         it.state.connections.queue.add(lambda: None)
 
 
+async def closing_crowd(it: InProcessServer) -> list[Peer]:
+    """Each has sent a close frame."""
+    slow_work(it)
+    peers = [await Peer.upgraded(it.port) for _ in range(CROWD)]
+    for peer in peers:
+        peer.send(closing(1000))
+    return peers
+
+
+async def half_closed(it: InProcessServer) -> list[Peer]:
+    """The close frames of the others still wait."""
+    peers = await closing_crowd(it)
+    while it.hub.clients > CROWD // 2:
+        await asyncio.sleep(0)
+    return peers
+
+
 async def sizes(it: InProcessServer) -> list[int]:
     """How many clients the hub has, turn by turn, until there are none."""
     seen = [it.hub.clients]
@@ -53,10 +70,7 @@ async def sizes(it: InProcessServer) -> list[int]:
 @on_uvloop
 async def test_close_frames_that_come_at_once_are_answered_in_several_turns() -> None:
     async with in_process_server() as it:
-        slow_work(it)
-        peers = [await Peer.upgraded(it.port) for _ in range(CROWD)]
-        for peer in peers:
-            peer.send(closing(1000))
+        peers = await closing_crowd(it)
         seen = await sizes(it)
         assert max(before - after for before, after in itertools.pairwise(seen)) <= 2
         for peer in peers:
@@ -67,12 +81,7 @@ async def test_close_frames_that_come_at_once_are_answered_in_several_turns() ->
 @on_uvloop
 async def test_a_client_whose_close_frame_waits_is_sent_what_changes_and_then_the_answer() -> None:
     async with in_process_server() as it:
-        slow_work(it)
-        peers = [await Peer.upgraded(it.port) for _ in range(CROWD)]
-        for peer in peers:
-            peer.send(closing(1000))
-        while it.hub.clients > CROWD // 2:
-            await asyncio.sleep(0)
+        peers = await half_closed(it)
         it.change("a")
         opcodes = []
         for peer in peers:
@@ -113,12 +122,7 @@ async def test_clients_that_close_and_vanish_at_once_leave_in_several_turns(rese
 @on_uvloop
 async def test_clients_that_the_server_ends_while_their_bytes_wait_get_one_close_frame() -> None:
     async with in_process_server() as it:
-        slow_work(it)
-        peers = [await Peer.upgraded(it.port) for _ in range(CROWD)]
-        for peer in peers:
-            peer.send(closing(1000))
-        while it.hub.clients > CROWD // 2:
-            await asyncio.sleep(0)
+        peers = await half_closed(it)
         for connection in it.connections:
             connection.end(4410, "start over")
         codes = []
