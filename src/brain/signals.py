@@ -1,7 +1,7 @@
 """The signals that end Brain.
 
 SIGHUP has two meanings: the terminal in which Brain runs was closed, or somebody asks for other
-workers. `__main__` blocks it during the imports, for which one it is is known only after them.
+workers. Which one it is, Brain knows only after the imports: `__main__` blocks it during them.
 """
 
 import asyncio
